@@ -1,0 +1,128 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+// The errors a source and the hall answer with,
+// wrapped as `verb object: cause` and recognised by errors.Is.
+var (
+	// ErrNotFound: it is surely not there.
+	ErrNotFound = errors.New("not found")
+	// ErrInvalid: what was given is malformed, or contradicts itself.
+	ErrInvalid = errors.New("invalid")
+	// ErrConflict: it would replace something else that is there.
+	ErrConflict = errors.New("conflict")
+	// ErrDenied: the principal may not do this.
+	ErrDenied = errors.New("denied")
+	// ErrTooLarge: it exceeds a limit.
+	ErrTooLarge = errors.New("too large")
+	// ErrUnavailable: it could not be told now; asking again later may succeed.
+	ErrUnavailable = errors.New("unavailable")
+)
+
+// A Source is where a cache finds store paths: the local store, the depot, an upstream.
+//
+// All methods are safe for concurrent use and return soon after their context ends.
+// There, not there and could-not-tell are three answers: a value, ErrNotFound, and any other error
+// (ErrUnavailable where asking again may help).
+// What only some sources can do is an optional interface below.
+type Source interface {
+	// Name is a short constant name for logs and metrics, such as "local store".
+	Name() string
+
+	// StoreDir is the store directory of every store path of the source. It never changes.
+	StoreDir() nix.StoreDir
+
+	// PathInfo returns what is known of the store path with the given path hash.
+	// Its NARHash is a SHA-256 and its NARSize is more than zero:
+	// a path of which the source knows either not cannot be served and is ErrNotFound,
+	// and so is a path that was withheld because its bytes did not verify.
+	// The result may be shared: neither the caller nor the source changes it from then on.
+	PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error)
+
+	// OpenNAR opens the NAR of a path info that this source gave.
+	// ErrNotFound if the path has gone meanwhile.
+	// The context bounds the opening only, not the life of the NAR. The caller closes the NAR.
+	OpenNAR(ctx context.Context, info *nix.PathInfo) (NAR, error)
+}
+
+// A NAR is the archive of one store path as it is sent.
+// It knows its size before the first byte and can write any range of itself.
+// One goroutine uses a NAR at a time; different NARs of one path are independent.
+type NAR interface {
+	// Size is the length in bytes of what WriteRange writes in all.
+	Size() int64
+
+	// WriteRange writes the n bytes from off on to w; 0 ≤ off, 0 ≤ n, off+n ≤ Size.
+	// It may be called several times. When w is an io.ReaderFrom, long runs of a file are handed to that.
+	// An error means that not all bytes were written; those that were are the right ones,
+	// unless the error is nar.ErrMismatch, which says that something before the last bytes is wrong.
+	WriteRange(ctx context.Context, w io.Writer, off, n int64) error
+
+	// Close releases what keeps the path from being collected as garbage. Call it once.
+	Close() error
+}
+
+// Versioned is a Source that can tell cheaply (in a few hundred nanoseconds) that nothing has changed.
+type Versioned interface {
+	Source
+
+	// Version returns a number that is another one whenever an answer of PathInfo may be another one,
+	// an ErrNotFound included: as long as it stays the same,
+	// earlier answers of PathInfo, got after this version was read, are right.
+	// ok is false when the source cannot vouch for that now.
+	Version(ctx context.Context) (version uint64, ok bool)
+}
+
+// Lister is a Source that can list the files of a NAR.
+type Lister interface {
+	Source
+
+	// Listing returns the listing, with narOffset, of a path info that this source gave.
+	// ErrNotFound if the path has gone meanwhile. The caller must not change the result.
+	Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error)
+}
+
+// Logger is a Source that keeps build logs.
+type Logger interface {
+	Source
+
+	// OpenLog opens the build log of a derivation; ErrNotFound if there is none. The caller closes it.
+	OpenLog(ctx context.Context, drv nix.StorePath) (Log, error)
+}
+
+// Log is a build log: plain text, read once from its beginning by one goroutine.
+type Log interface {
+	io.ReadCloser
+
+	// Size is the number of bytes that reading will give.
+	// ok is false if that is not known before the end, as with a log that is kept compressed.
+	Size() (n int64, ok bool)
+}
+
+// Realiser is a Source that knows what derivations were built to.
+type Realiser interface {
+	Source
+
+	// Realisation returns what a derivation output was built to, as Nix up to 2.34 names it; ErrNotFound if unknown.
+	// The caller must not change the result.
+	Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error)
+
+	// BuildTrace returns the same as Nix from 2.35 on names it: by derivation path and output name.
+	// ErrNotFound if unknown. The caller must not change the result.
+	BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error)
+}
+
+// Checker is a Source that can fail as a whole.
+type Checker interface {
+	Source
+
+	// Check really asks what the source rests on, such as its database, and returns why it cannot serve.
+	Check(ctx context.Context) error
+}
