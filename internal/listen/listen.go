@@ -1,0 +1,234 @@
+// Package listen opens the addresses that a server answers on:
+// TCP in both IP families, and Unix sockets.
+//
+//	addr, err := listen.ParseAddress("unix:/run/firn/firn.sock")
+//	ln, err := addr.Open(ctx)
+//	defer ln.Close() // removes the socket
+package listen
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+const (
+	// unixPrefix marks an address as the path of a Unix socket.
+	unixPrefix = "unix:"
+
+	// maxSocketPath is the longest path that fits in a socket address on every supported system, in bytes:
+	// sun_path has 108 bytes on Linux and 104 on macOS, one of them for the final NUL.
+	maxSocketPath = 103
+
+	// socketMode lets every local user connect: what is served is public to whoever reaches the socket,
+	// and who may reach it is decided by the permissions of its directory.
+	socketMode = 0o666
+)
+
+// An Address is where a server listens: "HOST:PORT", ":PORT" or "unix:PATH".
+// The zero value is no address.
+type Address struct {
+	network string // "tcp" or "unix"
+	name    string // "host:port" or the path of the socket
+}
+
+// ParseAddress reads the text form of an address.
+// A HOST that is an IPv6 address stands in brackets; the empty HOST and "[::]" mean every address of this machine, IPv4 too.
+// PORT is a number from 0 to 65535; 0 takes a free port.
+func ParseAddress(s string) (Address, error) {
+	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
+		switch {
+		case path == "":
+			return Address{}, fmt.Errorf("address %q: the path of the socket is missing", s)
+		case len(path) > maxSocketPath:
+			return Address{}, fmt.Errorf("address %q: the path of a socket has at most %d bytes", s, maxSocketPath)
+		case strings.ContainsRune(path, 0):
+			return Address{}, fmt.Errorf("address %q: the path holds a NUL byte", s)
+		}
+		return Address{network: "unix", name: path}, nil
+	}
+	host, port, err := net.SplitHostPort(s)
+	if err != nil || strings.ContainsAny(host, "/ ") {
+		return Address{}, fmt.Errorf("address %q: want HOST:PORT, :PORT or unix:PATH", s)
+	}
+	if n, err := strconv.ParseUint(port, 10, 16); err != nil {
+		return Address{}, fmt.Errorf("address %q: the port is not a number from 0 to 65535", s)
+	} else {
+		port = strconv.FormatUint(n, 10)
+	}
+	return Address{network: "tcp", name: net.JoinHostPort(host, port)}, nil
+}
+
+// String returns the text form, as ParseAddress reads it.
+func (a Address) String() string {
+	if a.network == "unix" {
+		return unixPrefix + a.name
+	}
+	return a.name
+}
+
+// MarshalText returns the text form.
+func (a Address) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
+
+// UnmarshalText is ParseAddress.
+func (a *Address) UnmarshalText(text []byte) (err error) {
+	*a, err = ParseAddress(string(text))
+	return err
+}
+
+// Open listens on the address.
+//
+// On a machine whose kernel has no IPv6, "[::]" falls back to every IPv4 address.
+// A Unix socket that a crash left behind is replaced, one that still answers is an error;
+// the socket is removed when the listener is closed. Errors say what to do.
+func (a Address) Open(ctx context.Context) (net.Listener, error) {
+	ln, err := a.open(ctx, net.ListenConfig{})
+	if err != nil {
+		return nil, fmt.Errorf("listen on %s: %w%s", a, cause(err), advice(err))
+	}
+	return ln, nil
+}
+
+func (a Address) open(ctx context.Context, lc net.ListenConfig) (net.Listener, error) {
+	if a.network == "unix" {
+		return openUnix(ctx, lc, a.name)
+	}
+	ln, err := lc.Listen(ctx, "tcp", a.name)
+	if host, port, _ := net.SplitHostPort(a.name); host == "::" && errors.Is(err, syscall.EAFNOSUPPORT) {
+		return lc.Listen(ctx, "tcp4", net.JoinHostPort("0.0.0.0", port))
+	}
+	return ln, err
+}
+
+// openUnix listens on the socket at path.
+// Telling a dead socket from a live one, removing it and binding the new one are three steps;
+// a lock on the directory makes them one for all who come through here, so that two starts at once cannot remove each other's socket.
+func openUnix(ctx context.Context, lc net.ListenConfig, path string) (net.Listener, error) {
+	unlock, err := lockDir(filepath.Dir(path))
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := removeStale(ctx, path); err != nil {
+		return nil, err
+	}
+	ln, err := lc.Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, socketMode); err != nil {
+		ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}
+
+// errNotSocket: there is a file at the path, and it is not ours to remove.
+var errNotSocket = errors.New("the path exists and is not a socket")
+
+// removeStale removes the socket at path when nobody listens on it.
+// It returns syscall.EADDRINUSE when somebody does, and errNotSocket when it is another kind of file.
+func removeStale(ctx context.Context, path string) error {
+	fi, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if fi.Mode().Type() != fs.ModeSocket {
+		return errNotSocket
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		conn.Close()
+		return syscall.EADDRINUSE
+	case errors.Is(err, syscall.ECONNREFUSED): // bound once, and nobody listens
+		return os.Remove(path)
+	case errors.Is(err, syscall.EAGAIN): // somebody listens, and is busy
+		return syscall.EADDRINUSE
+	default:
+		return err
+	}
+}
+
+// lockDir takes an exclusive lock on a directory, and returns what gives it back.
+func lockDir(dir string) (unlock func(), err error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = syscall.Flock(int(f.Fd()), syscall.LOCK_EX)
+		if err != syscall.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", dir, err)
+	}
+	return func() { f.Close() }, nil // closing gives the lock back
+}
+
+// cause drops what net and os put around the reason, which the caller's message has already said.
+func cause(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) {
+		err = op.Err
+	}
+	var sys *os.SyscallError
+	if errors.As(err, &sys) {
+		err = sys.Err
+	}
+	return err
+}
+
+// advice is what a person can do about err.
+func advice(err error) string {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return "; stop the server that listens there, or choose another address with --listen"
+	case errors.Is(err, syscall.EADDRNOTAVAIL):
+		return "; this machine does not have that address: choose one of its own, or [::] for all, with --listen"
+	case errors.Is(err, fs.ErrPermission):
+		return "; choose a port of 1024 or more, or a directory that you may write to, with --listen"
+	case errors.Is(err, fs.ErrNotExist):
+		return "; make the directory of the socket first"
+	case errors.Is(err, errNotSocket):
+		return "; remove it, or choose another path with --listen"
+	}
+	return ""
+}
+
+// URL returns the URL of a server that listens on ln, as clients on other machines write it when this machine
+// listens on all its addresses, and "" for a Unix socket. hostname is this machine's name; empty means localhost.
+func URL(ln net.Listener, hostname string) string {
+	addr, ok := ln.Addr().(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	host := addr.IP.String()
+	if addr.Zone != "" {
+		host += "%25" + addr.Zone // RFC 6874
+	}
+	if addr.IP.IsUnspecified() {
+		host = cmp.Or(hostname, "localhost")
+	}
+	if addr.Port == 80 {
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		return "http://" + host
+	}
+	return "http://" + net.JoinHostPort(host, strconv.Itoa(addr.Port))
+}
