@@ -1,0 +1,184 @@
+// Package config is what a server is told: one struct, filled from a file, then from the environment, then from flags.
+// It builds nothing.
+//
+// The struct is the only list of the settings. Each field gives one setting all of its names:
+//
+//	LogLevel LogLevel `toml:"log-level" default:"info" help:"…"`
+//
+// is the key log-level in the file, the variable FIRN_LOG_LEVEL and the flag --log-level.
+package config
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+
+	"firn/internal/listen"
+	"firn/nix"
+)
+
+// Config is what a server is told. Its tags are read here and by kong, which makes the flags of them:
+// help and placeholder are for people, complete tells a shell what a value is.
+type Config struct {
+	Listen    []listen.Address `toml:"listen" default:"[::]:5000" sep:"none" placeholder:"ADDRESS" help:"Where to listen: HOST:PORT, :PORT or unix:PATH. May be given several times."`
+	Key       []string         `toml:"key" sep:"none" placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE. May be given several times. Without one, the first start makes a key in the state directory."`
+	Store     Store            `toml:"store" default:"auto" placeholder:"ROOT" complete:"dir" help:"Serve the store below ROOT, laid out as nix --store ROOT does. auto is this machine's own store where there is one, off none."`
+	Priority  uint16           `toml:"priority" default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. cache.nixos.org has 40."`
+	State     string           `toml:"state" placeholder:"DIR" complete:"dir" help:"Where firn keeps what is its own, such as the key it made. By default systemd's $STATE_DIRECTORY, else /var/lib/firn for root, else $XDG_STATE_HOME/firn."`
+	LogLevel  LogLevel         `toml:"log-level" default:"info" placeholder:"LEVEL" complete:"debug,info,warn,error" help:"Log what is at least this important: debug, info, warn or error."`
+	LogFormat LogFormat        `toml:"log-format" default:"text" placeholder:"FORMAT" complete:"text,json" help:"Log as text or as json, one record a line."`
+}
+
+// Check finds what no single value shows.
+func (c *Config) Check() error {
+	if len(c.Listen) == 0 {
+		return errors.New("listen: there is no address to listen on")
+	}
+	if slices.Contains(c.Key, "") {
+		return errors.New("key: the path of a key file is empty")
+	}
+	if c.State == "" {
+		return errors.New("state: there is no directory; name one, or set HOME")
+	}
+	return nil
+}
+
+// A Store says which store is served: StoreAuto, StoreOff, or the root of one.
+type Store string
+
+const (
+	StoreAuto Store = "auto" // this machine's own, where there is one
+	StoreOff  Store = "off"  // none
+)
+
+// Root returns the root of the store when it is not this machine's own.
+func (s Store) Root() (root string, ok bool) { return string(s), s != StoreAuto && s != StoreOff }
+
+// UnmarshalText reads "auto", "off" or the path of a directory.
+func (s *Store) UnmarshalText(text []byte) error {
+	switch {
+	case len(text) == 0:
+		return errors.New("want the root of a store, auto or off")
+	case strings.Contains(string(text), "://"), slices.Contains([]string{"daemon", "local"}, string(text)):
+		return fmt.Errorf("%q is a store URL; want the root of a store on this machine, auto or off", text)
+	}
+	*s = Store(text)
+	return nil
+}
+
+// LogLevel is the least level that is logged.
+type LogLevel string
+
+// UnmarshalText reads a level by its name.
+func (l *LogLevel) UnmarshalText(text []byte) error {
+	return oneOf(l, text, "debug", "info", "warn", "error")
+}
+
+// Level returns the level as slog has it.
+func (l LogLevel) Level() slog.Level {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(l)); err != nil {
+		return slog.LevelInfo
+	}
+	return level
+}
+
+// LogFormat is how records are written.
+type LogFormat string
+
+const (
+	LogText LogFormat = "text"
+	LogJSON LogFormat = "json"
+)
+
+// UnmarshalText reads a format by its name.
+func (f *LogFormat) UnmarshalText(text []byte) error { return oneOf(f, text, LogText, LogJSON) }
+
+func oneOf[T ~string](dst *T, text []byte, names ...T) error {
+	if !slices.Contains(names, T(text)) {
+		return fmt.Errorf("%q is not one of %q", text, names)
+	}
+	*dst = T(text)
+	return nil
+}
+
+// A Setting is one field of Config with its names.
+type Setting struct {
+	Key     string // in the file, and of the flag: "log-level"
+	Default string // "" when there is none or when it depends on the machine
+	Help    string
+	List    bool // may have several values
+	index   int  // of the field
+}
+
+// Flag returns the name of the flag, "--log-level".
+func (s Setting) Flag() string { return "--" + s.Key }
+
+// Variable returns the name of the environment variable, "FIRN_LOG_LEVEL".
+func (s Setting) Variable() string {
+	return "FIRN_" + strings.ToUpper(strings.ReplaceAll(s.Key, "-", "_"))
+}
+
+// Settings lists the settings in the order of the fields of Config.
+func Settings() []Setting {
+	var settings []Setting
+	for i, f := range reflect.VisibleFields(reflect.TypeFor[Config]()) {
+		settings = append(settings, Setting{
+			Key:     f.Tag.Get("toml"),
+			Default: f.Tag.Get("default"),
+			Help:    f.Tag.Get("help"),
+			List:    f.Type.Kind() == reflect.Slice,
+			index:   i,
+		})
+	}
+	return settings
+}
+
+// Nix is what Nix's own environment variables say of this machine's store. Empty: Nix's default.
+type Nix struct {
+	StoreDir     nix.StoreDir // NIX_STORE_DIR
+	StateDir     string       // NIX_STATE_DIR
+	LogDir       string       // NIX_LOG_DIR
+	DaemonSocket string       // NIX_DAEMON_SOCKET_PATH
+}
+
+// NixEnvironment reads Nix's own variables.
+func NixEnvironment(lookup LookupEnv) (Nix, error) {
+	get := func(name string) string { value, _ := lookup(name); return value }
+	env := Nix{StateDir: get("NIX_STATE_DIR"), LogDir: get("NIX_LOG_DIR"), DaemonSocket: get("NIX_DAEMON_SOCKET_PATH")}
+	if dir := get("NIX_STORE_DIR"); dir != "" {
+		var err error
+		if env.StoreDir, err = nix.ParseStoreDir(dir); err != nil {
+			return Nix{}, fmt.Errorf("NIX_STORE_DIR: %w", err)
+		}
+	}
+	return env, nil
+}
+
+// stateDir returns the default state directory, "" when this user has none.
+func stateDir(lookup LookupEnv, uid int) string {
+	if dirs, _ := lookup("STATE_DIRECTORY"); dirs != "" {
+		dir, _, _ := strings.Cut(dirs, ":") // systemd.exec(5): several are separated by colons
+		return dir
+	}
+	if uid == 0 {
+		return "/var/lib/firn"
+	}
+	if dir, _ := lookup("XDG_STATE_HOME"); filepath.IsAbs(dir) { // the specification says to ignore others
+		return filepath.Join(dir, "firn")
+	}
+	if home, _ := lookup("HOME"); home != "" {
+		return filepath.Join(home, ".local", "state", "firn")
+	}
+	return ""
+}
+
+// LookupEnv is os.LookupEnv, or what stands for it in a test.
+type LookupEnv func(name string) (value string, ok bool)
+
+var _ LookupEnv = os.LookupEnv

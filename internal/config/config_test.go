@@ -1,0 +1,272 @@
+package config
+
+import (
+	"maps"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"firn/internal/listen"
+	"firn/nix"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+)
+
+// env is an environment.
+type env map[string]string
+
+func (e env) lookup(name string) (string, bool) {
+	value, ok := e[name]
+	return value, ok
+}
+
+func TestPrecedence(t *testing.T) {
+	base := env{"STATE_DIRECTORY": "/var/lib/private/firn:/elsewhere"}
+	defaults := Config{
+		Listen: addresses(t, "[::]:5000"), Store: StoreAuto, Priority: 30,
+		State: "/var/lib/private/firn", LogLevel: "info", LogFormat: LogText,
+	}
+	from := func(edit func(*Config)) Config { c := defaults; edit(&c); return c }
+	for _, test := range []struct {
+		name    string
+		file    string
+		env     env
+		want    Config
+		origins Origins // the ones that are not "default"
+	}{
+		{name: "defaults", want: defaults},
+		{
+			name: "file",
+			file: "listen = [\":1\", \"unix:/s\"]\nkey = ['/a', '/b,c']\nstore = \"/mnt\"\npriority = 0\nstate = '/state'\nlog-level = 'debug'\nlog-format = 'json'\n",
+			want: Config{
+				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b,c"}, Store: "/mnt", Priority: 0,
+				State: "/state", LogLevel: "debug", LogFormat: LogJSON,
+			},
+			origins: Origins{
+				"listen": "FILE:1", "key": "FILE:2", "store": "FILE:3", "priority": "FILE:4",
+				"state": "FILE:5", "log-level": "FILE:6", "log-format": "FILE:7",
+			},
+		},
+		{
+			name: "environment",
+			env: env{
+				"FIRN_LISTEN": ":1, unix:/s", "FIRN_KEY": "/a\n/b c\n", "FIRN_STORE": "off", "FIRN_PRIORITY": "65535",
+				"FIRN_STATE": "/state", "FIRN_LOG_LEVEL": "error", "FIRN_LOG_FORMAT": "json",
+			},
+			want: Config{
+				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b c"}, Store: StoreOff, Priority: 65535,
+				State: "/state", LogLevel: "error", LogFormat: LogJSON,
+			},
+			origins: Origins{
+				"listen": "FIRN_LISTEN", "key": "FIRN_KEY", "store": "FIRN_STORE", "priority": "FIRN_PRIORITY",
+				"state": "FIRN_STATE", "log-level": "FIRN_LOG_LEVEL", "log-format": "FIRN_LOG_FORMAT",
+			},
+		},
+		{
+			name:    "environment over file",
+			file:    "listen = [':1', ':2']\npriority = 10\nkey = ['/file']\n",
+			env:     env{"FIRN_LISTEN": ":3", "NIX_SECRET_KEY_FILE": "/nix,key"},
+			want:    from(func(c *Config) { c.Listen, c.Priority, c.Key = addresses(t, ":3"), 10, []string{"/nix,key"} }),
+			origins: Origins{"listen": "FIRN_LISTEN", "priority": "FILE:2", "key": "NIX_SECRET_KEY_FILE"},
+		},
+		{
+			name:    "our variable over Nix's",
+			env:     env{"FIRN_KEY": "/ours", "NIX_SECRET_KEY_FILE": "/nix"},
+			want:    from(func(c *Config) { c.Key = []string{"/ours"} }),
+			origins: Origins{"key": "FIRN_KEY"},
+		},
+		{
+			name:    "an empty variable is none",
+			file:    "priority = 10\n",
+			env:     env{"FIRN_PRIORITY": "", "FIRN_LISTEN": " \n", "NIX_SECRET_KEY_FILE": ""},
+			want:    from(func(c *Config) { c.Priority = 10 }),
+			origins: Origins{"priority": "FILE:1"},
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path, vars := "", maps.Clone(base)
+			if test.file != "" {
+				path = write(t, test.file)
+			}
+			maps.Copy(vars, test.env)
+			got, origins, err := Load(path, vars.lookup)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := got.Check(); err != nil {
+				t.Error(err)
+			}
+			if diff := cmp.Diff(&test.want, got, cmp.AllowUnexported(listen.Address{}), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("settings (-want +got):\n%s", diff)
+			}
+			want := Origins{}
+			for _, s := range Settings() {
+				want[s.Key] = "default"
+				if origin, ok := test.origins[s.Key]; ok {
+					want[s.Key] = strings.Replace(origin, "FILE:", path+":", 1)
+				}
+			}
+			if diff := cmp.Diff(want, origins); diff != "" {
+				t.Errorf("origins (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestErrors(t *testing.T) {
+	for _, test := range []struct {
+		name, file string
+		env        env
+		want       string
+	}{
+		{name: "unknown keys", file: "# c\nprioirty = 3\nListen = []\n[table]\nx = 1\n",
+			want: "FILE:2: unknown key prioirty\nFILE:3: unknown key Listen\nFILE:4: unknown key table"},
+		{name: "a key with a comma", file: "\n'a,b' = 1\n", want: `FILE: unknown key "a,b"`},
+		{name: "a dotted key", file: "\na.b = 1\na.c = 1\n", want: "FILE:2: unknown key a.b"},
+		{name: "types", file: "listen = ':1'\nstore = 5\npriority = '30'\nkey = ['a', 3]\nstate = true\n",
+			want: "FILE:1: listen: want a list of strings\nFILE:2: store: want a string\nFILE:3: priority: want a number\n" +
+				"FILE:4: key: want a list of strings\nFILE:5: state: want a string"},
+		{name: "tables", file: "[listen]\na = 1\n[[key]]\nb = 2\n",
+			want: "FILE:1: listen: want a list of strings\nFILE:3: key: want a list of strings"},
+		{name: "values", file: "priority = -1\nlog-level = 'loud'\nlisten = ['5000']\nstore = 'https://cache.nixos.org'\n",
+			want: "FILE:1: priority: \"-1\" is not a number from 0 to 65535\n" +
+				"FILE:2: log-level: \"loud\" is not one of [\"debug\" \"info\" \"warn\" \"error\"]\n" +
+				"FILE:3: listen: address \"5000\": want HOST:PORT, :PORT or unix:PATH\n" +
+				"FILE:4: store: \"https://cache.nixos.org\" is a store URL; want the root of a store on this machine, auto or off"},
+		{name: "syntax", file: "priority = 1\nlisten = [\n", want: "FILE:2: unexpected EOF; expected value"},
+		{name: "twice", file: "priority = 1\npriority = 2\n", want: "FILE:2: Key 'priority' has already been defined."},
+		{name: "too long", file: strings.Repeat("#", maxFile+1), want: "read configuration: read FILE: longer than 1048576 bytes"},
+		{name: "variable", env: env{"FIRN_PRIORITY": "high"}, want: `FIRN_PRIORITY: "high" is not a number from 0 to 65535`},
+		{name: "list variable", env: env{"FIRN_LISTEN": ":1,2"}, want: `FIRN_LISTEN: address "2": want HOST:PORT, :PORT or unix:PATH`},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			path := ""
+			if test.file != "" {
+				path = write(t, test.file)
+			}
+			c, _, err := Load(path, test.env.lookup)
+			if err == nil {
+				t.Fatalf("no error: %+v", c)
+			}
+			if diff := cmp.Diff(strings.ReplaceAll(test.want, "FILE", path), err.Error()); diff != "" {
+				t.Errorf("error (-want +got):\n%s", diff)
+			}
+		})
+	}
+	if _, _, err := Load(filepath.Join(t.TempDir(), "absent"), env{}.lookup); err == nil {
+		t.Error("an absent file: no error")
+	}
+}
+
+func TestCheck(t *testing.T) {
+	for want, edit := range map[string]func(*Config){
+		"listen: there is no address to listen on":            func(c *Config) { c.Listen = nil },
+		"key: the path of a key file is empty":                func(c *Config) { c.Key = []string{"a", ""} },
+		"state: there is no directory; name one, or set HOME": func(c *Config) { c.State = "" },
+	} {
+		c, _, err := Load("", env{"STATE_DIRECTORY": "/s"}.lookup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		edit(c)
+		if err := c.Check(); err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+	}
+}
+
+func TestStateDir(t *testing.T) {
+	for _, test := range []struct {
+		env  env
+		uid  int
+		want string
+	}{
+		{env{"STATE_DIRECTORY": "/a:/b", "HOME": "/root"}, 0, "/a"},
+		{env{"XDG_STATE_HOME": "/x", "HOME": "/root"}, 0, "/var/lib/firn"},
+		{env{"XDG_STATE_HOME": "/x", "HOME": "/home/u"}, 1000, "/x/firn"},
+		{env{"XDG_STATE_HOME": "relative", "HOME": "/home/u"}, 1000, "/home/u/.local/state/firn"},
+		{env{"HOME": "/home/u"}, 1000, "/home/u/.local/state/firn"},
+		{env{}, 1000, ""},
+	} {
+		if got := stateDir(test.env.lookup, test.uid); got != test.want {
+			t.Errorf("stateDir(%v, %d) = %q, want %q", test.env, test.uid, got, test.want)
+		}
+	}
+}
+
+func TestNixEnvironment(t *testing.T) {
+	got, err := NixEnvironment(env{
+		"NIX_STORE_DIR": "/gnu/store", "NIX_STATE_DIR": "/gnu/var", "NIX_LOG_DIR": "/gnu/log", "NIX_DAEMON_SOCKET_PATH": "/gnu/s",
+	}.lookup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Nix{StoreDir: nix.StoreDir("/gnu/store"), StateDir: "/gnu/var", LogDir: "/gnu/log", DaemonSocket: "/gnu/s"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Nix's environment (-want +got):\n%s", diff)
+	}
+	if _, err := NixEnvironment(env{"NIX_STORE_DIR": "store"}.lookup); err == nil || !strings.HasPrefix(err.Error(), "NIX_STORE_DIR: ") {
+		t.Errorf("a relative NIX_STORE_DIR: %v", err)
+	}
+}
+
+// What Show writes is a configuration file of the same settings.
+func TestShowLoads(t *testing.T) {
+	vars := env{"FIRN_LISTEN": ":1,unix:/a b", "FIRN_KEY": "/quo\"te", "STATE_DIRECTORY": "/s"}
+	want, origins, err := Load("", vars.lookup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var shown strings.Builder
+	if err := want.Show(&shown, origins); err != nil {
+		t.Fatal(err)
+	}
+	if line := `listen = [":1", "unix:/a b"] # FIRN_LISTEN` + "\n"; !strings.Contains(shown.String(), line) {
+		t.Errorf("no line %q in\n%s", line, &shown)
+	}
+	got, _, err := Load(write(t, shown.String()), env{}.lookup)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(listen.Address{}), cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("settings (-want +got):\n%s", diff)
+	}
+}
+
+func FuzzLoad(f *testing.F) {
+	f.Add("listen = [\":1\"]\npriority = 3\n")
+	f.Add("[table]\n'a,b'.c = [{ d = 1 }]\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		c, origins, err := Load(write(t, text), env{"STATE_DIRECTORY": "/s"}.lookup)
+		if err != nil {
+			return
+		}
+		var shown strings.Builder
+		if err := c.Show(&shown, origins); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func write(t *testing.T, text string) (path string) {
+	t.Helper()
+	path = filepath.Join(t.TempDir(), "firn.toml")
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func addresses(t *testing.T, texts ...string) (list []listen.Address) {
+	t.Helper()
+	for _, text := range texts {
+		a, err := listen.ParseAddress(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, a)
+	}
+	return list
+}
