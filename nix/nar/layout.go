@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"math"
 	"os"
-	"path"
 	"slices"
 	"sort"
 	"strings"
@@ -64,7 +63,10 @@ func (l *Layout) Listing() *Listing {
 		n := &l.nodes[i]
 		h := Header{Type: n.typ}
 		if i > 0 {
-			h.Path = path.Join(entries[n.parent].Path, l.name(n))
+			h.Path = l.name(n)
+			if n.parent > 0 {
+				h.Path = entries[n.parent].Path + "/" + h.Path
+			}
 		}
 		switch n.typ {
 		case TypeRegular:
