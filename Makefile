@@ -1,0 +1,56 @@
+# What people and machines run. `make` alone says what there is.
+
+GO       ?= go
+FUZZTIME ?= 10s
+# The linters and the test runner, pinned in a module of their own.
+TOOL     := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
+# Test lines as go test prints them, and the counts at the end.
+TEST     := $(TOOL) gotestsum --format standard-quiet --
+
+.PHONY: help build test unit e2e nix roots check lint vulns race ci fuzz bench
+
+help: ## Say what there is
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## Build ./firn, static
+	CGO_ENABLED=0 $(GO) build -trimpath -o firn ./cmd/firn
+
+test: nix ## Run every test, against real Nix (installed where it is missing)
+	@$(MAKE) --no-print-directory -j2 --output-sync=target unit roots
+	@$(MAKE) --no-print-directory e2e
+
+unit:
+	$(TEST) -timeout=10m ./...
+
+# The Debian systems whose Nix the end-to-end tests run; made once, then kept.
+# One that cannot be had is left to the tests to report.
+roots:
+	@for suite in trixie sid; do e2e/nixroot $$suite >/dev/null || true; done
+
+e2e:
+	cd e2e && $(TEST) -timeout=20m .
+
+nix:
+	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light curl=curl
+
+check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races
+
+# The import rules are a test, internal/archtest, which `race` runs with the others.
+lint:
+	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
+	$(GO) vet ./...
+	cd e2e && $(GO) vet ./...
+	$(TOOL) staticcheck ./...
+	cd e2e && $(TOOL) staticcheck ./...
+	@scripts/vulns
+
+race: nix
+	$(TEST) -race -timeout=15m ./...
+
+ci: test check ## Run what a change must pass
+
+fuzz: ## Run every fuzz target in turn, FUZZTIME each (10s)
+	@scripts/fuzz $(FUZZTIME)
+
+bench: nix ## Measure against nginx with the same store; BENCHFLAGS="--quick" for a short run
+	$(GO) run ./bench $(BENCHFLAGS)
