@@ -1,0 +1,118 @@
+// Package completion writes the scripts with which shells complete a command line.
+// They are made of kong's model of it, so that they know every command, flag and argument.
+//
+// What a value is says its tag complete: "file", "dir", or words separated by commas.
+package completion
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// Shells are the shells that Write knows.
+func Shells() []string { return []string{"bash", "zsh", "fish"} }
+
+// Write writes the script for a shell.
+func Write(w io.Writer, shell string, app *kong.Application) error {
+	script, ok := map[string]func(string, []command) string{"bash": bash, "zsh": zsh, "fish": fish}[shell]
+	if !ok {
+		return fmt.Errorf("there is no completion for the shell %q; there is for %s", shell, strings.Join(Shells(), ", "))
+	}
+	_, err := io.WriteString(w, script(app.Name, walk(app.Node, nil)))
+	return err
+}
+
+// A command is one node of the command line, with what can follow it.
+type command struct {
+	path        string // "firn key generate"
+	name        string // "generate"
+	help        string // one sentence, without its full stop
+	subcommands []command
+	flags       []flag
+	args        []value
+}
+
+type flag struct {
+	names []string // "-h", "--help": the long name is the last
+	help  string
+	value value
+	takes bool // takes a value
+	list  bool // may be given several times
+}
+
+// value says what completes an argument or the value of a flag. The zero value is: nothing does.
+type value struct {
+	placeholder string
+	kind        kind
+	words       []string // of kind words
+}
+
+type kind int
+
+const (
+	nothing kind = iota
+	words
+	files
+	dirs
+)
+
+// walk lists a node and all below it, each after its parent. inherited are the flags of the nodes above.
+func walk(node *kong.Node, inherited []flag) []command {
+	c := command{path: node.FullPath(), name: node.Name, help: sentence(node.Help), flags: inherited}
+	for _, f := range node.Flags {
+		if !f.Hidden {
+			c.flags = append(c.flags[:len(c.flags):len(c.flags)], newFlag(f))
+		}
+	}
+	for _, arg := range node.Positional {
+		c.args = append(c.args, newValue(arg, strings.ToUpper(arg.Name)))
+	}
+	var below []command
+	for _, child := range node.Children {
+		if child.Hidden {
+			continue
+		}
+		commands := walk(child, c.flags)
+		c.subcommands = append(c.subcommands, commands[0])
+		below = append(below, commands...)
+	}
+	return append([]command{c}, below...)
+}
+
+func newFlag(f *kong.Flag) flag {
+	var names []string
+	if f.Short != 0 {
+		names = append(names, "-"+string(f.Short))
+	}
+	return flag{
+		names: append(names, "--"+f.Name),
+		help:  sentence(f.Help),
+		value: newValue(f.Value, f.FormatPlaceHolder()),
+		takes: !f.IsBool() && !f.IsCounter(),
+		list:  f.IsCumulative(),
+	}
+}
+
+func newValue(v *kong.Value, placeholder string) value {
+	result := value{placeholder: placeholder}
+	switch tag := v.Tag.Get("complete"); {
+	case tag == "file":
+		result.kind = files
+	case tag == "dir":
+		result.kind = dirs
+	case tag != "":
+		result.kind, result.words = words, strings.Split(tag, ",")
+	case v.Enum != "":
+		result.kind, result.words = words, v.EnumSlice()
+	}
+	return result
+}
+
+// sentence returns the first sentence of a help text, without its full stop and in one line.
+func sentence(help string) string {
+	first, _, _ := strings.Cut(strings.Join(strings.Fields(help), " "), ". ")
+	return strings.TrimSuffix(first, ".")
+}

@@ -1,0 +1,181 @@
+package completion
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/alecthomas/kong"
+	"github.com/google/go-cmp/cmp"
+)
+
+// grammar has one of everything that is completed.
+type grammar struct {
+	Verbose bool `short:"v" help:"Say more: it's [all] of it. And this is not shown."`
+	Serve   struct {
+		Key    []string `complete:"file" placeholder:"FILE" sep:"none" help:"A file."`
+		State  string   `short:"s" complete:"dir" help:"A directory."`
+		Level  string   `complete:"debug,info" placeholder:"LEVEL" help:"Words."`
+		Listen string   `help:"Anything."`
+		Secret string   `hidden:""`
+	} `cmd:"" help:"Serve."`
+	Key struct {
+		Generate struct {
+			Name   string `arg:""`
+			Secret string `arg:"" complete:"file"`
+		} `cmd:"" help:"Make a key."`
+		Public struct {
+			Secret string `arg:"" complete:"dir"`
+		} `cmd:"" help:"Show a key."`
+	} `cmd:"" help:"Keys: make, show."`
+	Completion struct {
+		Shell string `arg:"" enum:"bash,fish"`
+	} `cmd:"" help:"Complete."`
+	Hidden struct{} `cmd:"" hidden:""`
+}
+
+func script(t *testing.T, shell string) string {
+	t.Helper()
+	parser, err := kong.New(&grammar{}, kong.Name("tool"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b strings.Builder
+	if err := Write(&b, shell, parser.Model); err != nil {
+		t.Fatal(err)
+	}
+	return b.String()
+}
+
+// Each row is what a person typed before pressing TAB, "|" standing between words, and what bash then offers.
+func TestBash(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a.secret", "a b", "sub/x"} {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all := []string{"a b", "a.secret", "sub"}
+	serveFlags := []string{"--help", "--key", "--level", "--listen", "--state", "--verbose", "-h", "-s", "-v"}
+	tests := []struct {
+		typed string
+		want  []string
+	}{
+		{"tool|", []string{"completion", "key", "serve"}},
+		{"tool|s", []string{"serve"}},
+		{"tool|-v|s", []string{"serve"}},
+		{"tool|x", nil},
+		{"tool|hidden|", nil},
+		{"tool|--v", []string{"--verbose"}},
+		{"tool|key|", []string{"generate", "public"}},
+		{"tool|key|g", []string{"generate"}},
+		{"tool|key|generate|", nil},
+		{"tool|key|generate|name|", all},
+		{"tool|key|generate|name|a.", []string{"a.secret"}},
+		{"tool|key|generate|name|a|", nil},
+		{"tool|key|generate|key|", all}, // an argument that is called like a command
+		{"tool|key|public|", []string{"sub"}},
+		{"tool|key|public|--", []string{"--help", "--verbose"}},
+		{"tool|completion|", []string{"bash", "fish"}},
+		{"tool|serve|", nil},
+		{"tool|serve|-", serveFlags},
+		{"tool|serve|--key|", all},
+		{"tool|serve|--key|sub/", []string{"sub/x"}},
+		{"tool|serve|--key|=|", all},
+		{"tool|serve|--key|=", all},
+		{"tool|serve|--key|a|--le", []string{"--level"}},
+		{"tool|serve|--key|=|a|--level|", []string{"debug", "info"}},
+		{"tool|serve|--level|=|d", []string{"debug"}},
+		{"tool|serve|--state|", []string{"sub"}},
+		{"tool|serve|-s|", []string{"sub"}},
+		{"tool|serve|--listen|", nil},
+		{"tool|serve|--listen|-", nil},
+		{"tool|serve|--listen|key|-", serveFlags}, // a value that is called like a command
+	}
+	var program strings.Builder
+	program.WriteString("set -eu\n" + script(t, "bash"))
+	for _, test := range tests {
+		var quoted []string
+		typed := strings.Split(test.typed, "|")
+		for _, word := range typed {
+			quoted = append(quoted, quote(word))
+		}
+		fmt.Fprintf(&program, "COMP_WORDS=(%s) COMP_CWORD=%d\n_tool\nprintf '%%s\\t' ${COMPREPLY[@]+\"${COMPREPLY[@]}\"}; echo\n",
+			strings.Join(quoted, " "), len(typed)-1)
+	}
+	lines := strings.Split(run(t, dir, program.String(), "bash"), "\n")
+	for i, test := range tests {
+		got := strings.FieldsFunc(lines[i], func(r rune) bool { return r == '\t' })
+		slices.Sort(got)
+		if diff := cmp.Diff(test.want, got); diff != "" && len(test.want)+len(got) > 0 {
+			t.Errorf("%s (-want +got):\n%s", test.typed, diff)
+		}
+	}
+}
+
+// The shells that are here must at least understand their scripts. bash always is: the Makefile needs it.
+func TestSyntax(t *testing.T) {
+	for _, shell := range Shells() {
+		if _, err := exec.LookPath(shell); err != nil && shell != "bash" {
+			continue
+		}
+		run(t, t.TempDir(), script(t, shell), shell, "-n", "/dev/stdin")
+	}
+}
+
+func TestContents(t *testing.T) {
+	for shell, wants := range map[string][]string{
+		"bash": {"complete -F _tool tool"},
+		"zsh": {
+			"#compdef tool\n",
+			`'(-v --verbose)-v[Say more\: it'\''s \[all\] of it]' '(-v --verbose)--verbose[Say more\: it'\''s \[all\] of it]'`,
+			`'*--key=[A file]:FILE:_files'`,
+			`'--level=[Words]:LEVEL:(debug info)'`,
+			`'key:Keys\: make, show'`,
+		},
+		"fish": {
+			`complete -c tool -n '__tool_at tool' -a key -d 'Keys: make, show'`,
+			`complete -c tool -n '__tool_at tool serve' -l key -r -F -d 'A file'`,
+			`complete -c tool -n '__tool_at tool serve' -s v -l verbose -d 'Say more: it\'s [all] of it'`,
+		},
+	} {
+		text := script(t, shell)
+		for _, want := range wants {
+			if !strings.Contains(text, want) {
+				t.Errorf("no %q in the script for %s:\n%s", want, shell, text)
+			}
+		}
+		if strings.Contains(text, "hidden") || strings.Contains(text, "--secret") {
+			t.Errorf("the script for %s shows what is hidden", shell)
+		}
+	}
+	if err := Write(&bytes.Buffer{}, "csh", nil); err == nil {
+		t.Error("a script for csh: no error")
+	}
+}
+
+func run(t *testing.T, dir, stdin string, args ...string) string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), args[0], args[1:]...)
+	cmd.Dir = dir
+	cmd.Stdin = strings.NewReader(stdin)
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(args, " "), err, &stderr)
+	}
+	if stderr.Len() > 0 {
+		t.Errorf("%s: %s", strings.Join(args, " "), &stderr)
+	}
+	return string(out)
+}
