@@ -14,12 +14,20 @@ import (
 // The zero SecretKey is not usable.
 type SecretKey struct {
 	name string
-	// A pointer, so that even a print of a struct that hides this one in an unexported
-	// field, where no method is called, shows an address.
-	key *ed25519.PrivateKey
+	// A function, so that not even what prints by reflection gets at it: fmt calls no methods
+	// of what lies in unexported fields, and follows pointers under a verb that does not fit them.
+	key func() ed25519.PrivateKey
 }
 
-var errPublicHalf = errors.New("its public half does not belong to its secret half")
+// newSecretKey returns the secret key that hides key.
+func newSecretKey(name string, key ed25519.PrivateKey) SecretKey {
+	return SecretKey{name, func() ed25519.PrivateKey { return key }}
+}
+
+var (
+	errPublicHalf     = errors.New("its public half does not belong to its secret half")
+	errCarriageReturn = errors.New("it has a carriage return, which Nix refuses too; lines of a key file end in LF only")
+)
 
 // GenerateKey returns a new key with the given name. Names end in a number by custom,
 // "cache.example.org-1", to tell a key from the one that will replace it.
@@ -31,7 +39,7 @@ func GenerateKey(name string) (SecretKey, error) {
 	if err != nil {
 		return SecretKey{}, fmt.Errorf("generate key %s: %w", quote(name), err)
 	}
-	return SecretKey{name, &key}, nil
+	return newSecretKey(name, key), nil
 }
 
 // ParseSecretKey parses the contents of a secret key file, "<name>:<base 64 of 64 bytes>",
@@ -39,14 +47,22 @@ func GenerateKey(name string) (SecretKey, error) {
 // An error shows nothing of the text but the key's name.
 func ParseSecretKey(s string) (SecretKey, error) {
 	key := make(ed25519.PrivateKey, ed25519.PrivateKeySize)
-	name, err := parseNamed(key, strings.TrimSuffix(s, "\n"))
+	name, err := parseKeyFile(key, s)
 	if err != nil {
 		return SecretKey{}, fmt.Errorf("parse secret key: %w", err)
 	}
 	if !key.Equal(ed25519.NewKeyFromSeed(key.Seed())) {
 		return SecretKey{}, fmt.Errorf("parse secret key %s: %w", name, errPublicHalf)
 	}
-	return SecretKey{name, &key}, nil
+	return newSecretKey(name, key), nil
+}
+
+// parseKeyFile is parseNamed for the contents of a key file.
+func parseKeyFile(dst []byte, s string) (name string, err error) {
+	if strings.Contains(s, "\r") {
+		return "", errCarriageReturn
+	}
+	return parseNamed(dst, strings.TrimSuffix(s, "\n"))
 }
 
 // Name returns the key's name.
@@ -58,21 +74,21 @@ func (k SecretKey) IsZero() bool { return k.key == nil }
 // Public returns the public half.
 func (k SecretKey) Public() PublicKey {
 	p := PublicKey{name: k.name}
-	copy(p.key[:], (*k.key)[ed25519.SeedSize:])
+	copy(p.key[:], k.key()[ed25519.SeedSize:])
 	return p
 }
 
 // Sign signs a fingerprint, such as that of [PathInfo.AppendFingerprint].
 func (k SecretKey) Sign(fingerprint []byte) Signature {
 	s := Signature{Name: k.name}
-	copy(s.sig[:], ed25519.Sign(*k.key, fingerprint))
+	copy(s.sig[:], ed25519.Sign(k.key(), fingerprint))
 	return s
 }
 
 // Reveal returns the contents of a secret key file, the form that [ParseSecretKey] reads,
 // without a line feed, as nix-store --generate-binary-cache-key writes it.
 func (k SecretKey) Reveal() string {
-	return k.name + ":" + base64.StdEncoding.EncodeToString(*k.key)
+	return k.name + ":" + base64.StdEncoding.EncodeToString(k.key())
 }
 
 // String returns the name with the secret left out.
@@ -99,7 +115,7 @@ type PublicKey struct {
 func ParsePublicKey(s string) (PublicKey, error) {
 	var k PublicKey
 	var err error
-	if k.name, err = parseNamed(k.key[:], strings.TrimSuffix(s, "\n")); err != nil {
+	if k.name, err = parseKeyFile(k.key[:], s); err != nil {
 		return PublicKey{}, fmt.Errorf("parse public key %s: %w", quote(s), err)
 	}
 	return k, nil

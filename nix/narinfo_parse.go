@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // MaxNARInfoSize is the size in bytes of the longest narinfo that is parsed: room for some
@@ -39,7 +38,7 @@ func (e *FieldError) Unwrap() error { return e.Err }
 //   - an optional field without a value is not there;
 //   - of a field that is there twice the last counts, except for References and CA, as in Nix;
 //   - a narinfo without Compression is of bzip2;
-//   - URL, and the name of the compression, are not looked at.
+//   - URL, and the name of the compression, may be any text.
 //
 // Every error is a [*FieldError].
 func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
@@ -85,7 +84,6 @@ var (
 	errMissing    = errors.New("it is missing")
 	errTwice      = errors.New("it is there twice")
 	errNoLineFeed = errors.New("the last line does not end in a line feed")
-	errNotText    = errors.New("it has control characters or is not UTF-8")
 	errNotDecimal = errors.New("it is not a decimal number below 2^63")
 )
 
@@ -212,10 +210,8 @@ func cutLineStrict(line string) (key, value string, err error) {
 		return "", "", fmt.Errorf("there are too many spaces around the value of %s", quote(key))
 	case value == "" && key != "References":
 		return "", "", fmt.Errorf("%s has no value", quote(key))
-	case !utf8.ValidString(line) || strings.ContainsFunc(line, isControl):
-		return "", "", errNotText
 	}
-	return key, value, nil
+	return key, value, checkText(line)
 }
 
 // set parses the value of a known field.
@@ -231,9 +227,9 @@ func (p *narInfoParser) set(field fieldSet, value string) (err error) {
 	case fieldStorePath:
 		n.Path, err = p.dir.ParsePath(value)
 	case fieldURL:
-		n.URL = value
+		n.URL, err = value, checkText(value)
 	case fieldCompression:
-		n.Compression = Compression(value)
+		n.Compression, err = Compression(value), checkText(value)
 	case fieldFileHash:
 		n.FileHash, err = ParseHash(value)
 	case fieldFileSize:
@@ -358,7 +354,7 @@ func isPlainPath(s string) bool {
 			return false
 		}
 		for i := range len(segment) {
-			if c := segment[i]; c == '?' || c != '~' && !isNameByte(c) {
+			if c := segment[i]; c == '?' || c != '~' && !isNameByte[c] {
 				return false
 			}
 		}

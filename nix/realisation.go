@@ -118,6 +118,9 @@ func parseRealisation(dir StoreDir, text []byte) (*Realisation, error) {
 		if r.Dependencies == nil {
 			r.Dependencies = make(map[RealisationID]StorePath, len(dependencies))
 		}
+		if _, ok := r.Dependencies[id]; ok {
+			return nil, fmt.Errorf("dependentRealisations: %v is there twice", id)
+		}
 		r.Dependencies[id] = path
 	}
 	return &r, nil
@@ -268,6 +271,9 @@ func parseObject(text []byte) (map[string]json.RawMessage, error) {
 	var members map[string]json.RawMessage
 	if err := json.Unmarshal(text, &members); err != nil {
 		return nil, err
+	}
+	if members == nil {
+		return nil, errors.New("it is no object")
 	}
 	return members, nil
 }

@@ -6,7 +6,6 @@ import (
 	"path"
 	"slices"
 	"strings"
-	"unicode/utf8"
 )
 
 const (
@@ -64,14 +63,11 @@ func ParseStoreDir(s string) (StoreDir, error) {
 		return fail("it is the root directory")
 	case path.Clean(s) != s:
 		return fail("it is not in its shortest form, " + path.Clean(s))
-	case !utf8.ValidString(s) || strings.ContainsFunc(s, isControl):
-		return fail("it has control characters or is not UTF-8")
+	case checkText(s) != nil:
+		return fail(errNotText.Error())
 	}
 	return StoreDir(s), nil
 }
-
-// isControl reports whether r would break a line of text, or hide in it.
-func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 
 // ParsePath parses a full store path, "/nix/store/<hash>-<name>".
 // Unlike Nix it does not clean the path first: there is one text for any store path.
@@ -173,7 +169,7 @@ func checkName(s string) error {
 		return errNameLength
 	}
 	for i := range len(s) {
-		if !isNameByte(s[i]) {
+		if !isNameByte[s[i]] {
 			return fmt.Errorf("%q may not be in its name", s[i])
 		}
 	}
@@ -183,22 +179,11 @@ func checkName(s string) error {
 	return nil
 }
 
-// isNameByte reports whether c may be in the name of a store path.
-func isNameByte(c byte) bool {
-	switch {
-	case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
-		return true
+// isNameByte tells which bytes may be in the name of a store path.
+var isNameByte = func() (is [256]bool) {
+	const bytes = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+-._?="
+	for i := range len(bytes) {
+		is[bytes[i]] = true
 	}
-	return strings.IndexByte("+-._?=", c) >= 0
-}
-
-// maxQuoted is how many bytes of a refused text an error shows.
-const maxQuoted = 300
-
-// quote returns s for an error message: quoted, and cut when it is long.
-func quote(s string) string {
-	if len(s) > maxQuoted {
-		return fmt.Sprintf("%q…", s[:maxQuoted])
-	}
-	return fmt.Sprintf("%q", s)
-}
+	return is
+}()

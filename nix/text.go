@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
+	"unicode/utf8"
 )
 
 // nix32Digits is the alphabet of Nix's base 32: no e, o, t, u.
@@ -85,4 +87,28 @@ func decodeNix32(dst []byte, s string) error {
 		return errNix32Surplus
 	}
 	return nil
+}
+
+var errNotText = errors.New("it has control characters or is not UTF-8")
+
+// checkText checks that s may be part of a line of text.
+func checkText(s string) error {
+	if !utf8.ValidString(s) || strings.ContainsFunc(s, isControl) {
+		return errNotText
+	}
+	return nil
+}
+
+// isControl reports whether r would break a line of text, or hide in it.
+func isControl(r rune) bool { return r < ' ' || r == 0x7f }
+
+// maxQuoted is how many bytes of a refused text an error shows.
+const maxQuoted = 300
+
+// quote returns s for an error message: quoted, and cut when it is long.
+func quote(s string) string {
+	if len(s) > maxQuoted {
+		return fmt.Sprintf("%q…", s[:maxQuoted])
+	}
+	return fmt.Sprintf("%q", s)
 }
