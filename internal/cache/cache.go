@@ -1,0 +1,422 @@
+// Package cache is the hall between the doors and the sources.
+//
+// A [Cache] is what a client adds to its substituters: signing keys and sources in order.
+//
+//	c, err := cache.New([]cache.Source{store}, cache.Options{Keys: keys})
+//	…
+//	text, err := c.NARInfo(ctx, hash)              // rendered and signed
+//	dump, info, err := c.OpenNAR(ctx, hash, narHash) // knows its size, writes any range
+//
+// The first source that has a path answers for it.
+// A source that could not tell does not hide the answer of a later one;
+// but if none has the path and one could not tell, the answer is ErrUnavailable and not ErrNotFound,
+// because a client remembers a miss for an hour.
+//
+// Narinfos are signed when they are served, and then remembered
+// for as long as their sources say that nothing has changed (see [Versioned]).
+package cache
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+const (
+	// defaultMemory bounds, in bytes, the remembered narinfos where Options do not:
+	// room for some 8,000 of them, a large system and its build inputs.
+	defaultMemory = 32 << 20
+
+	// missMemory is how many misses are remembered, some 100 bytes each.
+	missMemory = 64 << 10
+
+	// askLimit is how long the sources may take in all to look up one path.
+	// A build should rather go on without this cache than wait longer.
+	askLimit = 20 * time.Second
+)
+
+// Options of a Cache. The zero value is a cache that signs nothing itself.
+type Options struct {
+	// Keys sign every narinfo, beside the signatures that the path already has. No two have the same name.
+	Keys []nix.SecretKey
+
+	// Priority is told to clients; they ask caches with a lower one first.
+	Priority int
+
+	// Memory is how many bytes of narinfos are remembered, 32 MiB if zero.
+	Memory int64
+
+	// Logger is told of failures that the answer does not show. Nil discards.
+	Logger *slog.Logger
+}
+
+// Cache answers what is asked of one binary cache. It is safe for concurrent use.
+type Cache struct {
+	sources   []Source
+	versioned []Versioned // the same sources; nil unless all are Versioned
+	keys      []nix.SecretKey
+	info      nix.CacheInfo
+	log       *slog.Logger
+
+	found   *memory[*entry]
+	missing *memory[uint64] // the version at which it was missing
+	asking  singleflight.Group
+}
+
+// entry is a narinfo as it is served. It does not change.
+type entry struct {
+	version uint64 // of the sources, when this was last known to be right
+	vouched bool   // the sources vouch for it as long as their version stays
+	text    []byte
+	info    *nix.NARInfo
+	from    Source
+	origin  *nix.PathInfo // what from answered
+}
+
+// New returns a cache of the given sources, asked in this order. There may be none.
+// ErrInvalid if the sources differ in their store directory or two keys have the same name.
+func New(sources []Source, opts Options) (*Cache, error) {
+	c := &Cache{
+		sources: slices.Clone(sources),
+		keys:    slices.Clone(opts.Keys),
+		info:    nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
+		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		found:   newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
+		missing: newMemory[uint64](missMemory),
+	}
+	for i, s := range sources {
+		if i == 0 {
+			c.info.StoreDir = s.StoreDir()
+		}
+		if dir := s.StoreDir(); dir != c.info.StoreDir {
+			return nil, fmt.Errorf("make cache: %w: %s keeps %s and %s keeps %s",
+				ErrInvalid, sources[0].Name(), c.info.StoreDir, s.Name(), dir)
+		}
+		if v, ok := s.(Versioned); ok {
+			c.versioned = append(c.versioned, v)
+		}
+	}
+	if len(c.versioned) != len(c.sources) {
+		c.versioned = nil
+	}
+	for i, k := range c.keys {
+		if slices.ContainsFunc(c.keys[:i], func(other nix.SecretKey) bool { return other.Name() == k.Name() }) {
+			return nil, fmt.Errorf("make cache: %w: two keys named %s", ErrInvalid, k.Name())
+		}
+	}
+	return c, nil
+}
+
+// Info returns what nix-cache-info says.
+func (c *Cache) Info() nix.CacheInfo { return c.info }
+
+// PublicKeys returns the keys that clients need to trust, in the order of Options.
+func (c *Cache) PublicKeys() []nix.PublicKey {
+	public := make([]nix.PublicKey, len(c.keys))
+	for i, k := range c.keys {
+		public[i] = k.Public()
+	}
+	return public
+}
+
+// Sources returns the names of the sources, in order.
+func (c *Cache) Sources() []string {
+	names := make([]string, len(c.sources))
+	for i, s := range c.sources {
+		names[i] = s.Name()
+	}
+	return names
+}
+
+// NARInfo returns the text of a narinfo, which the caller must not change.
+// A miss is ErrNotFound itself, without words around it: misses are most of what a cache is asked.
+func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {
+	e, err := c.find(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	return e.text, nil
+}
+
+// Lookup returns what NARInfo does, as a value, which the caller must not change.
+func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, error) {
+	e, err := c.find(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	return e.info, nil
+}
+
+// OpenNAR opens the NAR of a store path, and returns the narinfo that it belongs to.
+// ErrNotFound if its NAR hash is not narHash, which is zero to take it as it is.
+// The context bounds the opening only. The caller closes the NAR.
+func (c *Cache) OpenNAR(ctx context.Context, hash nix.PathHash, narHash nix.Hash) (NAR, *nix.NARInfo, error) {
+	e, err := c.find(ctx, hash)
+	if err != nil {
+		return nil, nil, err
+	}
+	if !narHash.IsZero() && narHash != e.info.NARHash {
+		return nil, nil, fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.info.Path, ErrNotFound)
+	}
+	n, err := e.from.OpenNAR(ctx, e.origin)
+	if err != nil {
+		return nil, nil, fmt.Errorf("open NAR of %s: %w", e.info.Path, err)
+	}
+	return n, e.info, nil
+}
+
+// Listing returns the listing of the NAR of a store path, with narOffset. The caller must not change it.
+func (c *Cache) Listing(ctx context.Context, hash nix.PathHash) (*nar.Listing, error) {
+	e, err := c.find(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	from, ok := e.from.(Lister)
+	if !ok {
+		return nil, fmt.Errorf("list %s: %w: %s has no listings", e.info.Path, ErrNotFound, e.from.Name())
+	}
+	listing, err := from.Listing(ctx, e.origin)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", e.info.Path, err)
+	}
+	return listing, nil
+}
+
+// OpenLog opens the build log of a derivation, which the caller closes.
+func (c *Cache) OpenLog(ctx context.Context, drv nix.StorePath) (Log, error) {
+	a, err := first(c, func(s Logger) (Log, error) { return s.OpenLog(ctx, drv) })
+	if err != nil {
+		return nil, fmt.Errorf("open log of %s: %w", drv, err)
+	}
+	return a.value, nil
+}
+
+// Realisation returns what a derivation output was built to, signed.
+func (c *Cache) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
+	a, err := first(c, func(s Realiser) (*nix.Realisation, error) { return s.Realisation(ctx, id) })
+	if err != nil {
+		return nil, fmt.Errorf("look up realisation %s: %w", id, err)
+	}
+	signed := *a.value
+	signed.Signatures = c.sign(signed.Signatures, signed.AppendFingerprint(nil))
+	return &signed, nil
+}
+
+// BuildTrace returns what a derivation output was built to, signed.
+func (c *Cache) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
+	a, err := first(c, func(s Realiser) (*nix.BuildTrace, error) { return s.BuildTrace(ctx, drv, output) })
+	if err != nil {
+		return nil, fmt.Errorf("look up build trace of %s!%s: %w", drv, output, err)
+	}
+	signed := *a.value
+	signed.Signatures = c.sign(signed.Signatures, signed.AppendFingerprint(nil))
+	return &signed, nil
+}
+
+// Check asks all sources whether they can serve, and returns why not.
+func (c *Cache) Check(ctx context.Context) error {
+	var failed []error
+	for _, s := range c.sources {
+		if checker, ok := s.(Checker); ok {
+			if err := checker.Check(ctx); err != nil {
+				failed = append(failed, fmt.Errorf("check %s: %w", s.Name(), err))
+			}
+		}
+	}
+	return errors.Join(failed...)
+}
+
+// find returns the narinfo of a path: remembered, where that is still right, or asked for.
+func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
+	version, vouched := c.version(ctx)
+	if vouched {
+		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
+			return e, nil
+		}
+		if v, ok := c.missing.get(hash); ok && v == version {
+			return nil, ErrNotFound
+		}
+	}
+
+	// Who asks meanwhile waits for the same answer, unless the sources have changed since it was asked for.
+	// It must not fail because the first who asked went away, so that one's context does not end it.
+	key := append(hash[:], byte(version), byte(version>>8), byte(version>>16), byte(version>>24),
+		byte(version>>32), byte(version>>40), byte(version>>48), byte(version>>56))
+	e, err, _ := c.asking.Do(string(key), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
+		defer cancel()
+		return c.ask(ctx, hash, version, vouched)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.(*entry), nil
+}
+
+// ask asks the sources for a path, and remembers the answer:
+// a narinfo always, so that it is signed once, a miss only if the sources vouch for it.
+// version was read before they are asked, so an answer is never older than the version it is kept under.
+func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
+	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
+		info, err := s.PathInfo(ctx, hash)
+		if err != nil {
+			return nil, err
+		}
+		if err := c.sound(hash, info); err != nil {
+			c.log.Error("left out what a source answered", "source", s.Name(), "error", err)
+			return nil, ErrNotFound
+		}
+		return info, nil
+	})
+	switch {
+	case err == ErrNotFound:
+		if vouched {
+			c.missing.put(hash, version, 1)
+		}
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("look up %s: %w", hash, err)
+	}
+
+	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value}
+	if old, ok := c.found.get(hash); ok && old.from == e.from && equal(old.origin, e.origin) {
+		e.info, e.text = old.info, old.text
+	} else {
+		e.info = c.render(e.origin)
+		e.text = e.info.AppendText(nil)
+	}
+	c.found.put(hash, e, e.cost())
+	return e, nil
+}
+
+// answer is what a source answered.
+type answer[T any] struct {
+	value  T
+	from   Source
+	unsure bool // a source before it could not tell
+}
+
+// first asks the sources that are an S, in order, until one has an answer.
+// The error is ErrNotFound itself, or wraps ErrUnavailable when one of them could not tell.
+func first[S Source, T any](c *Cache, ask func(S) (T, error)) (answer[T], error) {
+	var unsure error
+	for _, s := range c.sources {
+		able, ok := s.(S)
+		if !ok {
+			continue
+		}
+		value, err := ask(able)
+		switch {
+		case err == nil && unsure != nil:
+			c.log.Warn("answered by a later source", "source", s.Name(), "error", unsure)
+			fallthrough
+		case err == nil:
+			return answer[T]{value, s, unsure != nil}, nil
+		case !errors.Is(err, ErrNotFound):
+			unsure = errors.Join(unsure, fmt.Errorf("ask %s: %w", s.Name(), err))
+		}
+	}
+	if unsure != nil {
+		return answer[T]{}, fmt.Errorf("%w: %w", ErrUnavailable, unsure)
+	}
+	return answer[T]{}, ErrNotFound
+}
+
+// version returns one number for the versions of all sources.
+func (c *Cache) version(ctx context.Context) (version uint64, ok bool) {
+	if len(c.versioned) != len(c.sources) {
+		return 0, false
+	}
+	for _, s := range c.versioned {
+		v, ok := s.Version(ctx)
+		if !ok {
+			return 0, false
+		}
+		// Versions that count up from anywhere near zero never meet after this;
+		// any others do once in 2⁶⁴ changes.
+		version = version*0x9e3779b97f4a7c15 + v
+	}
+	return version, true
+}
+
+// sound refuses an answer that a source must not give, lest it is signed.
+func (c *Cache) sound(hash nix.PathHash, info *nix.PathInfo) error {
+	switch {
+	case info.Path.Hash() != hash || info.Path.Dir() != c.info.StoreDir:
+		return fmt.Errorf("%w: %s was not asked for", ErrInvalid, info.Path)
+	case info.NARHash.Algorithm() != nix.SHA256 || info.NARSize <= 0:
+		return fmt.Errorf("%w: %s has no NAR hash or size", ErrInvalid, info.Path)
+	}
+	return nil
+}
+
+// render returns the narinfo of a path info.
+func (c *Cache) render(origin *nix.PathInfo) *nix.NARInfo {
+	info := &nix.NARInfo{
+		PathInfo:    *origin,
+		URL:         narURL(origin),
+		Compression: nix.None,
+		FileHash:    origin.NARHash,
+		FileSize:    origin.NARSize,
+	}
+	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
+	return info
+}
+
+// sign returns the given signatures and ours.
+// What is given under the name of one of our own keys is left out: we know better.
+func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
+	all := make([]nix.Signature, 0, len(given)+len(c.keys))
+	for _, s := range given {
+		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
+		if !ours && !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	for _, k := range c.keys {
+		all = append(all, k.Sign(fingerprint))
+	}
+	return all
+}
+
+// narURL is where the NAR of a path is, relative to the cache:
+// both hashes are in the name, so that it can be found, and never stands for other bytes.
+func narURL(info *nix.PathInfo) string {
+	url := append(make([]byte, 0, 96), "nar/"...)
+	url = append(url, info.Path.Hash().String()...)
+	url = append(url, '-')
+	url = info.NARHash.AppendNix32(url)
+	return string(append(url, ".nar"...))
+}
+
+// cost estimates the bytes that an entry takes in memory.
+func (e *entry) cost() int64 {
+	const (
+		fixed   = 1 << 10 // the structs, the URL, the deriver, the place in the map
+		perRef  = 128     // a StorePath and its text
+		perSign = 128     // a Signature, twice
+	)
+	return fixed + int64(len(e.text)+perRef*len(e.info.References)+perSign*len(e.info.Signatures))
+}
+
+// equal reports whether two path infos say the same.
+func equal(a, b *nix.PathInfo) bool {
+	return a.Path == b.Path &&
+		a.NARHash == b.NARHash &&
+		a.NARSize == b.NARSize &&
+		a.Deriver == b.Deriver &&
+		a.CA == b.CA &&
+		a.Ultimate == b.Ultimate &&
+		a.RegistrationTime.Equal(b.RegistrationTime) &&
+		slices.Equal(a.References, b.References) &&
+		slices.Equal(a.Signatures, b.Signatures)
+}
