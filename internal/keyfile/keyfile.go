@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"firn/nix"
 )
@@ -87,7 +88,7 @@ func Generate(name, secretPath, publicPath string) (nix.PublicKey, error) {
 func Ensure(dir, name string, log *slog.Logger) (key nix.SecretKey, made bool, err error) {
 	secretPath, publicPath := filepath.Join(dir, SecretName), filepath.Join(dir, PublicName)
 	key, err = Load(secretPath, log)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		if made, err = first(dir, secretPath, name); err != nil {
 			return nix.SecretKey{}, false, fmt.Errorf("make a signing key: %w; choose a state directory that can be written with --state, or give a key with --key", err)
 		}
@@ -98,7 +99,7 @@ func Ensure(dir, name string, log *slog.Logger) (key nix.SecretKey, made bool, e
 	}
 	// Whoever finds no public key writes it: it is the same whoever does. A key that cannot be written down still signs.
 	if err := create(publicPath, key.Public().String(), publicMode); err != nil && !errors.Is(err, fs.ErrExist) {
-		log.Warn("the public key could not be written beside the secret one", "err", err)
+		log.Warn("the public key could not be written beside the secret one", "error", err)
 	}
 	return key, made, nil
 }

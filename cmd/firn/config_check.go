@@ -1,0 +1,43 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"firn/internal/config"
+)
+
+type configCheckCommand struct {
+	File string `arg:"" optional:"" env:"FIRN_CONFIG" complete:"file" help:"The configuration file. Without one, only the environment is checked."`
+}
+
+func (*configCheckCommand) Help() string {
+	return `Every error is printed with its line. Keys are read, nothing else is touched:
+whether a port is free or a store can be read, a start shows.
+
+Examples:
+
+    firn config check /etc/firn/firn.toml
+    FIRN_PRIORITY=50 firn config check`
+}
+
+func (c *configCheckCommand) Run(k *kong.Context) error {
+	loaded, _, err := config.Load(c.File, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	if err := loaded.Check(); err != nil {
+		return err
+	}
+	if _, err := config.NixEnvironment(os.LookupEnv); err != nil {
+		return err
+	}
+	if _, err := loadKeys(loaded, newLogger(loaded, os.Stderr)); err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(k.Stdout, "%s: no errors\n", cmp.Or(c.File, "environment"))
+	return err
+}

@@ -1,0 +1,50 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// TestMain puts the program itself, as firn, into the PATH of all tests.
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"firn": main})
+}
+
+// The scripts run the program as a person does, beside a real Nix.
+func TestScripts(t *testing.T) {
+	needNix(t)
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata/script",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(env *testscript.Env) error {
+			env.Setenv("HOME", env.WorkDir)
+			return nil
+		},
+	})
+}
+
+// needNix fails the test on a machine without Nix.
+func needNix(t *testing.T) {
+	t.Helper()
+	for _, name := range []string{"nix", "nix-store"} {
+		if _, err := exec.LookPath(name); err != nil {
+			t.Fatalf("%v; `make test` brings Nix", err)
+		}
+	}
+}
+
+// environment is that of a user with nothing set, and vars.
+func environment(t *testing.T, vars ...string) []string {
+	t.Helper()
+	home := t.TempDir()
+	return append([]string{
+		"PATH=" + os.Getenv("PATH"),
+		fmt.Sprintf("HOME=%s", home),
+		fmt.Sprintf("FIRN_STATE=%s/state", home),
+	}, vars...)
+}

@@ -1,0 +1,93 @@
+// Command firn is a Nix binary cache.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+
+	"firn/internal/config"
+)
+
+// commandLine is what can be typed. Each command is a struct with a Run method, in a file of its own.
+type commandLine struct {
+	Serve serveCommand `cmd:"" help:"Serve the Nix store of this machine over HTTP."`
+	Key   struct {
+		Generate keyGenerateCommand `cmd:"" help:"Make a signing key."`
+		Public   keyPublicCommand   `cmd:"" help:"Print the public key of a secret key."`
+	} `cmd:"" help:"Make and show signing keys."`
+	Config struct {
+		Check configCheckCommand `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
+		Show  configShowCommand  `cmd:"" help:"Print the settings in effect and where each comes from."`
+	} `cmd:"" help:"Check and show the configuration."`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
+	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`
+}
+
+// exitFailure and exitUsage are the exit codes: something went wrong, or was typed wrong.
+const (
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() {
+	ctx, cancel := context.WithCancel(context.Background())
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	go func() {
+		<-signals
+		signal.Stop(signals) // before the end begins: the second signal does what it does by default
+		cancel()
+	}()
+	os.Exit(run(ctx, os.Args[1:]))
+}
+
+// run runs one command and returns the exit code.
+func run(ctx context.Context, args []string) int {
+	parser := kong.Must(&commandLine{},
+		kong.Name("firn"),
+		kong.Description("firn is a Nix binary cache: it serves store paths to every machine with Nix."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ValueFormatter(describe),
+		kong.BindTo(ctx, (*context.Context)(nil)),
+	)
+	if len(args) == 0 {
+		args = []string{"--help"}
+	}
+	command, err := parser.Parse(args)
+	if err == nil {
+		err = command.Run()
+	}
+	if err == nil {
+		return 0
+	}
+	for line := range strings.Lines(err.Error()) {
+		fmt.Fprintf(os.Stderr, "firn: %s\n", strings.TrimSuffix(line, "\n"))
+	}
+	var parse *kong.ParseError
+	if errors.As(err, &parse) && parse.ExitCode() != exitFailure {
+		fmt.Fprintln(os.Stderr, "firn: --help after any command says what it takes")
+		return exitUsage
+	}
+	return exitFailure
+}
+
+// describe is the help of a flag or an argument. That of a setting names its default and its variable too.
+func describe(v *kong.Value) string {
+	for _, s := range config.Settings() {
+		if v.Flag != nil && v.Tag.Get("toml") == s.Key {
+			names := "$" + s.Variable()
+			if s.Default != "" {
+				names = "default: " + s.Default + "; " + names
+			}
+			return v.Help + " (" + names + ")"
+		}
+	}
+	return kong.DefaultHelpValueFormatter(v)
+}

@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/sync/errgroup"
+
+	"firn/internal/cache"
+	"firn/internal/config"
+	"firn/internal/keyfile"
+	"firn/internal/localstore"
+	"firn/internal/server"
+	"firn/nix"
+)
+
+type serveCommand struct {
+	settings
+}
+
+func (*serveCommand) Help() string {
+	return `What is served, where, and the lines that clients need are printed at the start; logs go to standard error.
+SIGINT and SIGTERM let answers that are being sent end first; a second signal does not.
+
+Examples:
+
+    firn serve
+    firn serve --key /etc/firn/secret --listen 127.0.0.1:5000
+    firn serve --listen unix:/run/firn/firn.sock --listen :5000
+    firn serve --store /mnt --priority 50 --config /etc/firn/firn.toml`
+}
+
+func (c *serveCommand) Run(ctx context.Context, k *kong.Context) (err error) {
+	log := newLogger(&c.Config, os.Stderr)
+	a := announcement{version: version()}
+	keys, err := c.keys(log, &a)
+	if err != nil {
+		return err
+	}
+	sources, closeSources, err := c.sources(ctx, log, &a)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeSources()) }()
+	hall, err := cache.New(sources, cache.Options{Keys: keys, Priority: int(c.Priority), Logger: log})
+	if err != nil {
+		return err
+	}
+	door := server.New(hall, server.Options{Version: a.version, Logger: log})
+
+	listeners, err := c.listen(ctx)
+	if err != nil {
+		return err
+	}
+	a.listeners, a.keys = listeners, hall.PublicKeys()
+	if err := a.print(k.Stdout); err != nil {
+		log.Warn("the start could not be announced", "error", err)
+	}
+	context.AfterFunc(ctx, func() { log.Info("ending as soon as all answers are sent; another signal ends at once") })
+
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		group.Go(func() error { return door.Serve(ctx, l) })
+	}
+	return group.Wait()
+}
+
+// keys returns the signing keys of the settings, or else the one of the state directory.
+func (c *serveCommand) keys(log *slog.Logger, a *announcement) ([]nix.SecretKey, error) {
+	if len(c.Key) > 0 {
+		return loadKeys(&c.Config, log)
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		log.Warn("this machine has no name for a key", "error", err)
+	}
+	key, made, err := keyfile.Ensure(c.State, keyfile.NameFor(hostname), log)
+	if err != nil {
+		return nil, err
+	}
+	if made {
+		a.madeKey = filepath.Join(c.State, keyfile.SecretName)
+	}
+	return []nix.SecretKey{key}, nil
+}
+
+// sources opens what is served, which may be nothing, and returns what closes it again.
+func (c *serveCommand) sources(ctx context.Context, log *slog.Logger, a *announcement) ([]cache.Source, func() error, error) {
+	none := func() error { return nil }
+	if c.Store == config.StoreOff {
+		a.nothing = "the store is off; name one with --store ROOT"
+		return nil, none, nil
+	}
+	env, err := config.NixEnvironment(os.LookupEnv)
+	if err != nil {
+		return nil, nil, err
+	}
+	opts := localstore.Options{StoreDir: env.StoreDir, Logger: log}
+	root, ok := c.Store.Root()
+	if ok {
+		opts.Root = root
+	} else {
+		// Nix's own directories belong to this machine's own store.
+		opts.StateDir, opts.LogDir, opts.DaemonSocket = env.StateDir, env.LogDir, env.DaemonSocket
+	}
+	store, err := localstore.Open(ctx, opts)
+	switch {
+	case errors.Is(err, localstore.ErrNoStore) && !ok:
+		a.nothing = err.Error() + "; install Nix and start firn again, or name a store with --store ROOT"
+		return nil, none, nil
+	case errors.Is(err, localstore.ErrNoStore):
+		return nil, nil, fmt.Errorf("%w; --store takes the directory that holds nix/store", err)
+	case err != nil:
+		return nil, nil, err
+	}
+	a.what = fmt.Sprintf("serves the store %s", store.StoreDir())
+	if ok {
+		a.what += " below " + root
+	}
+	return []cache.Source{store}, store.Close, nil
+}
+
+// listen opens all addresses, or none.
+func (c *serveCommand) listen(ctx context.Context) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, address := range c.Listen {
+		l, err := address.Open(ctx)
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}

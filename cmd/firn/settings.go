@@ -1,0 +1,75 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"os"
+
+	"github.com/alecthomas/kong"
+
+	"firn/internal/config"
+	"firn/internal/keyfile"
+	"firn/nix"
+)
+
+// settings are the flags of every command that needs the configuration.
+type settings struct {
+	ConfigFile string `name:"config" env:"FIRN_CONFIG" placeholder:"FILE" complete:"file" help:"Read settings from a TOML file. Variables win over it, and flags over both."`
+
+	config.Config `embed:""`
+
+	origins config.Origins
+}
+
+// BeforeApply is called when kong knows the flags and before it stores them:
+// the moment to put file and environment below them.
+func (s *settings) BeforeApply(ctx *kong.Context) error {
+	var path string
+	var flags []*kong.Flag
+	for _, flag := range ctx.Flags() {
+		if flag.Name == "config" {
+			path, _ = ctx.FlagValue(flag).(string)
+		}
+	}
+	for _, element := range ctx.Path {
+		if element.Flag != nil {
+			flags = append(flags, element.Flag)
+		}
+	}
+	loaded, origins, err := config.Load(path, os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	for _, flag := range flags {
+		if _, ok := origins[flag.Name]; ok {
+			origins[flag.Name] = "--" + flag.Name
+		}
+	}
+	s.Config, s.origins = *loaded, origins
+	return nil
+}
+
+// AfterApply is called when the flags are in place too.
+func (s *settings) AfterApply() error { return s.Check() }
+
+// newLogger returns the logger that the settings describe.
+func newLogger(c *config.Config, w io.Writer) *slog.Logger {
+	opts := &slog.HandlerOptions{Level: c.LogLevel.Level()}
+	if c.LogFormat == config.LogJSON {
+		return slog.New(slog.NewJSONHandler(w, opts))
+	}
+	return slog.New(slog.NewTextHandler(w, opts))
+}
+
+// loadKeys reads the key files of the settings.
+func loadKeys(c *config.Config, log *slog.Logger) ([]nix.SecretKey, error) {
+	var keys []nix.SecretKey
+	for _, path := range c.Key {
+		key, err := keyfile.Load(path, log)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
+	}
+	return keys, nil
+}
