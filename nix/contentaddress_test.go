@@ -60,14 +60,16 @@ func TestContentAddressRefused(t *testing.T) {
 	}
 }
 
-// The paths that nix-store --add-fixed prints for a file hello.txt of "hello\n"; those of git
-// follow from Nix's rule for fixed outputs, and are not known to Nix 2.8.
+// The paths that nix-store --add-fixed and builtins.toFile give a file hello.txt of "hello\n". That
+// of git, which Nix 2.8 does not know, follows from the rule for fixed outputs of later versions.
 func TestContentAddressStorePath(t *testing.T) {
 	for _, test := range []struct{ ca, want string }{
 		{"fixed:md5:4425hx5d1mc9y39llj4k4nm55i", "dra1cz5vbrhclpv4y1q0psnbkxz581bk-hello.txt"},
 		{"fixed:r:md5:4ycxcbh0ac0abr4zxw23l6isnk", "l2ycihp9r6lnfifs72r40m62fwicg5iz-hello.txt"},
 		{"fixed:r:sha1:wz60bbf44cw7nswp1wv8vcsyfg155sqd", "hzq8n5jpi3g2d0xhlvqd8q1gx5c9s6i3-hello.txt"},
 		{"fixed:sha256:" + helloNix32, "gy454w1cxaq731grqwylhzf4pp9r5izh-hello.txt"},
+		{"text:sha256:" + helloNix32, "qa1w9gdfrba6jl2r57mb3c43863gqywp-hello.txt"},
+		{"fixed:git:sha1:993998wwkrzrcmpp0slxpa0b0cjkc0ff", "rk1ijlrs1r2baksyhs884xqb0afsc830-hello.txt"},
 		{"fixed:r:sha256:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw", helloBase},
 	} {
 		ca := must(nix.ParseContentAddress(test.ca))

@@ -40,6 +40,7 @@ func (e *FieldError) Unwrap() error { return e.Err }
 //   - a narinfo without Compression is of bzip2;
 //   - URL, and the name of the compression, may be any text.
 //
+// More than 64 signatures are an error, as is a text of more than [MaxNARInfoSize].
 // Every error is a [*FieldError].
 func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
 	p := narInfoParser{dir: dir, cutLine: cutLineTolerant}
@@ -57,7 +58,7 @@ func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
 //   - NarSize is the size that a NAR can have;
 //   - of a NAR that is not compressed, FileHash and FileSize are NarHash and NarSize;
 //   - no reference is there twice;
-//   - every Sig is a signature, and there are no more than 64;
+//   - every Sig is a signature;
 //   - CA, where there is one, gives the store path.
 //
 // Unknown fields are allowed. Every error is a [*FieldError].
@@ -73,72 +74,28 @@ func ParseNARInfoStrict(dir StoreDir, text []byte) (*NARInfo, error) {
 	return n, nil
 }
 
-// maxSignatures is the number of signatures of an accepted narinfo: each costs whoever verifies it.
-const maxSignatures = 64
-
 // unknownDeriver is what old caches write instead of leaving the deriver out.
 const unknownDeriver = "unknown-deriver"
 
 var (
 	errTooLarge   = fmt.Errorf("it is longer than %d bytes", MaxNARInfoSize)
-	errMissing    = errors.New("it is missing")
+	errMissing    = errors.New("it is missing, empty or zero")
 	errTwice      = errors.New("it is there twice")
 	errNoLineFeed = errors.New("the last line does not end in a line feed")
 	errNotDecimal = errors.New("it is not a decimal number below 2^63")
 )
 
+// narInfoFields are the known fields, in the order in which Nix writes them.
+var narInfoFields = [...]string{
+	"StorePath", "URL", "Compression", "FileHash", "FileSize", "NarHash", "NarSize", "References", "Deriver", "Sig", "CA",
+}
+
 type narInfoParser struct {
 	dir     StoreDir
 	strict  bool
 	cutLine func(line string) (key, value string, err error)
-	seen    fieldSet
+	seen    [len(narInfoFields)]bool
 	info    NARInfo
-}
-
-// fieldSet is a set of known fields.
-type fieldSet uint16
-
-const (
-	fieldStorePath fieldSet = 1 << iota
-	fieldURL
-	fieldCompression
-	fieldFileHash
-	fieldFileSize
-	fieldNARHash
-	fieldNARSize
-	fieldReferences
-	fieldDeriver
-	fieldSig
-	fieldCA
-)
-
-// fieldOf returns the field of a key, 0 if it is unknown.
-func fieldOf(key string) fieldSet {
-	switch key {
-	case "StorePath":
-		return fieldStorePath
-	case "URL":
-		return fieldURL
-	case "Compression":
-		return fieldCompression
-	case "FileHash":
-		return fieldFileHash
-	case "FileSize":
-		return fieldFileSize
-	case "NarHash":
-		return fieldNARHash
-	case "NarSize":
-		return fieldNARSize
-	case "References":
-		return fieldReferences
-	case "Deriver":
-		return fieldDeriver
-	case "Sig":
-		return fieldSig
-	case "CA":
-		return fieldCA
-	}
-	return 0
 }
 
 func (p *narInfoParser) parse(text []byte) (*NARInfo, error) {
@@ -156,14 +113,20 @@ func (p *narInfoParser) parse(text []byte) (*NARInfo, error) {
 		if err != nil {
 			return nil, &FieldError{"", fmt.Errorf("line %d: %w", number, err)}
 		}
-		field := fieldOf(key)
-		if field == 0 {
+		field := slices.Index(narInfoFields[:], key)
+		if field < 0 {
 			continue
 		}
-		if err := p.set(field, value); err != nil {
+		if p.strict && p.seen[field] && key != "Sig" {
+			return nil, &FieldError{key, errTwice}
+		}
+		p.seen[field] = true
+		if value == "" {
+			continue // as if it were not there; what is required is checked in the end
+		}
+		if err := p.set(key, value); err != nil {
 			return nil, &FieldError{key, err}
 		}
-		p.seen |= field
 	}
 	if p.info.Compression == "" {
 		p.info.Compression = Bzip2
@@ -214,53 +177,45 @@ func cutLineStrict(line string) (key, value string, err error) {
 	return key, value, checkText(line)
 }
 
-// set parses the value of a known field.
-func (p *narInfoParser) set(field fieldSet, value string) (err error) {
+// set parses the value of a known field, which is not empty.
+func (p *narInfoParser) set(key, value string) (err error) {
 	n := &p.info
-	if p.strict && field != fieldSig && p.seen&field != 0 {
-		return errTwice
-	}
-	if value == "" {
-		return nil // as if the field were not there; what is required is checked in the end
-	}
-	switch field {
-	case fieldStorePath:
+	switch key {
+	case "StorePath":
 		n.Path, err = p.dir.ParsePath(value)
-	case fieldURL:
+	case "URL":
 		n.URL, err = value, checkText(value)
-	case fieldCompression:
+	case "Compression":
 		n.Compression, err = Compression(value), checkText(value)
-	case fieldFileHash:
+	case "FileHash":
 		n.FileHash, err = ParseHash(value)
-	case fieldFileSize:
+	case "FileSize":
 		n.FileSize, err = parseSize(value)
-	case fieldNARHash:
+	case "NarHash":
 		n.NARHash, err = ParseHash(value)
-	case fieldNARSize:
+	case "NarSize":
 		n.NARSize, err = parseSize(value)
-	case fieldReferences:
+	case "References":
 		if n.References != nil {
 			return errTwice
 		}
 		n.References, err = p.parseReferences(value)
-	case fieldDeriver:
+	case "Deriver":
 		n.Deriver = StorePath{}
 		if value != unknownDeriver {
 			n.Deriver, err = p.dir.ParseBase(value)
 		}
-	case fieldSig:
-		var sig Signature
-		sig, err = ParseSignature(value)
+	case "Sig":
+		sig, err := ParseSignature(value)
 		if err != nil {
 			if p.strict {
 				return err
 			}
 			return nil
 		}
-		if !slices.Contains(n.Signatures, sig) {
-			n.Signatures = append(n.Signatures, sig)
-		}
-	case fieldCA:
+		n.Signatures, err = addSignature(n.Signatures, sig)
+		return err
+	case "CA":
 		if !n.CA.IsZero() {
 			return errTwice
 		}
@@ -331,8 +286,6 @@ func (n *NARInfo) checkStrict() error {
 		return fail("FileHash", "it is not that of NarHash, but the NAR is not compressed")
 	case plain && n.FileSize != 0 && n.FileSize != n.NARSize:
 		return fail("FileSize", "it is not that of NarSize, but the NAR is not compressed")
-	case len(n.Signatures) > maxSignatures:
-		return fail("Sig", "there are more than %d", maxSignatures)
 	}
 	if err := n.CheckContentAddress(); err != nil {
 		return &FieldError{"CA", err}

@@ -308,9 +308,10 @@ func parseSignatures(members map[string]json.RawMessage) ([]Signature, error) {
 		return nil, err
 	}
 	var sigs []Signature
-	for _, s := range list {
-		if sig := Signature(s); !slices.Contains(sigs, sig) {
-			sigs = append(sigs, sig)
+	for _, sig := range list {
+		var err error
+		if sigs, err = addSignature(sigs, Signature(sig)); err != nil {
+			return nil, err
 		}
 	}
 	return sigs, nil

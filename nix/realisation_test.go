@@ -2,6 +2,7 @@ package nix_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -117,6 +118,7 @@ func TestRealisationRefused(t *testing.T) {
 		{start + `,"signatures":[{"keyName":"a"}]}`, "sig is missing"},
 		{start + `,"signatures":[1]}`, "signatures: "},
 		{start + `,"signatures":{}}`, "signatures: "},
+		{start + `,"signatures":[` + manySignatures(65) + `]}`, "more than 64 signatures"},
 		{start + `,"dependentRealisations":{"x":"y"}}`, "no exclamation mark"},
 		{start + `,"dependentRealisations":{"` + depID + `":"y"}}`, "32 characters"},
 		{start + `,"dependentRealisations":{"` + depID + `":"` + depBase + `","sha256:` + strings.ToUpper(depID[7:71]) + `!out":"` + topBase + `"}}`, "is there twice"},
@@ -127,6 +129,15 @@ func TestRealisationRefused(t *testing.T) {
 		_, err := nix.ParseRealisation(nix.DefaultStoreDir, []byte(test.text))
 		wantErr(t, err, test.want)
 	}
+}
+
+// manySignatures returns the members of a list of n signatures.
+func manySignatures(n int) string {
+	list := make([]string, n)
+	for i := range list {
+		list[i] = fmt.Sprintf(`"k%d%s"`, i, signatureTail)
+	}
+	return strings.Join(list, ",")
 }
 
 func TestBuildTrace(t *testing.T) {

@@ -5,11 +5,16 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 )
 
 // maxKeyNameLen is the longest name of a key, far beyond any in use (host names with a number).
 const maxKeyNameLen = 512
+
+// maxSignatures is how many signatures of one thing are read: each costs whoever verifies it,
+// and no path is known to have more than a handful.
+const maxSignatures = 64
 
 // Signature is an Ed25519 signature together with the name of the key that made it.
 // Signatures are compared with ==.
@@ -52,6 +57,17 @@ func (s Signature) Append(dst []byte) []byte {
 
 // Bytes returns a copy of the 64 bytes.
 func (s Signature) Bytes() []byte { return append([]byte(nil), s.sig[:]...) }
+
+// addSignature adds sig to sigs, unless it is there already.
+func addSignature(sigs []Signature, sig Signature) ([]Signature, error) {
+	switch {
+	case slices.Contains(sigs, sig):
+		return sigs, nil
+	case len(sigs) == maxSignatures:
+		return nil, fmt.Errorf("there are more than %d signatures", maxSignatures)
+	}
+	return append(sigs, sig), nil
+}
 
 var (
 	errKeyColon = errors.New("it has no colon after the key's name")
