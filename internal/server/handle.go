@@ -1,0 +1,277 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+
+	"firn/internal/cache"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+// Lengths of the hashes in names, in digits of base 32.
+const (
+	pathHashLen = 32
+	narHashLen  = 52
+)
+
+func (s *Server) serveNARInfo(x *exchange) error {
+	hash, err := nix.ParsePathHash(x.target.name)
+	if err != nil {
+		return s.noPath(x.target.name)
+	}
+	if x.wantsJSON() {
+		info, err := s.cache.Lookup(x.r.Context(), hash)
+		if err := s.lookedUp(x, err); err != nil {
+			return err
+		}
+		// Not for shared caches: some of them ignore Vary, and would give this to Nix.
+		return x.json(cacheNever, info)
+	}
+	text, err := s.cache.NARInfo(x.r.Context(), hash)
+	if err := s.lookedUp(x, err); err != nil {
+		return err
+	}
+	x.w.Header()["Vary"] = onAccept
+	return x.bytes(typeNARInfo, cacheShort, text)
+}
+
+// lookedUp counts a look-up of the path hash that x names, and says what was not found.
+func (s *Server) lookedUp(x *exchange, err error) error {
+	switch {
+	case err == nil:
+		s.metrics.lookups[lookupHit].Inc()
+	case errors.Is(err, cache.ErrNotFound):
+		s.metrics.lookups[lookupMiss].Inc()
+		return s.noPath(x.target.name)
+	default:
+		s.metrics.lookups[lookupFailed].Inc()
+	}
+	return err
+}
+
+// noPath returns an ErrNotFound for a path hash, which is shown only if it is one.
+func (s *Server) noPath(hash string) error {
+	if _, err := nix.ParsePathHash(hash); err != nil {
+		return s.missing("this is not a path hash: it has 32 digits of Nix's base 32")
+	}
+	return s.missing("no store path with hash " + hash + " here")
+}
+
+// serveNAR answers with the NAR of a store path, or a range of it, under any of the names in use:
+//
+//	nar/<path hash>-<NAR hash>.nar         ours, and of newer nix-serves
+//	nar/<NAR hash>.nar?hash=<path hash>    of harmonia
+//	nar/<path hash>.nar                    of older nix-serves
+//
+// Clients remember these for a month, also those of the server that was here before.
+// A HEAD request is answered like a GET, also with a Range.
+func (s *Server) serveNAR(x *exchange) error {
+	hash, narHash, ok := parseNARName(x.target.name, x.r.URL.RawQuery)
+	if !ok {
+		return s.missing("this is not the name of a NAR here")
+	}
+	n, info, err := s.cache.OpenNAR(x.r.Context(), hash, narHash)
+	if err != nil {
+		if errors.Is(err, cache.ErrNotFound) {
+			return s.missing("no such NAR of a store path with hash " + hash.String() + " here")
+		}
+		return err
+	}
+	defer n.Close()
+
+	tag := `"` + info.NARHash.Nix32() + `"`
+	h := x.w.Header()
+	h["ETag"] = []string{tag}
+	h["Accept-Ranges"] = byteRanges
+	h["Cache-Control"] = cacheForever
+	if narHash.IsZero() {
+		h["Cache-Control"] = cacheShort // the path may come back with other bytes
+	}
+	unchanged, err := precondition(x.r.Header, tag)
+	if err != nil {
+		return err
+	}
+	if unchanged {
+		x.begin(http.StatusNotModified)
+		return nil
+	}
+
+	size := n.Size()
+	off, length, partial, err := rangeOf(x.r.Header, tag, size)
+	status := http.StatusOK
+	switch {
+	case err != nil:
+		h["Content-Range"] = []string{"bytes */" + strconv.FormatInt(size, 10)}
+		return err
+	case partial:
+		status = http.StatusPartialContent
+		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", off, off+length-1, size)}
+	}
+	h["Content-Type"] = typeNAR
+	h["Content-Length"] = []string{strconv.FormatInt(length, 10)}
+	h["X-Content-Type-Options"] = noSniff
+	h["Content-Security-Policy"] = sandbox
+	if x.isHead() {
+		x.begin(status)
+		return nil
+	}
+	err = n.WriteRange(x.r.Context(), &body{x: x, status: status}, off, length)
+	if errors.Is(err, nar.ErrMismatch) {
+		s.metrics.mismatches.Inc()
+	}
+	if err == nil && x.sent != length {
+		err = fmt.Errorf("write NAR of %s: %d bytes of %d", info.Path, x.sent, length)
+	}
+	return err
+}
+
+// parseNARName parses the name of a NAR without its suffix.
+// narHash is zero where the name does not say it.
+func parseNARName(name, query string) (hash nix.PathHash, narHash nix.Hash, ok bool) {
+	var path, contents string
+	switch len(name) {
+	case pathHashLen + len("-") + narHashLen:
+		path, contents, _ = strings.Cut(name, "-")
+	case narHashLen:
+		values, err := url.ParseQuery(query)
+		if err != nil {
+			return hash, narHash, false
+		}
+		path, contents = values.Get("hash"), name
+	case pathHashLen:
+		path = name
+	}
+	hash, err := nix.ParsePathHash(path)
+	if err != nil {
+		return hash, narHash, false
+	}
+	if path == name {
+		return hash, narHash, true
+	}
+	narHash, err = nix.ParseHashOf(nix.SHA256, contents)
+	return hash, narHash, err == nil && len(contents) == narHashLen
+}
+
+func (s *Server) serveListing(x *exchange) error {
+	hash, err := nix.ParsePathHash(x.target.name)
+	if err != nil {
+		return s.noPath(x.target.name)
+	}
+	listing, err := s.cache.Listing(x.r.Context(), hash)
+	if errors.Is(err, cache.ErrNotFound) {
+		return s.noPath(x.target.name)
+	}
+	if err != nil {
+		return err
+	}
+	return x.json(cacheShort, listing)
+}
+
+// serveLog answers with a build log.
+// Names of derivations may contain a question mark, and Nix does not escape it:
+// what looks like a query is the rest of the name.
+func (s *Server) serveLog(x *exchange) error {
+	name := x.target.name
+	if x.r.URL.RawQuery != "" || x.r.URL.ForceQuery {
+		rest, err := url.PathUnescape(x.r.URL.RawQuery)
+		if err != nil {
+			return s.missing("this is not the name of a derivation")
+		}
+		name += "?" + rest
+	}
+	drv, err := s.parseDerivation(name)
+	if err != nil {
+		return err
+	}
+	log, err := s.cache.OpenLog(x.r.Context(), drv)
+	if errors.Is(err, cache.ErrNotFound) {
+		return s.missing("no log of " + drv.Base() + " here")
+	}
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+
+	h := x.w.Header()
+	h["Content-Type"] = typeText
+	h["Cache-Control"] = cacheShort
+	h["X-Content-Type-Options"] = noSniff
+	h["Content-Security-Policy"] = sandbox
+	size, known := log.Size()
+	if known {
+		h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+	}
+	if x.isHead() {
+		x.begin(http.StatusOK)
+		return nil
+	}
+	var r io.Reader = log
+	if known {
+		r = io.LimitReader(log, size) // a log grows as long as its build runs
+	}
+	_, err = io.Copy(&body{x: x, status: http.StatusOK}, r)
+	if err == nil && known && x.sent != size {
+		err = fmt.Errorf("send log of %s: %d bytes of %d", drv, x.sent, size)
+	}
+	if x.status == 0 && err == nil {
+		x.begin(http.StatusOK) // it is empty
+	}
+	return err
+}
+
+func (s *Server) serveRealisation(x *exchange) error {
+	id, err := nix.ParseRealisationID(x.target.name)
+	if err != nil {
+		return s.missing("this is not the name of a realisation")
+	}
+	r, err := s.cache.Realisation(x.r.Context(), id)
+	if errors.Is(err, cache.ErrNotFound) {
+		return s.missing("no realisation of " + id.String() + " here")
+	}
+	if err != nil {
+		return err
+	}
+	return x.json(cacheShort, r)
+}
+
+func (s *Server) serveBuildTrace(x *exchange) error {
+	name, output, _ := strings.Cut(x.target.name, "/")
+	drv, err := s.parseDerivation(name)
+	if err != nil {
+		return err
+	}
+	t, err := s.cache.BuildTrace(x.r.Context(), drv, output)
+	if errors.Is(err, cache.ErrNotFound) {
+		return s.missing("no build trace of this output of " + drv.Base() + " here")
+	}
+	if err != nil {
+		return err
+	}
+	return x.json(cacheShort, t)
+}
+
+// parseDerivation parses the last element of the store path of a derivation, or returns what is wrong as ErrNotFound.
+func (s *Server) parseDerivation(base string) (nix.StorePath, error) {
+	drv, err := s.cache.Info().StoreDir.ParseBase(base)
+	if err != nil || !drv.IsDerivation() {
+		return nix.StorePath{}, s.missing("this is not the name of a derivation")
+	}
+	return drv, nil
+}
+
+// serveHealth says whether the sources can serve, by asking them.
+func (s *Server) serveHealth(x *exchange) error {
+	ctx, cancel := context.WithTimeout(x.r.Context(), healthLimit)
+	defer cancel()
+	if err := s.cache.Check(ctx); err != nil {
+		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
+	}
+	return x.bytes(typeText, cacheNever, []byte("ok\n"))
+}

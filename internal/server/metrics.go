@@ -1,0 +1,107 @@
+package server
+
+import (
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// What a look-up of a narinfo came to.
+const (
+	lookupHit = iota
+	lookupMiss
+	lookupFailed
+	lookupResults
+)
+
+// metrics are what /metrics shows. Every counter is looked up once, here, and not for each request.
+type metrics struct {
+	handler http.Handler
+
+	inFlight   prometheus.Gauge
+	requests   [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
+	seconds    [routes]prometheus.Observer
+	bytes      [routes]prometheus.Counter
+	lookups    [lookupResults]prometheus.Counter
+	aborts     [culprits]prometheus.Counter
+	mismatches prometheus.Counter
+}
+
+func newMetrics() *metrics {
+	m := &metrics{
+		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "firn_http_requests_in_flight",
+			Help: "Requests that are being answered.",
+		}),
+		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "firn_nar_verification_failures_total",
+			Help: "NARs that were not the ones their hashes promised. Their last bytes were not sent.",
+		}),
+	}
+	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "firn_http_requests_total",
+		Help: "Requests answered, by what was asked for and class of the status.",
+	}, []string{"route", "status"})
+	seconds := prometheus.NewHistogramVec(prometheus.HistogramOpts{
+		Name:    "firn_http_request_duration_seconds",
+		Help:    "Time from the header of a request to the last byte of its answer.",
+		Buckets: []float64{0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1000},
+	}, []string{"route"})
+	bytes := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "firn_http_response_bytes_total",
+		Help: "Bytes of bodies sent.",
+	}, []string{"route"})
+	lookups := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "firn_narinfo_lookups_total",
+		Help: "Look-ups of narinfos, by result.",
+	}, []string{"result"})
+	aborts := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "firn_http_aborts_total",
+		Help: "Answers that ended before their last byte, by who ended them.",
+	}, []string{"by"})
+
+	for r := range routes {
+		name := routeNames[r]
+		m.requests[r][0] = requests.WithLabelValues(name, "none")
+		for class := 1; class < len(m.requests[r]); class++ {
+			m.requests[r][class] = requests.WithLabelValues(name, strconv.Itoa(class)+"xx")
+		}
+		m.seconds[r] = seconds.WithLabelValues(name)
+		m.bytes[r] = bytes.WithLabelValues(name)
+	}
+	for i, result := range [lookupResults]string{"hit", "miss", "failed"} {
+		m.lookups[i] = lookups.WithLabelValues(result)
+	}
+	for c := range culprits {
+		m.aborts[c] = aborts.WithLabelValues(culprit(c).String())
+	}
+
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(
+		m.inFlight, m.mismatches, requests, seconds, bytes, lookups, aborts,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	)
+	m.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})
+	return m
+}
+
+// answered counts a request that has been answered, or given up.
+func (m *metrics) answered(x *exchange, took time.Duration) {
+	route := x.target.route
+	m.requests[route][x.status/100].Inc()
+	m.seconds[route].Observe(took.Seconds())
+	m.bytes[route].Add(float64(x.sent))
+}
+
+func (s *Server) serveMetrics(x *exchange) error {
+	h := x.w.Header()
+	h["Cache-Control"] = cacheNever
+	h["X-Content-Type-Options"] = noSniff
+	x.status = http.StatusOK
+	s.metrics.handler.ServeHTTP(x.w, x.r)
+	return nil
+}

@@ -1,0 +1,107 @@
+package server
+
+import (
+	"bytes"
+	"crypto/sha256"
+	_ "embed"
+	"encoding/base64"
+	"html"
+	"html/template"
+	"net"
+	"net/http"
+	"regexp"
+	"strings"
+)
+
+//go:embed page.html
+var pageHTML string
+
+//go:embed page.css
+var pageCSS string
+
+//go:embed page.js
+var pageJS string
+
+// newPage returns the template of the front page, and the policy that lets it run its own style and script and nothing else.
+func newPage() (*template.Template, []string) {
+	t := template.New("page").Funcs(template.FuncMap{
+		"css": func() template.CSS { return template.CSS(pageCSS) },
+		"js":  func() template.JS { return template.JS(pageJS) },
+	})
+	digest := func(text string) string {
+		sum := sha256.Sum256([]byte(text))
+		return "'sha256-" + base64.StdEncoding.EncodeToString(sum[:]) + "'"
+	}
+	policy := "default-src 'none'; img-src data:; style-src " + digest(pageCSS) + "; script-src " + digest(pageJS) +
+		"; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+	return template.Must(t.Parse(pageHTML)), []string{policy}
+}
+
+// servePage answers with the front page: what this is, and the lines that a client needs.
+func (s *Server) servePage(x *exchange) error {
+	info := s.cache.Info()
+	data := struct {
+		URL      string
+		StoreDir string
+		Priority int
+		Sources  []string
+		Keys     []template.HTML
+		Version  string
+	}{
+		URL:      shownURL(x.r),
+		StoreDir: string(info.StoreDir),
+		Priority: info.Priority,
+		Sources:  s.cache.Sources(),
+		Version:  s.version,
+	}
+	for _, key := range s.cache.PublicKeys() {
+		// Escaped here, as the template would needlessly make an entity of every plus.
+		data.Keys = append(data.Keys, template.HTML(html.EscapeString(key.String())))
+	}
+	var text bytes.Buffer
+	if err := s.page.Execute(&text, data); err != nil {
+		return err
+	}
+	h := x.w.Header()
+	h["Content-Security-Policy"] = s.policy
+	h["Referrer-Policy"] = []string{"no-referrer"}
+	// Never kept: it shows a URL made from the headers of this one request.
+	return x.bytes(typeHTML, cacheNever, text.Bytes())
+}
+
+var (
+	hostPattern   = regexp.MustCompile(`^([A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?|\[[0-9A-Fa-f:.]{2,45}\])(:[0-9]{1,5})?$`)
+	prefixPattern = regexp.MustCompile(`^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*){0,16}$`)
+)
+
+// shownURL returns the URL at which the client, or the proxy before us, says that it reached this cache.
+// It is for showing only. Whoever asks may say anything, so what is not plainly a host or a path is not repeated.
+func shownURL(r *http.Request) string {
+	forwarded := func(name string) string {
+		first, _, _ := strings.Cut(r.Header.Get(name), ",") // the proxy nearest to the client
+		return strings.TrimSpace(first)
+	}
+
+	scheme := "http"
+	if r.TLS != nil {
+		scheme = "https"
+	}
+	if said := forwarded("X-Forwarded-Proto"); said == "http" || said == "https" {
+		scheme = said
+	}
+	host := "localhost"
+	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && hostPattern.MatchString(local.String()) {
+		host = local.String()
+	}
+	for _, said := range []string{forwarded("X-Forwarded-Host"), r.Host} {
+		if hostPattern.MatchString(said) {
+			host = said
+			break
+		}
+	}
+	prefix := strings.TrimRight(forwarded("X-Forwarded-Prefix"), "/")
+	if !prefixPattern.MatchString(prefix) {
+		prefix = ""
+	}
+	return scheme + "://" + host + prefix
+}

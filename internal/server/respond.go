@@ -1,0 +1,215 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"firn/internal/cache"
+)
+
+// Values of headers, as they stand in a header map, so that none is allocated for a request.
+var (
+	typeCacheInfo = []string{"text/x-nix-cache-info"}
+	typeNARInfo   = []string{"text/x-nix-narinfo"}
+	typeNAR       = []string{"application/x-nix-nar"}
+	typeJSON      = []string{"application/json"}
+	typeText      = []string{"text/plain; charset=utf-8"}
+	typeHTML      = []string{"text/html; charset=utf-8"}
+
+	cacheForever = []string{"public, max-age=31536000, immutable"} // the name stands for these bytes only
+	cacheShort   = []string{"public, max-age=300"}                 // signatures are added, paths are collected
+	cacheMiss    = []string{"public, max-age=5"}                   // what is missing may be on its way
+	cacheNever   = []string{"no-store"}
+
+	noSniff    = []string{"nosniff"}
+	sandbox    = []string{"default-src 'none'; sandbox"} // what comes out of a store is never a page of ours
+	byteRanges = []string{"bytes"}
+	onAccept   = []string{"Accept"}
+	closed     = []string{"close"}
+	readers    = []string{"GET, HEAD"}
+	retrySoon  = []string{"5"} // seconds
+)
+
+// errMethod is the answer to anything but GET and HEAD.
+var errMethod = errors.New("method not allowed")
+
+// statuses says how an error is answered: by the first entry that it is. Anything else is an internal error.
+var statuses = []struct {
+	err    error
+	status int
+	text   string
+}{
+	{cache.ErrNotFound, http.StatusNotFound, "not found"},
+	{errMethod, http.StatusMethodNotAllowed, "only GET and HEAD are answered here"},
+	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
+	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
+	{cache.ErrUnavailable, http.StatusServiceUnavailable, "unavailable now, try again later"},
+	{context.DeadlineExceeded, http.StatusServiceUnavailable, "unavailable now, try again later"},
+	{context.Canceled, http.StatusServiceUnavailable, "unavailable now, try again later"},
+	{cache.ErrDenied, http.StatusForbidden, "denied"},
+	{cache.ErrInvalid, http.StatusBadRequest, "invalid"},
+	{cache.ErrConflict, http.StatusConflict, "it is there already, with other contents"},
+	{cache.ErrTooLarge, http.StatusRequestEntityTooLarge, "too large"},
+}
+
+// shown is an error with a text for whoever asked. The text of any other error stays inside.
+type shown struct {
+	text string
+	error
+}
+
+func (e *shown) Unwrap() error { return e.error }
+
+// exchange is one request and the answer to it.
+type exchange struct {
+	w        http.ResponseWriter
+	r        *http.Request
+	target   target
+	patience time.Duration // see the constant
+	status   int           // of the answer; 0 until its header is sent
+	sent     int64         // bytes of its body so far
+}
+
+// begin sends the header.
+func (x *exchange) begin(status int) {
+	x.status = status
+	x.w.WriteHeader(status)
+}
+
+func (x *exchange) isHead() bool { return x.r.Method == http.MethodHead }
+
+// bytes answers 200 with a body that is in memory.
+func (x *exchange) bytes(kind, caching []string, text []byte) error {
+	return x.answer(http.StatusOK, kind, caching, text)
+}
+
+// answer answers with a body that is in memory.
+func (x *exchange) answer(status int, kind, caching []string, text []byte) error {
+	h := x.w.Header()
+	h["Content-Type"] = kind
+	h["Content-Length"] = []string{strconv.Itoa(len(text))}
+	h["Cache-Control"] = caching
+	h["X-Content-Type-Options"] = noSniff
+	x.begin(status)
+	if x.isHead() {
+		return nil
+	}
+	if len(text) > slice {
+		_, err := (&body{x: x}).Write(text)
+		return err
+	}
+	n, err := x.w.Write(text) // in the time that any answer has
+	x.sent += int64(n)
+	return err
+}
+
+// json answers with the JSON form of a value.
+func (x *exchange) json(caching []string, v json.Marshaler) error {
+	text, err := v.MarshalJSON()
+	if err != nil {
+		return err
+	}
+	h := x.w.Header()
+	h["Content-Security-Policy"] = sandbox
+	h["Vary"] = onAccept
+	return x.bytes(typeJSON, caching, append(text, '\n'))
+}
+
+// fail answers with an error, of which the log is told what the answer does not show.
+func (s *Server) fail(x *exchange, err error) {
+	status, text := http.StatusInternalServerError, "internal error"
+	for _, known := range statuses {
+		if errors.Is(err, known.err) {
+			status, text = known.status, known.text
+			break
+		}
+	}
+	if e, ok := errors.AsType[*shown](err); ok {
+		text = e.text
+	}
+
+	h := x.w.Header()
+	contentRange := h["Content-Range"]
+	clear(h) // of what belongs to the answer that could not be given
+	caching := cacheNever
+	switch status {
+	case http.StatusNotFound:
+		caching = cacheMiss
+	case http.StatusMethodNotAllowed:
+		h["Allow"] = readers
+	case http.StatusRequestedRangeNotSatisfiable:
+		h["Content-Range"] = contentRange
+	case http.StatusServiceUnavailable:
+		h["Retry-After"] = retrySoon
+		s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
+	case http.StatusInternalServerError:
+		s.log.Error("failed", "path", x.r.URL.Path, "error", err)
+	}
+	if x.r.ContentLength != 0 {
+		h["Connection"] = closed
+	}
+	// An error means that the client has gone, which is not worth a word now.
+	_ = x.answer(status, typeText, caching, []byte(text+"\n"))
+}
+
+// refuseBody makes sure that the body of a request, which nobody reads here, holds nothing up.
+func (x *exchange) refuseBody(within time.Duration) {
+	x.w.Header()["Connection"] = closed
+	// Where there is no deadline to set, as in some tests, there is no connection to hold up.
+	_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(within))
+}
+
+// attributes are what the log says of an exchange.
+func (x *exchange) attributes(start time.Time) []any {
+	return []any{
+		"method", x.r.Method,
+		"path", x.r.URL.Path,
+		"route", x.target.route.String(),
+		"status", x.status,
+		"bytes", x.sent,
+		"duration", time.Since(start),
+		"remote", x.r.RemoteAddr,
+	}
+}
+
+// Who ended an answer before its end.
+type culprit uint8
+
+const (
+	byClient culprit = iota // it went away
+	bySlow                  // it took less than patience allows
+	bySource                // the NAR could not be written
+	culprits int     = iota
+)
+
+func (c culprit) String() string { return [culprits]string{"client", "slow client", "source"}[c] }
+
+func abortedBy(r *http.Request, err error) culprit {
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return bySlow
+	case r.Context().Err() != nil, errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+		return byClient
+	}
+	return bySource
+}
+
+// wantsJSON reports whether a request for a narinfo asks for its JSON form.
+func (x *exchange) wantsJSON() bool {
+	if q := x.r.URL.RawQuery; q != "" && x.r.URL.Query().Has("json") {
+		return true
+	}
+	for _, accept := range x.r.Header["Accept"] {
+		if strings.Contains(accept, "application/json") {
+			return true
+		}
+	}
+	return false
+}
