@@ -1,0 +1,281 @@
+//go:build linux
+
+// Command bench is the shootout: firn beside nginx with the same store paths as flat files, and beside any other binary cache,
+// measured in one run, in turns, on one machine.
+//
+//	go run ./bench
+//	go run ./bench --quick
+//	go run ./bench --peer harmonia=http://127.0.0.1:5001
+//
+// For a closure of store paths it measures what the public benchmark of Nix caches does (github.com/Mic92/cache-shootout),
+// and what a server costs its machine. docs/benchmarks.md, which it writes, describes the method and has the last results.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"firn/internal/debstore"
+)
+
+// lastPhases is the time set aside for what is measured once, after the runs.
+const lastPhases = 60 * time.Second
+
+// Options are the command line.
+type Options struct {
+	Runs    int           `help:"Measure everything so many times." default:"5"`
+	Quick   bool          `help:"Measure a part of the closure, twice, in less than a minute. Writes to the results directory only."`
+	Limit   time.Duration `help:"Begin no run that would end later than this after the start." default:"9m30s"`
+	Peer    []string      `help:"A further server that runs already, on the loopback interface, over the same store. With its process id, its CPU time and memory are measured too. Repeatable." placeholder:"NAME=URL[,PID]" sep:"none"`
+	Only    []string      `help:"Measure only these servers, and the ones that they are compared with: nginx, bare Go, firn, \"nginx, zstd\", \"firn, zstd\" or a peer's name. Repeatable." placeholder:"NAME" sep:"none"`
+	Firn    string        `help:"Measure this program instead of building ./cmd/firn." placeholder:"PROGRAM"`
+	Store   string        `help:"Serve all paths of the store in this root, instead of one made of this machine's Debian packages." placeholder:"ROOT"`
+	Discard Discard       `help:"What the client does with the bodies of NARs: truncate lets the kernel drop them, copy reads them into memory." enum:"truncate,copy" default:"truncate"`
+	Cache   string        `help:"Where stores and flat files are kept from one time to the next (default: firn-e2e in the user's cache directory)." placeholder:"DIR"`
+	Results string        `help:"Where the CSV is written, and the page of a quick run (default: bench/results)." placeholder:"DIR"`
+	Docs    string        `help:"Where the page and the plot of a full run are written (default: docs)." placeholder:"DIR"`
+}
+
+const description = `The shootout: firn beside nginx and other binary caches, measured in turns on this machine.
+
+It makes a store of this machine's Debian packages, writes it as flat files with nix copy, starts nginx over these and firn over the store,
+checks every byte that they serve, and prints times, requests per second, CPU time and memory. What is missing (Nix, nginx) is installed with apt-get.
+
+Examples:
+
+    go run ./bench                       everything, in under ten minutes
+    go run ./bench --quick               a part, in under one, once the store is there
+    go run ./bench --only firn           firn and nginx, uncompressed
+    go run ./bench --peer harmonia=http://127.0.0.1:5001,4711`
+
+func main() {
+	// Servers get a signal when the thread that started them ends (see start): this one lasts as long as the process.
+	runtime.LockOSThread()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if len(os.Args) == 4 && os.Args[1] == bareCommand {
+		exit(serveBare(ctx, os.Args[2], os.Args[3]))
+	}
+	var opts Options
+	kong.Parse(&opts, kong.Name("bench"), kong.Description(description))
+	exit(shoot(ctx, opts))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// shoot does everything.
+func shoot(ctx context.Context, opts Options) error {
+	begin := time.Now()
+	progress := func(format string, args ...any) {
+		fmt.Fprintf(os.Stderr, "%6.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
+	}
+	root, err := moduleRoot(ctx)
+	if err != nil {
+		return err
+	}
+	if err := opts.complete(root); err != nil {
+		return err
+	}
+	work, err := os.MkdirTemp("", "firn-shootout-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(work)
+	if err := needTools(ctx, progress); err != nil {
+		return err
+	}
+	material, err := prepare(ctx, opts.Cache, opts.Store, progress)
+	if err != nil {
+		return err
+	}
+	if opts.Quick {
+		material.Closure = part(material.Closure)
+	}
+	entrants, err := enlist(ctx, opts, root, work, material, progress)
+	if err != nil {
+		return err
+	}
+	client, err := NewClient()
+	if err != nil {
+		return err
+	}
+	b := &shootout{client: client, discard: opts.Discard, rateTime: rateTime, work: work, progress: progress, targets: make(map[*Server]*Target), samples: make(Samples)}
+	if opts.Quick {
+		b.rateTime = rateTimeQuick
+	}
+	defer b.leave()
+	for _, spec := range entrants.specs {
+		if err := b.enter(ctx, spec, material.Closure); err != nil {
+			return err
+		}
+	}
+	for longest := time.Duration(0); b.runs < opts.Runs; {
+		if b.runs > 0 && time.Since(begin)+longest+lastPhases > opts.Limit {
+			progress("%d of %d runs made: another would end after %v", b.runs, opts.Runs, opts.Limit)
+			break
+		}
+		started := time.Now()
+		if err := b.run(ctx); err != nil {
+			return err
+		}
+		longest = max(longest, time.Since(started))
+	}
+	if err := b.inFlight(ctx); err != nil {
+		return err
+	}
+	if entrants.firn != "" && !opts.Quick {
+		if err := b.scale(ctx, opts.Cache, entrants.firn, material.Key); err != nil {
+			return err
+		}
+	}
+	machine, err := describeMachine(ctx)
+	if err != nil {
+		return err
+	}
+	return publish(opts, &Report{
+		Machine:  machine,
+		Command:  commandLine(os.Args[1:]),
+		Date:     begin,
+		Took:     time.Since(begin),
+		Runs:     b.runs,
+		Discard:  opts.Discard,
+		Closure:  material.Closure,
+		Servers:  b.servers,
+		Targets:  b.targets,
+		Samples:  b.samples,
+		Metrics:  metrics(),
+		Remarks:  entrants.remarks,
+		NotesDir: filepath.Join(root, "bench"),
+	})
+}
+
+// complete fills in what depends on the machine.
+func (o *Options) complete(root string) error {
+	if o.Runs < 1 {
+		return fmt.Errorf("--runs %d: want at least one", o.Runs)
+	}
+	if o.Quick {
+		o.Runs = min(o.Runs, 2)
+	}
+	if o.Results == "" {
+		o.Results = filepath.Join(root, "bench", "results")
+	}
+	if o.Docs == "" {
+		o.Docs = filepath.Join(root, "docs")
+	}
+	if o.Quick {
+		o.Docs = o.Results
+	}
+	if o.Cache == "" {
+		dir, err := debstore.DefaultDir()
+		if err != nil {
+			return err
+		}
+		o.Cache = dir
+	}
+	for _, dir := range []string{o.Results, o.Docs, o.Cache} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// entrants are the servers that take part.
+type entrants struct {
+	specs   []Spec
+	firn    string   // the program; "": firn takes no part
+	remarks []string // what is not measured, and why
+}
+
+// enlist says which servers take part. A baseline always does when one that is compared with it does.
+func enlist(ctx context.Context, opts Options, root, work string, m *Material, progress func(string, ...any)) (*entrants, error) {
+	wanted := func(name string) bool { return len(opts.Only) == 0 || slices.Contains(opts.Only, name) }
+	e := &entrants{}
+	all := []Spec{nginxSpec(nginxPlain, "", m.Plain), bareSpec(m.Plain)}
+	if wanted(firnPlain) || wanted(firnZstd) {
+		var err error
+		if e.firn = opts.Firn; e.firn == "" {
+			progress("building firn")
+			if e.firn, err = buildFirn(ctx, root, work); err != nil {
+				return nil, err
+			}
+		}
+		zstd, err := hasFlag(ctx, e.firn, "--compression")
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, firnSpec(firnPlain, nginxPlain, e.firn, m.Root, m.Key), nginxSpec(nginxZstd, "", m.Zstd))
+		if zstd {
+			all = append(all, firnSpec(firnZstd, nginxZstd, e.firn, m.Root, m.Key, "--compression", "zstd"))
+		} else {
+			e.remarks = append(e.remarks, "firn has no --compression flag yet, so its zstd is not measured.")
+		}
+	} else {
+		all = append(all, nginxSpec(nginxZstd, "", m.Zstd))
+	}
+	for _, text := range opts.Peer {
+		peer, err := parsePeer(text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, peer)
+	}
+	baselines := make(map[string]bool)
+	for _, spec := range all {
+		if wanted(spec.Name) {
+			baselines[spec.Baseline] = true
+			if spec.URL != nil { // which one is known when it has been asked
+				baselines[nginxPlain], baselines[nginxZstd] = true, true
+			}
+		}
+	}
+	for _, spec := range all {
+		if wanted(spec.Name) || baselines[spec.Name] {
+			e.specs = append(e.specs, spec)
+		}
+	}
+	if len(e.specs) == 0 {
+		return nil, fmt.Errorf("--only %q: no such server", opts.Only)
+	}
+	return e, nil
+}
+
+// commandLine is how to run this again.
+func commandLine(args []string) string {
+	words := []string{"go run ./bench"}
+	for _, arg := range args {
+		if strings.ContainsAny(arg, " ,") {
+			arg = strconv.Quote(arg)
+		}
+		words = append(words, arg)
+	}
+	return strings.Join(words, " ")
+}
+
+// moduleRoot is the directory of this module, which the program is run in.
+func moduleRoot(ctx context.Context) (string, error) {
+	text, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "firn").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the module firn: run this in its directory: %w", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
