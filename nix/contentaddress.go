@@ -51,7 +51,7 @@ type ContentAddress struct {
 }
 
 var (
-	errContentPrefix = errors.New("it begins with neither text: nor fixed:")
+	errContentPrefix = errors.New("it begins with neither \"text:\" nor \"fixed:\"")
 	errContentTyped  = errors.New("its hash is not <algorithm>:<text>")
 	errTextAlgorithm = errors.New("a text is only ever hashed by sha256")
 	errGitAlgorithm  = errors.New("git only hashes by sha1 or sha256")

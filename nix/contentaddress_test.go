@@ -33,10 +33,10 @@ func TestContentAddress(t *testing.T) {
 
 func TestContentAddressRefused(t *testing.T) {
 	for _, test := range []struct{ text, want string }{
-		{"", "neither text: nor fixed:"},
-		{"r:sha256:" + helloNix32, "neither text: nor fixed:"},
-		{"sha256:" + helloNix32, "neither text: nor fixed:"},
-		{"Fixed:r:sha256:" + helloNix32, "neither text: nor fixed:"},
+		{"", `neither "text:" nor "fixed:"`},
+		{"r:sha256:" + helloNix32, `neither "text:" nor "fixed:"`},
+		{"sha256:" + helloNix32, `neither "text:" nor "fixed:"`},
+		{"Fixed:r:sha256:" + helloNix32, `neither "text:" nor "fixed:"`},
 		{"fixed:", "not <algorithm>:<text>"},
 		{"fixed:sha256-" + helloBase64, "not <algorithm>:<text>"},
 		{"fixed:r:sha256", "not <algorithm>:<text>"},
@@ -60,8 +60,8 @@ func TestContentAddressRefused(t *testing.T) {
 	}
 }
 
-// The paths that nix-store --add-fixed and builtins.toFile give a file hello.txt of "hello\n". That
-// of git, which Nix 2.8 does not know, follows from the rule for fixed outputs of later versions.
+// The paths that nix-store --add-fixed, builtins.toFile and, from Nix 2.34, nix store add --mode git
+// give a file hello.txt of "hello\n".
 func TestContentAddressStorePath(t *testing.T) {
 	for _, test := range []struct{ ca, want string }{
 		{"fixed:md5:4425hx5d1mc9y39llj4k4nm55i", "dra1cz5vbrhclpv4y1q0psnbkxz581bk-hello.txt"},

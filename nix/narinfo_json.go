@@ -2,8 +2,8 @@ package nix
 
 import "encoding/json"
 
-// jsonVersion is the version of the JSON form: the one that nix path-info --json has printed since
-// Nix 2.4 in substance, and prints by default to this day. Later versions are asked for by a flag.
+// jsonVersion is the version of the JSON form: the one that nix path-info --json prints unless
+// --json-format asks for a later one. It is, but for members that were added, what Nix 2.4 printed.
 const jsonVersion = 1
 
 // narInfoJSON has the members of the JSON form, in the order of their names as Nix has them.

