@@ -172,7 +172,7 @@ func (b *builder) add(name string, info fs.FileInfo, parent, depth int, readlink
 		if err != nil {
 			return err
 		}
-		if msg := checkTarget(target); msg != "" {
+		if msg := checkTarget(target, len(target)); msg != "" {
 			return errors.New(msg)
 		}
 		n.typ, n.size = TypeSymlink, int64(len(target))
@@ -275,7 +275,7 @@ func readNames(dir *os.Root, info fs.FileInfo) ([]string, error) {
 		return nil, err
 	}
 	for _, name := range names {
-		if msg := checkName(name); msg != "" {
+		if msg := checkName(name, len(name)); msg != "" {
 			return nil, errors.New(msg)
 		}
 	}

@@ -101,30 +101,30 @@ const (
 // padding returns the number of zero bytes after a string of n bytes.
 func padding(n int64) int64 { return -n & 7 }
 
-// checkName returns what is wrong with the name of an entry, or "".
-func checkName[T ~string | ~[]byte](name T) string {
-	switch s := string(name); {
-	case s == "":
+// checkName returns what is wrong with the name of an entry, which counts as size bytes, or "".
+func checkName(name string, size int) string {
+	switch {
+	case name == "":
 		return "name of an entry is empty"
-	case s == "." || s == "..":
-		return fmt.Sprintf("name of an entry is %q", s)
-	case len(s) > MaxName:
-		return fmt.Sprintf("name of an entry has %d bytes, more than %d", len(s), MaxName)
-	case strings.ContainsAny(s, "/\x00"):
-		return fmt.Sprintf("name of an entry has a slash or a zero byte: %q", s)
+	case name == "." || name == "..":
+		return fmt.Sprintf("name of an entry is %q", name)
+	case size > MaxName:
+		return fmt.Sprintf("name of an entry has %d bytes, more than %d", size, MaxName)
+	case strings.ContainsAny(name, "/\x00"):
+		return fmt.Sprintf("name of an entry has a slash or a zero byte in it: %q", name)
 	}
 	return ""
 }
 
-// checkTarget returns what is wrong with the target of a symlink, or "".
-func checkTarget[T ~string | ~[]byte](target T) string {
-	switch s := string(target); {
-	case s == "":
+// checkTarget returns what is wrong with the target of a symlink, which counts as size bytes, or "".
+func checkTarget(target string, size int) string {
+	switch {
+	case target == "":
 		return "target of a symlink is empty"
-	case len(s) > MaxTarget:
-		return fmt.Sprintf("target of a symlink has %d bytes, more than %d", len(s), MaxTarget)
-	case strings.Contains(s, "\x00"):
-		return fmt.Sprintf("target of a symlink has a zero byte: %q", s)
+	case size > MaxTarget:
+		return fmt.Sprintf("target of a symlink has %d bytes, more than %d", size, MaxTarget)
+	case strings.Contains(target, "\x00"):
+		return fmt.Sprintf("target of a symlink has a zero byte in it: %q", target)
 	}
 	return ""
 }
