@@ -1,0 +1,232 @@
+package localstore
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+// What the daemon says of a path is what the database says of it.
+func TestDaemonPathInfo(t *testing.T) {
+	n := newNix(t)
+	ref := n.add("ref", "referred to")
+	path := n.register([]string{"one"}, string(n.storeDir)+"/"+strings.Repeat("1", 32)+"-x.drv", ref)[0]
+	n.edit(`update ValidPaths set ultimate = 1, sigs = 'test-1:` + strings.Repeat("A", 86) + `==' where path = '` + path.String() + `'`)
+	n.startDaemon()
+	s := n.open()
+	for _, p := range []nix.StorePath{ref, path} {
+		want, err := s.PathInfo(t.Context(), p.Hash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.daemon.pathInfo(t.Context(), p.Hash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b nix.StorePath) bool { return a == b }),
+			cmp.Comparer(func(a, b nix.Hash) bool { return a == b }), cmp.Comparer(func(a, b nix.Signature) bool { return a == b }),
+			cmp.Comparer(func(a, b nix.ContentAddress) bool { return a == b })); diff != "" {
+			t.Errorf("path info of %v (-database +daemon):\n%s", p, diff)
+		}
+	}
+	if got, err := s.daemon.pathInfo(t.Context(), nix.PathHash{1}); got != nil || err != nil {
+		t.Errorf("an absent path: %v, %v, want neither", got, err)
+	}
+}
+
+// A process that may not write into the state directory serves all the same: it reads the database, has the daemon confirm
+// what is absent, and has it keep what is being sent.
+func TestUnprivileged(t *testing.T) {
+	n := newNix(t)
+	path, gone := n.add("file", "hello\n"), n.add("gone", "not sent")
+
+	c := n.startChild(t, nobody)
+	if !strings.Contains(c.first, "cannot write beside it") || !strings.Contains(c.first, "Nix daemon") {
+		t.Errorf("without WAL index and daemon it says %q", c.first)
+	}
+	stop := n.startDaemon()
+	c = n.startChild(t, nobody)
+	if c.first != "ready" {
+		t.Fatal(c.first)
+	}
+	if got := c.ask("writable"); got != "false" {
+		t.Errorf("it may write the WAL index: %s", got)
+	}
+	ask := func(p nix.StorePath) string { return c.ask("info " + p.Hash().String()) }
+	want := func(p nix.StorePath) {
+		t.Helper()
+		if got := ask(p); !strings.HasPrefix(got, p.String()+" ") {
+			t.Errorf("it says %q of %v", got, p)
+		}
+	}
+	wantMiss := func(p nix.StorePath) {
+		t.Helper()
+		if got := ask(p); !strings.HasSuffix(got, "not found") {
+			t.Errorf("it says %q of %v, want that it is not found", got, p)
+		}
+	}
+	want(path)
+	absent := n.path(string(n.storeDir) + "/" + strings.Repeat("0", 32) + "-absent")
+	for range 3 {
+		wantMiss(absent)
+	}
+	if got := c.ask("filter"); got != "<nil>" {
+		t.Fatal(got)
+	}
+	wantMiss(absent)
+	for _, name := range []string{"x", "y", "z"} {
+		added := n.add(name, name)
+		want(added)
+		n.run("nix-store", "--delete", added.String())
+		wantMiss(added)
+	}
+
+	if got := c.ask("open " + path.Hash().String()); got != "opened <nil>" {
+		t.Fatal(got)
+	}
+	n.run("nix-store", "--gc")
+	if !n.exists(path) || n.exists(gone) {
+		t.Errorf("after a collection there is what is being sent: %t, and the rest: %t", n.exists(path), n.exists(gone))
+	}
+	if got := c.ask("send"); got != "sent <nil>" {
+		t.Error(got)
+	}
+	c.ask("close")
+	waitForDaemon(n)
+	n.run("nix-store", "--gc")
+	if n.exists(path) {
+		t.Error("what was sent is not collected afterwards")
+	}
+
+	// Without the daemon an absent path is absent, and a path is sent unprotected.
+	stop()
+	again := n.add("again", "again")
+	want(again)
+	wantMiss(absent)
+	if got := c.ask("open " + again.Hash().String()); got != "opened <nil>" {
+		t.Error(got)
+	}
+}
+
+// waitForDaemon waits until the processes of the daemon whose connections were closed have ended,
+// which is when they hold no locks on temporary roots any more.
+func waitForDaemon(n *nixStore) {
+	n.t.Helper()
+	for _, name := range n.tempRoots() {
+		f, err := os.OpenFile(filepath.Join(n.stateDir, "temproots", name), os.O_RDWR, 0)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			n.t.Fatal(err)
+		}
+		if err := flock(f, 2); err != nil { // LOCK_EX
+			n.t.Fatal(err)
+		}
+		f.Close()
+	}
+}
+
+// Whatever listens at the daemon's socket, an absent path is absent, and soon.
+func TestHostileDaemon(t *testing.T) {
+	word := func(n uint64) string {
+		c := daemonConn{}
+		c.putUint(n)
+		return string(c.out)
+	}
+	hello := word(magicServer) + word(1<<8|34) + word(6) + "2.8.0\x00\x00\x00" + word(stderrLast)
+	for name, answer := range map[string]string{
+		"nothing":            "",
+		"HTTP":               "HTTP/1.1 400 Bad Request\r\n\r\n",
+		"version 2":          word(magicServer) + word(2<<8),
+		"version 1.10":       word(magicServer) + word(1<<8|10),
+		"endless string":     word(magicServer) + word(1<<8|34) + word(1<<62),
+		"long message":       hello + word(stderrNext) + word(1<<20) + strings.Repeat("x", 1<<20),
+		"many fields":        hello + word(stderrResult) + word(1) + word(1) + word(1<<40),
+		"unknown field":      hello + word(stderrResult) + word(1) + word(1) + word(1) + word(9),
+		"unknown message":    hello + word(12345),
+		"error":              hello + word(stderrError) + word(5) + "Error\x00\x00\x00" + word(0) + word(5) + "Error\x00\x00\x00" + word(3) + "why\x00\x00\x00\x00\x00",
+		"a path, and no end": hello + word(stderrLast) + word(8) + "/nix/sto",
+	} {
+		t.Run(name, func(t *testing.T) {
+			socket := filepath.Join(t.TempDir(), "s")
+			l, err := net.Listen("unix", socket)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			go func() {
+				for {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					io.WriteString(c, answer)
+					c.(*net.UnixConn).CloseWrite()
+					io.Copy(io.Discard, c)
+					c.Close()
+				}
+			}()
+			d := newDaemon(socket, nix.DefaultStoreDir)
+			defer d.close()
+			if info, err := d.pathInfo(t.Context(), nix.PathHash{}); err == nil {
+				t.Errorf("got %v, want an error", info)
+			} else {
+				t.Log(err)
+			}
+		})
+	}
+}
+
+// A daemon that does not answer is left alone for a while, so that it delays one request and not all of them.
+func TestHangingDaemon(t *testing.T) {
+	n := newNix(t)
+	socket := filepath.Join(n.dir, "hangs")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d := newDaemon(socket, n.storeDir)
+	d.fail(t.Context(), errors.New("it hung")) // as after daemonTimeout
+	if _, err := d.pathInfo(t.Context(), nix.PathHash{}); err == nil || !strings.Contains(err.Error(), "it hung") {
+		t.Errorf("asked again at once: %v, want the error that it gave before", err)
+	}
+	d.failed.at = time.Now().Add(-2 * daemonPause)
+	c, err := net.Dial("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Close()
+}
+
+func TestDaemonReconnects(t *testing.T) {
+	n := newNix(t)
+	path := n.add("file", "hello\n")
+	n.startDaemon()
+	d := newDaemon(filepath.Join(n.stateDir, "daemon-socket/socket"), n.storeDir)
+	defer d.close()
+	for range 3 {
+		if info, err := d.pathInfo(t.Context(), path.Hash()); err != nil || info == nil {
+			t.Fatalf("got %v, %v", info, err)
+		}
+		c := <-d.idle
+		c.Conn.(*net.UnixConn).CloseRead() // the connection dies while it is kept
+		d.idle <- c
+	}
+	for _, hash := range []nix.PathHash{{}, path.Hash()} {
+		if _, err := d.pathInfo(t.Context(), hash); err != nil && !errors.Is(err, cache.ErrNotFound) {
+			t.Error(err)
+		}
+	}
+}

@@ -1,0 +1,352 @@
+package localstore
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"io/fs"
+	"net/url"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+const (
+	// busyTimeout is how long SQLite waits for a lock. Readers of a WAL database wait for no writer,
+	// only while the WAL index is rebuilt after a crash, or for someone who locked the whole database.
+	busyTimeout = 250 * time.Millisecond
+
+	// maxConns bounds the connections to the database: a look-up takes tens of microseconds of
+	// processor time, so more than a few only add memory.
+	maxConns = 4
+
+	// pageCache is what SQLite keeps of the database, in KiB a connection: the inner pages of its
+	// indices. The operating system has the rest in memory.
+	pageCache = 1024
+
+	// openPause is how long a failure to open the database stands before it is tried again,
+	// so that waiting for a locked database does not hold up one request after the other.
+	openPause = time.Second
+)
+
+// errAskDaemon says that this process cannot read the database right, but the daemon can.
+var errAskDaemon = errors.New("the database cannot be read directly")
+
+// The one statement of a look-up, so that path and references are of one snapshot, which ends with it.
+// The index on path gives both the first path from a prefix on, and its end.
+const infoQuery = `
+	select path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca,
+		(select group_concat(target.path, ' ')
+			from Refs join ValidPaths as target on target.id = reference
+			where referrer = found.id)
+	from ValidPaths as found
+	where path >= ?1 and path < ?2
+	order by path
+	limit 1`
+
+// database is one opening of db.sqlite. When the file is replaced, it is closed and another one made.
+type database struct {
+	path     string
+	storeDir nix.StoreDir
+	sql      *sql.DB
+	info     *sql.Stmt
+	writable bool // this process can write the WAL index, so it reads as any Nix does
+
+	// The files that the version is read from. They are closed after SQLite's own:
+	// closing one ends all locks of this process on it.
+	file, shm  *os.File
+	seed       maphash.Seed
+	identified atomic.Int64 // when they were last seen to be the ones at their paths, ns since opened
+	opened     time.Time
+	replaced   atomic.Bool
+
+	filter filter
+	stop   context.CancelFunc
+	done   sync.WaitGroup // of the goroutine that fills the filter
+}
+
+// openDatabase opens the database at path.
+func openDatabase(ctx context.Context, path string, storeDir nix.StoreDir, d *daemon) (*database, error) {
+	if err := checkJournal(path); err != nil {
+		return nil, err
+	}
+	db, err := openWAL(ctx, path, storeDir)
+	if err != nil && errors.Is(err, errNoIndex) {
+		// Who may not write beside the database can read it only while somebody has it open. The daemon
+		// opens it for every connection; once we have it open too, it stays so.
+		if derr := d.ping(ctx); derr != nil {
+			return nil, fmt.Errorf("%w: %w: %w", errAskDaemon, err, derr)
+		}
+		db, err = openWAL(ctx, path, storeDir)
+		if errors.Is(err, errNoIndex) {
+			err = fmt.Errorf("%w: %w", errAskDaemon, err)
+		}
+	}
+	return db, err
+}
+
+// checkJournal makes sure that the database is in WAL mode: bytes 18 and 19 of its
+// header are 2 (SQLite's file format, 1.3). Nix with use-sqlite-wal = false locks it in another way than SQLite by default
+// (unix-dotfile), so it must not be read while Nix may write.
+// It opens and closes the file, so it must run while this process has no connection to it.
+func checkJournal(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var header [20]byte
+	if _, err := f.ReadAt(header[:], 0); err != nil {
+		return fmt.Errorf("read %s: %w", path, err)
+	}
+	if string(header[:15]) != "SQLite format 3" {
+		return fmt.Errorf("read %s: it is not an SQLite database", path)
+	}
+	if header[18] != 2 || header[19] != 2 {
+		return fmt.Errorf("%w: %s is not in WAL mode (use-sqlite-wal = false)", errAskDaemon, path)
+	}
+	return nil
+}
+
+// errNoIndex says that the WAL index, db.sqlite-shm, is not there and this process cannot make it.
+var errNoIndex = errors.New("no process has the database open, and this one cannot write beside it")
+
+func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *database, err error) {
+	query := url.Values{
+		"mode": {"ro"}, // never immutable: that would ignore the WAL and all locks
+		"_pragma": {
+			fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
+			fmt.Sprintf("cache_size(-%d)", pageCache),
+			"query_only(1)",
+		},
+	}
+	dsn := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}
+	pool, err := sql.Open("sqlite", dsn.String())
+	if err != nil {
+		return nil, fmt.Errorf("open %s: %w", path, err)
+	}
+	d := &database{path: path, storeDir: storeDir, sql: pool, seed: maphash.MakeSeed(), opened: time.Now()}
+	defer func() {
+		if err != nil {
+			d.close()
+		}
+	}()
+	// A connection that was used once holds a shared lock on the database, so that nobody
+	// removes the WAL and its index. It is kept for that, too.
+	pool.SetMaxOpenConns(maxConns)
+	pool.SetMaxIdleConns(maxConns)
+	if err := d.check(ctx); err != nil {
+		if _, serr := os.Stat(path + "-shm"); errors.Is(serr, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", errNoIndex, err)
+		}
+		return nil, err
+	}
+	if d.info, err = pool.PrepareContext(ctx, infoQuery); err != nil {
+		return nil, d.fail("read schema of", err)
+	}
+	if err := d.openVersion(); err != nil {
+		return nil, err
+	}
+	d.filter.wake = make(chan struct{}, 1)
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	d.stop = stop
+	d.done.Go(func() { d.filter.follow(background, d) })
+	return d, nil
+}
+
+// close ends background work, waits for look-ups, and closes all files.
+func (d *database) close() error {
+	if d.stop != nil {
+		d.stop()
+	}
+	d.done.Wait()
+	err := d.sql.Close()
+	for _, f := range []*os.File{d.shm, d.file} {
+		if f != nil {
+			f.Close()
+		}
+	}
+	return err
+}
+
+// fail wraps an error of SQLite. Whatever it is, asking again later may help.
+func (d *database) fail(verb string, err error) error {
+	return fmt.Errorf("%s %s: %w: %w", verb, d.path, cache.ErrUnavailable, err)
+}
+
+// check reads from the database.
+func (d *database) check(ctx context.Context) error {
+	var n int
+	if err := d.sql.QueryRowContext(ctx, `select count(*) from (select 1 from ValidPaths limit 1)`).Scan(&n); err != nil {
+		return d.fail("read", err)
+	}
+	return nil
+}
+
+// pathInfo looks a path up. cache.ErrNotFound if it is not valid, which includes a rowError.
+func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	prefix := string(d.storeDir) + "/" + hash.String()
+	rows, err := d.info.QueryContext(ctx, prefix+"-", prefix+".") // '.' is what follows '-'
+	if err != nil {
+		return nil, d.fail("query", err)
+	}
+	defer rows.Close()
+	if !rows.Next() {
+		if err := rows.Err(); err != nil {
+			return nil, d.fail("query", err)
+		}
+		return nil, missError{hash}
+	}
+	var path, narHash, deriver, sigs, ca, references sql.NullString
+	var registered, narSize, ultimate sql.NullInt64
+	err = rows.Scan(&path, &narHash, &registered, &deriver, &narSize, &ultimate, &sigs, &ca, &references)
+	if err != nil {
+		return nil, &rowError{prefix, err}
+	}
+	r := row{
+		path:       path.String,
+		hash:       narHash.String,
+		registered: registered.Int64,
+		deriver:    deriver.String,
+		narSize:    narSize.Int64,
+		ultimate:   ultimate.Int64 != 0,
+		signatures: fields(sigs.String),
+		ca:         ca.String,
+		references: fields(references.String),
+	}
+	return r.pathInfo(d.storeDir)
+}
+
+// hasTable reports whether the database has a table, which Nix may add at any time.
+func (d *database) hasTable(ctx context.Context, name string) (bool, error) {
+	var n int
+	err := d.sql.QueryRowContext(ctx, `select count(*) from sqlite_schema where type = 'table' and name = ?`, name).Scan(&n)
+	if err != nil {
+		return false, d.fail("read schema of", err)
+	}
+	return n > 0, nil
+}
+
+// failure is why the database could not be opened, and when.
+type failure struct {
+	err error
+	at  time.Time
+}
+
+// acquire returns the database that is at its path now, opening it where it has to be, and its version at the moment,
+// with s.mu held for reading. Errors are cache.ErrUnavailable, or errAskDaemon.
+func (s *Store) acquire(ctx context.Context) (d *database, version uint64, err error) {
+	for {
+		s.mu.RLock()
+		d := s.db
+		if d != nil {
+			if version, ok := d.version(); ok {
+				return d, version, nil
+			}
+		}
+		s.mu.RUnlock()
+		if err := s.reopen(ctx, d); err != nil {
+			return nil, 0, err
+		}
+	}
+}
+
+// reopen replaces old, which may be nil, by the database that is at the path now.
+func (s *Store) reopen(ctx context.Context, old *database) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return fmt.Errorf("open %s: %w: %w", s.dbPath, cache.ErrUnavailable, io.ErrClosedPipe)
+	case s.db != old:
+		return nil // somebody else did it
+	case old != nil:
+		s.log.Warn("the database was replaced", "database", s.dbPath)
+		old.close()
+		s.db = nil
+	case s.failed.err != nil && time.Since(s.failed.at) < openPause:
+		return s.failed.err
+	}
+	d, err := openDatabase(ctx, s.dbPath, s.storeDir, s.daemon)
+	if err != nil {
+		if !errors.Is(err, errAskDaemon) && !errors.Is(err, cache.ErrUnavailable) {
+			err = fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
+		}
+		if ctx.Err() == nil {
+			s.failed = failure{err, time.Now()}
+		}
+		return err
+	}
+	s.db, s.failed = d, failure{}
+	return nil
+}
+
+// askDaemon looks a path up with the daemon in place of the database.
+func (s *Store) askDaemon(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	info, err := s.daemon.pathInfo(ctx, hash)
+	switch {
+	case errors.Is(err, cache.ErrNotFound):
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("look up path hash %v: %w: %w", hash, cache.ErrUnavailable, err)
+	case info == nil:
+		return nil, missError{hash}
+	}
+	return info, nil
+}
+
+// confirmTimeout bounds the wait for the daemon's word on an absent path. It normally takes some 50 µs.
+const confirmTimeout = time.Second
+
+// confirmMiss asks the daemon, where one answers, for a path that the database seems not to have. A process that may
+// not write the WAL index cannot mark what it reads, and SQLite does not promise it the newest snapshot.
+func (s *Store) confirmMiss(ctx context.Context, version uint64, hash nix.PathHash, miss error) (*nix.PathInfo, error) {
+	if s.confirmed.has(version, hash) {
+		return nil, miss
+	}
+	asking, cancel := context.WithTimeout(ctx, confirmTimeout)
+	defer cancel()
+	info, err := s.daemon.pathInfo(asking, hash)
+	if err == nil && info == nil {
+		s.confirmed.add(version, hash)
+	}
+	if err != nil || info == nil {
+		return nil, miss
+	}
+	return info, nil
+}
+
+// maxConfirmed bounds the absent paths remembered as such, at some 10 bytes each.
+const maxConfirmed = 1 << 16
+
+// confirmed are absent paths at one version of the database.
+type confirmed struct {
+	mu      sync.Mutex
+	version uint64
+	hashes  hashSet
+}
+
+func (c *confirmed) has(version uint64, hash nix.PathHash) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.version == version && c.hashes.has(filterKey(hash))
+}
+
+func (c *confirmed) add(version uint64, hash nix.PathHash) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.version != version || c.hashes.len() >= maxConfirmed {
+		c.version, c.hashes = version, hashSet{}
+	}
+	c.hashes = c.hashes.withRoom(1)
+	c.hashes.add(filterKey(hash))
+}

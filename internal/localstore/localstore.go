@@ -1,0 +1,299 @@
+// Package localstore is the source of this machine's Nix store.
+//
+// Nix's database is read directly and read-only, by SQLite, while Nix writes it; the NAR of a path is
+// made from its files while it is sent. Nix's own programs and libraries are not needed:
+//
+//	store, err := localstore.Open(ctx, localstore.Options{Logger: logger})
+//	…
+//	defer store.Close()
+//	info, err := store.PathInfo(ctx, hash)
+//	nar, err := store.OpenNAR(ctx, info) // keeps the path from being collected until Close
+//	…
+//	err = nar.WriteRange(ctx, w, 0, nar.Size())
+//
+// What is asked of the database goes through an in-memory filter first, which knows most absent paths
+// without SQLite ([filter]); whether anything has changed is read from the header of SQLite's WAL index
+// ([database.version]). Where this process may not do something itself — record a root
+// with the garbage collector, read an unusual database — the Nix daemon does it over its socket ([daemon]).
+//
+// docs/adr/0002-reading-the-store-database.md has the reasons.
+package localstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+// ErrNoStore says that there is no Nix store where one was looked for.
+var ErrNoStore = errors.New("there is no Nix store")
+
+// Options says where the store is. The zero Options is the store of this machine in its usual place.
+type Options struct {
+	// Root is the directory that the store lies in, as `nix --store ROOT` lays it out:
+	// ROOT/nix/store and ROOT/nix/var/nix, with /nix/store the store directory of its paths.
+	// Empty: "/".
+	Root string
+
+	// StoreDir is the store directory of its paths; the files are in Root joined with it.
+	// Empty: /nix/store.
+	StoreDir nix.StoreDir
+
+	// StateDir is Nix's state directory, with the database in StateDir/db. Empty: Root/nix/var/nix.
+	StateDir string
+
+	// LogDir is Nix's log directory, with the build logs in LogDir/drvs. Empty: Root/nix/var/log/nix.
+	LogDir string
+
+	// DaemonSocket is the socket of the Nix daemon. Empty: StateDir/daemon-socket/socket.
+	// It is no error if nobody listens there.
+	DaemonSocket string
+
+	// LayoutMemory bounds the bytes that the plans of NARs kept for the next send take. Zero: 16 MiB.
+	LayoutMemory int64
+
+	// Logger gets what an operator should know. Nil: nothing is logged.
+	Logger *slog.Logger
+}
+
+// withDefaults fills in what was left empty.
+func (o Options) withDefaults() Options {
+	if o.Root == "" {
+		o.Root = "/"
+	}
+	if o.StoreDir == "" {
+		o.StoreDir = nix.DefaultStoreDir
+	}
+	if o.StateDir == "" {
+		o.StateDir = filepath.Join(o.Root, "nix/var/nix")
+	}
+	if o.LogDir == "" {
+		o.LogDir = filepath.Join(o.Root, "nix/var/log/nix")
+	}
+	if o.DaemonSocket == "" {
+		o.DaemonSocket = filepath.Join(o.StateDir, "daemon-socket/socket")
+	}
+	if o.LayoutMemory == 0 {
+		o.LayoutMemory = 16 << 20
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return o
+}
+
+// Store is the Nix store of this machine as a source. It is safe for concurrent use.
+//
+// A process opens a store once: SQLite's locks on a file belong to the process, and end
+// when any descriptor of that file is closed, so closing one Store would take the locks of another.
+type Store struct {
+	storeDir nix.StoreDir
+	realDir  string // where the files of storeDir are
+	logDir   string
+	dbPath   string
+	log      *slog.Logger
+
+	daemon   *daemon
+	roots    *protector
+	layouts  *layouts
+	verdicts *verdicts
+	verify   *verifier
+	stats    counters
+
+	// mu is held for reading while the database is used, and for writing while it is opened and closed.
+	mu     sync.RWMutex
+	db     *database // nil: could not be opened; failure says why
+	closed bool
+	failed failure
+
+	// confirmed are absent paths of which the daemon has said so, at one version of the database.
+	confirmed confirmed
+}
+
+var (
+	_ cache.Source    = (*Store)(nil)
+	_ cache.Versioned = (*Store)(nil)
+	_ cache.Lister    = (*Store)(nil)
+	_ cache.Logger    = (*Store)(nil)
+	_ cache.Realiser  = (*Store)(nil)
+	_ cache.Checker   = (*Store)(nil)
+)
+
+// Open opens the store. ErrNoStore if there is none; the context bounds the opening.
+func Open(ctx context.Context, opts Options) (*Store, error) {
+	opts = opts.withDefaults()
+	s := &Store{
+		storeDir: opts.StoreDir,
+		realDir:  filepath.Join(opts.Root, string(opts.StoreDir)),
+		logDir:   opts.LogDir,
+		dbPath:   filepath.Join(opts.StateDir, "db/db.sqlite"),
+		log:      opts.Logger,
+		daemon:   newDaemon(opts.DaemonSocket, opts.StoreDir),
+		layouts:  newLayouts(opts.LayoutMemory),
+	}
+	s.verdicts = newVerdicts()
+	s.roots = newProtector(opts.StateDir, s.daemon, opts.Logger)
+	if err := s.findStore(); err != nil {
+		return nil, fmt.Errorf("open store %s: %w", s.realDir, err)
+	}
+	if err := s.openFirst(ctx); err != nil {
+		s.daemon.close()
+		return nil, fmt.Errorf("open store %s: %w", s.realDir, err)
+	}
+	s.roots.sweep()
+	s.verify = startVerifier(s.verifyPath)
+	return s, nil
+}
+
+// findStore tells a store that is not there from one that cannot be read.
+func (s *Store) findStore() error {
+	for _, path := range []string{s.realDir, s.dbPath} {
+		_, err := os.Stat(path)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			return fmt.Errorf("%w: %s does not exist", ErrNoStore, path)
+		case errors.Is(err, fs.ErrPermission):
+			return fmt.Errorf("%w (it has to be readable for the user that this runs as)", err)
+		case err != nil:
+			return err
+		}
+	}
+	return nil
+}
+
+// openFirst opens the database, or finds that the daemon can answer in its place.
+func (s *Store) openFirst(ctx context.Context) error {
+	_, _, err := s.acquire(ctx)
+	if err == nil {
+		s.mu.RUnlock()
+		return nil
+	}
+	if errors.Is(err, errAskDaemon) {
+		if derr := s.daemon.ping(ctx); derr != nil {
+			return fmt.Errorf("%w; nor does the Nix daemon answer: %w", err, derr)
+		}
+		s.log.Info("the Nix daemon is asked instead of its database", "err", err)
+		return nil
+	}
+	return err
+}
+
+// Close ends all background work and closes the database. NARs that are still open lose their protection.
+func (s *Store) Close() error {
+	s.verify.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closed = true
+	var err error
+	if s.db != nil {
+		err = s.db.close()
+		s.db = nil
+	}
+	s.roots.close()
+	s.daemon.close()
+	return err
+}
+
+// Name returns "local store".
+func (s *Store) Name() string { return "local store" }
+
+// StoreDir returns the store directory of the paths, which with another root is not where the files are.
+func (s *Store) StoreDir() nix.StoreDir { return s.storeDir }
+
+// realPath is where the files of path are.
+func (s *Store) realPath(path nix.StorePath) string { return s.realDir + "/" + path.Base() }
+
+// PathInfo returns what the database says of the path with the given hash.
+// What it says less than a cache needs of, or what was withheld, is ErrNotFound.
+func (s *Store) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	info, err := s.lookUp(ctx, hash)
+	if err != nil {
+		var malformed *rowError
+		if errors.As(err, &malformed) {
+			s.log.Warn("a path is not served: its row in the database is malformed", "path", malformed.path, "err", malformed.cause)
+		}
+		return nil, err
+	}
+	if s.verdicts.withholds(info, s.realPath(info.Path)) {
+		return nil, missError{hash}
+	}
+	return info, nil
+}
+
+// lookUp finds a path wherever it can be asked for: in the filter, the database, or with the daemon.
+func (s *Store) lookUp(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	d, version, err := s.acquire(ctx)
+	if errors.Is(err, errAskDaemon) {
+		return s.askDaemon(ctx, hash)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up path hash %v: %w", hash, err)
+	}
+	var info *nix.PathInfo
+	if d.filter.excludes(version, hash) {
+		err = missError{hash}
+	} else {
+		info, err = d.pathInfo(ctx, hash)
+	}
+	confirm := errors.Is(err, cache.ErrNotFound) && !d.writable
+	s.mu.RUnlock()
+	if confirm {
+		return s.confirmMiss(ctx, version, hash, err)
+	}
+	return info, err
+}
+
+// missError is the answer to the most frequent question, made without formatting anything.
+type missError struct{ hash nix.PathHash }
+
+func (e missError) Error() string { return fmt.Sprintf("look up path hash %v: not found", e.hash) }
+func (e missError) Unwrap() error { return cache.ErrNotFound }
+
+// Version changes with every commit to the database, and with every path that is withheld.
+func (s *Store) Version(context.Context) (version uint64, ok bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return 0, false
+	}
+	version, ok = s.db.version()
+	return version + s.verdicts.changes.Load(), ok
+}
+
+// Check reads from the database, or asks the daemon where that stands in for it.
+func (s *Store) Check(ctx context.Context) error {
+	d, _, err := s.acquire(ctx)
+	if errors.Is(err, errAskDaemon) {
+		if err := s.daemon.ping(ctx); err != nil {
+			return fmt.Errorf("check store: %w: %w", cache.ErrUnavailable, err)
+		}
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("check store: %w", err)
+	}
+	defer s.mu.RUnlock()
+	return d.check(ctx)
+}
+
+// Stats are counts since the store was opened, for metrics.
+type Stats struct {
+	Verified   int64 // NARs whose bytes were compared with their hash and were right
+	Mismatches int64 // paths withheld because their bytes were wrong
+}
+
+type counters struct{ verified, mismatches atomic.Int64 }
+
+// Stats returns the counts as they are now.
+func (s *Store) Stats() Stats {
+	return Stats{Verified: s.stats.verified.Load(), Mismatches: s.stats.mismatches.Load()}
+}

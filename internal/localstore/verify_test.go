@@ -1,0 +1,252 @@
+package localstore
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"firn/internal/cache"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+// corrupt writes to a file of a store path behind Nix's back.
+func corrupt(t *testing.T, file, text string) {
+	t.Helper()
+	if err := errors.Join(os.Chmod(file, 0o644), os.WriteFile(file, []byte(text), 0o644), os.Chmod(file, 0o444)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// big is a text that is sent in many writes.
+var big = strings.Repeat("0123456789abcdef", 1<<18)
+
+// What is sent for the first time is verified on the way: the last bytes are not sent if any was wrong, and the path is withheld.
+func TestCorrupt(t *testing.T) {
+	n := newNix(t)
+	path := n.addTree("tree", map[string]string{"big": big, "last": "the last bytes"})
+	corrupt(t, filepath.Join(path.String(), "big"), strings.Replace(big, "0", "O", 1))
+
+	var log bytes.Buffer
+	opts := n.options()
+	opts.Logger = textLogger(&log)
+	s := openStore(t, opts)
+	before, _ := s.Version(t.Context())
+	opened := openPath(t, s, path)
+	var got bytes.Buffer
+	err := opened.WriteRange(t.Context(), &got, 0, opened.Size())
+	if !errors.Is(err, nar.ErrMismatch) {
+		t.Errorf("WriteRange: %v, want ErrMismatch", err)
+	}
+	if int64(got.Len()) >= opened.Size() || strings.Contains(got.String(), "the last bytes") {
+		t.Errorf("%d of %d bytes were written, the last ones among them", got.Len(), opened.Size())
+	}
+	if err := opened.WriteRange(t.Context(), &got, 0, 1); !errors.Is(err, nar.ErrMismatch) {
+		t.Errorf("a range of what is withheld: %v, want ErrMismatch", err)
+	}
+	opened.Close()
+
+	if _, err := s.PathInfo(t.Context(), path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("PathInfo: %v, want ErrNotFound", err)
+	}
+	if after, ok := s.Version(t.Context()); ok && after == before {
+		t.Error("the version is the same though an answer has changed")
+	}
+	if got := s.Stats(); got != (Stats{Mismatches: 1}) {
+		t.Errorf("stats are %+v", got)
+	}
+	if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), path.String()) {
+		t.Errorf("logged is:\n%s", log.String())
+	}
+
+	// Nix knows it is corrupt, too, and can be made to have it right again: a new tree.
+	if _, err := n.try("nix-store", "--verify-path", path.String()); err == nil {
+		t.Error("Nix does not find it corrupt")
+	}
+	n.run("nix-store", "--delete", path.String())
+	n.run("nix-store", "--add", filepath.Join(n.dir, "src/tree"))
+	opened = openPath(t, s, path)
+	defer opened.Close()
+	for range 2 {
+		if err := opened.WriteRange(t.Context(), io.Discard, 0, opened.Size()); err != nil {
+			t.Error(err)
+		}
+	}
+	if got := s.Stats(); got != (Stats{Mismatches: 1, Verified: 1}) {
+		t.Errorf("stats are %+v", got)
+	}
+}
+
+// A tree of another size than the database says is not sent at all.
+func TestWrongSize(t *testing.T) {
+	n := newNix(t)
+	path := n.add("file", "hello\n")
+	corrupt(t, path.String(), "hello, and more\n")
+	s := n.open()
+	info, err := s.PathInfo(t.Context(), path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.OpenNAR(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
+	}
+	if _, err := s.PathInfo(t.Context(), path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("PathInfo: %v, want ErrNotFound", err)
+	}
+	if _, err := s.Listing(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("Listing: %v, want ErrNotFound", err)
+	}
+	if got := s.Stats().Mismatches; got != 1 {
+		t.Errorf("%d mismatches, want 1", got)
+	}
+}
+
+// A tree that changes after it was walked is cut off, and found out when it is opened next.
+func TestChangesAfterWalk(t *testing.T) {
+	n := newNix(t)
+	path := n.addTree("tree", map[string]string{"big": big})
+	s := n.open()
+	opened := openPath(t, s, path)
+	defer opened.Close()
+	if err := opened.WriteRange(t.Context(), io.Discard, 0, opened.Size()); err != nil {
+		t.Fatal(err)
+	}
+	corrupt(t, filepath.Join(path.String(), "big"), "short")
+	if err := opened.WriteRange(t.Context(), io.Discard, 0, opened.Size()); !errors.Is(err, nar.ErrChanged) {
+		t.Errorf("WriteRange: %v, want ErrChanged", err)
+	}
+	info, err := s.PathInfo(t.Context(), path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.OpenNAR(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
+	}
+}
+
+// Of several first sends at once none gives its last bytes unverified.
+func TestCorruptAtOnce(t *testing.T) {
+	n := newNix(t)
+	path := n.addTree("tree", map[string]string{"big": big, "last": "the last bytes"})
+	corrupt(t, filepath.Join(path.String(), "big"), strings.Replace(big, "f", "F", 1))
+	s := n.open()
+	var wg sync.WaitGroup
+	for range 8 {
+		opened := openPath(t, s, path)
+		wg.Go(func() {
+			defer opened.Close()
+			var got bytes.Buffer
+			if err := opened.WriteRange(t.Context(), &got, 0, opened.Size()); !errors.Is(err, nar.ErrMismatch) {
+				t.Errorf("WriteRange: %v, want ErrMismatch", err)
+			}
+			if strings.Contains(got.String(), "the last bytes") {
+				t.Error("the last bytes were written")
+			}
+		})
+	}
+	wg.Wait()
+	if got := s.Stats(); got != (Stats{Mismatches: 1}) {
+		t.Errorf("stats are %+v", got)
+	}
+}
+
+// A range of a path that was never sent is served, and the path is verified in the background.
+func TestRangeFirst(t *testing.T) {
+	n := newNix(t)
+	good := n.addTree("good", map[string]string{"big": big})
+	bad := n.addTree("bad", map[string]string{"big": big})
+	corrupt(t, filepath.Join(bad.String(), "big"), strings.Replace(big, "f", "F", 1))
+	s := n.open()
+	for _, path := range []nix.StorePath{good, bad} {
+		opened := openPath(t, s, path)
+		for range 3 {
+			if err := opened.WriteRange(t.Context(), io.Discard, 1, 100); err != nil && path == good {
+				t.Error(err)
+			}
+		}
+		opened.Close()
+	}
+	for s.Stats() != (Stats{Verified: 1, Mismatches: 1}) {
+		s.verify.mu.Lock()
+		waiting := len(s.verify.queued)
+		s.verify.mu.Unlock()
+		if waiting == 0 && s.Stats() != (Stats{Verified: 1, Mismatches: 1}) {
+			t.Fatalf("everything was verified, and the stats are %+v", s.Stats())
+		}
+	}
+	if _, err := s.PathInfo(t.Context(), bad.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("PathInfo: %v, want ErrNotFound", err)
+	}
+	if _, err := s.PathInfo(t.Context(), good.Hash()); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is remembered of paths is bounded.
+func TestVerdictsBounded(t *testing.T) {
+	v := newVerdicts()
+	dir := t.TempDir()
+	path, err := nix.StoreDir(dir).ParseBase(strings.Repeat("0", 32) + "-x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range maxVerified + 10 {
+		info := &nix.PathInfo{Path: path, NARHash: nix.SHA256Sum([32]byte{byte(i), byte(i >> 8), byte(i >> 16)})}
+		v.setVerified(info)
+		if i < maxWithheld+10 {
+			v.setWithheld(info, path.String())
+		}
+	}
+	if len(v.verified) > maxVerified || len(v.withheld) > maxWithheld {
+		t.Errorf("%d verified and %d withheld are remembered", len(v.verified), len(v.withheld))
+	}
+}
+
+// Layouts are kept within their bound, the last used ones, and a tree is walked once by all that ask for it at once.
+func TestLayouts(t *testing.T) {
+	n := newNix(t)
+	var paths []nix.StorePath
+	for _, name := range []string{"a", "b", "c"} {
+		paths = append(paths, n.addTree(name, map[string]string{"1": name, "2": name}))
+	}
+	s := n.open()
+	one := openPath(t, s, paths[0])
+	defer one.Close()
+	each := one.(*narFile).plan.MemSize() + planOverhead
+	s.layouts.limit = 2 * each
+
+	plans := make([]*plan, 16)
+	var wg sync.WaitGroup
+	for i := range plans {
+		wg.Go(func() {
+			opened := openPath(t, s, paths[1])
+			defer opened.Close()
+			plans[i] = opened.(*narFile).plan
+		})
+	}
+	wg.Wait()
+	for _, p := range plans {
+		if p != plans[0] {
+			t.Fatal("one tree has two layouts")
+		}
+	}
+	openPath(t, s, paths[0]).Close() // used after b
+	openPath(t, s, paths[2]).Close()
+	var kept []string
+	for e := s.layouts.recent.Front(); e != nil; e = e.Next() {
+		kept = append(kept, e.Value.(*plan).key.path.Name())
+	}
+	if got := strings.Join(kept, " "); got != "c a" || s.layouts.size != 2*each {
+		t.Errorf("kept are %s in %d bytes, want c a in %d", got, s.layouts.size, 2*each)
+	}
+	s.layouts.limit = each / 2
+	s.layouts.keep(plans[0])
+	if len(s.layouts.byKey) != 2 {
+		t.Error("a layout larger than the bound displaced others")
+	}
+}

@@ -1,0 +1,79 @@
+package localstore
+
+import (
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io/fs"
+	"os"
+	"syscall"
+	"time"
+)
+
+const (
+	// indexHeader is the length of the header of SQLite's WAL index, the file db.sqlite-shm. It has
+	// a counter of commits, the number of frames in the WAL, a checksum of all of them, and a salt that is drawn anew
+	// whenever the WAL starts again from its beginning (WalIndexHdr in SQLite's walformat.html).
+	// So no two states of the database have the same header as long as somebody has it open, and we have.
+	indexHeader = 48
+
+	// identityInterval is how long it may go unnoticed that one of the files was replaced, which
+	// nobody does while Nix may run. Asking for it is several times as expensive as reading the header.
+	identityInterval = 100 * time.Millisecond
+)
+
+// openVersion opens the files that the version is read from. SQLite has made db.sqlite-shm by now.
+func (d *database) openVersion() error {
+	var err error
+	if d.file, err = os.Open(d.path); err != nil {
+		return err
+	}
+	d.shm, err = os.OpenFile(d.path+"-shm", os.O_RDWR, 0)
+	d.writable = err == nil
+	if errors.Is(err, fs.ErrPermission) || errors.Is(err, syscall.EROFS) {
+		d.shm, err = os.Open(d.path + "-shm")
+	}
+	if err != nil {
+		return err
+	}
+	if !d.identify() {
+		return fmt.Errorf("open %s: it was replaced just now", d.path)
+	}
+	return nil
+}
+
+// version returns a number that changes with every commit.
+// ok is false when the database was replaced, and has to be opened anew.
+func (d *database) version() (version uint64, ok bool) {
+	if now := int64(time.Since(d.opened)); now-d.identified.Load() > int64(identityInterval) {
+		if !d.identify() {
+			return 0, false
+		}
+		d.identified.Store(now)
+	}
+	if d.replaced.Load() {
+		return 0, false
+	}
+	// A header that is just being written gives a number of its own; that does no harm.
+	// Neither does a short read, of an index that is just being made again: the rest is zero.
+	var header [indexHeader]byte
+	_, _ = d.shm.ReadAt(header[:], 0)
+	return maphash.Bytes(d.seed, header[:]), true
+}
+
+// identify reports whether the files are still the ones at their paths.
+func (d *database) identify() bool {
+	for _, f := range []*os.File{d.file, d.shm} {
+		ours, err := f.Stat()
+		if err != nil {
+			d.replaced.Store(true)
+			return false
+		}
+		theirs, err := os.Stat(f.Name())
+		if err != nil || !os.SameFile(ours, theirs) {
+			d.replaced.Store(true)
+			return false
+		}
+	}
+	return true
+}
