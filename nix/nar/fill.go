@@ -3,6 +3,7 @@ package nar
 import (
 	"encoding/binary"
 	"fmt"
+	"syscall"
 )
 
 // filler makes bytes of a NAR in memory: the framing out of the layout, the contents out of the files of the tree.
@@ -160,11 +161,27 @@ func (l *Layout) appendPath(dst []byte, i int32) []byte {
 	return dst
 }
 
-// readError names the file that could not be read.
+// readError says which file could not be read.
 func readError(t *tree, rel []byte, err error) error {
 	name := t.path
 	if rel = rel[:len(rel)-1]; len(rel) > 0 {
 		name += "/" + string(rel)
 	}
-	return fmt.Errorf("read %s: %w", name, err)
+	return fmt.Errorf("read %s: %w", name, changed(err))
+}
+
+// changed marks an error as ErrChanged if the system says with it that there is no such file, or something else in its place.
+func changed(err error) error {
+	for _, errno := range []syscall.Errno{
+		syscall.ENOENT, syscall.ENOTDIR,
+		syscall.ELOOP,  // a symlink
+		syscall.EISDIR, // a directory
+		syscall.ENXIO,  // a socket
+		syscall.ESPIPE, // a pipe
+	} {
+		if err == errno {
+			return fmt.Errorf("%w: %w", ErrChanged, err)
+		}
+	}
+	return err
 }

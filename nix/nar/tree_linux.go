@@ -30,7 +30,7 @@ func openTree(path string, root Type) (*tree, error) {
 	if root == TypeDirectory {
 		var err error
 		if t.dir, err = openat(atCWD, path, dirFlags); err != nil {
-			return nil, fmt.Errorf("open %s: %w", path, err)
+			return nil, fmt.Errorf("open %s: %w", path, changed(err))
 		}
 	}
 	return t, nil

@@ -22,8 +22,8 @@ var (
 // Small files are read ahead of w and gathered into few writes. Large ones are handed to the ReadFrom method of w, if it has one,
 // in the form in which a [net/http.ResponseWriter] and a [net.TCPConn] send them with sendfile.
 //
-// A file that cannot be read is the system's error, one that is no longer as long as it was is [ErrChanged];
-// with any error, w has not got all n bytes. Cancelling ctx ends the call at the next write, not one that blocks.
+// A file that is gone, not as long as it was, or of another type by now is [ErrChanged]; that its bytes are others is not seen.
+// With any error, w has not got all n bytes. Cancelling ctx ends the call at the next write, not one that blocks.
 func (l *Layout) WriteRange(ctx context.Context, w io.Writer, path string, off, n int64) error {
 	if off < 0 || n < 0 || off > l.size-n {
 		return fmt.Errorf("write NAR of %s: %d bytes from %d on are not within its %d bytes", path, n, off, l.size)
