@@ -1,0 +1,9 @@
+module firn/e2e
+
+go 1.26.0
+
+require firn v0.0.0
+
+require golang.org/x/sync v0.24.0 // indirect
+
+replace firn => ../
