@@ -15,6 +15,8 @@ import (
 	"time"
 
 	_ "modernc.org/sqlite" // the driver "sqlite"
+
+	"firn/nix"
 )
 
 // A store is as large as its database: starting to serve one of a million paths may cost no more than one of a tenth.
@@ -74,8 +76,8 @@ func (b *shootout) scaleOnce(ctx context.Context, store *generated, spec Spec) e
 	defer os.RemoveAll(s.dir)
 	defer s.stop()
 	var requests []Request
-	for _, hash := range store.hashes {
-		requests = append(requests, s.get("/"+hash+".narinfo", http.StatusOK, -1))
+	for _, path := range store.paths {
+		requests = append(requests, s.get(narinfoPath(path.Hash()), http.StatusOK, -1))
 	}
 	load := Load{Addr: s.Addr, Connections: 1, Discard: DiscardCopy, Requests: requests[:1]}
 	if _, err := b.client.Run(ctx, load); err != nil {
@@ -96,8 +98,8 @@ func (b *shootout) scaleOnce(ctx context.Context, store *generated, spec Spec) e
 
 // generated is a store with a database and no files.
 type generated struct {
-	root   string
-	hashes []string // path hashes of a sample
+	root  string
+	paths []nix.StorePath // a sample
 }
 
 // generateStore makes a store of n paths in dir, or finds it there.
@@ -123,11 +125,11 @@ func generateStore(ctx context.Context, dir string, n int, progress func(string,
 			return nil, err
 		}
 	}
-	hashes, err := sampleHashes(ctx, databaseOf(root))
+	paths, err := samplePaths(ctx, databaseOf(root))
 	if err != nil {
 		return nil, fmt.Errorf("read database of %d paths: %w", n, err)
 	}
-	return &generated{root: root, hashes: hashes}, nil
+	return &generated{root: root, paths: paths}, nil
 }
 
 func databaseOf(root string) string {
@@ -158,30 +160,38 @@ func fillDatabase(ctx context.Context, file string, n int) error {
 			SELECT id, id - 3*j*j FROM ValidPaths CROSS JOIN k WHERE id > 3*j*j`, referencesPerPath); err != nil {
 			return err
 		}
-		return tx.Commit()
+		if err := tx.Commit(); err != nil {
+			return err
+		}
+		_, err = db.ExecContext(ctx, "PRAGMA journal_mode = wal") // as Nix leaves it
+		return err
 	})
 }
 
-// sampleHashes are path hashes from all over a database.
-func sampleHashes(ctx context.Context, file string) (hashes []string, err error) {
+// samplePaths are paths from all over a database.
+func samplePaths(ctx context.Context, file string) (paths []nix.StorePath, err error) {
 	err = withDatabase(file, "mode=ro", func(db *sql.DB) error {
 		rows, err := db.QueryContext(ctx, `
-			SELECT substr(path, 12, 32) FROM ValidPaths
+			SELECT path FROM ValidPaths
 			WHERE id % (SELECT max(1, max(id) / ?) FROM ValidPaths) = 0 LIMIT ?`, scaleSample, scaleSample)
 		if err != nil {
 			return err
 		}
 		defer rows.Close()
 		for rows.Next() {
-			var hash string
-			if err := rows.Scan(&hash); err != nil {
+			var text string
+			if err := rows.Scan(&text); err != nil {
 				return err
 			}
-			hashes = append(hashes, hash)
+			path, err := nix.DefaultStoreDir.ParsePath(text)
+			if err != nil {
+				return err
+			}
+			paths = append(paths, path)
 		}
 		return rows.Err()
 	})
-	return hashes, err
+	return paths, err
 }
 
 func withDatabase(file, query string, use func(*sql.DB) error) error {
@@ -190,5 +200,6 @@ func withDatabase(file, query string, use func(*sql.DB) error) error {
 		return err
 	}
 	defer db.Close()
+	db.SetMaxOpenConns(1)
 	return use(db)
 }

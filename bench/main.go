@@ -142,8 +142,10 @@ func shoot(ctx context.Context, opts Options) error {
 		return err
 	}
 	if entrants.firn != "" && !opts.Quick {
-		if err := b.scale(ctx, opts.Cache, entrants.firn, material.Key); err != nil {
-			return err
+		if err := b.scale(ctx, opts.Cache, entrants.firn, material.Key); ctx.Err() != nil {
+			return ctx.Err()
+		} else if err != nil { // what was measured so far is kept
+			entrants.remarks = append(entrants.remarks, fmt.Sprintf("Generated databases are not measured: %v", err))
 		}
 	}
 	machine, err := describeMachine(ctx)
