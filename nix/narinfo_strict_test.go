@@ -145,7 +145,9 @@ func TestNARInfoStrictAccepted(t *testing.T) {
 func FuzzNARInfoStrict(f *testing.F) {
 	f.Add([]byte(fullText))
 	f.Add([]byte(plainText))
-	f.Add([]byte("System: x\n" + plainText))
+	for _, test := range strictAccepted() {
+		f.Add([]byte(test.text))
+	}
 	f.Add([]byte(strings.Replace(fullText, "nar/", "nar/../", 1)))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		n, err := nix.ParseNARInfoStrict(nix.DefaultStoreDir, text)
