@@ -28,7 +28,7 @@ roots:
 	@for suite in trixie sid; do e2e/nixroot $$suite >/dev/null || true; done
 
 e2e:
-	cd e2e && $(TEST) -timeout=20m .
+	cd e2e && $(TEST) -timeout=20m -parallel=4 .
 
 nix:
 	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light curl=curl

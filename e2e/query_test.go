@@ -8,6 +8,7 @@ import (
 )
 
 func TestPathInfo(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	git := debianPath(t, "git").String()
 	want := closure(t, git)
@@ -28,6 +29,7 @@ func TestPathInfo(t *testing.T) {
 }
 
 func TestListAndRead(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	bash := debianPath(t, "bash").String()
 	eachNix(t, func(t *testing.T, n nixSystem) {
@@ -63,6 +65,7 @@ func build(m *machine, attributes, script string, options ...string) (output, dr
 }
 
 func TestLog(t *testing.T) {
+	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
 		builder := newMachine(t, n)
 		output, drv := build(builder, "", "echo the log of a build; echo hello >$out")
@@ -82,6 +85,7 @@ func TestLog(t *testing.T) {
 
 // What a content-addressed derivation was built to comes from the server: the client builds nothing.
 func TestRealisation(t *testing.T) {
+	t.Parallel()
 	const attributes = `__contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";`
 	const script = "echo content-addressed >$out"
 	eachNix(t, func(t *testing.T, n nixSystem) {

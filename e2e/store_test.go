@@ -24,6 +24,7 @@ const randomRanges = 1000
 
 // Every path of the Debian store and every awkward one is served as Nix itself has it.
 func TestEveryPath(t *testing.T) {
+	t.Parallel()
 	store := debian(t)
 	m := debianMachine(t)
 	s := startFirn(m)
@@ -236,6 +237,7 @@ func asUTF8(s string) string { return string([]rune(s)) }
 
 // A machine without Nix is told so, and what runs there is a cache without paths.
 func TestNothingToServe(t *testing.T) {
+	t.Parallel()
 	m := newMachine(t, systemNix(t))
 	s := startFirn(m)
 	if got := s.text("nix-cache-info"); !strings.Contains(got, "StoreDir: /nix/store\n") {

@@ -38,6 +38,7 @@ func sameTree(t testing.TB, a, b string) {
 }
 
 func TestSubstitute(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	git := debianPath(t, "git").String()
 	want := closure(t, git)
@@ -51,6 +52,7 @@ func TestSubstitute(t *testing.T) {
 
 // A signature by a key that is not trusted is as good as none.
 func TestUntrustedKey(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	bash := debianPath(t, "bash").String()
 	eachNix(t, func(t *testing.T, n nixSystem) {
@@ -77,6 +79,7 @@ func TestUntrustedKey(t *testing.T) {
 
 // A server signs with all of its keys, whoever made them, and a client needs to trust one.
 func TestKeys(t *testing.T) {
+	t.Parallel()
 	bash := debianPath(t, "bash").String()
 	eachNix(t, func(t *testing.T, n nixSystem) {
 		m := newMachine(t, n)
@@ -104,6 +107,7 @@ func TestKeys(t *testing.T) {
 }
 
 func TestCopyFrom(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	git := debianPath(t, "git").String()
 	want := closure(t, git)
@@ -116,6 +120,7 @@ func TestCopyFrom(t *testing.T) {
 
 // Another store root, on both sides.
 func TestAnotherRoot(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	bash := debianPath(t, "bash").String()
 	want := closure(t, bash)
@@ -130,6 +135,7 @@ func TestAnotherRoot(t *testing.T) {
 
 // All that there is, in one go. It has the limits of a client in it: 25 connections, hundreds of narinfos at once.
 func TestCopyEverything(t *testing.T) {
+	t.Parallel()
 	s := serveDebian(t)
 	everything := debian(t).Everything.String()
 	m := newMachine(t, newestNix(t))
