@@ -1,0 +1,31 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// The handbook lists the metrics that the server has.
+func TestDocumentedMetrics(t *testing.T) {
+	handbook, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0")
+	names := func(pattern, text string) (names []string) {
+		for _, match := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
+			names = append(names, match[1])
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	served := names(`(?m)^# TYPE (firn_\w+) `, s.get(t, "/metrics"))
+	documented := names("(?m)^\\| `(firn_\\w+)` \\|", string(handbook))
+	if diff := cmp.Diff(served, documented); diff != "" {
+		t.Errorf("docs/operations.md is not in step with /metrics (-served +documented):\n%s", diff)
+	}
+}
