@@ -36,6 +36,7 @@ var (
 	metricMisses   = Metric{Key: "narinfo_misses_per_s", Title: "narinfo misses, 64 connections", Unit: "1/s", Scale: 1, Higher: true, Ratio: true}
 	metricRange    = Metric{Key: "range_first_byte_s", Title: "first byte of a range at the end of the largest NAR", Unit: "ms", Scale: 1e3, Digits: 2, Ratio: true}
 	metricCPU      = Metric{Key: "cpu_s", Title: "CPU of the server, one pass", Unit: "s", Scale: 1, Digits: 2, Ratio: true}
+	metricClient   = Metric{Key: "client_cpu_s", Title: "CPU of the client, one pass", Unit: "s", Scale: 1, Digits: 2}
 	metricAfter    = Metric{Key: "resident_after_bytes", Title: "resident after the passes", Unit: "MB", Scale: 1e-6, Digits: 1}
 	metricPeak     = Metric{Key: "resident_peak_bytes", Title: "resident at most", Unit: "MB", Scale: 1e-6, Digits: 1}
 	metricFlight   = Metric{Key: "resident_in_flight_bytes", Title: "resident at most, 256 NARs in flight", Unit: "MB", Scale: 1e-6, Digits: 1}
@@ -51,8 +52,9 @@ func metricNARs(n int) Metric {
 	return Metric{Key: fmt.Sprintf("nars_%d_s", n), Title: title, Unit: "s", Scale: 1, Digits: 3, Ratio: true}
 }
 
-// cpuOf is the key under which a phase's CPU time is recorded.
-func cpuOf(m Metric) string { return "cpu_of_" + m.Key }
+// cpuOf is the key under which the CPU time is recorded that a server takes for a measurement, clientOf that of the client.
+func cpuOf(m Metric) string    { return "cpu_of_" + m.Key }
+func clientOf(m Metric) string { return "client_cpu_of_" + m.Key }
 
 // metrics are all metrics, in the order of the tables.
 func metrics() []Metric {
@@ -60,7 +62,7 @@ func metrics() []Metric {
 	for _, n := range narConnections {
 		all = append(all, metricNARs(n))
 	}
-	return append(all, metricHits, metricMisses, metricRange, metricCPU, metricAfter, metricPeak, metricFlight, metricStart)
+	return append(all, metricHits, metricMisses, metricRange, metricCPU, metricClient, metricAfter, metricPeak, metricFlight, metricStart)
 }
 
 // phase is one measurement of one server.
@@ -192,50 +194,62 @@ func (b *shootout) run(ctx context.Context) error {
 	return nil
 }
 
-// measure makes one measurement, and records the CPU time that the server took for it.
+// measure makes one measurement, and records the CPU time that server and client took for it.
 func (b *shootout) measure(ctx context.Context, ph phase, s *Server) error {
-	var before time.Duration
-	var err error
-	if s.measured() {
-		if before, err = cpuTime(s.PID); err != nil {
-			return err
-		}
+	serverBefore, err := s.cpuTime()
+	if err != nil {
+		return err
+	}
+	clientBefore, err := threadTime()
+	if err != nil {
+		return err
 	}
 	v, err := ph.run(ctx, s, b.targets[s])
 	if err != nil {
 		return err
 	}
+	clientAfter, err := threadTime()
+	if err != nil {
+		return err
+	}
+	serverAfter, err := s.cpuTime()
+	if err != nil {
+		return err
+	}
 	b.samples.add(s.Name, ph.metric.Key, v)
+	b.samples.add(s.Name, clientOf(ph.metric), (clientAfter - clientBefore).Seconds())
 	if s.measured() {
-		after, err := cpuTime(s.PID)
-		if err != nil {
-			return err
-		}
-		b.samples.add(s.Name, cpuOf(ph.metric), (after - before).Seconds())
+		b.samples.add(s.Name, cpuOf(ph.metric), (serverAfter - serverBefore).Seconds())
 	}
 	b.progress("run %d: %s: %s %s %s", b.runs+1, ph.metric.Title, s.Name, ph.metric.format(v), ph.metric.Unit)
 	return nil
 }
 
-// summarize records what a run's phases leave: memory, and the CPU time of one pass,
-// which is all narinfos in sequence and all NARs once (the mean over the numbers of connections).
+// summarize records what a run's measurements leave: the CPU time of one pass, and memory.
 func (b *shootout) summarize(s *Server) error {
+	b.samples.add(s.Name, metricClient.Key, b.onePass(s, clientOf))
 	if !s.measured() {
 		return nil
 	}
+	b.samples.add(s.Name, metricCPU.Key, b.onePass(s, cpuOf))
 	m, err := memoryOf(s.PID)
 	if err != nil {
 		return err
 	}
 	b.samples.add(s.Name, metricAfter.Key, float64(m.Now))
 	b.samples.add(s.Name, metricPeak.Key, float64(m.Peak))
-	last := func(m Metric) float64 { return b.samples.of(s.Name, cpuOf(m))[b.runs] }
-	cpu := last(metricNARInfos) / narinfoRepeats
-	for _, n := range narConnections {
-		cpu += last(metricNARs(n)) / float64(len(narConnections))
-	}
-	b.samples.add(s.Name, metricCPU.Key, cpu)
 	return nil
+}
+
+// onePass is the CPU time, recorded under some key, that this run took for one pass:
+// for all narinfos in sequence, and for all NARs once (the mean over the numbers of connections).
+func (b *shootout) onePass(s *Server, key func(Metric) string) float64 {
+	of := func(m Metric) float64 { return b.samples.of(s.Name, key(m))[b.runs] }
+	sum := of(metricNARInfos) / narinfoRepeats
+	for _, n := range narConnections {
+		sum += of(metricNARs(n)) / float64(len(narConnections))
+	}
+	return sum
 }
 
 // restart measures how long a second process of the same kind takes to answer.

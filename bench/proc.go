@@ -61,6 +61,15 @@ func cpuTime(pid int) (time.Duration, error) {
 	return sum, nil
 }
 
+// threadTime is the CPU time of the calling thread, which is the one that the client runs on.
+func threadTime() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &t); err != nil {
+		return 0, fmt.Errorf("read CPU time of this thread: %w", err)
+	}
+	return time.Duration(t.Nano()), nil
+}
+
 // Memory is what a server keeps resident, in bytes.
 // Pages that nginx's workers share are counted in each of them.
 type Memory struct {

@@ -217,6 +217,7 @@ and what it costs the machine: CPU time (user and system) of the server for all 
 * Before anything is measured, every NAR is read from every server, decompressed and compared with the NAR hash that Nix knows; every later answer must have the same status and length.
 * One client for all: a single thread with an epoll loop that knows as much HTTP as it needs. It shares the machine with the servers. ` + discard + `
 * nginx is Debian's, with a worker for each core, ` + "`sendfile` and `tcp_nopush`" + ` on and no logs. Its narinfos are signed like firn's.
+* Servers and client have a higher priority than other work of the machine (niceness -10), where the caller may set that.
 * *bare Go* is the limit of this machine for a program in Go: a loop that sends the flat files with ` + "`sendfile`" + `, one goroutine a connection, and no HTTP library.
 * *256 NARs in flight* are first held half sent for a second, then sent as fast as it goes.
 * Ratios are judged with the two digits that are printed.

@@ -131,7 +131,7 @@ func TestCSV(t *testing.T) {
 	if diff := cmp.Diff([]string{"server", "metric", "run", "value"}, rows[0]); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff([]string{"firn", "cpu_s", "1", "1.5"}, rows[1]); diff != "" {
+	if diff := cmp.Diff([]string{"firn", "client_cpu_s", "1", "1.5"}, rows[1]); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -155,6 +155,14 @@ func (s *Server) get(path string, status int, size int64) Request {
 // measured tells whether the kernel can be asked about the server.
 func (s *Server) measured() bool { return s.PID != 0 }
 
+// cpuTime is the CPU time that the server has used; 0 when it is not measured.
+func (s *Server) cpuTime() (time.Duration, error) {
+	if !s.measured() {
+		return 0, nil
+	}
+	return cpuTime(s.PID)
+}
+
 // stop ends the server and removes its files. A peer is left alone.
 func (s *Server) stop() {
 	if s.cmd == nil {
