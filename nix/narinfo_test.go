@@ -92,11 +92,8 @@ func TestNARInfoText(t *testing.T) {
 	}
 }
 
-func TestAppendTextAllocatesOnce(t *testing.T) {
+func TestAppendTextDoesNotAllocate(t *testing.T) {
 	n := benchNARInfo()
-	if allocs := testing.AllocsPerRun(10, func() { n.AppendText(nil) }); allocs > 1 {
-		t.Errorf("it allocates %v times", allocs)
-	}
 	buf := n.AppendText(nil)
 	if allocs := testing.AllocsPerRun(10, func() { buf = n.AppendText(buf[:0]) }); allocs > 0 {
 		t.Errorf("it allocates %v times where there is room", allocs)

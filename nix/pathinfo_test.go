@@ -26,11 +26,8 @@ func TestFingerprint(t *testing.T) {
 	}
 }
 
-func TestAppendFingerprintAllocatesOnce(t *testing.T) {
+func TestAppendFingerprintDoesNotAllocate(t *testing.T) {
 	info := benchInfo()
-	if n := testing.AllocsPerRun(10, func() { info.AppendFingerprint(nil) }); n > 1 {
-		t.Errorf("it allocates %v times", n)
-	}
 	buf := info.AppendFingerprint(nil)
 	if n := testing.AllocsPerRun(10, func() { buf = info.AppendFingerprint(buf[:0]) }); n > 0 {
 		t.Errorf("it allocates %v times where there is room", n)
