@@ -25,23 +25,17 @@ type settings struct {
 // the moment to put file and environment below them.
 func (s *settings) BeforeApply(ctx *kong.Context) error {
 	var path string
-	var flags []*kong.Flag
 	for _, flag := range ctx.Flags() {
 		if flag.Name == "config" {
 			path, _ = ctx.FlagValue(flag).(string)
-		}
-	}
-	for _, element := range ctx.Path {
-		if element.Flag != nil {
-			flags = append(flags, element.Flag)
 		}
 	}
 	loaded, origins, err := config.Load(path, os.LookupEnv)
 	if err != nil {
 		return err
 	}
-	for _, flag := range flags {
-		if _, ok := origins[flag.Name]; ok {
+	for _, element := range ctx.Path { // what was typed
+		if flag := element.Flag; flag != nil && origins[flag.Name] != "" {
 			origins[flag.Name] = "--" + flag.Name
 		}
 	}
