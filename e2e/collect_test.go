@@ -88,7 +88,7 @@ func TestCollectWhileSending(t *testing.T) {
 			}
 			id := fmt.Sprint(nobody)
 			return startServer(m, "setpriv", "--reuid", id, "--regid", id, "--clear-groups",
-				firnPath(), "serve", "--state", state, "--listen", "127.0.0.1:0")
+				firnPath, "serve", "--state", state, "--listen", "127.0.0.1:0")
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

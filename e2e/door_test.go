@@ -29,7 +29,7 @@ func writeNoise(w io.Writer, size int64) error {
 // A client that goes away in the middle of a NAR costs the server nothing, and is counted.
 func TestDisconnect(t *testing.T) {
 	t.Parallel()
-	m := newMachine(t, systemNix(t))
+	m := newMachine(t, systemNix())
 	p := add(m, "file", 64<<20)
 	s := startFirn(m)
 	info, err := s.narInfo(p)
@@ -73,12 +73,8 @@ func TestManyClients(t *testing.T) {
 		}
 	}
 	perl := debianPath(t, "perl").String()
-	all, err := nixes()
-	if err != nil {
-		t.Fatal(err)
-	}
 	var machines []*machine
-	for _, n := range all {
+	for _, n := range nixes {
 		machines = append(machines, newMachine(t, n))
 	}
 
@@ -125,7 +121,7 @@ func TestListeners(t *testing.T) {
 		t.Fatalf("it says that it listens at %q", s.urls)
 	}
 	for _, url := range s.urls {
-		m := newMachine(t, newestNix(t))
+		m := newMachine(t, newestNix())
 		m.run("nix", "store", "verify", "--store", url, bash.String(), "--option", "trusted-public-keys", s.publicKey)
 	}
 	wantNARInfo(t, s, bash, "http://unix", func(ctx context.Context) (net.Conn, error) {

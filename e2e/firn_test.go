@@ -1,3 +1,8 @@
+// Package e2e runs real Nix clients of several versions against firn, as people run both:
+// the built program, real servers and stores, and nothing of firn's own on the client's side.
+//
+// Each Nix runs on a [machine]: a mount namespace with a /nix, a home and a configuration of its own.
+// So no test sees what another one did, and nothing is left behind. That needs root.
 package e2e
 
 import (
@@ -21,35 +26,47 @@ import (
 	"firn/nix"
 )
 
-// firnDir is where TestMain puts the program under test.
-var firnDir string
+// What TestMain sets for all tests.
+var (
+	// firnPath is the program under test.
+	firnPath string
+	// nixes are the systems with Nix, the oldest Nix first.
+	nixes []nixSystem
+)
 
-// TestMain builds firn once.
+// TestMain builds firn, finds the systems with Nix, and makes those that there are not.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		var err error
-		if firnDir, err = os.MkdirTemp("", "firn"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+		dir, err := os.MkdirTemp("", "firn")
+		if err == nil {
+			defer os.RemoveAll(dir)
+			firnPath, err = buildFirn(dir)
 		}
-		defer os.RemoveAll(firnDir)
-		if err = os.Chmod(firnDir, 0o755); err != nil { // it also runs as other users
-			fmt.Fprintln(os.Stderr, err)
-			return 1
+		if err == nil {
+			nixes, err = findNixes()
 		}
-		build := exec.Command("go", "build", "-o", firnDir, "./cmd/firn")
-		build.Dir = ".."
-		build.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "build firn: %v\n%s", err, out)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
 			return 1
 		}
 		return m.Run()
 	}())
 }
 
-// firnPath is the program under test.
-func firnPath() string { return filepath.Join(firnDir, "firn") }
+// buildFirn builds the program in dir and returns its path.
+func buildFirn(dir string) (string, error) {
+	if err := os.Chmod(dir, 0o755); err != nil { // it is also run by others than root
+		return "", err
+	}
+	path := filepath.Join(dir, "firn")
+	build := exec.Command("go", "build", "-o", path, "./cmd/firn")
+	build.Dir = ".."
+	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in other systems too
+	if out, err := build.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build firn: %w\n%s", err, out)
+	}
+	return path, nil
+}
 
 // debianStore returns the store of Debian packages, made on first use and kept.
 var debianStore = sync.OnceValues(func() (*debstore.Store, error) {
@@ -72,7 +89,7 @@ func debian(t testing.TB) *debstore.Store {
 // debianMachine is a machine that has the store of Debian packages for its own. Tests only read it.
 func debianMachine(t testing.TB) *machine {
 	t.Helper()
-	return newMachineWith(t, systemNix(t), tempDir(t), debian(t).Root)
+	return newMachineWith(t, systemNix(), tempDir(t), debian(t).Root)
 }
 
 // debianPath returns the store path of a package.
@@ -123,7 +140,7 @@ func (b *lockedBuffer) String() string {
 // At the end of the test it must end well when it is asked to.
 func startFirn(m *machine, args ...string) *server {
 	m.t.Helper()
-	return startServer(m, append([]string{firnPath(), "serve", "--state", filepath.Join(m.dir, "state")}, args...)...)
+	return startServer(m, append([]string{firnPath, "serve", "--state", filepath.Join(m.dir, "state")}, args...)...)
 }
 
 // startServer is startFirn with all of the command line.
@@ -181,7 +198,7 @@ func startServer(m *machine, args ...string) *server {
 // serveDebian starts firn with the store of Debian packages, which it serves as `nix --store ROOT` has it.
 func serveDebian(t testing.TB) *server {
 	t.Helper()
-	return startFirn(newMachine(t, systemNix(t)), "--store", debian(t).Root)
+	return startFirn(newMachine(t, systemNix()), "--store", debian(t).Root)
 }
 
 // trust returns the options with which Nix takes s for its only cache.

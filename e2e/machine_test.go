@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -29,9 +28,9 @@ type nixSystem struct {
 	root    string // "" for this system
 }
 
-// nixes returns all that can be had: 2.8 of Debian 12, 2.26 of Debian 13 and 2.34 of Debian sid.
-// One that cannot is told on standard output, loudly, and does not fail the others: Debian sid has days on which it does not install.
-var nixes = sync.OnceValues(func() ([]nixSystem, error) {
+// findNixes returns the systems that can be had: this one, Debian 13 with Nix 2.26, and Debian sid with 2.34.
+// One that cannot does not fail the others, for Debian sid has days on which it does not install, but is told loudly.
+func findNixes() ([]nixSystem, error) {
 	system, err := newNix("")
 	if err != nil {
 		return nil, fmt.Errorf("find Nix (make test installs it): %w", err)
@@ -39,24 +38,28 @@ var nixes = sync.OnceValues(func() ([]nixSystem, error) {
 	found := []nixSystem{system}
 	for _, suite := range []string{"trixie", "sid"} {
 		out, err := exec.Command("./nixroot", suite).Output()
+		var n nixSystem
 		if err == nil {
-			var n nixSystem
-			if n, err = newNix(strings.TrimSpace(string(out))); err == nil {
-				found = append(found, n)
-				continue
-			}
+			n, err = newNix(strings.TrimSpace(string(out)))
 		}
 		var exit *exec.ExitError
 		if errors.As(err, &exit) {
 			err = fmt.Errorf("%w\n%s", err, exit.Stderr)
 		}
-		fmt.Printf("################ NOT TESTED with the Nix of Debian %s: %v\n", suite, err)
+		if err != nil {
+			fmt.Printf("################ NOT TESTED with the Nix of Debian %s: %v\n", suite, err)
+			continue
+		}
+		found = append(found, n)
+	}
+	for _, n := range found {
+		fmt.Printf("testing with Nix %s\n", n.version)
 	}
 	if len(found) == 1 {
-		return nil, errors.New("of three Debian systems with Nix, only this one is there")
+		return nil, errors.New("of three systems with Nix, only this one is there")
 	}
 	return found, nil
-})
+}
 
 // newNix returns the Nix of the system in root.
 func newNix(root string) (nixSystem, error) {
@@ -100,11 +103,7 @@ func (n nixSystem) command(ctx context.Context, dir string, env []string, args .
 
 // eachNix runs a test with each Nix.
 func eachNix(t *testing.T, test func(t *testing.T, n nixSystem)) {
-	all, err := nixes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range all {
+	for _, n := range nixes {
 		t.Run("nix-"+n.version, func(t *testing.T) {
 			t.Parallel()
 			test(t, n)
@@ -112,25 +111,11 @@ func eachNix(t *testing.T, test func(t *testing.T, n nixSystem)) {
 	}
 }
 
-// systemNix is the Nix of this system, for the server's side where any Nix will do.
-func systemNix(t testing.TB) nixSystem {
-	t.Helper()
-	all, err := nixes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all[0]
-}
+// systemNix is the Nix of this system, for where any Nix will do.
+func systemNix() nixSystem { return nixes[0] }
 
-// newestNix is the last of those that there are.
-func newestNix(t testing.TB) nixSystem {
-	t.Helper()
-	all, err := nixes()
-	if err != nil {
-		t.Fatal(err)
-	}
-	return all[len(all)-1]
-}
+// newestNix is the newest that there is.
+func newestNix() nixSystem { return nixes[len(nixes)-1] }
 
 // A machine is a computer with Nix: it has its own /nix, home and configuration, and shares with others the network and
 // the directory for temporary files only.

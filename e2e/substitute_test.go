@@ -85,7 +85,7 @@ func TestKeys(t *testing.T) {
 		m := newMachine(t, n)
 		file := func(name string) string { return filepath.Join(m.dir, name) }
 		m.run("nix-store", "--generate-binary-cache-key", "by-nix-1", file("nix.secret"), file("nix.public"))
-		m.run(firnPath(), "key", "generate", "by-firn-1", file("firn.secret"), file("firn.public"))
+		m.run(firnPath, "key", "generate", "by-firn-1", file("firn.secret"), file("firn.public"))
 		s := startFirn(debianMachine(t), "--key", file("nix.secret"), "--key", file("firn.secret"))
 		for _, public := range []string{"nix.public", "firn.public"} {
 			key, err := os.ReadFile(file(public))
@@ -100,7 +100,7 @@ func TestKeys(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if want := m.run(firnPath(), "key", "public", file("firn.secret")); strings.TrimSpace(string(got)) != want {
+		if want := m.run(firnPath, "key", "public", file("firn.secret")); strings.TrimSpace(string(got)) != want {
 			t.Errorf("Nix says that the public key is %s, firn says %s", got, want)
 		}
 	})
@@ -138,7 +138,7 @@ func TestCopyEverything(t *testing.T) {
 	t.Parallel()
 	s := serveDebian(t)
 	everything := debian(t).Everything.String()
-	m := newMachine(t, newestNix(t))
+	m := newMachine(t, newestNix())
 	m.run("nix", "copy", "--from", s.url, everything, "--option", "trusted-public-keys", s.publicKey)
 	if got, want := lines(m.run("nix", "path-info", "--all")), len(debian(t).Packages)+1; len(got) != want {
 		t.Errorf("the store has %d paths, want %d", len(got), want)
