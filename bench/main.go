@@ -13,6 +13,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -72,7 +73,11 @@ func main() {
 	}
 	var opts Options
 	kong.Parse(&opts, kong.Name("bench"), kong.Description(description))
-	exit(shoot(ctx, opts))
+	err := shoot(ctx, opts)
+	if ctx.Err() != nil {
+		err = errors.New("interrupted")
+	}
+	exit(err)
 }
 
 func exit(err error) {

@@ -281,6 +281,8 @@ func buildFirn(ctx context.Context, root, dir string) (string, error) {
 	program := filepath.Join(dir, "firn")
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", program, "./cmd/firn")
 	cmd.Dir = root
+	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it removes its own temporary files
+	cmd.WaitDelay = stopLimit
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build firn: %w\n%s", err, bytes.TrimSpace(text))
