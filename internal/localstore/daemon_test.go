@@ -6,11 +6,13 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"modernc.org/sqlite"
 
 	"firn/internal/cache"
 	"firn/nix"
@@ -115,6 +117,59 @@ func TestUnprivileged(t *testing.T) {
 	wantMiss(absent)
 	if got := c.ask("open " + again.Hash().String()); got != "opened <nil>" {
 		t.Error(got)
+	}
+}
+
+// Where Nix leaves the WAL index behind, as newer ones do, no daemon is needed to read the database without writing it;
+// and what real Nix does to it later is seen at once.
+func TestUnprivilegedWithoutDaemon(t *testing.T) {
+	n := newNix(t)
+	path := n.add("file", "hello\n")
+	n.leaveIndex()
+	c := n.startChild(t, nobody)
+	if c.first != "ready" {
+		t.Fatal(c.first)
+	}
+	if got := c.ask("writable"); got != "false" {
+		t.Errorf("it may write the WAL index: %s", got)
+	}
+	for i := range 12 {
+		p := path
+		if i > 0 {
+			p = n.add("later-"+strconv.Itoa(i), "later "+strconv.Itoa(i))
+		}
+		if got := c.ask("info " + p.Hash().String()); !strings.HasPrefix(got, p.String()+" ") {
+			t.Errorf("it says %q of %v", got, p)
+		}
+		n.run("nix-store", "--delete", p.String())
+		if got := c.ask("info " + p.Hash().String()); !strings.HasSuffix(got, "not found") {
+			t.Errorf("it says %q of %v, which was deleted", got, p)
+		}
+		if i%3 == 0 {
+			c.ask("filter")
+		}
+	}
+}
+
+// leaveIndex leaves WAL and WAL index beside the database although nobody has it open, as newer Nix does.
+func (n *nixStore) leaveIndex() {
+	n.t.Helper()
+	db := n.sqlite("")
+	defer db.Close()
+	conn, err := db.Conn(n.t.Context())
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	defer conn.Close()
+	err = conn.Raw(func(c any) error {
+		_, err := c.(sqlite.FileControl).FileControlPersistWAL("main", 1)
+		return err
+	})
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	if _, err := conn.ExecContext(n.t.Context(), `update ValidPaths set registrationTime = registrationTime`); err != nil {
+		n.t.Fatal(err)
 	}
 }
 

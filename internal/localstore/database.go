@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
-	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -25,9 +24,12 @@ const (
 	// only while the WAL index is rebuilt after a crash, or for someone who locked the whole database.
 	busyTimeout = 250 * time.Millisecond
 
-	// maxConns bounds the connections to the database: a look-up takes tens of microseconds of
-	// processor time, so more than a few only add memory.
-	maxConns = 4
+	// maxLookUps bounds the look-ups in the database at once, each on a connection: one takes tens of
+	// microseconds of processor time, so more than a few only add memory.
+	maxLookUps = 4
+
+	// spareConns are for what is not a look-up: filling the filter, checks, realisations.
+	spareConns = 2
 
 	// pageCache is what SQLite keeps of the database, in KiB a connection: the inner pages of its
 	// indices. The operating system has the rest in memory.
@@ -59,7 +61,8 @@ type database struct {
 	storeDir nix.StoreDir
 	sql      *sql.DB
 	info     *sql.Stmt
-	writable bool // this process can write the WAL index, so it reads as any Nix does
+	turns    chan struct{} // as many as there may be look-ups at once
+	writable bool          // this process can write the WAL index, so it reads as any Nix does
 
 	// The files that the version is read from. They are closed after SQLite's own:
 	// closing one ends all locks of this process on it.
@@ -134,7 +137,7 @@ func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *databa
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	d := &database{path: path, storeDir: storeDir, sql: pool, seed: maphash.MakeSeed(), opened: time.Now()}
+	d := &database{path: path, storeDir: storeDir, sql: pool, turns: make(chan struct{}, maxLookUps), seed: maphash.MakeSeed(), opened: time.Now()}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -142,8 +145,8 @@ func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *databa
 	}()
 	// A connection that was used once holds a shared lock on the database, so that nobody
 	// removes the WAL and its index. It is kept for that, too.
-	pool.SetMaxOpenConns(maxConns)
-	pool.SetMaxIdleConns(maxConns)
+	pool.SetMaxOpenConns(maxLookUps + spareConns)
+	pool.SetMaxIdleConns(maxLookUps + spareConns)
 	if err := d.check(ctx); err != nil {
 		if _, serr := os.Stat(path + "-shm"); errors.Is(serr, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: %w", errNoIndex, err)
@@ -194,6 +197,14 @@ func (d *database) check(ctx context.Context) error {
 
 // pathInfo looks a path up. cache.ErrNotFound if it is not valid, which includes a rowError.
 func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	select {
+	case d.turns <- struct{}{}:
+		defer func() { <-d.turns }()
+	case <-ctx.Done():
+		return nil, d.fail("query", ctx.Err())
+	}
+	// A query that can be cancelled costs a third more. This one takes microseconds, or busyTimeout.
+	ctx = context.WithoutCancel(ctx)
 	prefix := string(d.storeDir) + "/" + hash.String()
 	rows, err := d.info.QueryContext(ctx, prefix+"-", prefix+".") // '.' is what follows '-'
 	if err != nil {
@@ -266,7 +277,7 @@ func (s *Store) reopen(ctx context.Context, old *database) error {
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return fmt.Errorf("open %s: %w: %w", s.dbPath, cache.ErrUnavailable, io.ErrClosedPipe)
+		return fmt.Errorf("open %s: %w: %w", s.dbPath, cache.ErrUnavailable, fs.ErrClosed)
 	case s.db != old:
 		return nil // somebody else did it
 	case old != nil:

@@ -1,6 +1,7 @@
 package localstore
 
 import (
+	"strconv"
 	"testing"
 
 	"firn/nix"
@@ -47,15 +48,15 @@ func TestHashSet(t *testing.T) {
 // The filter has every path, whatever came between its batches, and forgets those that were deleted when it is made again.
 func TestFilter(t *testing.T) {
 	n := newNix(t)
-	const paths = 3*filterBatch + 17
-	fillDatabase(t, n, paths)
+	const paths = 2*filterBatch + 17
+	fillDatabase(t, n, paths, 0)
 	s := n.open()
 	if err := waitForFilter(s); err != nil {
 		t.Fatal(err)
 	}
 	f := &s.db.filter
-	if f.known.len() != paths {
-		t.Errorf("it has %d paths, want %d", f.known.len(), paths)
+	if got := known(f); got != paths {
+		t.Errorf("it has %d paths, want %d", got, paths)
 	}
 	_, version, err := s.acquire(t.Context())
 	if err != nil {
@@ -80,13 +81,14 @@ func TestFilter(t *testing.T) {
 	if _, err := s.PathInfo(t.Context(), added.Hash()); err != nil {
 		t.Error(err)
 	}
-	if f.known.len() != paths+1 {
-		t.Errorf("it has %d paths, want %d", f.known.len(), paths+1)
+	if got := known(f); got != paths+1 {
+		t.Errorf("it has %d paths, want %d", got, paths+1)
 	}
 
 	// Once it has twice as many as at first, it begins again.
+	const more = paths + filterBatch + 17
 	n.edit(`delete from Refs`, `delete from ValidPaths where id % 100 != 0`)
-	n.edit(`with recursive c(x) as (select 1 union all select x + 1 from c where x < ` + "40000" + `)
+	n.edit(`with recursive c(x) as (select 1 union all select x + 1 from c where x < ` + strconv.Itoa(more) + `)
 		insert into ValidPaths (path, hash, registrationTime)
 		select '` + string(n.storeDir) + `/' || substr('00000000000000000000000000000000' || x, -32) || '-n', '', 0 from c`)
 	for range 2 {
@@ -98,7 +100,14 @@ func TestFilter(t *testing.T) {
 	if err := waitForFilter(s); err != nil {
 		t.Fatal(err)
 	}
-	if got, most := f.known.len(), 40000+paths/100+2; got > most {
+	if got, most := known(f), more+paths/100+2; got > most {
 		t.Errorf("it has %d paths, want at most %d", got, most)
 	}
+}
+
+// known is how many paths the filter has.
+func known(f *filter) int {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	return f.known.len()
 }

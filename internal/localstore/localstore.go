@@ -218,8 +218,8 @@ func (s *Store) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo,
 	info, err := s.lookUp(ctx, hash)
 	if err != nil {
 		var malformed *rowError
-		if errors.As(err, &malformed) {
-			s.log.Warn("a path is not served: its row in the database is malformed", "path", malformed.path, "err", malformed.cause)
+		if errors.As(err, &malformed) && s.verdicts.setMalformed(hash) {
+			s.log.Warn("a path is not served: what the database says of it is malformed", "path", malformed.path, "err", malformed.cause)
 		}
 		return nil, err
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -285,6 +286,7 @@ func waitForFilter(s *Store) error {
 		if ready {
 			return nil
 		}
+		runtime.Gosched()
 	}
 }
 

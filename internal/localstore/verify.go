@@ -44,13 +44,18 @@ type verdicts struct {
 	changes atomic.Uint64 // how often a path was withheld, or is not any more
 	any     atomic.Bool   // some path is withheld
 
-	mu       sync.RWMutex
-	verified map[registration]struct{}
-	withheld map[registration]treeID
+	mu        sync.RWMutex
+	verified  map[registration]struct{}
+	withheld  map[registration]treeID
+	malformed map[nix.PathHash]struct{} // logged as such
 }
 
 func newVerdicts() *verdicts {
-	return &verdicts{verified: map[registration]struct{}{}, withheld: map[registration]treeID{}}
+	return &verdicts{
+		verified:  map[registration]struct{}{},
+		withheld:  map[registration]treeID{},
+		malformed: map[nix.PathHash]struct{}{},
+	}
 }
 
 // treeID tells a tree from the one that replaces it when Nix repairs a path.
@@ -117,6 +122,18 @@ func (v *verdicts) setWithheld(info *nix.PathInfo, realPath string) bool {
 	delete(v.verified, key)
 	v.any.Store(true)
 	v.changes.Add(1)
+	return true
+}
+
+// setMalformed remembers that the row of a path is malformed, and reports whether that is news.
+func (v *verdicts) setMalformed(hash nix.PathHash) bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if _, ok := v.malformed[hash]; ok {
+		return false
+	}
+	makeRoom(v.malformed, maxWithheld)
+	v.malformed[hash] = struct{}{}
 	return true
 }
 

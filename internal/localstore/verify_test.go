@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -175,6 +176,7 @@ func TestRangeFirst(t *testing.T) {
 		s.verify.mu.Lock()
 		waiting := len(s.verify.queued)
 		s.verify.mu.Unlock()
+		runtime.Gosched()
 		if waiting == 0 && s.Stats() != (Stats{Verified: 1, Mismatches: 1}) {
 			t.Fatalf("everything was verified, and the stats are %+v", s.Stats())
 		}
