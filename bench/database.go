@@ -26,7 +26,7 @@ const (
 	// referencesPerPath is how many references a generated path has.
 	referencesPerPath = 4
 	// scaleStarts is how often firn is started over each database.
-	scaleStarts = 3
+	scaleStarts = 5
 	// scaleSample is the number of narinfos that are asked for before memory is looked at.
 	scaleSample = 10_000
 )
