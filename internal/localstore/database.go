@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"net/url"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,12 +25,9 @@ const (
 	// only while the WAL index is rebuilt after a crash, or for someone who locked the whole database.
 	busyTimeout = 250 * time.Millisecond
 
-	// maxLookUps bounds the look-ups in the database at once, each on a connection: one takes tens of
-	// microseconds of processor time, so more than a few only add memory.
-	maxLookUps = 4
-
-	// spareConns are for what is not a look-up: filling the filter, checks, realisations.
-	spareConns = 2
+	// maxConns bounds the connections to the database: a look-up takes tens of microseconds of
+	// processor time, so more than a few only add memory. One is left for filling the filter.
+	maxConns = 5
 
 	// pageCache is what SQLite keeps of the database, in KiB a connection: the inner pages of its
 	// indices. The operating system has the rest in memory.
@@ -61,7 +59,7 @@ type database struct {
 	storeDir nix.StoreDir
 	sql      *sql.DB
 	info     *sql.Stmt
-	turns    chan struct{} // as many as there may be look-ups at once
+	turns    chan struct{} // holds a token for each connection in use but the filter's
 	writable bool          // this process can write the WAL index, so it reads as any Nix does
 
 	// The files that the version is read from. They are closed after SQLite's own:
@@ -137,7 +135,7 @@ func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *databa
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	d := &database{path: path, storeDir: storeDir, sql: pool, turns: make(chan struct{}, maxLookUps), seed: maphash.MakeSeed(), opened: time.Now()}
+	d := &database{path: path, storeDir: storeDir, sql: pool, turns: make(chan struct{}, maxConns-1), seed: maphash.MakeSeed(), opened: time.Now()}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -145,8 +143,8 @@ func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *databa
 	}()
 	// A connection that was used once holds a shared lock on the database, so that nobody
 	// removes the WAL and its index. It is kept for that, too.
-	pool.SetMaxOpenConns(maxLookUps + spareConns)
-	pool.SetMaxIdleConns(maxLookUps + spareConns)
+	pool.SetMaxOpenConns(maxConns)
+	pool.SetMaxIdleConns(maxConns)
 	if err := d.check(ctx); err != nil {
 		if _, serr := os.Stat(path + "-shm"); errors.Is(serr, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: %w", errNoIndex, err)
@@ -186,8 +184,24 @@ func (d *database) fail(verb string, err error) error {
 	return fmt.Errorf("%s %s: %w: %w", verb, d.path, cache.ErrUnavailable, err)
 }
 
+// turn waits until the caller may use a connection, one at a time, which it does until endTurn.
+func (d *database) turn(ctx context.Context) error {
+	select {
+	case d.turns <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return d.fail("query", ctx.Err())
+	}
+}
+
+func (d *database) endTurn() { <-d.turns }
+
 // check reads from the database.
 func (d *database) check(ctx context.Context) error {
+	if err := d.turn(ctx); err != nil {
+		return err
+	}
+	defer d.endTurn()
 	var n int
 	if err := d.sql.QueryRowContext(ctx, `select count(*) from (select 1 from ValidPaths limit 1)`).Scan(&n); err != nil {
 		return d.fail("read", err)
@@ -197,12 +211,10 @@ func (d *database) check(ctx context.Context) error {
 
 // pathInfo looks a path up. cache.ErrNotFound if it is not valid, which includes a rowError.
 func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	select {
-	case d.turns <- struct{}{}:
-		defer func() { <-d.turns }()
-	case <-ctx.Done():
-		return nil, d.fail("query", ctx.Err())
+	if err := d.turn(ctx); err != nil {
+		return nil, err
 	}
+	defer d.endTurn()
 	// A query that can be cancelled costs a third more. This one takes microseconds, or busyTimeout.
 	ctx = context.WithoutCancel(ctx)
 	prefix := string(d.storeDir) + "/" + hash.String()
@@ -230,9 +242,9 @@ func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathIn
 		deriver:    deriver.String,
 		narSize:    narSize.Int64,
 		ultimate:   ultimate.Int64 != 0,
-		signatures: fields(sigs.String),
+		signatures: strings.Fields(sigs.String),
 		ca:         ca.String,
-		references: fields(references.String),
+		references: strings.Fields(references.String),
 	}
 	return r.pathInfo(d.storeDir)
 }

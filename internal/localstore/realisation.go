@@ -45,6 +45,7 @@ func (s *Store) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Rea
 		return fail(err)
 	}
 	defer s.mu.RUnlock()
+	defer d.endTurn()
 	tx, err := d.sql.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return fail(d.fail("query", err))
@@ -61,7 +62,7 @@ func (s *Store) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Rea
 	if err != nil {
 		return fail(d.fail("query", err))
 	}
-	r := &nix.Realisation{ID: id, Signatures: parseSignatures(fields(signatures.String))}
+	r := &nix.Realisation{ID: id, Signatures: parseSignatures(strings.Fields(signatures.String))}
 	if r.OutPath, err = s.storeDir.ParsePath(outPath); err != nil {
 		return fail(notFoundBecause(err))
 	}
@@ -113,6 +114,7 @@ func (s *Store) BuildTrace(ctx context.Context, drv nix.StorePath, output string
 		return fail(err)
 	}
 	defer s.mu.RUnlock()
+	defer d.endTurn()
 	var outPath string
 	var signatures sql.NullString
 	err = d.sql.QueryRowContext(ctx, buildTraceQuery, drv.Base(), drv.String(), output).Scan(&outPath, &signatures)
@@ -122,14 +124,14 @@ func (s *Store) BuildTrace(ctx context.Context, drv nix.StorePath, output string
 	if err != nil {
 		return fail(d.fail("query", err))
 	}
-	t := &nix.BuildTrace{Drv: drv, Output: output, Signatures: parseSignatures(fields(signatures.String))}
+	t := &nix.BuildTrace{Drv: drv, Output: output, Signatures: parseSignatures(strings.Fields(signatures.String))}
 	if t.OutPath, err = s.storeDir.ParseBase(strings.TrimPrefix(outPath, string(s.storeDir)+"/")); err != nil {
 		return fail(notFoundBecause(err))
 	}
 	return t, nil
 }
 
-// acquireTable is acquire for a table that the database may not have: then it is cache.ErrNotFound.
+// acquireTable is acquire and turn for a table that the database may not have: then it is cache.ErrNotFound.
 // Nix makes these tables when its experiment is turned on, so they are looked for every time; hardly anybody asks.
 func (s *Store) acquireTable(ctx context.Context, name string) (*database, error) {
 	d, _, err := s.acquire(ctx)
@@ -139,15 +141,18 @@ func (s *Store) acquireTable(ctx context.Context, name string) (*database, error
 	if err != nil {
 		return nil, err
 	}
-	has, err := d.hasTable(ctx, name)
-	if err == nil && !has {
-		err = cache.ErrNotFound
+	if err = d.turn(ctx); err == nil {
+		var has bool
+		if has, err = d.hasTable(ctx, name); err == nil && !has {
+			err = cache.ErrNotFound
+		}
+		if err == nil {
+			return d, nil
+		}
+		d.endTurn()
 	}
-	if err != nil {
-		s.mu.RUnlock()
-		return nil, err
-	}
-	return d, nil
+	s.mu.RUnlock()
+	return nil, err
 }
 
 // drvHashText is how a derivation is named in Realisations.

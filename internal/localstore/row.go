@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"firn/internal/cache"
@@ -36,8 +35,8 @@ func (e *rowError) Error() string {
 func (e *rowError) Unwrap() []error { return []error{cache.ErrNotFound, e.cause} }
 
 // pathInfo parses the row; any error is a rowError.
-// A deriver, signature or content address that is malformed is left out, since a path is right without it;
-// one that were handed on would make a client refuse the whole narinfo.
+// A deriver, signature or content address that is malformed, or not the path's own, is left out: a path is right
+// without it, and handed on it would make a client refuse the whole narinfo, or the path.
 func (r *row) pathInfo(dir nix.StoreDir) (*nix.PathInfo, error) {
 	info, err := r.parse(dir)
 	if err != nil {
@@ -84,6 +83,9 @@ func (r *row) parse(dir nix.StoreDir) (*nix.PathInfo, error) {
 	}
 	if r.ca != "" {
 		info.CA, _ = nix.ParseContentAddress(r.ca)
+		if info.CheckContentAddress() != nil {
+			info.CA = nix.ContentAddress{}
+		}
 	}
 	info.Signatures = parseSignatures(r.signatures)
 	return info, nil
@@ -98,12 +100,4 @@ func parseSignatures(texts []string) []nix.Signature {
 		}
 	}
 	return sigs
-}
-
-// fields splits a column of items that are separated by spaces.
-func fields(s string) []string {
-	if s == "" {
-		return nil
-	}
-	return strings.Fields(s)
 }
