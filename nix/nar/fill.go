@@ -8,9 +8,7 @@ import (
 
 // filler makes bytes of a NAR in memory: the framing out of the layout, the contents out of the files of the tree.
 type filler struct {
-	l    *Layout
-	tree *tree
-
+	r    *reading
 	dst  []byte // what is still to be filled; there is room for another byte behind it
 	skip int64  // how many bytes of the NAR come before it
 
@@ -20,16 +18,16 @@ type filler struct {
 }
 
 // fill fills dst with the bytes of the NAR from off on. It may write to the byte behind dst, which must be there.
-func (f *filler) fill(l *Layout, t *tree, dst []byte, off int64) error {
-	i := l.find(off)
-	f.l, f.tree, f.dst, f.skip = l, t, dst, off-l.nodes[i].start
+func (f *filler) fill(r *reading, dst []byte, off int64) error {
+	i := r.find(off)
+	f.r, f.dst, f.skip = r, dst, off-r.nodes[i].start
 	f.relDir, f.relLen = 0, 0
 	for ; len(f.dst) > 0; i++ {
-		n := &l.nodes[i]
+		n := &r.nodes[i]
 		f.head(n)
 		if n.typ == TypeRegular {
 			if err := f.contents(n); err != nil {
-				return readError(t, f.path(n), err)
+				return readError(r.tree, f.path(n), err)
 			}
 			put(f, zeros[:padding(n.size)])
 		}
@@ -56,7 +54,7 @@ func (f *filler) head(n *node) {
 		put(f, wordMagic)
 	} else {
 		put(f, openEntry)
-		f.string(f.l.name(n))
+		f.string(f.r.name(n))
 		put(f, wordNode)
 	}
 	switch {
@@ -64,7 +62,7 @@ func (f *filler) head(n *node) {
 		put(f, openDirectory)
 	case n.typ == TypeSymlink:
 		put(f, openSymlink)
-		f.string(f.l.target(n))
+		f.string(f.r.target(n))
 	case n.exec:
 		put(f, openExecutable)
 		f.length(n.size)
@@ -75,7 +73,7 @@ func (f *filler) head(n *node) {
 }
 
 func (f *filler) tail(i int, n *node) {
-	ends := f.l.ends(i)
+	ends := f.r.ends(i)
 	for depth := int(n.depth); ends > 0; ends, depth = ends-1, depth-1 {
 		if depth == 0 {
 			put(f, wordClose)
@@ -114,7 +112,7 @@ func (f *filler) contents(n *node) error {
 	if off+int64(want) == n.size {
 		ask++
 	}
-	file, err := f.tree.open(f.path(n))
+	file, err := f.r.tree.open(f.path(n))
 	if err != nil {
 		return err
 	}
@@ -140,10 +138,10 @@ func (f *filler) contents(n *node) error {
 // path returns the path of n below the tree, ended by a zero byte. It is valid until the next call.
 func (f *filler) path(n *node) []byte {
 	if n.parent != f.relDir {
-		f.rel = f.l.appendPath(f.rel[:0], n.parent)
+		f.rel = f.r.appendPath(f.rel[:0], n.parent)
 		f.relDir, f.relLen = n.parent, len(f.rel)
 	}
-	f.rel = append(append(f.rel[:f.relLen], f.l.name(n)...), 0)
+	f.rel = append(append(f.rel[:f.relLen], f.r.name(n)...), 0)
 	return f.rel
 }
 

@@ -6,40 +6,55 @@ import (
 	"iter"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 const (
-	// blockSize is how many bytes are gathered for one write.
+	// blockSize is how many bytes are gathered for one write. Half as many cost more system calls, and twice as many
+	// no longer lie in the second-level cache of a core when they are written.
 	blockSize = 256 << 10
 	// smallBlock is the size in bytes of a block where a larger one is not needed, or not to be had.
 	smallBlock = 64 << 10
-	// sendfileMin is the size in bytes from which on a file is not gathered, but handed to a writer that can read it.
+	// sendfileMin is the size in bytes from which on a file is not gathered, but lent to a writer that can read it:
+	// about there, two copies cost as much as the system calls of a write of its own.
 	sendfileMin = 128 << 10
-	// sendfileMax is how many bytes of a file are handed over at once: between two of them, a cancelled context is seen.
+	// sendfileMax is how many bytes of a file are lent at once: between two of them, a cancelled context is seen.
 	sendfileMax = 16 << 20
-	// readAhead is how many blocks are read while one is being written.
-	readAhead = 1
 	// maxBlocks bounds the blocks of full size in this process, 32 MiB in all.
 	// A call that gets none makes do with one small block, so that those who read slowly hinder nobody.
 	maxBlocks = 128
+
+	// readAhead is how many blocks are read while one is being written, if reading is fast:
+	// to keep two cores busy. What waits longest is then the writing, and more would gain nothing.
+	readAhead = 1
+	// slowRead is how long a block takes at least whose files come from a disk. That is mostly waiting,
+	// so slowReadAhead blocks are then read at once.
+	slowRead      = 2 * time.Millisecond
+	slowReadAhead = 4
+	// slowWrite is the rate, in bytes a second, below which a writer has use for neither full blocks nor reading ahead.
+	slowWrite = 4 << 20
 )
+
+// reading is one call's way through the NAR of a tree.
+type reading struct {
+	*Layout
+	tree    *tree
+	end     int64 // offset in the NAR
+	fileMin int64 // contents of so many bytes are pieces of their own
+}
 
 // piece is a part of a NAR that is written at once: either gathered in a block, or contents of one file.
 type piece struct {
-	off, end int64
-
-	block  *block
-	data   []byte     // of the block
-	filled chan error // tells of a block that is filled by a goroutine
-
-	node int // the file
-	tree *tree
-	size int64 // of the whole file
-	rel  []byte
+	r        *reading
+	off, end int64 // in the NAR
+	file     *node // nil: it is gathered
+	block    *block
+	data     []byte     // of the block
+	filled   chan error // not nil: a goroutine fills the block, and tells when it has
 }
 
 // pieces yields the bytes from off to end of the NAR of the tree at path, piece by piece in order. A piece is valid until the next one.
-// Contents that are fileMin bytes or more are pieces of their own.
+// Contents of fileMin bytes and more are left to whoever gets the piece, by [piece.lend].
 func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int64) iter.Seq2[*piece, error] {
 	return func(yield func(*piece, error) bool) {
 		if off == end {
@@ -51,90 +66,97 @@ func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int6
 			return
 		}
 		defer t.close()
+		r := &reading{l, t, end, fileMin}
 
-		var queue [1 + readAhead]piece // those planned, in a ring
-		head, planned := 0, 0          // how many have been yielded, and planned
+		var queue [1 + slowReadAhead]piece // those planned, in a ring
+		next, planned := 0, 0              // how many have been yielded, and planned
 		defer func() {
-			for ; head < planned; head++ {
-				queue[head%len(queue)].release()
+			for ; next < planned; next++ {
+				queue[next%len(queue)].release()
 			}
 		}()
-		for off < end || head < planned {
-			for off < end && planned-head < len(queue) {
+		most, ahead := int64(blockSize), readAhead
+		for off < end || next < planned {
+			for off < end && (planned == next || planned-next <= ahead && most == blockSize) {
 				p := &queue[planned%len(queue)]
-				if !l.plan(p, t, off, end, fileMin, planned > head) {
+				if !r.plan(p, off, most, planned > next) {
 					break
 				}
 				off = p.end
 				planned++
 			}
-			p := &queue[head%len(queue)]
-			err := p.wait(l, t)
+			p := &queue[next%len(queue)]
+			begun := time.Now()
+			err := p.wait()
+			filled := time.Now()
+			if filled.Sub(begun) > slowRead {
+				ahead = slowReadAhead
+			}
 			if err == nil && ctx.Err() != nil {
 				err = context.Cause(ctx)
 			}
-			more := yield(p, err)
-			p.release()
-			head++
-			if err != nil || !more {
+			if !yield(p, err) || err != nil {
 				return
 			}
+			if most = blockSize; time.Since(filled).Seconds()*slowWrite > float64(p.end-p.off) {
+				most = smallBlock
+			}
+			p.release()
+			next++
 		}
 	}
 }
 
-// plan sets p to the piece of the NAR that begins at off, and ends at end at the latest.
-// A piece ahead of its time is filled by a goroutine; there is none (false) where no block is to be had for it.
-func (l *Layout) plan(p *piece, t *tree, off, end, fileMin int64, ahead bool) bool {
-	*p = piece{off: off, tree: t}
-	i := l.find(off)
-	if n := &l.nodes[i]; n.typ == TypeRegular && n.size >= fileMin {
-		if from := n.contents(); off >= from && off < from+n.size {
-			p.node, p.end = i, min(from+n.size, end)
-			return true
-		}
+// plan sets p to the piece of the NAR that begins at off, of at most most bytes if it is gathered.
+// One that is ahead of its time is filled by a goroutine; there is none (false) where no block is to be had for it.
+func (r *reading) plan(p *piece, off, most int64, ahead bool) bool {
+	*p = piece{r: r, off: off}
+	i := r.find(off)
+	if n := &r.nodes[i]; r.lends(n) && off >= n.contents() && off < n.contents()+n.size {
+		p.file, p.end = n, min(n.contents()+n.size, r.end)
+		return true
 	}
-	most := min(end-off, blockSize)
-	if most > smallBlock {
-		if p.block = blocks.full(); p.block == nil {
-			if ahead {
-				return false
-			}
-			most = smallBlock
-		}
-	}
-	p.end = off + most
-	for ; i < len(l.nodes) && l.nodes[i].start < p.end; i++ {
-		if n := &l.nodes[i]; n.typ == TypeRegular && n.size >= fileMin && n.contents() >= off {
+	p.end = min(off+most, r.end)
+	for ; i < len(r.nodes) && r.nodes[i].start < p.end; i++ {
+		if n := &r.nodes[i]; r.lends(n) && n.contents() >= off {
 			p.end = min(p.end, n.contents())
-			break
+		}
+	}
+	if p.end-off > smallBlock {
+		if p.block = blocks.full(); p.block == nil && ahead {
+			return false
 		}
 	}
 	if p.block == nil {
 		p.block = blocks.small()
+		p.end = min(p.end, off+smallBlock)
 	}
 	p.data = p.block.buf[:p.end-off]
 	if ahead && len(p.data) > smallBlock {
-		p.filled = make(chan error, 1)
-		go func() { p.filled <- p.block.fill(l, t, p.data, off) }()
+		filled, block, data := make(chan error, 1), p.block, p.data
+		p.filled = filled
+		go func() { filled <- block.fill(r, data, off) }()
 	}
 	return true
 }
 
+// lends returns whether the contents of n are a piece of their own.
+func (r *reading) lends(n *node) bool { return n.typ == TypeRegular && n.size >= r.fileMin }
+
 // wait returns when the data of p is there.
-func (p *piece) wait(l *Layout, t *tree) error {
+func (p *piece) wait() error {
 	switch {
 	case p.block == nil:
 		return nil
 	case p.filled == nil:
-		return p.block.fill(l, t, p.data, p.off)
+		return p.block.fill(p.r, p.data, p.off)
 	}
 	err := <-p.filled
 	p.filled = nil
 	return err
 }
 
-// release gives back what p holds, and waits for who still works on it.
+// release gives back what p holds, once nobody works on it any more.
 func (p *piece) release() {
 	if p.filled != nil {
 		<-p.filled
@@ -145,13 +167,13 @@ func (p *piece) release() {
 	*p = piece{}
 }
 
-// sendFile has w read the part of a file that p is.
-func (p *piece) sendFile(ctx context.Context, l *Layout, w io.ReaderFrom) error {
-	n := &l.nodes[p.node]
-	rel := append(append(l.appendPath(nil, n.parent), l.name(n)...), 0)
-	f, err := p.tree.open(rel)
+// lend has w read the contents that p is.
+func (p *piece) lend(ctx context.Context, w io.ReaderFrom) error {
+	r, n := p.r, p.file
+	rel := append(append(r.appendPath(nil, n.parent), r.name(n)...), 0)
+	f, err := r.tree.open(rel)
 	if err != nil {
-		return readError(p.tree, rel, err)
+		return readError(r.tree, rel, err)
 	}
 	defer f.Close()
 	size, err := f.size()
@@ -162,21 +184,21 @@ func (p *piece) sendFile(ctx context.Context, l *Layout, w io.ReaderFrom) error 
 		err = f.seek(p.off - n.contents())
 	}
 	if err != nil {
-		return readError(p.tree, rel, err)
+		return readError(r.tree, rel, err)
 	}
 	for off := p.off; off < p.end; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		part := &io.LimitedReader{R: f, N: min(p.end-off, sendfileMax)}
-		sent, err := w.ReadFrom(part)
-		off += sent
+		part := io.LimitedReader{R: f, N: min(p.end-off, sendfileMax)}
+		sent, err := w.ReadFrom(&part)
 		if err != nil {
 			return err
 		}
 		if part.N > 0 {
-			return readError(p.tree, rel, ErrChanged)
+			return readError(r.tree, rel, ErrChanged)
 		}
+		off += sent
 	}
 	return nil
 }

@@ -39,7 +39,7 @@ func (l *Layout) WriteRange(ctx context.Context, w io.Writer, path string, off, 
 		case p.block != nil:
 			_, err = w.Write(p.data)
 		default:
-			err = p.sendFile(ctx, l, to)
+			err = p.lend(ctx, to)
 		}
 		if err != nil {
 			return fmt.Errorf("write NAR of %s: %w", path, err)
