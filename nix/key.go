@@ -112,11 +112,12 @@ type PublicKey struct {
 
 // ParsePublicKey parses "<name>:<base 64 of 32 bytes>", as in trusted-public-keys of nix.conf
 // or a public key file. A line feed may follow, nothing else.
+// An error shows nothing of the text: it may be that of a secret key, mistaken for the public one.
 func ParsePublicKey(s string) (PublicKey, error) {
 	var k PublicKey
 	var err error
 	if k.name, err = parseKeyFile(k.key[:], s); err != nil {
-		return PublicKey{}, fmt.Errorf("parse public key %s: %w", quote(s), err)
+		return PublicKey{}, fmt.Errorf("parse public key: %w", err)
 	}
 	return k, nil
 }

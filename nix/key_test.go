@@ -124,6 +124,9 @@ func TestKeysRefused(t *testing.T) {
 	} {
 		_, err := nix.ParsePublicKey(test.text)
 		wantErr(t, err, test.want)
+		if err != nil && strings.Contains(err.Error(), text[10:30]) {
+			t.Errorf("the error shows the secret: %v", err)
+		}
 	}
 	for _, test := range []struct{ text, want string }{
 		{"", "no colon"},
