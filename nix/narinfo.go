@@ -91,10 +91,8 @@ func (n *NARInfo) AppendText(dst []byte) []byte {
 
 // textSize returns a size that the text is not longer than, or hardly.
 func (n *NARInfo) textSize() int {
-	const (
-		labels = 160 // bytes of the field names
-		hash   = len("fixed:git:sha512:") + (maxHashSize*8+4)/5
-	)
+	const labels = 160 // bytes of the field names
+	hash := len("fixed:git:sha512:") + nix32Len(maxHashSize)
 	size := labels + len(n.Path.path) + len(n.URL) + len(n.Compression) + 3*hash + 2*maxDecimalLen + len(n.Deriver.path)
 	for _, ref := range n.References {
 		size += len(ref.path) + 1

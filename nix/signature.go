@@ -29,9 +29,10 @@ func NewSignature(name string, sig []byte) (Signature, error) {
 	if err := checkKeyName(name); err != nil {
 		return Signature{}, fmt.Errorf("make signature: %w", err)
 	}
-	if copy(s.sig[:], sig) != len(sig) || len(sig) != len(s.sig) {
+	if len(sig) != len(s.sig) {
 		return Signature{}, fmt.Errorf("make signature: it has %d bytes, not %d", len(sig), len(s.sig))
 	}
+	copy(s.sig[:], sig)
 	return s, nil
 }
 

@@ -96,7 +96,7 @@ func (d StoreDir) ParseBase(s string) (StorePath, error) {
 // StorePath is a path of a store: "/nix/store/<hash>-<name>", the name of one to 211
 // characters out of 0-9 A-Z a-z + - . _ ? =. The zero StorePath stands for none.
 type StorePath struct {
-	path string // its only slash-free suffix is "<hash>-<name>"
+	path string // "<store directory>/<hash>-<name>", checked; "" for none
 }
 
 // String returns the full path, or "" for none.
