@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -36,12 +37,13 @@ const (
 // An Address is where a server listens: "HOST:PORT", ":PORT" or "unix:PATH".
 // The zero value is no address.
 type Address struct {
-	network string // "tcp" or "unix"
+	network string // "tcp", "tcp4" or "unix"
 	name    string // "host:port" or the path of the socket
 }
 
 // ParseAddress reads the text form of an address.
-// A HOST that is an IPv6 address stands in brackets; the empty HOST and "[::]" mean every address of this machine, IPv4 too.
+// A HOST that is an IPv6 address stands in brackets; the empty HOST and "[::]" mean every address of this machine, IPv4 too,
+// and "0.0.0.0" every IPv4 address.
 // PORT is a number from 0 to 65535; 0 takes a free port.
 func ParseAddress(s string) (Address, error) {
 	if path, ok := strings.CutPrefix(s, unixPrefix); ok {
@@ -52,6 +54,8 @@ func ParseAddress(s string) (Address, error) {
 			return Address{}, fmt.Errorf("address %q: the path of a socket has at most %d bytes", s, maxSocketPath)
 		case strings.ContainsRune(path, 0):
 			return Address{}, fmt.Errorf("address %q: the path holds a NUL byte", s)
+		case path[0] == '@': // to Linux an abstract socket, which no permissions protect
+			return Address{}, fmt.Errorf("address %q: want the path of a file; write unix:./%s if it is one", s, path)
 		}
 		return Address{network: "unix", name: path}, nil
 	}
@@ -64,7 +68,11 @@ func ParseAddress(s string) (Address, error) {
 	} else {
 		port = strconv.FormatUint(n, 10)
 	}
-	return Address{network: "tcp", name: net.JoinHostPort(host, port)}, nil
+	network := "tcp"
+	if ip, err := netip.ParseAddr(host); err == nil && ip.Is4() {
+		network = "tcp4" // with "tcp", net takes 0.0.0.0 for [::]
+	}
+	return Address{network: network, name: net.JoinHostPort(host, port)}, nil
 }
 
 // String returns the text form, as ParseAddress reads it.
@@ -101,7 +109,7 @@ func (a Address) open(ctx context.Context, lc net.ListenConfig) (net.Listener, e
 	if a.network == "unix" {
 		return openUnix(ctx, lc, a.name)
 	}
-	ln, err := lc.Listen(ctx, "tcp", a.name)
+	ln, err := lc.Listen(ctx, a.network, a.name)
 	if host, port, _ := net.SplitHostPort(a.name); host == "::" && errors.Is(err, syscall.EAFNOSUPPORT) {
 		return lc.Listen(ctx, "tcp4", net.JoinHostPort("0.0.0.0", port))
 	}
@@ -195,9 +203,12 @@ func cause(err error) error {
 
 // advice is what a person can do about err.
 func advice(err error) string {
+	var lookup *net.DNSError
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
 		return "; stop the server that listens there, or choose another address with --listen"
+	case errors.As(err, &lookup):
+		return "; choose an address of this machine, or [::] for all, with --listen"
 	case errors.Is(err, syscall.EADDRNOTAVAIL):
 		return "; this machine does not have that address: choose one of its own, or [::] for all, with --listen"
 	case errors.Is(err, fs.ErrPermission):

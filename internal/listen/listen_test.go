@@ -37,7 +37,7 @@ func TestParseAddress(t *testing.T) {
 	}
 	for _, in := range []string{
 		"", "5000", "localhost", "[::]", "::1:5000", "[::1]5000", ":65536", ":-1", ":http", ":", "a b:1",
-		"http://localhost:5000", "http://localhost", "/run/firn.sock", "unix:", "unix:a\x00b",
+		"http://localhost:5000", "http://localhost", "/run/firn.sock", "unix:", "unix:a\x00b", "unix:@abstract",
 		"unix:/" + strings.Repeat("x", maxSocketPath),
 	} {
 		if got, err := ParseAddress(in); err == nil {
@@ -46,17 +46,24 @@ func TestParseAddress(t *testing.T) {
 	}
 }
 
-func TestOpenAcceptsBothFamilies(t *testing.T) {
-	for _, text := range []string{"[::]:0", ":0"} {
-		ln := open(t, text)
-		_, port, _ := net.SplitHostPort(ln.Addr().String())
-		for _, host := range []string{"127.0.0.1", "::1"} {
-			conn, err := net.Dial("tcp", net.JoinHostPort(host, port))
-			if err != nil {
-				t.Errorf("listening on %s: %v", text, err)
-				continue
+// Without an address a listener answers on all, of both families; 0.0.0.0 is of one.
+func TestOpenFamilies(t *testing.T) {
+	hosts := []string{"127.0.0.1"}
+	if ln, err := net.Listen("tcp6", "[::1]:0"); err == nil { // a container may have no IPv6
+		ln.Close()
+		hosts = append(hosts, "::1")
+	}
+	for text, want := range map[string][]string{"[::]:0": hosts, ":0": hosts, "0.0.0.0:0": hosts[:1]} {
+		_, port, _ := net.SplitHostPort(open(t, text).Addr().String())
+		var answering []string
+		for _, host := range hosts {
+			if conn, err := net.Dial("tcp", net.JoinHostPort(host, port)); err == nil {
+				conn.Close()
+				answering = append(answering, host)
 			}
-			conn.Close()
+		}
+		if diff := cmp.Diff(want, answering); diff != "" {
+			t.Errorf("listening on %s (-want +got):\n%s", text, diff)
 		}
 	}
 }
@@ -103,6 +110,18 @@ func TestOpenPortInUse(t *testing.T) {
 	}
 	if !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("%v is not EADDRINUSE", err)
+	}
+}
+
+func TestOpenUnknownHost(t *testing.T) {
+	addr, err := ParseAddress("*:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = addr.Open(t.Context())
+	want := "listen on *:0: lookup *: no such host; choose an address of this machine, or [::] for all, with --listen"
+	if err == nil || err.Error() != want {
+		t.Errorf("error %q, want %q", err, want)
 	}
 }
 
