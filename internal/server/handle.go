@@ -26,6 +26,7 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	if err != nil {
 		return s.noPath(x.target.name)
 	}
+	x.w.Header()["Vary"] = onAccept
 	if x.wantsJSON() {
 		info, err := s.cache.Lookup(x.r.Context(), hash)
 		if err := s.lookedUp(x, err); err != nil {
@@ -38,7 +39,6 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	if err := s.lookedUp(x, err); err != nil {
 		return err
 	}
-	x.w.Header()["Vary"] = onAccept
 	return x.bytes(typeNARInfo, cacheShort, text)
 }
 
@@ -49,7 +49,7 @@ func (s *Server) lookedUp(x *exchange, err error) error {
 		s.metrics.lookups[lookupHit].Inc()
 	case errors.Is(err, cache.ErrNotFound):
 		s.metrics.lookups[lookupMiss].Inc()
-		return s.noPath(x.target.name)
+		return s.missing("no store path with hash " + x.target.name + " here")
 	default:
 		s.metrics.lookups[lookupFailed].Inc()
 	}
@@ -115,7 +115,7 @@ func (s *Server) serveNAR(x *exchange) error {
 		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", off, off+length-1, size)}
 	}
 	h["Content-Type"] = typeNAR
-	h["Content-Length"] = []string{strconv.FormatInt(length, 10)}
+	x.setLength(h, length)
 	h["X-Content-Type-Options"] = noSniff
 	h["Content-Security-Policy"] = sandbox
 	if x.isHead() {
@@ -206,7 +206,7 @@ func (s *Server) serveLog(x *exchange) error {
 	h["Content-Security-Policy"] = sandbox
 	size, known := log.Size()
 	if known {
-		h["Content-Length"] = []string{strconv.FormatInt(size, 10)}
+		x.setLength(h, size)
 	}
 	if x.isHead() {
 		x.begin(http.StatusOK)

@@ -3,6 +3,7 @@ package server
 import (
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,7 +23,7 @@ const (
 type metrics struct {
 	handler http.Handler
 
-	inFlight   prometheus.Gauge
+	inFlight   atomic.Int64
 	requests   [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
 	seconds    [routes]prometheus.Observer
 	bytes      [routes]prometheus.Counter
@@ -33,15 +34,15 @@ type metrics struct {
 
 func newMetrics() *metrics {
 	m := &metrics{
-		inFlight: prometheus.NewGauge(prometheus.GaugeOpts{
-			Name: "firn_http_requests_in_flight",
-			Help: "Requests that are being answered.",
-		}),
 		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "firn_nar_verification_failures_total",
 			Help: "NARs that were not the ones their hashes promised. Their last bytes were not sent.",
 		}),
 	}
+	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "firn_http_requests_in_flight",
+		Help: "Requests that are being answered.",
+	}, func() float64 { return float64(m.inFlight.Load()) })
 	requests := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "firn_http_requests_total",
 		Help: "Requests answered, by what was asked for and class of the status.",
@@ -82,7 +83,7 @@ func newMetrics() *metrics {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		m.inFlight, m.mismatches, requests, seconds, bytes, lookups, aborts,
+		inFlight, m.mismatches, requests, seconds, bytes, lookups, aborts,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	m.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})

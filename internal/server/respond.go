@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -69,18 +70,24 @@ func (e *shown) Unwrap() error { return e.error }
 
 // exchange is one request and the answer to it.
 type exchange struct {
-	w        http.ResponseWriter
-	r        *http.Request
-	target   target
-	patience time.Duration // see the constant
-	status   int           // of the answer; 0 until its header is sent
-	sent     int64         // bytes of its body so far
+	w      http.ResponseWriter
+	r      *http.Request
+	target target
+	status int       // of the answer; 0 until its header is sent
+	sent   int64     // bytes of its body so far
+	length [1]string // value of Content-Length
 }
 
 // begin sends the header.
 func (x *exchange) begin(status int) {
 	x.status = status
 	x.w.WriteHeader(status)
+}
+
+// setLength sets Content-Length without an allocation for the slice around it.
+func (x *exchange) setLength(h http.Header, n int64) {
+	x.length[0] = strconv.FormatInt(n, 10)
+	h["Content-Length"] = x.length[:]
 }
 
 func (x *exchange) isHead() bool { return x.r.Method == http.MethodHead }
@@ -94,18 +101,14 @@ func (x *exchange) bytes(kind, caching []string, text []byte) error {
 func (x *exchange) answer(status int, kind, caching []string, text []byte) error {
 	h := x.w.Header()
 	h["Content-Type"] = kind
-	h["Content-Length"] = []string{strconv.Itoa(len(text))}
+	x.setLength(h, int64(len(text)))
 	h["Cache-Control"] = caching
 	h["X-Content-Type-Options"] = noSniff
 	x.begin(status)
 	if x.isHead() {
 		return nil
 	}
-	if len(text) > slice {
-		_, err := (&body{x: x}).Write(text)
-		return err
-	}
-	n, err := x.w.Write(text) // in the time that any answer has
+	n, err := x.w.Write(text)
 	x.sent += int64(n)
 	return err
 }
@@ -116,10 +119,35 @@ func (x *exchange) json(caching []string, v json.Marshaler) error {
 	if err != nil {
 		return err
 	}
-	h := x.w.Header()
-	h["Content-Security-Policy"] = sandbox
-	h["Vary"] = onAccept
+	x.w.Header()["Content-Security-Policy"] = sandbox
 	return x.bytes(typeJSON, caching, append(text, '\n'))
+}
+
+// body is the way of a long body to the client. It begins the answer with the first byte.
+// It is an io.ReaderFrom down to the connection, which for files means sendfile.
+type body struct {
+	x      *exchange
+	status int // of the answer, when it begins
+}
+
+func (b *body) Write(p []byte) (int, error) {
+	b.begin()
+	n, err := b.x.w.Write(p)
+	b.x.sent += int64(n)
+	return n, err
+}
+
+func (b *body) ReadFrom(r io.Reader) (int64, error) {
+	b.begin()
+	n, err := io.Copy(b.x.w, r)
+	b.x.sent += n
+	return n, err
+}
+
+func (b *body) begin() {
+	if b.x.status == 0 {
+		b.x.begin(b.status)
+	}
 }
 
 // fail answers with an error, of which the log is told what the answer does not show.
@@ -160,10 +188,10 @@ func (s *Server) fail(x *exchange, err error) {
 }
 
 // refuseBody makes sure that the body of a request, which nobody reads here, holds nothing up.
-func (x *exchange) refuseBody(within time.Duration) {
+func (x *exchange) refuseBody() {
 	x.w.Header()["Connection"] = closed
-	// Where there is no deadline to set, as in some tests, there is no connection to hold up.
-	_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(within))
+	// What has no deadlines, as some tests, has no connection to hold up.
+	_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(bodyLimit))
 }
 
 // attributes are what the log says of an exchange.

@@ -64,28 +64,22 @@ type Server struct {
 	metrics *metrics
 	page    *template.Template
 	policy  []string // Content-Security-Policy of the front page
-
-	// The constants of these names, but for tests.
-	patience, bodyLimit, graceLimit time.Duration
 }
 
 // New returns a server for the cache.
 func New(c *cache.Cache, opts Options) *Server {
 	s := &Server{
-		cache:      c,
-		version:    cmp.Or(opts.Version, "unknown"),
-		log:        cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		metrics:    newMetrics(),
-		patience:   patience,
-		bodyLimit:  bodyLimit,
-		graceLimit: graceLimit,
+		cache:   c,
+		version: cmp.Or(opts.Version, "unknown"),
+		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		metrics: newMetrics(),
 	}
 	s.page, s.policy = newPage()
 	return s
 }
 
 // Handler returns the server as a handler.
-// Serve runs it with the limits that protect it; who runs it otherwise sets their own.
+// Only Serve runs it with the limits that protect it from slow clients.
 func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.answer) }
 
 // Serve answers requests that come through the listener until ctx ends, closes it,
@@ -97,14 +91,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 	srv := &http.Server{
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: headerLimit,
-		WriteTimeout:      s.patience, // extended as a long body proceeds, see body
 		IdleTimeout:       idleLimit,
 		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return work },
-		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(l) }()
+	go func() { served <- srv.Serve(links{l}) }()
 
 	select {
 	case err := <-served:
@@ -112,7 +105,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
-	grace, stop := context.WithTimeout(work, s.graceLimit)
+	grace, stop := context.WithTimeout(work, graceLimit)
 	defer stop()
 	err := srv.Shutdown(grace)
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -130,17 +123,17 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // answer answers one request: it finds the handler, counts, and logs.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := &exchange{w: w, r: r, target: parseTarget(r.URL.Path), patience: s.patience}
-	s.metrics.inFlight.Inc()
+	x := &exchange{w: w, r: r, target: parseTarget(r.URL.Path)}
+	s.metrics.inFlight.Add(1)
 	defer func() {
-		s.metrics.inFlight.Dec()
+		s.metrics.inFlight.Add(-1)
 		s.metrics.answered(x, time.Since(start))
 		if s.log.Enabled(r.Context(), slog.LevelDebug) {
 			s.log.Debug("answered", x.attributes(start)...)
 		}
 	}()
 	if r.ContentLength != 0 {
-		x.refuseBody(s.bodyLimit)
+		x.refuseBody()
 	}
 
 	err := s.handle(x)

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 
@@ -336,9 +337,10 @@ func TestFailedBeforeFirstByte(t *testing.T) {
 // wantMetric checks that a line is in the metrics.
 func (t *tester) wantMetric(line string) {
 	t.Helper()
-	_, text := t.do("GET", "/metrics")
-	if !strings.Contains("\n"+string(text), "\n"+line+"\n") {
-		t.Errorf("metrics have no %s:\n%s", line, text)
+	w := httptest.NewRecorder()
+	t.server.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	if !strings.Contains("\n"+w.Body.String(), "\n"+line+"\n") {
+		t.Errorf("metrics have no %s:\n%s", line, w.Body)
 	}
 }
 

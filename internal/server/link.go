@@ -1,0 +1,107 @@
+package server
+
+import (
+	"io"
+	"net"
+	"sync/atomic"
+	"time"
+)
+
+// How slowly a client may take what is sent to it: slice bytes in patience, so 1 KiB/s averaged over four minutes.
+// That is less than any link in use gives, and shorter than the five minutes after which Nix drops a silent server.
+// A client that takes less holds a NAR open for no longer than that; one that takes more gets everything, however long that takes.
+const (
+	slice    = 256 << 10 // bytes
+	minRate  = 1 << 10   // bytes a second
+	patience = slice / minRate * time.Second
+)
+
+// links is a listener whose connections are links.
+type links struct{ net.Listener }
+
+func (l links) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return newLink(c), nil
+}
+
+// link is a connection that gives up on a client that takes less than a slice in patience.
+//
+// It is below net/http because a deadline of http.Server is one for a whole answer, however long,
+// and because setting one for each answer would be a part of the cost of every narinfo: a link sets one only now and then.
+type link struct {
+	net.Conn
+	made     time.Time
+	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
+}
+
+func newLink(c net.Conn) *link {
+	l := &link{Conn: c, made: time.Now()}
+	l.extended.Store(-int64(patience))
+	return l
+}
+
+// extend gives the client the time for another slice, unless it has nearly as much.
+func (l *link) extend() error {
+	now := time.Since(l.made)
+	if now-time.Duration(l.extended.Load()) < patience/16 {
+		return nil
+	}
+	l.extended.Store(int64(now))
+	return l.Conn.SetWriteDeadline(l.made.Add(now + patience))
+}
+
+// Write writes in slices.
+func (l *link) Write(p []byte) (n int, err error) {
+	for {
+		if err := l.extend(); err != nil {
+			return n, err
+		}
+		m, err := l.Conn.Write(p[n:min(n+slice, len(p))])
+		n += m
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+}
+
+// ReadFrom writes in slices too, which the connection is given in the one form in which it sends them with sendfile:
+// as an io.LimitedReader right around a file.
+func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
+	whole, ok := r.(*io.LimitedReader)
+	if !ok {
+		whole = &io.LimitedReader{R: r, N: 1<<63 - 1}
+	}
+	part := &io.LimitedReader{R: whole.R}
+	for whole.N > 0 {
+		if err := l.extend(); err != nil {
+			return n, err
+		}
+		part.N = min(slice, whole.N)
+		want := part.N
+		m, err := io.Copy(l.Conn, part)
+		n += m
+		whole.N -= m
+		if err != nil || m < want {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// SetWriteDeadline does nothing: net/http takes deadlines away that it has not set.
+func (l *link) SetWriteDeadline(time.Time) error { return nil }
+
+// SetDeadline sets that for reading.
+func (l *link) SetDeadline(t time.Time) error { return l.SetReadDeadline(t) }
+
+// CloseWrite ends what is sent, so that the client sees the end of an answer
+// before the connection is gone; net/http asks for it.
+func (l *link) CloseWrite() error {
+	if c, ok := l.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
