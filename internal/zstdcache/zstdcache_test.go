@@ -1,0 +1,482 @@
+package zstdcache
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"runtime/metrics"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
+
+	"firn/internal/cache"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// dump is a NAR in memory. (The cache does not look into NARs, so any bytes will do.)
+type dump struct {
+	info  *nix.PathInfo
+	data  []byte
+	opens atomic.Int64
+
+	// before is called before each piece is written, with the offset of that, and may fail.
+	before func(ctx context.Context, off int64) error
+}
+
+// pieceSize is how many bytes a dump writes at once: no part of a frame.
+const pieceSize = 1<<20 - 7
+
+func newDump(data []byte) *dump {
+	return &dump{data: data, info: &nix.PathInfo{NARHash: nix.SHA256Sum(sha256.Sum256(data)), NARSize: int64(len(data))}}
+}
+
+// randomDump returns a dump that compresses as NARs do: the same one for the same size and seed, everywhere and always.
+func randomDump(size int, seed uint64) *dump {
+	rng := rand.New(rand.NewPCG(seed, 42))
+	words := make([][]byte, 1<<12)
+	for i := range words {
+		words[i] = make([]byte, 2+rng.IntN(12))
+		for j := range words[i] {
+			words[i][j] = byte(rng.IntN(1 << (3 + i%6)))
+		}
+	}
+	data := make([]byte, 0, size+64)
+	for len(data) < size {
+		switch rng.IntN(16) {
+		case 0: // as in machine code and tables
+			data = binary.LittleEndian.AppendUint64(data, rng.Uint64()&rng.Uint64()&rng.Uint64())
+		case 1: // a repetition from anywhere before
+			if at := rng.IntN(len(data) + 1); at < len(data) {
+				data = append(data, data[at:min(at+rng.IntN(48), len(data))]...)
+			}
+		default:
+			data = append(data, words[int(rng.ExpFloat64()*400)%len(words)]...)
+		}
+	}
+	return newDump(data[:size])
+}
+
+func (d *dump) open(context.Context) (cache.NAR, error) {
+	d.opens.Add(1)
+	return d, nil
+}
+
+func missing(context.Context) (cache.NAR, error) { return nil, cache.ErrNotFound }
+
+func (d *dump) Size() int64  { return int64(len(d.data)) }
+func (d *dump) Close() error { return nil }
+
+func (d *dump) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
+	for end := off + n; off < end; off += pieceSize {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if d.before != nil {
+			if err := d.before(ctx, off); err != nil {
+				return err
+			}
+		}
+		if _, err := w.Write(d.data[off:min(off+pieceSize, end)]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// house is a Cache in a directory, with a clock that stands still.
+type house struct {
+	*Cache
+	t    testing.TB
+	dir  string
+	opts Options
+	time atomic.Int64
+}
+
+func newHouse(t testing.TB, opts Options) *house {
+	h := &house{t: t, dir: filepath.Join(t.TempDir(), "zstd"), opts: opts}
+	h.time.Store(time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC).Unix())
+	h.opts.Now = func() time.Time { return time.Unix(h.time.Load(), 0) }
+	h.start()
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+func (h *house) start() {
+	h.t.Helper()
+	var err error
+	if h.Cache, err = Open(h.dir, h.opts); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+func (h *house) restart() {
+	h.t.Helper()
+	if err := h.Close(); err != nil {
+		h.t.Fatal(err)
+	}
+	h.start()
+}
+
+func (h *house) pass(d time.Duration) { h.time.Add(int64(d / time.Second)) }
+
+// encode returns the whole of what Encode gives for d, and checks its size.
+func (h *house) encode(d *dump) []byte {
+	h.t.Helper()
+	n, err := h.Encode(h.t.Context(), d.info, d.open)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	defer n.Close()
+	var b bytes.Buffer
+	size := n.Size()
+	if err := n.WriteRange(h.t.Context(), &b, 0, size); err != nil {
+		h.t.Fatal(err)
+	}
+	if size >= 0 && int64(b.Len()) != size {
+		h.t.Errorf("got %d bytes of %d", b.Len(), size)
+	}
+	return b.Bytes()
+}
+
+// wantKept checks which of some dumps are kept.
+func (h *house) wantKept(want []bool, dumps ...*dump) {
+	h.t.Helper()
+	got := make([]bool, len(dumps))
+	for i, d := range dumps {
+		_, got[i] = h.Encoded(d.info)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		h.t.Errorf("kept (-want +got):\n%s", diff)
+	}
+}
+
+// wantFiles checks how many files are in the directory besides the lock.
+func wantFiles(t testing.TB, dir string, want int) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries)-1 != want {
+		t.Errorf("there are %d files instead of %d: %v", len(entries)-1, want, entries)
+	}
+}
+
+// unzstd decompresses with the zstd command.
+func unzstd(t testing.TB, data []byte) []byte {
+	t.Helper()
+	cmd := exec.Command("zstd", "-d", "-c", "-q")
+	cmd.Stdin = bytes.NewReader(data)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("zstd -d: %v", err)
+	}
+	return out
+}
+
+func TestEncode(t *testing.T) {
+	h := newHouse(t, Options{})
+	sizes := []int{1, 96, 1000, 128 << 10, smallSize - 1, smallSize, smallSize + 1, frameSize - 1, frameSize, 2*frameSize + 17}
+	for i, size := range sizes {
+		t.Run(fmt.Sprint(size), func(t *testing.T) {
+			d := randomDump(size, 1)
+			n, err := h.Encode(t.Context(), d.info, d.open)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if size <= frameSize && n.Size() < 0 {
+				t.Error("a NAR of one frame has no size")
+			}
+			var first bytes.Buffer
+			if err := n.WriteRange(t.Context(), &first, 0, n.Size()); err != nil {
+				t.Fatal(err)
+			}
+			n.Close()
+			if got := unzstd(t, first.Bytes()); !bytes.Equal(got, d.data) {
+				t.Fatal("zstd -d gives other bytes")
+			}
+			for range 2 { // from the file; and again, perhaps from memory
+				n, err = h.Encode(t.Context(), d.info, d.open)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if n.Size() != int64(first.Len()) {
+					t.Errorf("size of the second is %d instead of %d", n.Size(), first.Len())
+				}
+				wantRanges(t, n, first.Bytes())
+				n.Close()
+			}
+			if size, ok := h.Encoded(d.info); !ok || size != int64(first.Len()) {
+				t.Errorf("Encoded: %d, %v", size, ok)
+			}
+			if n := d.opens.Load(); n != 1 {
+				t.Errorf("opened %d times", n)
+			}
+			want := Stats{Files: i + 1, Hits: 2 * int64(i+1), Misses: int64(i + 1), Bytes: h.Stats().Bytes}
+			if diff := cmp.Diff(want, h.Stats()); diff != "" {
+				t.Errorf("stats (-want +got):\n%s", diff)
+			}
+		})
+	}
+	wantFiles(t, h.dir, len(sizes))
+}
+
+// wantRanges checks some ranges of n, and that none beyond its end is answered.
+func wantRanges(t *testing.T, n cache.NAR, want []byte) {
+	t.Helper()
+	size := int64(len(want))
+	for _, r := range [][2]int64{{0, size}, {0, 0}, {size, 0}, {0, 1}, {size - 1, 1}, {size / 2, size / 3}} {
+		var b bytes.Buffer
+		if err := n.WriteRange(t.Context(), &b, r[0], r[1]); err != nil {
+			t.Error(err)
+		}
+		if !bytes.Equal(b.Bytes(), want[r[0]:r[0]+r[1]]) {
+			t.Errorf("other bytes in range %v", r)
+		}
+	}
+	for _, r := range [][2]int64{{0, size + 1}, {size, 1}, {-1, 1}, {0, -1}, {size + 1, -1}, {1, 1<<63 - 1}} {
+		if err := n.WriteRange(t.Context(), io.Discard, r[0], r[1]); err == nil {
+			t.Errorf("range %v of %d bytes was answered", r, size)
+		}
+	}
+}
+
+// The same NAR gives the same bytes, whatever the number of cores, and whatever the encoders did before.
+func TestDeterminism(t *testing.T) {
+	d := randomDump(2*frameSize+12345, 7)
+	var want []byte
+	for _, procs := range []int{1, 2, 8} {
+		defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(procs))
+		h := newHouse(t, Options{})
+		for seed := range uint64(procs) {
+			other := randomDump(1<<(10+3*int(seed%4)), seed)
+			h.encode(other)
+		}
+		got := h.encode(d)
+		if want == nil {
+			want = got
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("other bytes on %d cores", procs)
+		}
+		// It does not matter either how large a frame could have been.
+		for seed := range uint64(procs) {
+			small := randomDump(smallSize-int(seed)*100_000, seed)
+			var frames [2][]byte
+			for i, l := range []*lane{h.small, h.large} {
+				if err := l.compress(t.Context(), small.info, small, 0, func(frame []byte) error {
+					frames[i] = append(frames[i], frame...)
+					return nil
+				}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if !bytes.Equal(frames[0], frames[1]) {
+				t.Errorf("other bytes in the other lane")
+			}
+		}
+	}
+}
+
+// However many NARs are compressed at once, only so many frames are in memory.
+func TestMemory(t *testing.T) {
+	const (
+		streams = 40
+		workers = 2
+		most    = 160 << 20 // bytes: 3 frames and 2 encoders are a third of that, a frame for each stream three times
+	)
+	defer debug.SetGCPercent(debug.SetGCPercent(10)) // so that the heap is what is in use
+	h := newHouse(t, Options{Workers: workers})
+	inUse := func() int64 {
+		sample := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}}
+		metrics.Read(sample)
+		return int64(sample[0].Value.Uint64())
+	}
+	runtime.GC()
+	before := inUse()
+	var peak atomic.Int64
+	data := randomDump(frameSize/16, 1).data
+	var reading sync.WaitGroup
+	for i := range streams {
+		d := &repeated{piece: append(data[:len(data):len(data)], byte(i)), times: 17}
+		d.before = func() {
+			for now, last := inUse()-before, peak.Load(); now > last && !peak.CompareAndSwap(last, now); last = peak.Load() {
+			}
+		}
+		reading.Go(func() {
+			n, err := h.Encode(t.Context(), d.info(), func(context.Context) (cache.NAR, error) { return d, nil })
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer n.Close()
+			if err := n.WriteRange(t.Context(), io.Discard, 0, n.Size()); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	reading.Wait()
+	if got := peak.Load(); got > most || got < frameSize/2 {
+		t.Errorf("%d bytes were in use", got)
+	}
+}
+
+// repeated is a cache.NAR that takes little memory.
+type repeated struct {
+	piece  []byte
+	times  int
+	before func() // each piece
+}
+
+func (r *repeated) info() *nix.PathInfo {
+	hash := sha256.New()
+	for range r.times {
+		hash.Write(r.piece)
+	}
+	return &nix.PathInfo{NARHash: nix.SHA256Sum([32]byte(hash.Sum(nil))), NARSize: r.Size()}
+}
+
+func (r *repeated) Size() int64  { return int64(len(r.piece) * r.times) }
+func (r *repeated) Close() error { return nil }
+
+func (r *repeated) WriteRange(_ context.Context, w io.Writer, _, _ int64) error {
+	for range r.times {
+		r.before()
+		if _, err := w.Write(r.piece); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// These bytes are a promise: a download goes on with the bytes of a file that was made by another release.
+// When a new version of the library changes them, raise format.
+func TestGolden(t *testing.T) {
+	small, large := randomDump(100_000, 3), randomDump(frameSize+300_000, 4)
+	if got, want := large.info.NARHash.Base16(), "2ddc4dabea12ef75"; got[:16] != want {
+		t.Fatalf("the input is another one: %s", got)
+	}
+	for _, test := range []struct {
+		level   int
+		version string
+		sum     string // of both
+	}{
+		{1, "v1-fastest", "a0cafba9cdc871d2"},
+		{3, "v1-default", "2aadc3f3ba008ed2"},
+		{7, "v1-better", "e17a06b22c7f09f3"},
+		{10, "v1-best", "71d7898c080683a7"},
+	} {
+		h := newHouse(t, Options{Level: test.level})
+		if h.Version() != test.version {
+			t.Errorf("level %d: version is %q", test.level, h.Version())
+		}
+		sum := sha256.Sum256(append(h.encode(small), h.encode(large)...))
+		if got := hex.EncodeToString(sum[:8]); got != test.sum {
+			t.Errorf("level %d: bytes have changed, to %s", test.level, got)
+		}
+	}
+}
+
+func TestBadInput(t *testing.T) {
+	sentinel := errors.New("broken disk")
+	for _, size := range []int{50, 500_000, frameSize + 5} {
+		whole := randomDump(size, 5).data
+		for name, test := range map[string]struct {
+			spoil func(d *dump)
+			want  error
+		}{
+			"another last byte":  {func(d *dump) { d.data[size-1]++ }, nar.ErrMismatch},
+			"another first byte": {func(d *dump) { d.data[0]++ }, nar.ErrMismatch},
+			"shorter":            {func(d *dump) { d.data = d.data[:size-1] }, nar.ErrMismatch},
+			"longer":             {func(d *dump) { d.data = append(d.data, 0) }, nar.ErrMismatch},
+			"fails at the end": {func(d *dump) {
+				d.before = func(_ context.Context, off int64) error {
+					if off+pieceSize >= int64(size) {
+						return sentinel
+					}
+					return nil
+				}
+			}, sentinel},
+		} {
+			t.Run(fmt.Sprintf("%d/%s", size, name), func(t *testing.T) {
+				h := newHouse(t, Options{})
+				d := newDump(bytes.Clone(whole))
+				test.spoil(d)
+				n, err := h.Encode(t.Context(), d.info, d.open)
+				var b bytes.Buffer
+				if err == nil {
+					err = n.WriteRange(t.Context(), &b, 0, n.Size())
+					n.Close()
+				}
+				if !errors.Is(err, test.want) {
+					t.Errorf("got error %v instead of %v", err, test.want)
+				}
+				if b.Len() > 0 {
+					if got := unzstd(t, b.Bytes()); len(got)%frameSize != 0 {
+						t.Errorf("of %d bytes the last frame was sent", len(got))
+					}
+				}
+				wantFiles(t, h.dir, 0)
+
+				// The next who asks is answered, once the source is mended.
+				d = newDump(whole)
+				if got := unzstd(t, h.encode(d)); !bytes.Equal(got, whole) {
+					t.Error("other bytes")
+				}
+			})
+		}
+	}
+
+	t.Run("cannot be opened", func(t *testing.T) {
+		h := newHouse(t, Options{})
+		for _, size := range []int{50, 2 * frameSize} {
+			_, err := h.Encode(t.Context(), randomDump(size, 1).info, missing)
+			if !errors.Is(err, cache.ErrNotFound) {
+				t.Errorf("got %v", err)
+			}
+		}
+	})
+	t.Run("no hash", func(t *testing.T) {
+		h := newHouse(t, Options{})
+		d := randomDump(50, 1)
+		d.info.NARHash = nix.Hash{}
+		if _, err := h.Encode(t.Context(), d.info, d.open); !errors.Is(err, cache.ErrInvalid) {
+			t.Errorf("got %v", err)
+		}
+	})
+}
+
+func TestOpen(t *testing.T) {
+	if _, err := Open(t.TempDir(), Options{Level: 23}); !errors.Is(err, cache.ErrInvalid) {
+		t.Errorf("level 23: %v", err)
+	}
+	h := newHouse(t, Options{})
+	if c, err := Open(h.dir, Options{}); err == nil {
+		c.Close()
+		t.Error("a second process may open the directory")
+	}
+	h.Close()
+	if _, err := h.Encode(t.Context(), randomDump(9, 1).info, randomDump(9, 1).open); !errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("after Close: %v", err)
+	}
+	h.start()
+}
