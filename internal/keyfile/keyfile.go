@@ -98,8 +98,10 @@ func Ensure(dir, name string, log *slog.Logger) (key nix.SecretKey, made bool, e
 		return nix.SecretKey{}, false, err
 	}
 	// Whoever finds no public key writes it: it is the same whoever does. A key that cannot be written down still signs.
-	if err := create(publicPath, key.Public().String(), publicMode); err != nil && !errors.Is(err, fs.ErrExist) {
-		log.Warn("the public key could not be written beside the secret one", "error", err)
+	if _, err := os.Lstat(publicPath); errors.Is(err, fs.ErrNotExist) {
+		if err := create(publicPath, key.Public().String(), publicMode); err != nil && !errors.Is(err, fs.ErrExist) {
+			log.Warn("the public key could not be written beside the secret one", "error", err)
+		}
 	}
 	return key, made, nil
 }
@@ -182,11 +184,16 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
+// errNoLinks: the file system cannot do what never overwrites.
+var errNoLinks = errors.New("the file system has no hard links")
+
 // reason drops the operation and the name of the temporary file, which tell a person nothing.
 func reason(err error) error {
 	var link *os.LinkError
 	var path *fs.PathError
 	switch {
+	case errors.As(err, &link) && (errors.Is(err, syscall.EPERM) || errors.Is(err, errors.ErrUnsupported)):
+		return errNoLinks // link(2), EPERM: a file was made in this directory just now, so it is not forbidden
 	case errors.As(err, &link):
 		return link.Err
 	case errors.As(err, &path):
@@ -214,6 +221,8 @@ func writeAdvice(err error) string {
 		return "; make its directory first"
 	case errors.Is(err, fs.ErrPermission):
 		return "; choose a directory that you may write to"
+	case errors.Is(err, errNoLinks):
+		return "; choose a directory on another one"
 	}
 	return ""
 }

@@ -10,7 +10,9 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"firn/nix"
 
@@ -203,6 +205,47 @@ func TestEnsureErrors(t *testing.T) {
 	}
 	if got := read(t, filepath.Join(dir, SecretName)); got != "broken" {
 		t.Errorf("the broken key is now %q", got)
+	}
+}
+
+// A start with both files writes nothing: the state directory may be read-only by then.
+func TestEnsureAgain(t *testing.T) {
+	dir, long := t.TempDir(), time.Unix(1_000_000_000, 0)
+	first, made, err := Ensure(dir, "snow-1", discard)
+	if err != nil || !made {
+		t.Fatalf("made %v, %v", made, err)
+	}
+	if err := os.Chtimes(dir, long, long); err != nil {
+		t.Fatal(err)
+	}
+	again, made, err := Ensure(dir, "snow-2", discard)
+	if err != nil || made || again.Public() != first.Public() {
+		t.Errorf("a second start has the key %v, made %v, %v; want %v", again.Public(), made, err, first.Public())
+	}
+	fi, err := os.Stat(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !fi.ModTime().Equal(long) {
+		t.Errorf("a second start wrote to the directory, at %v", fi.ModTime())
+	}
+	if err := os.Remove(filepath.Join(dir, PublicName)); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := Ensure(dir, "snow-3", discard); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(t, filepath.Join(dir, PublicName)); got != first.Public().String() {
+		t.Errorf("the public key was written anew as %q, want %q", got, first.Public())
+	}
+}
+
+// What Linux says of a file system without hard links, such as FAT, sounds as if writing were forbidden.
+func TestNoHardLinks(t *testing.T) {
+	for _, cause := range []error{syscall.EPERM, syscall.EOPNOTSUPP} {
+		if err := reason(errors.Join(&os.LinkError{Op: "link", Old: "a", New: "b", Err: cause})); err != errNoLinks {
+			t.Errorf("%v is told as %v", cause, err)
+		}
 	}
 }
 
