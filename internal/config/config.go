@@ -12,10 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"firn/internal/listen"
@@ -28,7 +30,7 @@ type Config struct {
 	Listen    []listen.Address `toml:"listen" default:"[::]:5000" sep:"none" placeholder:"ADDRESS" help:"Where to listen: HOST:PORT, :PORT or unix:PATH. May be given several times."`
 	Key       []string         `toml:"key" sep:"none" placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE. May be given several times. Without one, the first start makes a key in the state directory."`
 	Store     Store            `toml:"store" default:"auto" placeholder:"ROOT" complete:"dir" help:"Serve the store below ROOT, laid out as nix --store ROOT does. auto is this machine's own store where there is one, off none."`
-	Priority  uint16           `toml:"priority" default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. cache.nixos.org has 40."`
+	Priority  Priority         `toml:"priority" default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. cache.nixos.org has 40."`
 	State     string           `toml:"state" placeholder:"DIR" complete:"dir" help:"Where firn keeps what is its own, such as the key it made. By default systemd's $STATE_DIRECTORY, else /var/lib/firn for root, else $XDG_STATE_HOME/firn."`
 	LogLevel  LogLevel         `toml:"log-level" default:"info" placeholder:"LEVEL" complete:"debug,info,warn,error" help:"Log what is at least this important: debug, info, warn or error."`
 	LogFormat LogFormat        `toml:"log-format" default:"text" placeholder:"FORMAT" complete:"text,json" help:"Log as text or as json, one record a line."`
@@ -39,8 +41,13 @@ func (c *Config) Check() error {
 	if len(c.Listen) == 0 {
 		return errors.New("listen: there is no address to listen on")
 	}
-	if slices.Contains(c.Key, "") {
-		return errors.New("key: the path of a key file is empty")
+	for _, path := range c.Key {
+		if path == "" {
+			return errors.New("key: the path of a key file is empty")
+		}
+		if _, err := nix.ParseSecretKey(path); err == nil {
+			return errors.New("key: this is a secret key itself; want the path of a file that holds it")
+		}
 	}
 	if c.State == "" {
 		return errors.New("state: there is no directory; name one, or set HOME")
@@ -68,6 +75,19 @@ func (s *Store) UnmarshalText(text []byte) error {
 		return fmt.Errorf("%q is a store URL; want the root of a store on this machine, auto or off", text)
 	}
 	*s = Store(text)
+	return nil
+}
+
+// Priority is what clients that know several caches order them by.
+type Priority uint16
+
+// UnmarshalText reads a decimal number.
+func (p *Priority) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 16)
+	if err != nil {
+		return fmt.Errorf("%q is not a number from 0 to %d", text, math.MaxUint16)
+	}
+	*p = Priority(n)
 	return nil
 }
 
@@ -147,15 +167,29 @@ type Nix struct {
 	DaemonSocket string       // NIX_DAEMON_SOCKET_PATH
 }
 
-// NixEnvironment reads Nix's own variables.
+// NixEnvironment reads Nix's own variables as Nix does: an empty one counts as not there,
+// a path that is not absolute is an error, and any other is brought into its shortest form.
 func NixEnvironment(lookup LookupEnv) (Nix, error) {
-	get := func(name string) string { value, _ := lookup(name); return value }
+	var wrong []error
+	get := func(name string) string {
+		path, _ := lookup(name)
+		if path == "" {
+			return ""
+		}
+		if !filepath.IsAbs(path) {
+			wrong = append(wrong, fmt.Errorf("%s: %q is not an absolute path", name, path))
+		}
+		return filepath.Clean(path)
+	}
 	env := Nix{StateDir: get("NIX_STATE_DIR"), LogDir: get("NIX_LOG_DIR"), DaemonSocket: get("NIX_DAEMON_SOCKET_PATH")}
-	if dir := get("NIX_STORE_DIR"); dir != "" {
+	if dir := get("NIX_STORE_DIR"); filepath.IsAbs(dir) {
 		var err error
 		if env.StoreDir, err = nix.ParseStoreDir(dir); err != nil {
-			return Nix{}, fmt.Errorf("NIX_STORE_DIR: %w", err)
+			wrong = append(wrong, fmt.Errorf("NIX_STORE_DIR: %w", err))
 		}
+	}
+	if err := errors.Join(wrong...); err != nil {
+		return Nix{}, err
 	}
 	return env, nil
 }

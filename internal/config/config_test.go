@@ -162,8 +162,11 @@ func TestErrors(t *testing.T) {
 
 func TestCheck(t *testing.T) {
 	for want, edit := range map[string]func(*Config){
-		"listen: there is no address to listen on":            func(c *Config) { c.Listen = nil },
-		"key: the path of a key file is empty":                func(c *Config) { c.Key = []string{"a", ""} },
+		"listen: there is no address to listen on": func(c *Config) { c.Listen = nil },
+		"key: the path of a key file is empty":     func(c *Config) { c.Key = []string{"a", ""} },
+		"key: this is a secret key itself; want the path of a file that holds it": func(c *Config) {
+			c.Key = []string{"k-1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8DoQe/884Qvh1w3RjnS8CZZ+TWMJulDV8d3IZkElUxuA=="}
+		},
 		"state: there is no directory; name one, or set HOME": func(c *Config) { c.State = "" },
 	} {
 		c, _, err := Load("", env{"STATE_DIRECTORY": "/s"}.lookup)
@@ -207,8 +210,15 @@ func TestNixEnvironment(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Nix's environment (-want +got):\n%s", diff)
 	}
-	if _, err := NixEnvironment(env{"NIX_STORE_DIR": "store"}.lookup); err == nil || !strings.HasPrefix(err.Error(), "NIX_STORE_DIR: ") {
-		t.Errorf("a relative NIX_STORE_DIR: %v", err)
+	if got, err := NixEnvironment(env{"NIX_STORE_DIR": "/gnu//store/", "NIX_STATE_DIR": ""}.lookup); err != nil || got != (Nix{StoreDir: "/gnu/store"}) {
+		t.Errorf("paths that are not in their shortest form: %+v, %v", got, err)
+	}
+	_, err = NixEnvironment(env{"NIX_STORE_DIR": "store", "NIX_STATE_DIR": "../var", "NIX_LOG_DIR": "/log"}.lookup)
+	if want := "NIX_STATE_DIR: \"../var\" is not an absolute path\nNIX_STORE_DIR: \"store\" is not an absolute path"; err == nil || err.Error() != want {
+		t.Errorf("relative paths: %v, want %s", err, want)
+	}
+	if _, err := NixEnvironment(env{"NIX_STORE_DIR": "/"}.lookup); err == nil || !strings.HasPrefix(err.Error(), "NIX_STORE_DIR: ") {
+		t.Errorf("a NIX_STORE_DIR of /: %v", err)
 	}
 }
 

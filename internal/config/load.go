@@ -103,7 +103,7 @@ func (c *Config) texts(s Setting, value any) ([]string, error) {
 		}
 		return texts, nil
 	}
-	if c.field(s).Kind() == reflect.Uint16 {
+	if c.field(s).CanUint() {
 		n, ok := value.(int64)
 		if !ok {
 			return nil, errors.New("want a number")
@@ -221,18 +221,7 @@ func setText(field reflect.Value, text string) error {
 	if u, ok := field.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		return u.UnmarshalText([]byte(text))
 	}
-	switch field.Kind() {
-	case reflect.String:
-		field.SetString(text)
-	case reflect.Uint16:
-		n, err := strconv.ParseUint(text, 10, 16)
-		if err != nil {
-			return fmt.Errorf("%q is not a number from 0 to %d", text, 1<<16-1)
-		}
-		field.SetUint(n)
-	default:
-		panic("a setting of type " + field.Type().String() + " has no text form")
-	}
+	field.SetString(text)
 	return nil
 }
 
