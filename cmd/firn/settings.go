@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -55,14 +56,19 @@ func newLogger(c *config.Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, opts))
 }
 
-// loadKeys reads the key files of the settings.
+// loadKeys reads the key files of the settings. No two keys have the same name.
 func loadKeys(c *config.Config, log *slog.Logger) ([]nix.SecretKey, error) {
 	var keys []nix.SecretKey
+	files := map[string]string{} // by the names of their keys
 	for _, path := range c.Key {
 		key, err := keyfile.Load(path, log)
 		if err != nil {
 			return nil, err
 		}
+		if other, ok := files[key.Name()]; ok {
+			return nil, fmt.Errorf("read signing key %s: the key in %s is named %s too, and clients tell keys apart by their names; leave one of them out", path, other, key.Name())
+		}
+		files[key.Name()] = path
 		keys = append(keys, key)
 	}
 	return keys, nil
