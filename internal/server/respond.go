@@ -176,7 +176,9 @@ func (s *Server) fail(x *exchange, err error) {
 		h["Content-Range"] = contentRange
 	case http.StatusServiceUnavailable:
 		h["Retry-After"] = retrySoon
-		s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
+		if x.r.Context().Err() == nil { // else the client has gone, and that is all
+			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
+		}
 	case http.StatusInternalServerError:
 		s.log.Error("failed", "path", x.r.URL.Path, "error", err)
 	}
