@@ -5,7 +5,7 @@
 //	c, err := cache.New([]cache.Source{store}, cache.Options{Keys: keys})
 //	…
 //	text, err := c.NARInfo(ctx, hash)              // rendered and signed
-//	dump, info, err := c.OpenNAR(ctx, hash, narHash) // knows its size, writes any range
+//	dump, info, err := c.OpenNAR(ctx, cache.Archive{Path: hash}) // knows its size, writes any range
 //
 // The first source that has a path answers for it.
 // A source that could not tell does not hide the answer of a later one;
@@ -52,6 +52,13 @@ type Options struct {
 	// Priority is told to clients; they ask caches with a lower one first.
 	Priority int
 
+	// Encoder gives compressed NARs; nil if there are none. They are had under their URLs in any case:
+	// clients remember a narinfo, and so its URL, for a month.
+	Encoder Encoder
+
+	// Compress has narinfos point to what Encoder gives.
+	Compress bool
+
 	// Memory is how many bytes of narinfos are remembered, 32 MiB if zero.
 	Memory int64
 
@@ -65,6 +72,8 @@ type Cache struct {
 	versioned []Versioned // the same sources; nil unless all are Versioned
 	keys      []nix.SecretKey
 	info      nix.CacheInfo
+	encoder   Encoder // nil: none
+	compress  bool    // narinfos point to what encoder gives
 	log       *slog.Logger
 
 	found   *memory[*entry]
@@ -86,12 +95,17 @@ type entry struct {
 // ErrInvalid if the sources differ in their store directory or two keys have the same name.
 func New(sources []Source, opts Options) (*Cache, error) {
 	c := &Cache{
-		sources: slices.Clone(sources),
-		keys:    slices.Clone(opts.Keys),
-		info:    nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
-		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		found:   newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
-		missing: newMemory[uint64](missMemory),
+		sources:  slices.Clone(sources),
+		keys:     slices.Clone(opts.Keys),
+		info:     nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
+		encoder:  opts.Encoder,
+		compress: opts.Compress,
+		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
+		missing:  newMemory[uint64](missMemory),
+	}
+	if c.compress && c.encoder == nil {
+		return nil, fmt.Errorf("make cache: %w: there is no encoder to compress with", ErrInvalid)
 	}
 	for i, s := range sources {
 		if i == 0 {
@@ -156,22 +170,69 @@ func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, er
 	return e.info, nil
 }
 
-// OpenNAR opens the NAR of a store path, and returns the narinfo that it belongs to.
-// ErrNotFound if its NAR hash is not narHash, which is zero to take it as it is.
-// The context bounds the opening only. The caller closes the NAR.
-func (c *Cache) OpenNAR(ctx context.Context, hash nix.PathHash, narHash nix.Hash) (NAR, *nix.NARInfo, error) {
-	e, err := c.find(ctx, hash)
+// An Archive names the bytes of one NAR, as the URL of a narinfo does.
+type Archive struct {
+	Path        nix.PathHash
+	NARHash     nix.Hash        // zero: whatever the path has now
+	Compression nix.Compression // None, or else that of the encoder
+}
+
+func (a Archive) isCompressed() bool { return a.Compression != "" && a.Compression != nix.None }
+
+// OpenNAR opens the NAR of a store path, and returns what is known of that.
+// ErrNotFound if there is none with this NAR hash or in this compression.
+// The context bounds the opening only. The caller closes the NAR; it may be [Unfinished].
+func (c *Cache) OpenNAR(ctx context.Context, a Archive) (NAR, *nix.PathInfo, error) {
+	e, err := c.findArchive(ctx, a)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !narHash.IsZero() && narHash != e.info.NARHash {
-		return nil, nil, fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.info.Path, ErrNotFound)
+	open := func(ctx context.Context) (NAR, error) { return e.from.OpenNAR(ctx, e.origin) }
+	var n NAR
+	if a.isCompressed() {
+		n, err = c.encoder.Encode(ctx, e.origin, open)
+	} else {
+		n, err = open(ctx)
 	}
-	n, err := e.from.OpenNAR(ctx, e.origin)
 	if err != nil {
-		return nil, nil, fmt.Errorf("open NAR of %s: %w", e.info.Path, err)
+		return nil, nil, fmt.Errorf("open NAR of %s: %w", e.origin.Path, err)
 	}
-	return n, e.info, nil
+	return n, e.origin, nil
+}
+
+// StatNAR returns the size in bytes of what OpenNAR would open, without beginning to compress it:
+// known is false where the size is not known before that is done.
+func (c *Cache) StatNAR(ctx context.Context, a Archive) (info *nix.PathInfo, size int64, known bool, err error) {
+	e, err := c.findArchive(ctx, a)
+	if err != nil {
+		return nil, 0, false, err
+	}
+	if !a.isCompressed() {
+		return e.origin, e.origin.NARSize, true, nil
+	}
+	size, known = c.encoder.Encoded(e.origin)
+	return e.origin, size, known, nil
+}
+
+func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
+	e, err := c.find(ctx, a.Path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !a.NARHash.IsZero() && a.NARHash != e.origin.NARHash:
+		return nil, fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.origin.Path, ErrNotFound)
+	case a.isCompressed() && (c.encoder == nil || a.Compression != c.encoder.Compression()):
+		return nil, fmt.Errorf("open NAR of %s: %w: not compressed by %s here", e.origin.Path, ErrNotFound, a.Compression)
+	}
+	return e, nil
+}
+
+// EncoderVersion names what the bytes of a compressed NAR depend on besides the NAR; "" without an encoder.
+func (c *Cache) EncoderVersion() string {
+	if c.encoder == nil {
+		return ""
+	}
+	return c.encoder.Version()
 }
 
 // Listing returns the listing of the NAR of a store path, with narOffset. The caller must not change it.
@@ -235,12 +296,23 @@ func (c *Cache) Check(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
+// Verified returns how many NARs were compared with their hashes and were right, and how many were wrong.
+func (c *Cache) Verified() (right, wrong int64) {
+	for _, s := range c.sources {
+		if v, ok := s.(Verifier); ok {
+			r, w := v.Verified()
+			right, wrong = right+r, wrong+w
+		}
+	}
+	return right, wrong
+}
+
 // find returns the narinfo of a path: remembered, where that is still right, or asked for.
 func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
 	version, vouched := c.version(ctx)
 	if vouched {
 		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return e, nil
+			return c.measured(hash, e), nil
 		}
 		if v, ok := c.missing.get(hash); ok && v == version {
 			return nil, ErrNotFound
@@ -290,6 +362,7 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value}
 	if old, ok := c.found.get(hash); ok && old.from == e.from && equal(old.origin, e.origin) {
 		e.info, e.text = old.info, old.text
+		e = c.measured(hash, e)
 	} else {
 		e.info = c.render(e.origin)
 		e.text = e.info.AppendText(nil)
@@ -368,8 +441,33 @@ func (c *Cache) render(origin *nix.PathInfo) *nix.NARInfo {
 		FileHash:    origin.NARHash,
 		FileSize:    origin.NARSize,
 	}
+	if c.compress {
+		// The hash of the file is not needed for anything: the NAR hash covers what counts.
+		info.URL += ".zst"
+		info.Compression = c.encoder.Compression()
+		info.FileHash = nix.Hash{}
+		info.FileSize, _ = c.encoder.Encoded(origin)
+	}
 	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
 	return info
+}
+
+// measured returns e with the size of its compressed NAR, once that is known;
+// clients add the sizes up to say how much they will download.
+// An entry of which it is known already costs nothing here.
+func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
+	if e.info.FileSize > 0 {
+		return e
+	}
+	size, ok := c.encoder.Encoded(e.origin)
+	if !ok {
+		return e
+	}
+	sized, info := *e, *e.info
+	info.FileSize = size
+	sized.info, sized.text = &info, info.AppendText(nil)
+	c.found.put(hash, &sized, sized.cost())
+	return &sized
 }
 
 // sign returns the given signatures and ours.

@@ -67,7 +67,7 @@ func wantMissing(t *testing.T, c *cache.Cache, hash nix.PathHash) {
 	if _, err := c.NARInfo(t.Context(), hash); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("NARInfo: %v, want ErrNotFound", err)
 	}
-	if _, _, err := c.OpenNAR(t.Context(), hash, nix.Hash{}); !errors.Is(err, cache.ErrNotFound) {
+	if _, _, err := c.OpenNAR(t.Context(), cache.Archive{Path: hash}); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
 	}
 	if _, err := c.Listing(t.Context(), hash); !errors.Is(err, cache.ErrNotFound) {
@@ -313,7 +313,7 @@ func TestOpenNAR(t *testing.T) {
 	p := hello(t)
 	c := newCache(t, cache.Options{}, cachetest.NewMemory(), cachetest.NewMemory(p))
 	for _, narHash := range []nix.Hash{{}, p.Info.NARHash} {
-		n, info, err := c.OpenNAR(t.Context(), p.Info.Path.Hash(), narHash)
+		n, info, err := c.OpenNAR(t.Context(), cache.Archive{Path: p.Info.Path.Hash(), NARHash: narHash})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -326,7 +326,7 @@ func TestOpenNAR(t *testing.T) {
 		}
 		n.Close()
 	}
-	if _, _, err := c.OpenNAR(t.Context(), p.Info.Path.Hash(), nix.SHA256Sum([32]byte{})); !errors.Is(err, cache.ErrNotFound) {
+	if _, _, err := c.OpenNAR(t.Context(), cache.Archive{Path: p.Info.Path.Hash(), NARHash: nix.SHA256Sum([32]byte{})}); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("OpenNAR by another NAR hash: %v, want ErrNotFound", err)
 	}
 }

@@ -126,3 +126,11 @@ type Checker interface {
 	// Check really asks what the source rests on, such as its database, and returns why it cannot serve.
 	Check(ctx context.Context) error
 }
+
+// Verifier is a Source that compares the bytes it sends with their NAR hashes.
+type Verifier interface {
+	Source
+
+	// Verified returns how many NARs were right, and how many were wrong and are withheld, since the source was opened.
+	Verified() (right, wrong int64)
+}

@@ -285,15 +285,9 @@ func (s *Store) Check(ctx context.Context) error {
 	return d.check(ctx)
 }
 
-// Stats are counts since the store was opened, for metrics.
-type Stats struct {
-	Verified   int64 // NARs whose bytes were compared with their hash and were right
-	Mismatches int64 // paths withheld because their bytes were wrong
-}
-
 type counters struct{ verified, mismatches atomic.Int64 }
 
-// Stats returns the counts as they are now.
-func (s *Store) Stats() Stats {
-	return Stats{Verified: s.stats.verified.Load(), Mismatches: s.stats.mismatches.Load()}
+// Verified returns how many NARs were right, and how many paths are or were withheld, since the store was opened.
+func (s *Store) Verified() (right, wrong int64) {
+	return s.stats.verified.Load(), s.stats.mismatches.Load()
 }

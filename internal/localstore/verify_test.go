@@ -58,8 +58,8 @@ func TestCorrupt(t *testing.T) {
 	if after, ok := s.Version(t.Context()); ok && after == before {
 		t.Error("the version is the same though an answer has changed")
 	}
-	if got := s.Stats(); got != (Stats{Mismatches: 1}) {
-		t.Errorf("stats are %+v", got)
+	if right, wrong := s.Verified(); right != 0 || wrong != 1 {
+		t.Errorf("%d verified and %d mismatches", right, wrong)
 	}
 	if !strings.Contains(log.String(), "level=ERROR") || !strings.Contains(log.String(), path.String()) {
 		t.Errorf("logged is:\n%s", log.String())
@@ -78,8 +78,8 @@ func TestCorrupt(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if got := s.Stats(); got != (Stats{Mismatches: 1, Verified: 1}) {
-		t.Errorf("stats are %+v", got)
+	if right, wrong := s.Verified(); right != 1 || wrong != 1 {
+		t.Errorf("%d verified and %d mismatches", right, wrong)
 	}
 }
 
@@ -102,7 +102,7 @@ func TestWrongSize(t *testing.T) {
 	if _, err := s.Listing(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Listing: %v, want ErrNotFound", err)
 	}
-	if got := s.Stats().Mismatches; got != 1 {
+	if _, got := s.Verified(); got != 1 {
 		t.Errorf("%d mismatches, want 1", got)
 	}
 }
@@ -151,8 +151,8 @@ func TestCorruptAtOnce(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if got := s.Stats(); got != (Stats{Mismatches: 1}) {
-		t.Errorf("stats are %+v", got)
+	if right, wrong := s.Verified(); right != 0 || wrong != 1 {
+		t.Errorf("%d verified and %d mismatches", right, wrong)
 	}
 }
 
@@ -172,13 +172,13 @@ func TestRangeFirst(t *testing.T) {
 		}
 		opened.Close()
 	}
-	for s.Stats() != (Stats{Verified: 1, Mismatches: 1}) {
+	for verdictsOf(s) != oneEach {
 		s.verify.mu.Lock()
 		waiting := len(s.verify.queued)
 		s.verify.mu.Unlock()
 		runtime.Gosched()
-		if waiting == 0 && s.Stats() != (Stats{Verified: 1, Mismatches: 1}) {
-			t.Fatalf("everything was verified, and the stats are %+v", s.Stats())
+		if waiting == 0 && verdictsOf(s) != oneEach {
+			t.Fatalf("everything was verified, and the counts are %v", verdictsOf(s))
 		}
 	}
 	if _, err := s.PathInfo(t.Context(), bad.Hash()); !errors.Is(err, cache.ErrNotFound) {
@@ -251,4 +251,12 @@ func TestLayouts(t *testing.T) {
 	if len(s.layouts.byKey) != 2 {
 		t.Error("a layout larger than the bound displaced others")
 	}
+}
+
+// oneEach is one path that was right, and one that was wrong.
+var oneEach = [2]int64{1, 1}
+
+func verdictsOf(s *Store) [2]int64 {
+	right, wrong := s.Verified()
+	return [2]int64{right, wrong}
 }

@@ -7,18 +7,10 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"strconv"
 	"strings"
 
 	"firn/internal/cache"
 	"firn/nix"
-	"firn/nix/nar"
-)
-
-// Lengths of the hashes in names, in digits of base 32.
-const (
-	pathHashLen = 32
-	narHashLen  = 52
 )
 
 func (s *Server) serveNARInfo(x *exchange) error {
@@ -62,101 +54,6 @@ func (s *Server) noPath(hash string) error {
 		return s.missing("this is not a path hash: it has 32 digits of Nix's base 32")
 	}
 	return s.missing("no store path with hash " + hash + " here")
-}
-
-// serveNAR answers with the NAR of a store path, or a range of it, under any of the names in use:
-//
-//	nar/<path hash>-<NAR hash>.nar         ours, and of newer nix-serves
-//	nar/<NAR hash>.nar?hash=<path hash>    of harmonia
-//	nar/<path hash>.nar                    of older nix-serves
-//
-// Clients remember these for a month, also those of the server that was here before.
-// A HEAD request is answered like a GET, also with a Range.
-func (s *Server) serveNAR(x *exchange) error {
-	hash, narHash, ok := parseNARName(x.target.name, x.r.URL.RawQuery)
-	if !ok {
-		return s.missing("this is not the name of a NAR here")
-	}
-	n, info, err := s.cache.OpenNAR(x.r.Context(), hash, narHash)
-	if err != nil {
-		if errors.Is(err, cache.ErrNotFound) {
-			return s.missing("no such NAR of a store path with hash " + hash.String() + " here")
-		}
-		return err
-	}
-	defer n.Close()
-
-	tag := `"` + info.NARHash.Nix32() + `"`
-	h := x.w.Header()
-	h["ETag"] = []string{tag}
-	h["Accept-Ranges"] = byteRanges
-	h["Cache-Control"] = cacheForever
-	if narHash.IsZero() {
-		h["Cache-Control"] = cacheShort // the path may come back with other bytes
-	}
-	unchanged, err := precondition(x.r.Header, tag)
-	if err != nil {
-		return err
-	}
-	if unchanged {
-		x.begin(http.StatusNotModified)
-		return nil
-	}
-
-	size := n.Size()
-	off, length, partial, err := rangeOf(x.r.Header, tag, size)
-	status := http.StatusOK
-	switch {
-	case err != nil:
-		h["Content-Range"] = []string{"bytes */" + strconv.FormatInt(size, 10)}
-		return err
-	case partial:
-		status = http.StatusPartialContent
-		h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", off, off+length-1, size)}
-	}
-	h["Content-Type"] = typeNAR
-	x.setLength(h, length)
-	h["X-Content-Type-Options"] = noSniff
-	h["Content-Security-Policy"] = sandbox
-	if x.isHead() {
-		x.begin(status)
-		return nil
-	}
-	err = n.WriteRange(x.r.Context(), &body{x: x, status: status}, off, length)
-	if errors.Is(err, nar.ErrMismatch) {
-		s.metrics.mismatches.Inc()
-	}
-	if err == nil && x.sent != length {
-		err = fmt.Errorf("write NAR of %s: %d bytes of %d", info.Path, x.sent, length)
-	}
-	return err
-}
-
-// parseNARName parses the name of a NAR without its suffix.
-// narHash is zero where the name does not say it.
-func parseNARName(name, query string) (hash nix.PathHash, narHash nix.Hash, ok bool) {
-	var path, contents string
-	switch len(name) {
-	case pathHashLen + len("-") + narHashLen:
-		path, contents, _ = strings.Cut(name, "-")
-	case narHashLen:
-		values, err := url.ParseQuery(query)
-		if err != nil {
-			return hash, narHash, false
-		}
-		path, contents = values.Get("hash"), name
-	case pathHashLen:
-		path = name
-	}
-	hash, err := nix.ParsePathHash(path)
-	if err != nil {
-		return hash, narHash, false
-	}
-	if path == name {
-		return hash, narHash, true
-	}
-	narHash, err = nix.ParseHashOf(nix.SHA256, contents)
-	return hash, narHash, err == nil && len(contents) == narHashLen
 }
 
 func (s *Server) serveListing(x *exchange) error {

@@ -9,6 +9,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"firn/internal/cache"
 )
 
 // What a look-up of a narinfo came to.
@@ -23,22 +25,17 @@ const (
 type metrics struct {
 	handler http.Handler
 
-	inFlight   atomic.Int64
-	requests   [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
-	seconds    [routes]prometheus.Observer
-	bytes      [routes]prometheus.Counter
-	lookups    [lookupResults]prometheus.Counter
-	aborts     [culprits]prometheus.Counter
-	mismatches prometheus.Counter
+	inFlight atomic.Int64
+	requests [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
+	seconds  [routes]prometheus.Observer
+	bytes    [routes]prometheus.Counter
+	lookups  [lookupResults]prometheus.Counter
+	aborts   [culprits]prometheus.Counter
 }
 
-func newMetrics() *metrics {
-	m := &metrics{
-		mismatches: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "firn_nar_verification_failures_total",
-			Help: "NARs that were not the ones their hashes promised. Their last bytes were not sent.",
-		}),
-	}
+// newMetrics returns the metrics of a server for a cache, and what the given collectors add to them.
+func newMetrics(c *cache.Cache, more []prometheus.Collector) *metrics {
+	m := &metrics{}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "firn_http_requests_in_flight",
 		Help: "Requests that are being answered.",
@@ -65,6 +62,15 @@ func newMetrics() *metrics {
 		Help: "Answers that ended before their last byte, by who ended them.",
 	}, []string{"by"})
 
+	verified := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "firn_nar_verified_total",
+		Help: "NARs that were compared with their hashes, and were right.",
+	}, func() float64 { right, _ := c.Verified(); return float64(right) })
+	failed := prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "firn_nar_verification_failures_total",
+		Help: "NARs that were not the ones their hashes promised. They are withheld.",
+	}, func() float64 { _, wrong := c.Verified(); return float64(wrong) })
+
 	for r := range routes {
 		name := routeNames[r]
 		m.requests[r][0] = requests.WithLabelValues(name, "none")
@@ -83,9 +89,10 @@ func newMetrics() *metrics {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		inFlight, m.mismatches, requests, seconds, bytes, lookups, aborts,
+		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
+	registry.MustRegister(more...)
 	m.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})
 	return m
 }

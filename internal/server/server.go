@@ -21,7 +21,10 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"firn/internal/cache"
+	"firn/nix"
 )
 
 const (
@@ -54,6 +57,9 @@ type Options struct {
 	// Logger is told of every request at level debug, of aborted answers at info and of failures at error.
 	// Nil discards.
 	Logger *slog.Logger
+
+	// Collectors add to what /metrics shows.
+	Collectors []prometheus.Collector
 }
 
 // Server answers HTTP requests for one cache.
@@ -72,7 +78,7 @@ func New(c *cache.Cache, opts Options) *Server {
 		cache:   c,
 		version: cmp.Or(opts.Version, "unknown"),
 		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		metrics: newMetrics(),
+		metrics: newMetrics(c, opts.Collectors),
 	}
 	s.page, s.policy = newPage()
 	return s
@@ -160,7 +166,9 @@ func (s *Server) handle(x *exchange) error {
 	case routeNARInfo:
 		return s.serveNARInfo(x)
 	case routeNAR:
-		return s.serveNAR(x)
+		return s.serveNAR(x, nix.None)
+	case routeZstdNAR:
+		return s.serveNAR(x, nix.Zstd)
 	case routeCacheInfo:
 		return x.bytes(typeCacheInfo, cacheShort, s.cache.Info().AppendText(nil))
 	case routeListing:

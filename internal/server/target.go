@@ -11,6 +11,7 @@ const (
 	routeCacheInfo
 	routeNARInfo
 	routeNAR
+	routeZstdNAR
 	routeListing
 	routeLog
 	routeRealisation
@@ -25,7 +26,7 @@ const (
 
 // routeNames are the routes in metrics and logs.
 var routeNames = [routes]string{
-	"other", "page", "nix-cache-info", "narinfo", "nar", "ls", "log", "realisation", "build-trace", "debuginfo",
+	"other", "page", "nix-cache-info", "narinfo", "nar", "nar.zst", "ls", "log", "realisation", "build-trace", "debuginfo",
 	"version", "health", "metrics", "robots",
 }
 
@@ -44,6 +45,7 @@ type target struct {
 //	/<path hash>.narinfo                     routeNARInfo      <path hash>
 //	/<path hash>.ls                          routeListing      <path hash>
 //	/nar/<name>.nar                          routeNAR          <name>
+//	/nar/<name>.nar.zst                      routeZstdNAR      <name>
 //	/log/<derivation>                        routeLog          <derivation>
 //	/realisations/<id>.doi                   routeRealisation  <id>
 //	/build-trace-v2/<derivation>/<output>.doi  routeBuildTrace   <derivation>/<output>
@@ -82,6 +84,9 @@ func parseTarget(path string) target {
 	case "nar":
 		if name, ok := strings.CutSuffix(rest, ".nar"); ok {
 			return target{routeNAR, name}
+		}
+		if name, ok := strings.CutSuffix(rest, ".nar.zst"); ok {
+			return target{routeZstdNAR, name}
 		}
 	case "log":
 		return target{routeLog, rest}

@@ -1,0 +1,162 @@
+package server
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/klauspost/compress/zstd"
+
+	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
+	"firn/internal/zstdcache"
+	"firn/nix"
+)
+
+// zstdTester is a server that compresses one NAR of several frames.
+func zstdTester(t *testing.T, hold <-chan struct{}) (tt *tester, url string) {
+	t.Helper()
+	contents := make([]byte, 20<<20)
+	rand.NewChaCha8([32]byte{}).Read(contents)
+	path := cachetest.NewPath(t, nix.DefaultStoreDir, "noise", string(contents))
+	source := &odd{cachetest.NewMemory(path), int64(len(path.NAR)), func(_ context.Context, w io.Writer) error {
+		half := len(path.NAR) / 2
+		if _, err := w.Write(path.NAR[:half]); err != nil {
+			return err
+		}
+		<-hold
+		_, err := w.Write(path.NAR[half:])
+		return err
+	}}
+	encoder, err := zstdcache.Open(t.TempDir(), zstdcache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := encoder.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	c, err := cache.New([]cache.Source{source}, cache.Options{Encoder: encoder, Compress: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tt = &tester{T: t, path: path, server: New(c, Options{})}
+	tt.listen("127.0.0.1:0")
+	info, err := c.Lookup(t.Context(), path.Info.Path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return tt, "/" + info.URL
+}
+
+func TestCompressed(t *testing.T) {
+	hold := make(chan struct{})
+	tt, url := zstdTester(t, hold)
+
+	// Nothing is known of the file before it is made, and HEAD does not have it made.
+	resp, _ := tt.do("HEAD", url)
+	if resp.StatusCode != http.StatusOK || resp.ContentLength != -1 {
+		t.Errorf("HEAD before it was made: status %d, length %d", resp.StatusCode, resp.ContentLength)
+	}
+
+	// The first bytes come while the rest is still to be made.
+	making, err := tt.client.Get(tt.url + url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer making.Body.Close()
+	if making.StatusCode != http.StatusOK || making.ContentLength != -1 || making.Header.Get("Accept-Ranges") != "bytes" {
+		t.Errorf("while it was made: status %d, length %d, header %v", making.StatusCode, making.ContentLength, making.Header)
+	}
+	whole := make([]byte, 1000)
+	if _, err := io.ReadFull(making.Body, whole); err != nil {
+		t.Fatal(err)
+	}
+	close(hold)
+
+	// Who resumes meanwhile gets the rest, and nothing but the rest.
+	resumed, tail := tt.do("GET", url, "Range: bytes=1000-", "If-Range: "+making.Header.Get("ETag"))
+	rest, err := io.ReadAll(making.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole = append(whole, rest...)
+	if resumed.StatusCode != http.StatusPartialContent || !bytes.Equal(tail, rest) {
+		t.Errorf("resumed with status %d and %d bytes, want 206 and %d", resumed.StatusCode, len(tail), len(rest))
+	}
+	decoder, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer decoder.Close()
+	if got, err := decoder.DecodeAll(whole, nil); err != nil || !bytes.Equal(got, tt.path.NAR) {
+		t.Errorf("it decompresses to something else (error: %v)", err)
+	}
+
+	// From then on it is a file.
+	kept, body := tt.do("GET", url)
+	if !bytes.Equal(body, whole) || kept.ContentLength != int64(len(whole)) {
+		t.Errorf("kept: %d bytes, length %d, want %d", len(body), kept.ContentLength, len(whole))
+	}
+	head, _ := tt.do("HEAD", url)
+	if head.ContentLength != int64(len(whole)) {
+		t.Errorf("HEAD: length %d, want %d", head.ContentLength, len(whole))
+	}
+	head.Header.Del("Date")
+	kept.Header.Del("Date")
+	if diff := cmp.Diff(kept.Header, head.Header); diff != "" {
+		t.Errorf("HEAD differs from GET:\n%s", diff)
+	}
+	if part, body := tt.do("GET", url, "Range: bytes=-10"); part.StatusCode != 206 || !bytes.Equal(body, whole[len(whole)-10:]) {
+		t.Errorf("a range: status %d, %d bytes", part.StatusCode, len(body))
+	}
+	if past, _ := tt.do("GET", url, "Range: bytes="+strconv.Itoa(len(whole))+"-"); past.StatusCode != 416 {
+		t.Errorf("a range behind the end: status %d", past.StatusCode)
+	}
+
+	// The plain NAR is another thing with another tag.
+	plain, body := tt.do("GET", url[:len(url)-len(".zst")])
+	if !bytes.Equal(body, tt.path.NAR) || plain.Header.Get("ETag") == kept.Header.Get("ETag") {
+		t.Errorf("plain: %d bytes, tag %s", len(body), plain.Header.Get("ETag"))
+	}
+}
+
+// A NAR that cannot be read to its end never ends cleanly in its compressed form.
+func TestCompressedAborted(t *testing.T) {
+	path := cachetest.NewPath(t, nix.DefaultStoreDir, "noise", string(make([]byte, 40<<20)))
+	source := &odd{cachetest.NewMemory(path), int64(len(path.NAR)), func(_ context.Context, w io.Writer) error {
+		if _, err := w.Write(path.NAR[:30<<20]); err != nil {
+			return err
+		}
+		return io.ErrUnexpectedEOF
+	}}
+	encoder, err := zstdcache.Open(t.TempDir(), zstdcache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer encoder.Close()
+	c, err := cache.New([]cache.Source{source}, cache.Options{Encoder: encoder, Compress: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tt := &tester{T: t, server: New(c, Options{})}
+	tt.listen("127.0.0.1:0")
+	info, err := c.Lookup(t.Context(), path.Info.Path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := tt.client.Get(tt.url + "/" + info.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+		t.Error("the client saw no error")
+	}
+}
