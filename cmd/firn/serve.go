@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"github.com/alecthomas/kong"
 	"golang.org/x/sync/errgroup"
 
+	"firn/internal/awaited"
 	"firn/internal/cache"
 	"firn/internal/config"
 	"firn/internal/keyfile"
@@ -39,7 +41,7 @@ Examples:
 func (c *serveCommand) Run(ctx context.Context, k *kong.Context) (err error) {
 	log := newLogger(&c.Config, os.Stderr)
 	a := announcement{version: version()}
-	keys, err := c.keys(log, &a)
+	keys, err := loadKeys(&c.Config, log)
 	if err != nil {
 		return err
 	}
@@ -48,16 +50,25 @@ func (c *serveCommand) Run(ctx context.Context, k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeSources()) }()
+	listeners, err := c.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners) // of a start that fails; a server closes its own
+
+	if len(keys) == 0 { // last: a start that fails makes no key
+		key, err := c.ownKey(log, &a)
+		if err != nil {
+			return err
+		}
+		keys = append(keys, key)
+	}
 	hall, err := cache.New(sources, cache.Options{Keys: keys, Priority: int(c.Priority), Logger: log})
 	if err != nil {
 		return err
 	}
 	door := server.New(hall, server.Options{Version: a.version, Logger: log})
 
-	listeners, err := c.listen(ctx)
-	if err != nil {
-		return err
-	}
 	a.listeners, a.keys = listeners, hall.PublicKeys()
 	if err := a.print(k.Stdout); err != nil {
 		log.Warn("the start could not be announced", "error", err)
@@ -71,23 +82,17 @@ func (c *serveCommand) Run(ctx context.Context, k *kong.Context) (err error) {
 	return group.Wait()
 }
 
-// keys returns the signing keys of the settings, or else the one of the state directory.
-func (c *serveCommand) keys(log *slog.Logger, a *announcement) ([]nix.SecretKey, error) {
-	if len(c.Key) > 0 {
-		return loadKeys(&c.Config, log)
-	}
+// ownKey returns the signing key of the state directory, which the first start makes.
+func (c *serveCommand) ownKey(log *slog.Logger, a *announcement) (nix.SecretKey, error) {
 	hostname, err := os.Hostname()
 	if err != nil {
 		log.Warn("this machine has no name for a key", "error", err)
 	}
 	key, made, err := keyfile.Ensure(c.State, keyfile.NameFor(hostname), log)
-	if err != nil {
-		return nil, err
-	}
 	if made {
 		a.madeKey = filepath.Join(c.State, keyfile.SecretName)
 	}
-	return []nix.SecretKey{key}, nil
+	return key, err
 }
 
 // sources opens what is served, which may be nothing, and returns what closes it again.
@@ -112,8 +117,10 @@ func (c *serveCommand) sources(ctx context.Context, log *slog.Logger, a *announc
 	store, err := localstore.Open(ctx, opts)
 	switch {
 	case errors.Is(err, localstore.ErrNoStore) && !ok:
-		a.nothing = err.Error() + "; install Nix and start firn again, or name a store with --store ROOT"
-		return nil, none, nil
+		a.nothing = err.Error() + "; it is served as soon as Nix has made it, or name another with --store ROOT"
+		open := func(ctx context.Context) (awaited.Store, error) { return localstore.Open(ctx, opts) }
+		source := awaited.New("local store", cmp.Or(opts.StoreDir, nix.DefaultStoreDir), open, awaited.Options{Why: err, Logger: log})
+		return []cache.Source{source}, source.Close, nil
 	case errors.Is(err, localstore.ErrNoStore):
 		return nil, nil, fmt.Errorf("%w; --store takes the directory that holds nix/store", err)
 	case err != nil:
@@ -132,12 +139,16 @@ func (c *serveCommand) listen(ctx context.Context) ([]net.Listener, error) {
 	for _, address := range c.Listen {
 		l, err := address.Open(ctx)
 		if err != nil {
-			for _, l := range listeners {
-				l.Close()
-			}
+			closeAll(listeners)
 			return nil, err
 		}
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
+}
+
+func closeAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
 }

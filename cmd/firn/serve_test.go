@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -153,9 +154,58 @@ func TestServeFirstKey(t *testing.T) {
 
 // Nix's own variables say where this machine's store is.
 func TestServeNixEnvironment(t *testing.T) {
-	needNix(t)
+	dir, vars := t.TempDir(), nixVariables(t)
+	path := addFile(t, dir, vars)
+	s := startServer(t, environment(t, vars...), "--listen", "127.0.0.1:0")
+	storeDir := filepath.Dir(path)
+	if got := s.get(t, "/nix-cache-info"); !strings.HasPrefix(got, "StoreDir: "+storeDir+"\n") {
+		t.Errorf("nix-cache-info is %q, and the store %s", got, storeDir)
+	}
+	if got := s.get(t, "/"+filepath.Base(path)[:32]+".narinfo"); !strings.HasPrefix(got, "StorePath: "+path+"\n") {
+		t.Errorf("the narinfo of %s is\n%s", path, got)
+	}
+}
+
+// A server that was started before Nix made its store serves that when it is there.
+func TestServeWithoutNix(t *testing.T) {
+	dir, vars := t.TempDir(), nixVariables(t)
+	s := startServer(t, environment(t, vars...), "--listen", "127.0.0.1:0")
+	for _, want := range []string{"has nothing to serve yet: ", "there is no Nix store", "it is served as soon as Nix has made it, or name another with --store ROOT"} {
+		if !strings.Contains(s.announced, want) {
+			t.Errorf("no %q in\n%s", want, s.announced)
+		}
+	}
+	if got := s.get(t, "/nix-cache-info"); !strings.HasPrefix(got, "StoreDir: ") {
+		t.Errorf("nix-cache-info is %q", got)
+	}
+	if got := s.get(t, "/health"); got != "ok\n" {
+		t.Errorf("health without a store is %q", got)
+	}
+	if got := s.get(t, "/"); !strings.Contains(got, "not there yet") {
+		t.Errorf("the front page does not say that there is no store yet:\n%s", got)
+	}
+
+	path := addFile(t, dir, vars)
+	s.stderr.wait(t, "the store is there now")
+	if got := s.get(t, "/"+filepath.Base(path)[:32]+".narinfo"); !strings.HasPrefix(got, "StorePath: "+path+"\n") {
+		t.Errorf("the narinfo of %s is\n%s", path, got)
+	}
+	s.signal(t, syscall.SIGTERM)
+	if err := s.wait(); err != nil {
+		t.Errorf("after SIGTERM: %v\n%s", err, s.stderr)
+	}
+}
+
+// nixVariables make Nix use a store of the test's own, which is not there yet.
+func nixVariables(t *testing.T) []string {
 	dir := t.TempDir()
-	vars := []string{"NIX_STORE_DIR=" + dir + "/store", "NIX_STATE_DIR=" + dir + "/state", "NIX_LOG_DIR=" + dir + "/log"}
+	return []string{"NIX_STORE_DIR=" + dir + "/store", "NIX_STATE_DIR=" + dir + "/state", "NIX_LOG_DIR=" + dir + "/log"}
+}
+
+// addFile adds a file of dir to the store that vars name, and returns its store path.
+func addFile(t *testing.T, dir string, vars []string) string {
+	t.Helper()
+	needNix(t)
 	file := filepath.Join(dir, "file")
 	if err := os.WriteFile(file, []byte("snow"), 0o600); err != nil {
 		t.Fatal(err)
@@ -166,27 +216,7 @@ func TestServeNixEnvironment(t *testing.T) {
 	if err != nil {
 		t.Fatalf("%s: %v", add, err)
 	}
-	path := strings.TrimSpace(string(out))
-
-	s := startServer(t, environment(t, vars...), "--listen", "127.0.0.1:0")
-	if got := s.get(t, "/nix-cache-info"); !strings.HasPrefix(got, "StoreDir: "+dir+"/store\n") {
-		t.Errorf("nix-cache-info is %q", got)
-	}
-	if got := s.get(t, "/"+filepath.Base(path)[:32]+".narinfo"); !strings.HasPrefix(got, "StorePath: "+path+"\n") {
-		t.Errorf("the narinfo of %s is\n%s", path, got)
-	}
-}
-
-func TestServeWithoutNix(t *testing.T) {
-	s := startServer(t, environment(t, "NIX_STORE_DIR="+t.TempDir()+"/store", "NIX_STATE_DIR="+t.TempDir()), "--listen", "127.0.0.1:0")
-	for _, want := range []string{"has nothing to serve yet: ", "there is no Nix store", "install Nix and start firn again, or name a store with --store ROOT"} {
-		if !strings.Contains(s.announced, want) {
-			t.Errorf("no %q in\n%s", want, s.announced)
-		}
-	}
-	if got := s.get(t, "/nix-cache-info"); !strings.HasPrefix(got, "StoreDir: ") {
-		t.Errorf("nix-cache-info is %q", got)
-	}
+	return strings.TrimSpace(string(out))
 }
 
 // What stands in the way of a start is told in one line that says what to do.
@@ -227,14 +257,15 @@ func TestServeErrors(t *testing.T) {
 		{"bad key", []string{"--store=off", "--key", file}, "firn: read signing key " + file + ": "},
 		{"no key", []string{"--store=off", "--key", dir + "/no"},
 			"firn: read signing key: open " + dir + "/no: no such file or directory; make one with `firn key generate NAME SECRET PUBLIC`\n"},
-		{"state below a file", []string{"--store=off", "--state", file + "/state"},
+		{"state below a file", []string{"--store=off", "--listen=127.0.0.1:0", "--state", file + "/state"},
 			"firn: make a signing key: mkdir " + file + ": not a directory; choose a state directory that can be written with --state, or give a key with --key\n"},
 		{"no store", []string{"--store", dir}, "firn: open store " + dir + "/nix/store: there is no Nix store: "},
 		{"broken store", []string{"--store", broken}, "firn: open store " + broken + "/nix/store: "},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "firn", append([]string{"serve"}, test.args...)...)
-			cmd.Env = environment(t)
+			state := filepath.Join(t.TempDir(), "state")
+			cmd.Env = environment(t, "FIRN_STATE="+state)
 			var stderr bytes.Buffer
 			cmd.Stderr = &stderr
 			var exit *exec.ExitError
@@ -243,6 +274,9 @@ func TestServeErrors(t *testing.T) {
 			}
 			if got := stderr.String(); !strings.HasPrefix(got, test.want) || strings.Count(got, "\n") != 1 {
 				t.Errorf("it says\n%swant one line\n%s", got, test.want)
+			}
+			if _, err := os.Lstat(state); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("a start that failed made a state directory (%v)", err)
 			}
 		})
 	}
@@ -280,14 +314,14 @@ type testServer struct {
 	cmd       *exec.Cmd
 	announced string // what it printed when it was ready
 	url       string // of its first TCP address
-	stderr    *bytes.Buffer
+	stderr    *logBuffer
 	waited    bool
 }
 
 // startServer starts `firn serve` and returns when it has announced itself. The server ends with the test.
 func startServer(t *testing.T, env []string, args ...string) *testServer {
 	t.Helper()
-	s := &testServer{cmd: exec.Command("firn", append([]string{"serve"}, args...)...), stderr: &bytes.Buffer{}}
+	s := &testServer{cmd: exec.Command("firn", append([]string{"serve"}, args...)...), stderr: newLogBuffer()}
 	s.cmd.Env = env
 	s.cmd.Stderr = s.stderr
 	stdout, err := s.cmd.StdoutPipe()
@@ -339,6 +373,43 @@ func (s *testServer) signal(t *testing.T, sig os.Signal) {
 func (s *testServer) wait() error {
 	s.waited = true
 	return s.cmd.Wait()
+}
+
+// A logBuffer keeps what a server logs, and can be waited at.
+type logBuffer struct {
+	mu   sync.Mutex
+	text strings.Builder
+	more chan struct{} // holds something when there is more since it was last emptied
+}
+
+func newLogBuffer() *logBuffer { return &logBuffer{more: make(chan struct{}, 1)} }
+
+func (b *logBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	select {
+	case b.more <- struct{}{}:
+	default:
+	}
+	return b.text.Write(p)
+}
+
+func (b *logBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.text.String()
+}
+
+// wait waits until the text was logged.
+func (b *logBuffer) wait(t *testing.T, text string) {
+	t.Helper()
+	for !strings.Contains(b.String(), text) {
+		select {
+		case <-b.more:
+		case <-t.Context().Done():
+			t.Fatalf("no %q in the log:\n%s", text, b)
+		}
+	}
 }
 
 func (s *testServer) get(t *testing.T, path string) string {

@@ -36,6 +36,7 @@ var rules = map[string]rule{
 
 	"internal/cache":           {rooms: []string{"nix", "nix/nar"}, libraries: true},
 	"internal/cache/cachetest": {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/awaited":         {rooms: []string{"internal/cache", "nix", "nix/nar"}},
 	"internal/localstore":      {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/zstdcache":       {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/server":          {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
