@@ -3,6 +3,8 @@ package server
 import (
 	"io"
 	"net"
+	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -16,17 +18,6 @@ const (
 	patience = slice / minRate * time.Second
 )
 
-// links is a listener whose connections are links.
-type links struct{ net.Listener }
-
-func (l links) Accept() (net.Conn, error) {
-	c, err := l.Listener.Accept()
-	if err != nil {
-		return nil, err
-	}
-	return newLink(c), nil
-}
-
 // link is a connection that gives up on a client that takes less than a slice in patience.
 //
 // It is below net/http because a deadline of http.Server is one for a whole answer, however long,
@@ -35,12 +26,36 @@ type link struct {
 	net.Conn
 	made     time.Time
 	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
+	idle     atomic.Int64 // since when it waits for a request, in nanoseconds since made; less than 0: it has one
+	closed   func()       // called by Close
 }
 
-func newLink(c net.Conn) *link {
+func newLink(c net.Conn, closed func(*link)) *link {
 	l := &link{Conn: c, made: time.Now()}
+	l.closed = sync.OnceFunc(func() { closed(l) })
 	l.extended.Store(-int64(patience))
 	return l
+}
+
+func (l *link) Close() error {
+	l.closed()
+	return l.Conn.Close()
+}
+
+// state is told by an http.Server what it does with the connection.
+func (l *link) state(s http.ConnState) {
+	switch s {
+	case http.StateActive:
+		l.idle.Store(-1)
+	case http.StateIdle:
+		l.idle.Store(int64(time.Since(l.made)))
+	}
+}
+
+// idleSince returns since when the connection waits for a request.
+func (l *link) idleSince() (since time.Time, ok bool) {
+	idle := l.idle.Load()
+	return l.made.Add(time.Duration(idle)), idle >= 0
 }
 
 // extend gives the client the time for another slice, unless it has nearly as much.

@@ -115,7 +115,7 @@ func TestFilesAreHandedDown(t *testing.T) {
 				want = content[:min(limit, int64(len(content)))]
 			}
 			conn := &recorder{t: t, file: f}
-			n, err := newLink(conn).ReadFrom(r)
+			n, err := newLink(conn, func(*link) {}).ReadFrom(r)
 			if err != nil || n != int64(len(want)) || conn.got.String() != want {
 				t.Errorf("ReadFrom is %d, %v, and %d bytes came, want %d", n, err, conn.got.Len(), len(want))
 			}

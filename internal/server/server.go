@@ -98,12 +98,13 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		Handler:           s.Handler(),
 		ReadHeaderTimeout: headerLimit,
 		IdleTimeout:       idleLimit,
+		ConnState:         connState,
 		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return work },
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(links{l}) }()
+	go func() { served <- srv.Serve(newLinks(l, maxLinks)) }()
 
 	select {
 	case err := <-served:

@@ -1,0 +1,78 @@
+package server
+
+import (
+	"net"
+	"net/http"
+	"sync"
+	"time"
+)
+
+// maxLinks bounds the connections of one listener. An idle one costs some 24 KB of memory, nearly all of it in net/http,
+// so these may cost 400 MB. They are enough for 600 machines with the 25 connections that Nix opens at most.
+const maxLinks = 16 << 10
+
+// links is a listener whose connections are links, of a bounded number:
+// when it is reached, the one that has been idle for the longest makes room.
+type links struct {
+	net.Listener
+	most int
+
+	mu   sync.Mutex
+	open map[*link]struct{}
+}
+
+func newLinks(l net.Listener, most int) *links {
+	return &links{Listener: l, most: most, open: make(map[*link]struct{})}
+}
+
+func (ls *links) Accept() (net.Conn, error) {
+	for {
+		c, err := ls.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		l := newLink(c, ls.remove)
+		if ls.add(l) {
+			return l, nil
+		}
+		c.Close() // it was not added, so there is nothing to remove
+	}
+}
+
+// add adds a link, if need be in place of an idle one, and reports whether there was room.
+func (ls *links) add(l *link) bool {
+	ls.mu.Lock()
+	var oldest *link
+	if len(ls.open) >= ls.most {
+		var since time.Time
+		for other := range ls.open {
+			if t, ok := other.idleSince(); ok && (oldest == nil || t.Before(since)) {
+				oldest, since = other, t
+			}
+		}
+		if oldest == nil {
+			ls.mu.Unlock()
+			return false
+		}
+		delete(ls.open, oldest)
+	}
+	ls.open[l] = struct{}{}
+	ls.mu.Unlock()
+	if oldest != nil {
+		oldest.Close()
+	}
+	return true
+}
+
+func (ls *links) remove(l *link) {
+	ls.mu.Lock()
+	defer ls.mu.Unlock()
+	delete(ls.open, l)
+}
+
+// connState passes on to a link what an http.Server does with it.
+func connState(c net.Conn, s http.ConnState) {
+	if l, ok := c.(*link); ok {
+		l.state(s)
+	}
+}

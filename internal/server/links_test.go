@@ -1,0 +1,81 @@
+package server
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// When there are too many connections, the one that was idle for the longest makes room, and never one that is at work.
+func TestTooManyConnections(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		in := make(pipes, 1)
+		ls := newLinks(in, 3)
+		accept := func() (client net.Conn, l *link) {
+			t.Helper()
+			client, server := net.Pipe()
+			t.Cleanup(func() { client.Close() })
+			in <- server
+			c, err := ls.Accept()
+			if err != nil {
+				t.Fatal(err)
+			}
+			return client, c.(*link)
+		}
+		wantOpen := func(client net.Conn, want bool) {
+			t.Helper()
+			err := client.SetReadDeadline(time.Now().Add(time.Second))
+			if err == nil {
+				_, err = client.Read(make([]byte, 1))
+			}
+			if open := errors.Is(err, os.ErrDeadlineExceeded); open != want {
+				t.Errorf("open is %v, want %v (%v)", open, want, err)
+			}
+		}
+
+		busy, l1 := accept()
+		connState(l1, http.StateActive)
+		idle, l2 := accept()
+		connState(l2, http.StateActive)
+		later, l3 := accept()
+		time.Sleep(time.Second)
+		connState(l2, http.StateIdle)
+		time.Sleep(time.Second)
+
+		// l3 never had a request, so it is idle since it was made.
+		fourth, l4 := accept()
+		connState(l4, http.StateActive)
+		wantOpen(later, false)
+		for _, c := range []net.Conn{busy, idle, fourth} {
+			wantOpen(c, true)
+		}
+		if err := l3.Close(); err != nil {
+			t.Error(err)
+		}
+
+		_, l5 := accept()
+		connState(l5, http.StateActive)
+		wantOpen(idle, false)
+
+		// All are at work: a new one is turned away, until one of them ends.
+		away, server := net.Pipe()
+		in <- server
+		go func() {
+			if _, err := away.Read(make([]byte, 1)); err != io.EOF {
+				t.Errorf("a connection too many: %v, want EOF", err)
+			}
+			l1.Close()
+			_, server := net.Pipe()
+			in <- server
+		}()
+		if _, err := ls.Accept(); err != nil {
+			t.Error(err)
+		}
+		wantOpen(busy, false)
+	})
+}
