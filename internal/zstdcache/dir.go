@@ -197,7 +197,7 @@ func parseName(name string) (hash nix.Hash, size int64, version string, ok bool)
 		return hash, 0, "", false
 	}
 	size, err = strconv.ParseInt(digits, 10, 64)
-	return hash, size, version, err == nil && size > 0
+	return hash, size, version, err == nil && size > 0 && strconv.FormatInt(size, 10) == digits
 }
 
 // cost is how many bytes the file takes on disk.

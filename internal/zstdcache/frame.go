@@ -201,7 +201,11 @@ func (k *cutter) Write(p []byte) (n int, err error) {
 		if last || len(f.in) == k.lane.size {
 			k.frame = nil
 			k.queue <- f
-			go k.lane.encode(f)
+			if last {
+				k.lane.encode(f) // there is nothing to read meanwhile
+			} else {
+				go k.lane.encode(f)
+			}
 		}
 	}
 	return n, nil
