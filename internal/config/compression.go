@@ -1,0 +1,63 @@
+package config
+
+import (
+	"fmt"
+	"math"
+	"strconv"
+
+	"github.com/dustin/go-humanize"
+)
+
+// Compression is the form in which NARs are served.
+type Compression string
+
+const (
+	CompressionNone Compression = "none"
+	CompressionZstd Compression = "zstd"
+)
+
+// UnmarshalText reads a form by its name.
+func (c *Compression) UnmarshalText(text []byte) error {
+	return oneOf(c, text, CompressionNone, CompressionZstd)
+}
+
+// Level is a compression level of zstd.
+type Level uint8
+
+// UnmarshalText reads a decimal number.
+func (l *Level) UnmarshalText(text []byte) error {
+	n, err := strconv.ParseUint(string(text), 10, 8)
+	if err != nil || n < 1 || n > 22 {
+		return fmt.Errorf("%q is not a number from 1 to 22", text)
+	}
+	*l = Level(n)
+	return nil
+}
+
+// minSize is the least that a Size may be, in bytes: half of it is what one NAR can take while it is being compressed.
+const minSize = 64 << 20
+
+// Size is an amount of disk, as a person writes it: 10GiB, 500MB.
+type Size string
+
+// UnmarshalText reads a number with a unit, or of bytes without one.
+func (s *Size) UnmarshalText(text []byte) error {
+	n, err := humanize.ParseBytes(string(text))
+	switch {
+	case err != nil || n > math.MaxInt64:
+		return fmt.Errorf("%q is not a size such as 10GiB or 500MB", text)
+	case n < minSize:
+		return fmt.Errorf("%s is less than %s", text, humanize.IBytes(minSize))
+	}
+	*s = Size(text)
+	return nil
+}
+
+// Bytes returns the size in bytes.
+func (s Size) Bytes() int64 {
+	n, err := humanize.ParseBytes(string(s))
+	if err != nil {
+		return 0 // of a Size that nobody has set
+	}
+	return int64(n)
+}
