@@ -145,3 +145,20 @@ func BenchmarkRangeAtEnd(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkHash is the speed of verification: reading and hashing on two cores.
+func BenchmarkHash(b *testing.B) {
+	path := mixed().make(b, filepath.Join(b.TempDir(), "tree"))
+	l := layout(b, path)
+	sum, err := l.Hash(b.Context(), path)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(l.Size())
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := l.WriteVerified(b.Context(), io.Discard, path, sum); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

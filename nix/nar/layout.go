@@ -283,10 +283,15 @@ func readNames(dir *os.Root, info fs.FileInfo) ([]string, error) {
 	return names, nil
 }
 
-// walkError says where the walk failed; the cause names at most a part of the path.
+// walkError says where the walk failed.
 func walkError(path string, err error) error {
+	return fmt.Errorf("walk %s: %w", path, cause(err))
+}
+
+// cause returns what the system said, without a path before it that is only part of one.
+func cause(err error) error {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
-		err = pathErr.Err
+		return pathErr.Err
 	}
-	return fmt.Errorf("walk %s: %w", path, err)
+	return err
 }

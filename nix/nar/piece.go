@@ -20,9 +20,10 @@ const (
 	sendfileMin = 128 << 10
 	// sendfileMax is how many bytes of a file are lent at once: between two of them, a cancelled context is seen.
 	sendfileMax = 16 << 20
-	// maxBlocks bounds the blocks of full size in this process, 32 MiB in all.
+	// maxBlocks bounds the blocks of full size in this process, 16 MiB in all; the collector lets the heap be twice as large.
 	// A call that gets none makes do with one small block, so that those who read slowly hinder nobody.
-	maxBlocks = 128
+	// Half of them may be used for reading ahead: with more calls than that, there is no core to spare for it.
+	maxBlocks = 64
 
 	// readAhead is how many blocks are read while one is being written, if reading is fast:
 	// to keep two cores busy. What waits longest is then the writing, and more would gain nothing.
@@ -98,7 +99,7 @@ func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int6
 			if !yield(p, err) || err != nil {
 				return
 			}
-			if most = blockSize; time.Since(filled).Seconds()*slowWrite > float64(p.end-p.off) {
+			if most = blockSize; time.Since(filled).Seconds()*slowWrite > float64(max(p.end-p.off, smallBlock)) {
 				most = smallBlock
 			}
 			p.release()
@@ -123,7 +124,11 @@ func (r *reading) plan(p *piece, off, most int64, ahead bool) bool {
 		}
 	}
 	if p.end-off > smallBlock {
-		if p.block = blocks.full(); p.block == nil && ahead {
+		limit := int64(maxBlocks)
+		if ahead {
+			limit /= 2
+		}
+		if p.block = blocks.full(limit); p.block == nil && ahead {
 			return false
 		}
 	}
@@ -217,9 +222,9 @@ type blockPool struct {
 	taken         atomic.Int64
 }
 
-// full returns a block of blockSize bytes, or nil where too many are taken.
-func (p *blockPool) full() *block {
-	if p.taken.Add(1) > maxBlocks {
+// full returns a block of blockSize bytes, or nil where limit of them are taken.
+func (p *blockPool) full(limit int64) *block {
+	if p.taken.Add(1) > limit {
 		p.taken.Add(-1)
 		return nil
 	}

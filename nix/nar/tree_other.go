@@ -1,4 +1,4 @@
-//go:build !linux || mips || mipsle || mips64 || mips64le
+//go:build !linux || mips || mipsle || mips64 || mips64le || portable
 
 package nar
 
@@ -18,9 +18,15 @@ type tree struct {
 func openTree(path string, root Type) (*tree, error) {
 	t := &tree{path: path}
 	if root == TypeDirectory {
-		var err error
-		if t.dir, err = os.OpenRoot(path); err != nil {
-			return nil, fmt.Errorf("open %s: %w", path, err)
+		info, err := os.Lstat(path)
+		if err == nil && !info.IsDir() {
+			err = ErrChanged
+		}
+		if err == nil {
+			t.dir, err = os.OpenRoot(path)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", path, changed(cause(err)))
 		}
 	}
 	return t, nil
@@ -32,23 +38,33 @@ func (t *tree) close() {
 	}
 }
 
-// open opens the regular file that rel names, a path below the root, ended by a zero byte.
-// It is no symlink. A directory that has become one is followed, but not out of the tree.
+// open opens the regular file that rel names, a path below the root, ended by a zero byte. No symlink is followed on the way,
+// except one that takes the place of a directory at this very moment, and that leads out of the tree in no case.
 func (t *tree) open(rel []byte) (file, error) {
 	lstat, open, name := os.Lstat, os.Open, t.path
 	if t.dir != nil {
 		lstat, open, name = t.dir.Lstat, t.dir.Open, string(rel[:len(rel)-1])
+		for i := range name {
+			if name[i] != '/' {
+				continue
+			}
+			if info, err := lstat(name[:i]); err != nil {
+				return file{}, cause(err)
+			} else if !info.IsDir() {
+				return file{}, ErrChanged
+			}
+		}
 	}
 	info, err := lstat(name)
 	if err != nil {
-		return file{}, err
+		return file{}, cause(err)
 	}
 	if !info.Mode().IsRegular() {
 		return file{}, ErrChanged
 	}
 	f, err := open(name)
 	if err != nil {
-		return file{}, err
+		return file{}, cause(err)
 	}
 	opened, err := f.Stat()
 	if err == nil && !os.SameFile(info, opened) {

@@ -26,18 +26,25 @@ func Dump(tb testing.TB, path string) []byte {
 // Where Nix is not installed, the test fails.
 func Nix(tb testing.TB, stdin io.Reader, name string, args ...string) ([]byte, error) {
 	tb.Helper()
+	var stdout bytes.Buffer
+	err := NixTo(tb, &stdout, stdin, name, args...)
+	return stdout.Bytes(), err
+}
+
+// NixTo is Nix with its output written to stdout.
+func NixTo(tb testing.TB, stdout io.Writer, stdin io.Reader, name string, args ...string) error {
+	tb.Helper()
 	program, err := exec.LookPath(name)
 	if err != nil {
 		tb.Fatalf("%v: this test compares with real Nix, which `make test` installs", err)
 	}
 	var stderr bytes.Buffer
 	cmd := exec.CommandContext(tb.Context(), program, args...)
-	cmd.Stdin, cmd.Stderr = stdin, &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		err = &Error{Cause: err, Stderr: stderr.String()}
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = stdin, stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return &Error{Cause: err, Stderr: stderr.String()}
 	}
-	return out, err
+	return nil
 }
 
 // Error is what became of a command of Nix.
