@@ -50,6 +50,7 @@ func TestKill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		<-c.dir.scanned
 		for i, d := range all {
 			size, ok := c.Encoded(d.info)
 			if !ok {

@@ -2,6 +2,7 @@ package zstdcache
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -67,6 +68,8 @@ type dir struct {
 	now     func() time.Time
 	log     *slog.Logger
 
+	scanned chan struct{} // closed when what is kept is known
+
 	// moving is held while files are given their final name or removed,
 	// so that a file is not removed by who has just made its name free. It is taken before mu.
 	moving sync.Mutex
@@ -91,7 +94,7 @@ type file struct {
 	idle    []*os.File
 }
 
-// openDir makes the directory if it is not there, and finds out what it holds.
+// openDir makes the directory if it is not there, and locks it. What it holds is not known before scan has returned.
 func openDir(path, version string, limit int64, now func() time.Time, log *slog.Logger) (_ *dir, err error) {
 	if err := os.MkdirAll(path, 0o755); err != nil {
 		return nil, err
@@ -103,7 +106,7 @@ func openDir(path, version string, limit int64, now func() time.Time, log *slog.
 	d := &dir{
 		root: root, version: version, limit: limit, now: now, log: log,
 		files: newLRU[nix.Hash, *file](), tiny: newLRU[nix.Hash, []byte](), idle: newLRU[*os.File, *file](),
-		maxIdle: maxIdle,
+		maxIdle: maxIdle, scanned: make(chan struct{}),
 	}
 	var most syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &most); err == nil {
@@ -120,11 +123,13 @@ func openDir(path, version string, limit int64, now func() time.Time, log *slog.
 	if err := syscall.Flock(int(d.lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		return nil, fmt.Errorf("lock %s: it is in use by another process: %w", path, err)
 	}
-	return d, d.scan()
+	return d, nil
 }
 
 // scan finds the files that are whole, and removes what was left by a crash or made otherwise.
-func (d *dir) scan() error {
+// It is called once, and takes some seconds for a million files.
+func (d *dir) scan(ctx context.Context) error {
+	defer close(d.scanned)
 	all, err := d.root.Open(".")
 	if err != nil {
 		return err
@@ -136,28 +141,48 @@ func (d *dir) scan() error {
 		if err == io.EOF {
 			break
 		}
+		if err == nil {
+			err = context.Cause(ctx)
+		}
 		if err != nil {
 			return err
 		}
 		for _, e := range entries {
-			hash, size, version, ok := parseName(e.Name())
-			if !ok && !strings.HasPrefix(e.Name(), makingName) {
-				continue // not ours
-			}
-			if info, err := e.Info(); ok && err == nil && version == d.version && info.Mode().IsRegular() && info.Size() == size {
-				found = append(found, &file{hash: hash, size: size, used: info.ModTime(), touched: info.ModTime()})
-			} else if err := d.root.Remove(e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			f, err := d.examine(e)
+			if err != nil {
 				return err
+			}
+			if f != nil {
+				found = append(found, f)
 			}
 		}
 	}
 	slices.SortFunc(found, func(a, b *file) int {
 		return cmp.Or(a.used.Compare(b.used), cmp.Compare(a.size, b.size))
 	})
+	d.mu.Lock()
 	for _, f := range found {
 		d.files.put(f.hash, f, f.cost())
 	}
+	d.mu.Unlock()
 	return d.evict(func() bool { return d.files.cost > d.limit })
+}
+
+// examine returns the kept file that is in an entry of the directory; nil if it is something else, which it removes if it was ours.
+func (d *dir) examine(e fs.DirEntry) (*file, error) {
+	hash, size, version, ok := parseName(e.Name())
+	if !ok && !strings.HasPrefix(e.Name(), makingName) {
+		return nil, nil
+	}
+	if ok && version == d.version {
+		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && info.Size() == size {
+			return &file{hash: hash, size: size, used: info.ModTime(), touched: info.ModTime()}, nil
+		}
+	}
+	if err := d.root.Remove(e.Name()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	return nil, nil
 }
 
 // close gives the files their times, so that a restart finds the order in which they were used.

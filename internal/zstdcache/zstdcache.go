@@ -84,6 +84,7 @@ type Cache struct {
 	closed  bool
 	streams map[nix.Hash]*stream
 	running sync.WaitGroup
+	stop    context.CancelFunc // ends the scan of the directory
 
 	hits, misses, joins, direct atomic.Int64
 }
@@ -101,7 +102,8 @@ type Stats struct {
 }
 
 // Open opens the directory of a cache and makes it if it is not there. One process can have it open at a time.
-// It looks at each kept file once, some microseconds. The caller closes the Cache.
+// What it holds is found out in the background; meanwhile Encode waits, and Encoded knows of nothing.
+// The caller closes the Cache.
 func Open(dir string, opts Options) (*Cache, error) {
 	if opts.Level < 0 || opts.Level > 22 {
 		return nil, fmt.Errorf("open compressed NARs: %w: level %d is not from 1 to 22", cache.ErrInvalid, opts.Level)
@@ -124,6 +126,13 @@ func Open(dir string, opts Options) (*Cache, error) {
 	if c.dir, err = openDir(dir, c.Version(), cmp.Or(opts.Size, defaultSize), now, c.log); err != nil {
 		return nil, fmt.Errorf("open compressed NARs: %w", err)
 	}
+	ctx, stop := context.WithCancel(context.Background())
+	c.stop = stop
+	c.running.Go(func() {
+		if err := c.dir.scan(ctx); err != nil && ctx.Err() == nil {
+			c.log.Error("not all compressed NARs were found", "error", err)
+		}
+	})
 	return c, nil
 }
 
@@ -135,6 +144,7 @@ func (c *Cache) Close() error {
 		s.cancel(errClosed)
 	}
 	c.mu.Unlock()
+	c.stop()
 	c.running.Wait()
 	return c.dir.close()
 }
@@ -191,6 +201,11 @@ func (c *Cache) Encode(ctx context.Context, info *nix.PathInfo, open func(contex
 
 // find returns the kept file of a NAR or the stream that makes it, which the caller must leave.
 func (c *Cache) find(ctx context.Context, info *nix.PathInfo, open func(context.Context) (cache.NAR, error)) (*kept, *stream, error) {
+	select {
+	case <-c.dir.scanned:
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
 	for {
 		k, err := c.dir.open(info.NARHash)
 		if k != nil || err != nil {

@@ -125,6 +125,7 @@ func (h *house) start() {
 	if h.Cache, err = Open(h.dir, h.opts); err != nil {
 		h.t.Fatal(err)
 	}
+	<-h.Cache.dir.scanned
 }
 
 func (h *house) restart() {
