@@ -1,6 +1,7 @@
 package config
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
@@ -149,7 +150,7 @@ func TestErrors(t *testing.T) {
 		{name: "little size", file: "cache-size = '1MB'\n", want: "FILE:1: cache-size: 1MB is less than 64 MiB"},
 		{name: "syntax", file: "priority = 1\nlisten = [\n", want: "FILE:2: unexpected EOF; expected value"},
 		{name: "twice", file: "priority = 1\npriority = 2\n", want: "FILE:2: Key 'priority' has already been defined."},
-		{name: "too long", file: strings.Repeat("#", maxFile+1), want: "read configuration: read FILE: longer than 1048576 bytes"},
+		{name: "too long", file: strings.Repeat("#", maxFile+1), want: "read configuration: read FILE: longer than 65536 bytes"},
 		{name: "variable", env: env{"FIRN_PRIORITY": "high"}, want: `FIRN_PRIORITY: "high" is not a number from 0 to 65535`},
 		{name: "list variable", env: env{"FIRN_LISTEN": ":1,2"}, want: `FIRN_LISTEN: address "2": want HOST:PORT, :PORT or unix:PATH`},
 	} {
@@ -169,6 +170,23 @@ func TestErrors(t *testing.T) {
 	}
 	if _, _, err := Load(filepath.Join(t.TempDir(), "absent"), env{}.lookup); err == nil {
 		t.Error("an absent file: no error")
+	}
+}
+
+// A file of another program is refused soon, and in few lines.
+func TestManyErrors(t *testing.T) {
+	var text strings.Builder
+	for i := range 1000 {
+		fmt.Fprintf(&text, "k%d = 1\n", i)
+	}
+	path := write(t, text.String())
+	_, _, err := Load(path, env{}.lookup)
+	if err == nil {
+		t.Fatal("no error")
+	}
+	lines := strings.Split(err.Error(), "\n")
+	if len(lines) != maxWrong+1 || lines[0] != path+":1: unknown key k0" || lines[maxWrong] != path+": and more that is wrong" {
+		t.Errorf("the error has %d lines:\n%v", len(lines), err)
 	}
 }
 

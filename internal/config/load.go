@@ -16,7 +16,11 @@ import (
 )
 
 // maxFile bounds what is read of a configuration file, in bytes.
-const maxFile = 1 << 20
+const maxFile = 64 << 10
+
+// maxWrong bounds how many wrong keys of a file are told, as finding the line of each takes a parse of the whole:
+// a file with more is no configuration of ours.
+const maxWrong = 20
 
 // Origins tells, for the key of each setting, where its value comes from:
 // "default", "firn.toml:3", "FIRN_LISTEN" or "--listen".
@@ -66,6 +70,10 @@ func (c *Config) loadFile(path string, origins Origins) error {
 	for _, key := range meta.Keys() {
 		if seen[key[0]] {
 			continue // within a table that was refused as a whole
+		}
+		if len(wrong) == maxWrong {
+			wrong = append(wrong, fmt.Errorf("%s: and more that is wrong", path))
+			break
 		}
 		seen[key[0]] = true
 		place := path
