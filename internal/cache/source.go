@@ -56,7 +56,7 @@ type Source interface {
 // It knows its size before the first byte and can write any range of itself.
 // One goroutine uses a NAR at a time; different NARs of one path are independent.
 type NAR interface {
-	// Size is the length in bytes of what WriteRange writes in all.
+	// Size is the length in bytes of what WriteRange writes in all. It is -1 of one that is [Unfinished].
 	Size() int64
 
 	// WriteRange writes the n bytes from off on to w; 0 ≤ off, 0 ≤ n, off+n ≤ Size.

@@ -56,7 +56,8 @@ func (s *Server) serveNAR(x *exchange, compression nix.Compression) error {
 	defer n.Close()
 	if making, ok := n.(cache.Unfinished); ok && n.Size() < 0 && x.r.Header["Range"] != nil {
 		// Whoever resumes a download has its first bytes, and has to get the others from where it left off.
-		if err := making.Wait(x.r.Context()); err != nil {
+		// Where the file cannot be kept, the whole is still a right answer.
+		if err := making.Wait(x.r.Context()); err != nil && x.r.Context().Err() != nil {
 			return err
 		}
 	}
