@@ -2,13 +2,10 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"strings"
-	"syscall"
 
 	"github.com/alecthomas/kong"
 
@@ -36,26 +33,15 @@ const (
 	exitUsage   = 2
 )
 
-func main() {
-	ctx, cancel := context.WithCancel(context.Background())
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	go func() {
-		<-signals
-		signal.Stop(signals) // before the end begins: the second signal does what it does by default
-		cancel()
-	}()
-	os.Exit(run(ctx, os.Args[1:]))
-}
+func main() { os.Exit(run(os.Args[1:])) }
 
 // run runs one command and returns the exit code.
-func run(ctx context.Context, args []string) int {
+func run(args []string) int {
 	parser := kong.Must(&commandLine{},
 		kong.Name("firn"),
 		kong.Description("firn is a Nix binary cache: it serves store paths to every machine with Nix."),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
 		kong.ValueFormatter(describe),
-		kong.BindTo(ctx, (*context.Context)(nil)),
 	)
 	if len(args) == 0 {
 		args = []string{"--help"}
