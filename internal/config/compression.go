@@ -3,7 +3,6 @@ package config
 import (
 	"fmt"
 	"math"
-	"strconv"
 
 	"github.com/dustin/go-humanize"
 )
@@ -25,14 +24,7 @@ func (c *Compression) UnmarshalText(text []byte) error {
 type Level uint8
 
 // UnmarshalText reads a decimal number.
-func (l *Level) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 10, 8)
-	if err != nil || n < 1 || n > 22 {
-		return fmt.Errorf("%q is not a number from 1 to 22", text)
-	}
-	*l = Level(n)
-	return nil
-}
+func (l *Level) UnmarshalText(text []byte) error { return number(l, text, 1, 22) }
 
 // minSize is the least that a Size may be, in bytes: half of it is what one NAR can take while it is being compressed.
 const minSize = 64 << 20

@@ -85,14 +85,7 @@ func (s *Store) UnmarshalText(text []byte) error {
 type Priority uint16
 
 // UnmarshalText reads a decimal number.
-func (p *Priority) UnmarshalText(text []byte) error {
-	n, err := strconv.ParseUint(string(text), 10, 16)
-	if err != nil {
-		return fmt.Errorf("%q is not a number from 0 to %d", text, math.MaxUint16)
-	}
-	*p = Priority(n)
-	return nil
-}
+func (p *Priority) UnmarshalText(text []byte) error { return number(p, text, 0, math.MaxUint16) }
 
 // LogLevel is the least level that is logged.
 type LogLevel string
@@ -127,6 +120,16 @@ func oneOf[T ~string](dst *T, text []byte, names ...T) error {
 		return fmt.Errorf("%q is not one of %q", text, names)
 	}
 	*dst = T(text)
+	return nil
+}
+
+// number reads a decimal number from least to most.
+func number[T ~uint8 | ~uint16](dst *T, text []byte, least, most T) error {
+	n, err := strconv.ParseUint(string(text), 10, 16)
+	if err != nil || n < uint64(least) || n > uint64(most) {
+		return fmt.Errorf("%q is not a number from %d to %d", text, least, most)
+	}
+	*dst = T(n)
 	return nil
 }
 
