@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"os"
@@ -64,6 +63,20 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	}
 	defer closeAll(listeners) // of a start that fails; a server closes its own
 
+	encoder, err := c.encoder(log)
+	if err != nil {
+		return err
+	}
+	hallOptions := cache.Options{Priority: int(c.Priority), Logger: log}
+	doorOptions := server.Options{Version: a.version, Logger: log}
+	if encoder != nil {
+		defer func() { err = errors.Join(err, encoder.Close()) }()
+		hallOptions.Encoder, hallOptions.Compress = encoder, c.Compression == config.CompressionZstd
+		doorOptions.Collectors = append(doorOptions.Collectors, encoder)
+	}
+	if hallOptions.Compress {
+		a.what += ", compressed with zstd,"
+	}
 	if len(keys) == 0 { // last: a start that fails makes no key
 		key, err := c.ownKey(log, &a)
 		if err != nil {
@@ -71,20 +84,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		}
 		keys = append(keys, key)
 	}
-	encoder, err := c.encoder(log)
-	if err != nil {
-		return err
-	}
-	if c.Compression == config.CompressionZstd {
-		a.what += ", compressed with zstd,"
-	}
-	hallOptions := cache.Options{Keys: keys, Priority: int(c.Priority), Logger: log}
-	doorOptions := server.Options{Version: a.version, Logger: log}
-	if encoder != nil {
-		defer func() { err = errors.Join(err, encoder.Close()) }()
-		hallOptions.Encoder, hallOptions.Compress = encoder, c.Compression == config.CompressionZstd
-		doorOptions.Collectors = append(doorOptions.Collectors, encoder)
-	}
+	hallOptions.Keys = keys
 	hall, err := cache.New(sources, hallOptions)
 	if err != nil {
 		return err
@@ -143,11 +143,15 @@ func (c *serveCommand) ownKey(log *slog.Logger, a *announcement) (nix.SecretKey,
 func (c *serveCommand) encoder(log *slog.Logger) (*zstdcache.Cache, error) {
 	dir := filepath.Join(c.State, "zstd")
 	if c.Compression == config.CompressionNone {
-		if _, err := os.Lstat(dir); errors.Is(err, fs.ErrNotExist) {
+		if _, err := os.Lstat(dir); err != nil {
 			return nil, nil
 		}
 	}
-	return zstdcache.Open(dir, zstdcache.Options{Size: c.CacheSize.Bytes(), Level: int(c.CompressionLevel), Logger: log})
+	encoder, err := zstdcache.Open(dir, zstdcache.Options{Size: c.CacheSize.Bytes(), Level: int(c.CompressionLevel), Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("%w; choose a state directory that can be written, and no other server uses, with --state", err)
+	}
+	return encoder, nil
 }
 
 // sources opens what is served, which may be nothing, and returns what closes it again.

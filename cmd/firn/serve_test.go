@@ -236,7 +236,7 @@ func TestServeErrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	socket := filepath.Join(dir, "s")
-	running := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--listen", "unix:"+socket)
+	running := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--listen", "unix:"+socket, "--state", dir, "--compression", "zstd")
 	taken := strings.TrimPrefix(running.url, "http://")
 
 	for _, test := range []struct {
@@ -259,6 +259,8 @@ func TestServeErrors(t *testing.T) {
 			"firn: read signing key: open " + dir + "/no: no such file or directory; make one with `firn key generate NAME SECRET PUBLIC`\n"},
 		{"state below a file", []string{"--store=off", "--listen=127.0.0.1:0", "--state", file + "/state"},
 			"firn: make a signing key: mkdir " + file + ": not a directory; choose a state directory that can be written with --state, or give a key with --key\n"},
+		{"state in use", []string{"--store=off", "--listen=127.0.0.1:0", "--state", dir, "--compression=zstd"},
+			"firn: open compressed NARs: lock " + dir + "/zstd: it is in use by another process: "},
 		{"no store", []string{"--store", dir}, "firn: open store " + dir + "/nix/store: there is no Nix store: "},
 		{"broken store", []string{"--store", broken}, "firn: open store " + broken + "/nix/store: "},
 	} {
