@@ -181,7 +181,7 @@ func TestServeWithoutNix(t *testing.T) {
 	if got := s.get(t, "/health"); got != "ok\n" {
 		t.Errorf("health without a store is %q", got)
 	}
-	if got := s.get(t, "/"); !strings.Contains(got, "not there yet") {
+	if got := s.get(t, "/"); !strings.Contains(got, "nothing to serve yet") {
 		t.Errorf("the front page does not say that there is no store yet:\n%s", got)
 	}
 

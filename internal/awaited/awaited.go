@@ -118,13 +118,11 @@ func (s *Source) Close() error {
 	return nil
 }
 
-// Name returns the name, and says so as long as the store is not there.
-func (s *Source) Name() string {
-	if s.store.Load() == nil {
-		return s.name + " (not there yet)"
-	}
-	return s.name
-}
+// Name returns the name.
+func (s *Source) Name() string { return s.name }
+
+// IsThere reports whether the store is there.
+func (s *Source) IsThere() bool { return s.store.Load() != nil }
 
 // StoreDir returns the store directory.
 func (s *Source) StoreDir() nix.StoreDir { return s.dir }
@@ -187,7 +185,7 @@ func (s *Source) BuildTrace(ctx context.Context, drv nix.StorePath, output strin
 func ask[T any](s *Source, question func(Store) (T, error)) (answer T, err error) {
 	store := s.store.Load()
 	if store == nil {
-		return answer, fmt.Errorf("ask %s: %w", s.Name(), cache.ErrNotFound)
+		return answer, fmt.Errorf("ask %s, which is not there yet: %w", s.name, cache.ErrNotFound)
 	}
 	return question(*store)
 }

@@ -69,8 +69,8 @@ func TestAwaited(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	if s.tick(t.Context()) || s.Name() != "local store (not there yet)" {
-		t.Errorf("it is there, as %q", s.Name())
+	if s.tick(t.Context()) || s.IsThere() || len(c.Sources()) != 0 {
+		t.Error("it is there")
 	}
 	wantNothing(t, s, path.Info)
 	if _, err := c.NARInfo(t.Context(), path.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {

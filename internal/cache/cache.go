@@ -142,11 +142,13 @@ func (c *Cache) PublicKeys() []nix.PublicKey {
 	return public
 }
 
-// Sources returns the names of the sources, in order.
+// Sources returns the names of the sources, in order, of those that are there.
 func (c *Cache) Sources() []string {
-	names := make([]string, len(c.sources))
-	for i, s := range c.sources {
-		names[i] = s.Name()
+	var names []string
+	for _, s := range c.sources {
+		if a, ok := s.(Awaited); !ok || a.IsThere() {
+			names = append(names, s.Name())
+		}
 	}
 	return names
 }

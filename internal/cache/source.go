@@ -134,3 +134,11 @@ type Verifier interface {
 	// Verified returns how many NARs were right, and how many were wrong and are withheld, since the source was opened.
 	Verified() (right, wrong int64)
 }
+
+// Awaited is a Source that may not be there yet.
+type Awaited interface {
+	Source
+
+	// IsThere reports whether it is: until then, the source has nothing.
+	IsThere() bool
+}

@@ -45,7 +45,7 @@ var errAskDaemon = errors.New("the database cannot be read directly")
 // The index on path gives both the first path from a prefix on, and its end.
 const infoQuery = `
 	select path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca,
-		(select group_concat(target.path, ' ')
+		(select group_concat(target.path, char(10))
 			from Refs join ValidPaths as target on target.id = reference
 			where referrer = found.id)
 	from ValidPaths as found
@@ -244,7 +244,7 @@ func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathIn
 		ultimate:   ultimate.Int64 != 0,
 		signatures: strings.Fields(sigs.String),
 		ca:         ca.String,
-		references: strings.Fields(references.String),
+		references: splitLines(references.String),
 	}
 	return r.pathInfo(d.storeDir)
 }
@@ -372,4 +372,12 @@ func (c *confirmed) add(version uint64, hash nix.PathHash) {
 	}
 	c.hashes = c.hashes.withRoom(1)
 	c.hashes.add(filterKey(hash))
+}
+
+// splitLines splits the references that the query joined: a store directory may have spaces in its name, but no line end.
+func splitLines(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return strings.Split(s, "\n")
 }

@@ -20,6 +20,7 @@
 package localstore
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -44,7 +45,8 @@ type Options struct {
 	// Empty: "/".
 	Root string
 
-	// StoreDir is the store directory of its paths; the files are in Root joined with it.
+	// StoreDir is the store directory of its paths, which says where the files are only when there is no Root:
+	// below one, Nix keeps them in Root/nix/store whatever the store directory.
 	// Empty: /nix/store.
 	StoreDir nix.StoreDir
 
@@ -130,10 +132,14 @@ var (
 
 // Open opens the store. ErrNoStore if there is none; the context bounds the opening.
 func Open(ctx context.Context, opts Options) (*Store, error) {
+	realDir := filepath.Join(opts.Root, "nix/store")
+	if opts.Root == "" {
+		realDir = string(cmp.Or(opts.StoreDir, nix.DefaultStoreDir))
+	}
 	opts = opts.withDefaults()
 	s := &Store{
 		storeDir: opts.StoreDir,
-		realDir:  filepath.Join(opts.Root, string(opts.StoreDir)),
+		realDir:  realDir,
 		logDir:   opts.LogDir,
 		dbPath:   filepath.Join(opts.StateDir, "db/db.sqlite"),
 		log:      opts.Logger,
@@ -179,9 +185,10 @@ func (s *Store) openFirst(ctx context.Context) error {
 	}
 	if errors.Is(err, errAskDaemon) {
 		if derr := s.daemon.ping(ctx); derr != nil {
-			return fmt.Errorf("%w; nor does the Nix daemon answer: %w", err, derr)
+			s.log.Debug("neither the database nor the daemon can be asked", "error", errors.Join(err, derr))
+			return fmt.Errorf("%w, and the Nix daemon does not answer; start nix-daemon, or run firn as root", errAskDaemon)
 		}
-		s.log.Info("the Nix daemon is asked instead of its database", "err", err)
+		s.log.Info("the Nix daemon is asked instead of its database", "error", err)
 		return nil
 	}
 	return err
@@ -219,7 +226,7 @@ func (s *Store) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo,
 	if err != nil {
 		var malformed *rowError
 		if errors.As(err, &malformed) && s.verdicts.setMalformed(hash) {
-			s.log.Warn("a path is not served: what the database says of it is malformed", "path", malformed.path, "err", malformed.cause)
+			s.log.Warn("a path is not served: what the database says of it is malformed", "path", malformed.path, "error", malformed.cause)
 		}
 		return nil, err
 	}

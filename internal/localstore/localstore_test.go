@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -113,6 +115,37 @@ func TestRoot(t *testing.T) {
 	}
 }
 
+// Below another root, files are in nix/store whatever the store directory, and paths may have spaces in their names.
+func TestRootWithStoreDir(t *testing.T) {
+	const dir nix.StoreDir = "/another/store directory"
+	n := newNix(t)
+	root := filepath.Join(n.dir, "root")
+	cmd := exec.Command("nix-instantiate", "--store", root, "--eval", "--read-write-mode",
+		"-E", `let dep = builtins.toFile "dep" "hello"; in "${builtins.toFile "refers" "${dep}\n"} ${dep}"`)
+	cmd.Env = append(n.environ(), "NIX_STORE_DIR="+string(dir))
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path, dep, _ := strings.Cut(strings.Trim(string(out), "\"\n"), " "+string(dir))
+	dep = string(dir) + dep
+
+	s := openStore(t, Options{Root: root, StoreDir: dir})
+	info, err := s.PathInfo(t.Context(), parsePath(t, dir, path).Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := []nix.StorePath{parsePath(t, dir, dep)}; !slices.Equal(info.References, want) {
+		t.Errorf("references are %v, want %v", info.References, want)
+	}
+	archive, err := s.OpenNAR(t.Context(), info)
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive.Close()
+}
+
 func parsePath(t *testing.T, dir nix.StoreDir, s string) nix.StorePath {
 	t.Helper()
 	path, err := dir.ParsePath(s)
@@ -172,11 +205,11 @@ func TestCloseEndsEverything(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	nar, err := s.OpenNAR(t.Context(), info)
+	archive, err := s.OpenNAR(t.Context(), info)
 	if err != nil {
 		t.Fatal(err)
 	}
-	nar.Close()
+	archive.Close()
 	if err := s.Close(); err != nil {
 		t.Error(err)
 	}

@@ -84,7 +84,7 @@ func (s *Store) withhold(info *nix.PathInfo, cause error) {
 	if s.verdicts.setWithheld(info, s.realPath(info.Path)) {
 		s.stats.mismatches.Add(1)
 		s.log.Error("a store path is withheld: its files are not what the database says (`nix-store --verify-path` tells the same, `nix-store --repair-path` may help)",
-			"path", info.Path.String(), "err", cause)
+			"path", info.Path.String(), "error", cause)
 	}
 }
 

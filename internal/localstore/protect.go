@@ -188,7 +188,7 @@ func (p *protector) close() {
 // sweep removes what a process of ours that has died left behind.
 func (p *protector) sweep() {
 	if err := sweepRoots(p.stateDir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, fs.ErrPermission) {
-		p.log.Warn("temporary roots of an earlier process were not removed", "err", err)
+		p.log.Warn("temporary roots of an earlier process were not removed", "error", err)
 	}
 }
 
@@ -198,6 +198,6 @@ func (p *protector) warn(err error) {
 	defer p.mu.Unlock()
 	if !p.warned {
 		p.warned = true
-		p.log.Warn("store paths are not kept from being collected as garbage while they are sent", "err", err)
+		p.log.Warn("store paths are not kept from being collected as garbage while they are sent", "error", err)
 	}
 }
