@@ -300,13 +300,14 @@ func TestReaderAgainstNix(t *testing.T) {
 			i := rapid.IntRange(0, len(n)-1).Draw(r, "at")
 			n[i] = rapid.OneOf(rapid.SampledFrom([]byte("\x00\x01\x08/.ab()")), rapid.Byte()).Draw(r, "byte")
 		}
-		_, _, err := readTree(bytes.NewReader(n))
-		path := fresh()
-		_, nixErr := nartest.Nix(t, bytes.NewReader(n), "nix-store", "--restore", path)
-		if err == nil && nixErr != nil {
-			r.Fatalf("Nix refuses what the Reader takes: %v", nixErr)
+		if _, _, err := readTree(bytes.NewReader(n)); err != nil {
+			return // and Nix is not asked: it allocates whatever length it is told
 		}
-		if err == nil && !bytes.Equal(nartest.Dump(t, path), n) {
+		path := fresh()
+		if _, err := nartest.Nix(t, bytes.NewReader(n), "nix-store", "--restore", path); err != nil {
+			r.Fatalf("Nix refuses what the Reader takes: %v", err)
+		}
+		if !bytes.Equal(nartest.Dump(t, path), n) {
 			r.Fatal("Nix restores another tree than the Reader read")
 		}
 	})
