@@ -94,7 +94,7 @@ func benchmarkSend(b *testing.B, size int64, send func(http.ResponseWriter, *htt
 	sink := make([]byte, 512<<10)
 	b.SetBytes(size)
 	b.ReportAllocs()
-	cpu := cpuTime()
+	cpu := cpuTime(b)
 	for b.Loop() {
 		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			b.Fatal(err)
@@ -112,14 +112,14 @@ func benchmarkSend(b *testing.B, size int64, send func(http.ResponseWriter, *htt
 		}
 		resp.Body.Close()
 	}
-	b.ReportMetric((cpuTime()-cpu)*1e6/float64(b.N), "cpu-µs/op")
+	b.ReportMetric((cpuTime(b)-cpu)*1e6/float64(b.N), "cpu-µs/op")
 }
 
 // cpuTime returns how many seconds this process has kept processors busy.
-func cpuTime() float64 {
+func cpuTime(b *testing.B) float64 {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
-		panic(err)
+		b.Fatal(err)
 	}
 	return float64(u.Utime.Nano()+u.Stime.Nano()) / 1e9
 }

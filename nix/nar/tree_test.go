@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,13 +140,10 @@ var contents = rapid.OneOf(
 	}),
 )
 
-// noise returns bytes that do not repeat at short distances.
+// noise returns bytes without a pattern, the same for the same seed.
 func noise(size int, seed uint32) string {
 	b := make([]byte, size)
-	for i := range b {
-		seed = seed*1664525 + 1013904223
-		b[i] = byte(seed >> 24)
-	}
+	rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8), byte(seed >> 16), byte(seed >> 24)}).Read(b)
 	return string(b)
 }
 
