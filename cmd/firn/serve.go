@@ -110,7 +110,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 // and collecting that each time that as much has been allocated takes a tenth of the narinfos per second.
 // A higher GOGC would do the same, but allow for five times the buffers of a compression too;
 // these bytes are never touched, and so take no memory.
-const ballastSize = 24 << 20
+const ballastSize = 8 << 20
 
 // untilSignal returns a context that SIGINT and SIGTERM end, once: a second signal does what it does by default.
 func untilSignal() (context.Context, context.CancelFunc) {
