@@ -16,6 +16,10 @@ import (
 // being collected; the longer, the fewer files and connections there are.
 const epochLife = 30 * time.Second
 
+// maxEpochs bounds the epochs that slow clients keep from ending: each has two open files, or a process of the daemon.
+// With so many, the current one goes on until one of the others has ended.
+const maxEpochs = 64
+
 // protector keeps store paths from being collected as garbage while they are sent.
 type protector struct {
 	stateDir string
@@ -24,6 +28,7 @@ type protector struct {
 
 	mu      sync.Mutex
 	current *epoch // nil: none has begun
+	epochs  int    // that are not finished
 	warned  bool   // that paths cannot be protected
 }
 
@@ -49,6 +54,7 @@ type epoch struct {
 	// It is taken before protector.mu.
 	adding sync.Mutex
 	roots  rootSet // nil: not opened yet
+	failed error   // why nothing more is recorded
 
 	// The rest is guarded by protector.mu.
 	sends int
@@ -60,23 +66,34 @@ type epoch struct {
 // Where that cannot be done, it is logged, and release does nothing: a path that is collected
 // while it is sent ends in a connection that is cut.
 func (p *protector) protect(ctx context.Context, path nix.StorePath) (release func()) {
-	p.mu.Lock()
-	e := p.current
-	if e == nil {
-		e = &epoch{paths: map[nix.StorePath]bool{}}
-		e.timer = time.AfterFunc(epochLife, func() { p.end(e) })
-		p.current = e
-	}
-	e.sends++
-	recorded := e.paths[path]
-	p.mu.Unlock()
-
+	e, recorded := p.begin(path)
 	if !recorded {
-		if err := p.record(ctx, e, path); err != nil && ctx.Err() == nil {
+		err := p.record(ctx, e, path)
+		if isClosed(err) && ctx.Err() == nil {
+			// The roots were kept by a daemon that is gone. There may be another by now.
+			p.release(e)
+			e, _ = p.begin(path)
+			err = p.record(ctx, e, path)
+		}
+		if err != nil && ctx.Err() == nil {
 			p.warn(err)
 		}
 	}
 	return sync.OnceFunc(func() { p.release(e) })
+}
+
+// begin begins a send in the current epoch, and reports whether path is recorded there.
+func (p *protector) begin(path nix.StorePath) (e *epoch, recorded bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.current == nil {
+		e := &epoch{paths: map[nix.StorePath]bool{}}
+		e.timer = time.AfterFunc(epochLife, func() { p.expire(e) })
+		p.current = e
+		p.epochs++
+	}
+	p.current.sends++
+	return p.current, p.current.paths[path]
 }
 
 // record records a root in e.
@@ -89,6 +106,9 @@ func (p *protector) record(ctx context.Context, e *epoch, path nix.StorePath) er
 	if recorded {
 		return nil
 	}
+	if e.failed != nil { // who waits behind a collector that does not answer is not to begin waiting anew
+		return e.failed
+	}
 	if e.roots == nil {
 		roots, err := p.open(ctx)
 		if err != nil {
@@ -97,8 +117,11 @@ func (p *protector) record(ctx context.Context, e *epoch, path nix.StorePath) er
 		e.roots = roots
 	}
 	if err := e.roots.add(ctx, path); err != nil {
-		// Whatever became of it, nothing more is recorded there; what was, stays until its sends end.
-		p.end(e)
+		if !errors.Is(err, context.Canceled) { // that is of the caller alone, and was before anything was recorded
+			// Whatever became of it, nothing more is recorded there; what was, stays until its sends end.
+			e.failed = err
+			p.end(e)
+		}
 		return err
 	}
 	p.mu.Lock()
@@ -140,7 +163,7 @@ func (p *protector) release(e *epoch) {
 	}
 	// Nobody is adding a root, as that would be a send.
 	if e.over {
-		e.finish()
+		p.finish(e)
 		return
 	}
 	if e.roots == nil {
@@ -148,6 +171,19 @@ func (p *protector) release(e *epoch) {
 	}
 	if err := e.roots.clear(); err == nil {
 		clear(e.paths)
+	}
+}
+
+// expire ends e once its time is over.
+func (p *protector) expire(e *epoch) {
+	p.mu.Lock()
+	crowded := !e.over && e.sends > 0 && p.epochs >= maxEpochs
+	if crowded {
+		e.timer.Reset(epochLife)
+	}
+	p.mu.Unlock()
+	if !crowded {
+		p.end(e)
 	}
 }
 
@@ -162,13 +198,14 @@ func (p *protector) end(e *epoch) {
 		e.over = true
 		e.timer.Stop()
 		if e.sends == 0 {
-			e.finish()
+			p.finish(e)
 		}
 	}
 }
 
 // finish lets the garbage collector have everything. protector.mu is held, and no send is left.
-func (e *epoch) finish() {
+func (p *protector) finish(e *epoch) {
+	p.epochs--
 	if e.roots != nil {
 		e.roots.close()
 		e.roots = nil

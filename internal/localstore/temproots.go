@@ -20,9 +20,10 @@ import (
 
 // The way in which Nix from 2.5 on keeps a path from being collected (addTempRoot in its gc.cc):
 //
-//   - A process has a file in <state>/temproots, and holds an exclusive flock on it for its life. The collector reads the
-//     files that it cannot lock: full paths, each followed by a zero byte. One that it can lock is of a dead process;
-//     it removes the file and writes "d" into it, for whoever was about to lock it.
+//   - A process has a file in <state>/temproots, and holds a flock on it for its life. The collector reads the
+//     files that it cannot lock exclusively: full paths, each followed by a zero byte. One that it can is of a dead process;
+//     it removes the file and writes "d" into it, for whoever was about to lock it. Nix's own lock is exclusive;
+//     a shared one does the same, and does not block the collectors of Nix before 2.5, which lock the file as readers.
 //   - Before a path is appended, a shared flock on <state>/gc.lock is tried. If it is had, no collection is running, and
 //     none begins before the path is in the file. If not, the collector is told over <state>/gc-socket/socket: the path
 //     and a newline; it answers "1" when it will not delete the path any more, or has deleted it.
@@ -67,7 +68,7 @@ func newRootsFile(stateDir string) (*rootsFile, error) {
 			return nil, fmt.Errorf("make a file of temporary roots: %w", err)
 		}
 		// The collector may lock the file before we do; then it has removed it and left a byte.
-		err = flock(file, syscall.LOCK_EX)
+		err = flock(file, syscall.LOCK_SH)
 		info, serr := file.Stat()
 		if err := errors.Join(err, serr); err != nil {
 			file.Close()
@@ -114,17 +115,18 @@ func (r *rootsFile) tellCollector(ctx context.Context, path nix.StorePath) (err 
 			return err
 		}
 	}
-	stop := context.AfterFunc(ctx, func() { r.collector.SetDeadline(time.Unix(1, 0)) })
+	conn := r.collector
+	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer func() {
 		if !stop() || err != nil {
-			r.collector.Close()
+			conn.Close()
 			r.collector = nil
 		}
 	}()
-	if _, err := io.WriteString(r.collector, path.String()+"\n"); err != nil {
+	if _, err := io.WriteString(conn, path.String()+"\n"); err != nil {
 		return err
 	}
-	answer, err := bufio.NewReaderSize(r.collector, 16).ReadByte()
+	answer, err := bufio.NewReaderSize(conn, 16).ReadByte()
 	if err == nil && answer != '1' {
 		err = fmt.Errorf("it answered %q", answer)
 	}
