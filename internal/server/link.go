@@ -112,6 +112,13 @@ func (l *link) SetWriteDeadline(time.Time) error { return nil }
 // SetDeadline sets that for reading.
 func (l *link) SetDeadline(t time.Time) error { return l.SetReadDeadline(t) }
 
+// reset has Close tell the client that the connection broke, where there is a way to tell.
+func (l *link) reset() {
+	if c, ok := l.Conn.(interface{ SetLinger(seconds int) error }); ok {
+		_ = c.SetLinger(0)
+	}
+}
+
 // CloseWrite ends what is sent, so that the client sees the end of an answer
 // before the connection is gone; net/http asks for it.
 func (l *link) CloseWrite() error {

@@ -196,6 +196,20 @@ func (x *exchange) refuseBody() {
 	_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(bodyLimit))
 }
 
+// cut makes sure that the client does not take the end of the connection for that of the body, as one of HTTP/1.0 does
+// that was told no length: nginx, for one, unless it is told to speak HTTP/1.1.
+func (x *exchange) cut() {
+	if x.length[0] != "" || x.r.ProtoAtLeast(1, 1) {
+		return
+	}
+	if conn, _, err := http.NewResponseController(x.w).Hijack(); err == nil {
+		if l, ok := conn.(*link); ok {
+			l.reset()
+		}
+		conn.Close()
+	}
+}
+
 // attributes are what the log says of an exchange.
 func (x *exchange) attributes(start time.Time) []any {
 	return []any{

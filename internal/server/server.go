@@ -154,7 +154,8 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	by := abortedBy(r, err)
 	s.metrics.aborts[by].Inc()
 	s.log.Info("aborted", append(x.attributes(start), "by", by, "error", err)...)
-	panic(http.ErrAbortHandler) // cuts the connection
+	x.cut()
+	panic(http.ErrAbortHandler) // closes the connection
 }
 
 // handle answers x, or returns an error.

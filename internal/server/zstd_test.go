@@ -159,4 +159,13 @@ func TestCompressedAborted(t *testing.T) {
 	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
 		t.Error("the client saw no error")
 	}
+
+	// In HTTP/1.0 a body without a length ends with its connection.
+	resp, _ = tt.raw("GET /" + info.URL + " HTTP/1.0\r\n\r\n")
+	if resp.StatusCode != http.StatusOK || resp.ContentLength != -1 {
+		t.Errorf("HTTP/1.0: status %d, length %d", resp.StatusCode, resp.ContentLength)
+	}
+	if _, err := io.Copy(io.Discard, resp.Body); err == nil {
+		t.Error("the client of HTTP/1.0 saw no error")
+	}
 }
