@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -61,14 +62,31 @@ func (s *Server) serveListing(x *exchange) error {
 	if err != nil {
 		return s.noPath(x.target.name)
 	}
-	listing, err := s.cache.Listing(x.r.Context(), hash)
+	text, err := s.listingText(x.r.Context(), hash)
 	if errors.Is(err, cache.ErrNotFound) {
 		return s.noPath(x.target.name)
 	}
 	if err != nil {
 		return err
 	}
-	return x.json(cacheShort, listing)
+	held := min(int64(len(text)), listingBytes)
+	if !s.listed.TryAcquire(held) {
+		return fmt.Errorf("send listing of %s: %w: too many are being sent", hash, cache.ErrUnavailable)
+	}
+	defer s.listed.Release(held)
+	return x.json(cacheShort, text)
+}
+
+func (s *Server) listingText(ctx context.Context, hash nix.PathHash) (json.RawMessage, error) {
+	if err := s.listing.Acquire(ctx, 1); err != nil {
+		return nil, err
+	}
+	defer s.listing.Release(1)
+	listing, err := s.cache.Listing(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	return listing.MarshalJSON()
 }
 
 // serveLog answers with a build log.

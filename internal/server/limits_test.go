@@ -8,9 +8,15 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+	"firn/nix/nar"
 )
 
 // These tests run in bubbles in which time passes when all wait, over connections without a buffer:
@@ -273,5 +279,42 @@ func TestGraceIsLimited(t *testing.T) {
 		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
 			t.Error("the client saw no error")
 		}
+	})
+}
+
+// crowded is a source whose listings take more than half of what all listings may.
+type crowded struct{ *cachetest.Memory }
+
+func (crowded) Listing(context.Context, *nix.PathInfo) (*nar.Listing, error) {
+	target := strings.Repeat("x", listingBytes/2+1)
+	return &nar.Listing{Entries: []nar.Header{{Type: nar.TypeSymlink, Target: target}}}, nil
+}
+
+// Clients that do not read their listings do not fill the memory.
+func TestStalledListings(t *testing.T) {
+	inBubble(t, func(t *pipeTester) {
+		t.serve(1, writeAll(1))
+		path := cachetest.NewPath(t.T, nix.DefaultStoreDir, "hello.txt", "hello\n")
+		c, err := cache.New([]cache.Source{crowded{cachetest.NewMemory(path)}}, cache.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.server.cache = c
+		stalled, r := t.dial()
+		if resp := t.ask(stalled, r, "/"+helloHash+".ls"); resp.StatusCode != http.StatusOK {
+			t.Errorf("the first: %s", resp.Status)
+		}
+		conn, r := t.dial()
+		resp := t.ask(conn, r, "/"+helloHash+".ls")
+		if resp.StatusCode != http.StatusServiceUnavailable {
+			t.Errorf("one more: %s", resp.Status)
+		}
+		io.Copy(io.Discard, resp.Body)
+		stalled.Close()
+		synctest.Wait()
+		if resp := t.ask(conn, r, "/"+helloHash+".ls"); resp.StatusCode != http.StatusOK {
+			t.Errorf("after the first has gone: %s", resp.Status)
+		}
+		conn.Close()
 	})
 }

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
 	"firn/nix"
@@ -44,6 +45,13 @@ const (
 	// graceLimit is how long answers that are being sent when the server ends may take to their end.
 	// systemd kills after 90 seconds.
 	graceLimit = time.Minute
+
+	// listingBytes bounds the listings, in bytes of their text, that are in memory while clients take them, however slowly.
+	// A larger one counts as this, so it is sent when no other is. 100 bytes a file make that some 300,000 files.
+	listingBytes = 32 << 20
+
+	// listingMakers bounds how many listings are made at once, of which each takes a few times its text.
+	listingMakers = 4
 
 	// healthLimit is how long the sources may take to say that they are well.
 	healthLimit = 5 * time.Second
@@ -70,6 +78,9 @@ type Server struct {
 	metrics *metrics
 	page    *template.Template
 	policy  []string // Content-Security-Policy of the front page
+
+	listing *semaphore.Weighted // of listingMakers
+	listed  *semaphore.Weighted // of listingBytes
 }
 
 // New returns a server for the cache.
@@ -79,6 +90,8 @@ func New(c *cache.Cache, opts Options) *Server {
 		version: cmp.Or(opts.Version, "unknown"),
 		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		metrics: newMetrics(c, opts.Collectors),
+		listing: semaphore.NewWeighted(listingMakers),
+		listed:  semaphore.NewWeighted(listingBytes),
 	}
 	s.page, s.policy = newPage()
 	return s
