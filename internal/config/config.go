@@ -53,7 +53,7 @@ func (c *Config) Check() error {
 		}
 	}
 	if c.State == "" {
-		return errors.New("state: there is no directory; name one, or set HOME")
+		return errors.New("state: there is no directory; name one with --state, or set HOME")
 	}
 	return nil
 }

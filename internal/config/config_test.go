@@ -197,7 +197,7 @@ func TestCheck(t *testing.T) {
 		"key: this is a secret key itself; want the path of a file that holds it": func(c *Config) {
 			c.Key = []string{"k-1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8DoQe/884Qvh1w3RjnS8CZZ+TWMJulDV8d3IZkElUxuA=="}
 		},
-		"state: there is no directory; name one, or set HOME": func(c *Config) { c.State = "" },
+		"state: there is no directory; name one with --state, or set HOME": func(c *Config) { c.State = "" },
 	} {
 		c, _, err := Load("", env{"STATE_DIRECTORY": "/s"}.lookup)
 		if err != nil {
