@@ -43,6 +43,9 @@ const (
 	// what takes longer waits for the garbage collector, or for a daemon that hangs.
 	daemonTimeout = 5 * time.Second
 
+	// maxExchanges bounds the exchanges at once, and so the processes of the daemon that clients can cause.
+	maxExchanges = 8
+
 	// daemonIdleConns is how many connections are kept for the next question:
 	// each is a process of the daemon.
 	daemonIdleConns = 2
@@ -64,13 +67,17 @@ type daemon struct {
 	socket   string
 	storeDir nix.StoreDir
 	idle     chan *daemonConn
+	turns    chan struct{} // holds something for each exchange
 
 	mu     sync.Mutex
 	failed failure // of the last exchange; zero after one that went well
 }
 
 func newDaemon(socket string, storeDir nix.StoreDir) *daemon {
-	return &daemon{socket: socket, storeDir: storeDir, idle: make(chan *daemonConn, daemonIdleConns)}
+	return &daemon{
+		socket: socket, storeDir: storeDir,
+		idle: make(chan *daemonConn, daemonIdleConns), turns: make(chan struct{}, maxExchanges),
+	}
 }
 
 // ping makes sure that there is a connection.
@@ -99,6 +106,12 @@ func (d *daemon) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 
 // do runs one exchange on a connection, once more on a fresh one when a kept one turns out to be dead.
 func (d *daemon) do(ctx context.Context, exchange func(*daemonConn) error) error {
+	select {
+	case d.turns <- struct{}{}:
+		defer func() { <-d.turns }()
+	case <-ctx.Done():
+		return d.fail(ctx, ctx.Err())
+	}
 	for {
 		var c *daemonConn
 		select {

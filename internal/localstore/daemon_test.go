@@ -1,6 +1,7 @@
 package localstore
 
 import (
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -283,5 +285,45 @@ func TestDaemonReconnects(t *testing.T) {
 		if _, err := d.pathInfo(t.Context(), hash); err != nil && !errors.Is(err, cache.ErrNotFound) {
 			t.Error(err)
 		}
+	}
+}
+
+// However many ask for absent paths, the daemon is not made to run a process for each.
+func TestExchangesBounded(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "socket")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	accepted := make(chan net.Conn, 100)
+	go func() {
+		defer close(accepted)
+		for {
+			conn, err := l.Accept()
+			if err != nil {
+				return
+			}
+			accepted <- conn // and say nothing
+		}
+	}()
+	d := newDaemon(socket, nix.DefaultStoreDir)
+	ctx, cancel := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	for i := range 2 * maxExchanges {
+		asking.Go(func() {
+			if _, err := d.pathInfo(ctx, nix.PathHash{byte(i)}); !errors.Is(err, context.Canceled) && !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("pathInfo: %v", err)
+			}
+		})
+	}
+	for range maxExchanges {
+		defer (<-accepted).Close()
+	}
+	cancel()
+	asking.Wait()
+	l.Close()
+	for conn := range accepted {
+		conn.Close()
+		t.Errorf("more than %d connections", maxExchanges)
 	}
 }
