@@ -113,10 +113,13 @@ func checkJournal(path string) error {
 		return fmt.Errorf("read %s: it is not an SQLite database", path)
 	}
 	if header[18] != 2 || header[19] != 2 {
-		return fmt.Errorf("%w: %s is not in WAL mode (use-sqlite-wal = false)", errAskDaemon, path)
+		return fmt.Errorf("read %s: %w: %w", path, errAskDaemon, errNotWAL)
 	}
 	return nil
 }
+
+// errNotWAL says that the database is locked in a way that is not SQLite's own.
+var errNotWAL = errors.New("it is not in WAL mode (use-sqlite-wal = false)")
 
 // errNoIndex says that the WAL index, db.sqlite-shm, is not there and this process cannot make it.
 var errNoIndex = errors.New("no process has the database open, and this one cannot write beside it")

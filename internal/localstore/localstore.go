@@ -186,7 +186,11 @@ func (s *Store) openFirst(ctx context.Context) error {
 	if errors.Is(err, errAskDaemon) {
 		if derr := s.daemon.ping(ctx); derr != nil {
 			s.log.Debug("neither the database nor the daemon can be asked", "error", errors.Join(err, derr))
-			return fmt.Errorf("%w, and the Nix daemon does not answer; start nix-daemon, or run firn as root", errAskDaemon)
+			why := errNoIndex
+			if errors.Is(err, errNotWAL) {
+				why = errNotWAL
+			}
+			return fmt.Errorf("%w: %w; and the Nix daemon does not answer; start nix-daemon, or run firn as root", errAskDaemon, why)
 		}
 		s.log.Info("the Nix daemon is asked instead of its database", "error", err)
 		return nil
