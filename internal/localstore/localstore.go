@@ -110,6 +110,7 @@ type Store struct {
 	verdicts *verdicts
 	verify   *verifier
 	stats    counters
+	bzip2    chan struct{} // holds something for each compressed log that is open
 
 	// mu is held for reading while the database is used, and for writing while it is opened and closed.
 	mu     sync.RWMutex
@@ -145,6 +146,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		log:      opts.Logger,
 		daemon:   newDaemon(opts.DaemonSocket, opts.StoreDir),
 		layouts:  newLayouts(opts.LayoutMemory),
+		bzip2:    make(chan struct{}, maxBzip2),
 	}
 	s.verdicts = newVerdicts()
 	s.roots = newProtector(opts.StateDir, s.daemon, opts.Logger)

@@ -14,6 +14,9 @@ import (
 	"firn/nix"
 )
 
+// maxBzip2 bounds the compressed logs that are open: each takes up to 4 MB of memory for as long as its client takes to read it.
+const maxBzip2 = 16
+
 // OpenLog opens the build log of a derivation. A log of a build that is still running
 // is given as far as it has got.
 //
@@ -26,7 +29,7 @@ func (s *Store) OpenLog(_ context.Context, drv nix.StorePath) (cache.Log, error)
 		base := drv.Base()
 		dir := filepath.Join(s.logDir, "drvs")
 		for _, path := range []string{filepath.Join(dir, base[:2], base[2:]), filepath.Join(dir, base)} {
-			for _, open := range []func(string) (cache.Log, error){openPlainLog, openBzip2Log} {
+			for _, open := range []func(string) (cache.Log, error){openPlainLog, s.openBzip2Log} {
 				log, err := open(path)
 				if err == nil {
 					return log, nil
@@ -73,16 +76,23 @@ func (l *plainLog) Close() error        { return l.file.Close() }
 
 // bzip2Log is what can be decompressed of a log.
 type bzip2Log struct {
-	r    io.Reader
-	file *os.File
+	r     io.Reader
+	file  *os.File
+	place <-chan struct{} // of maxBzip2
 }
 
-func openBzip2Log(path string) (cache.Log, error) {
+func (s *Store) openBzip2Log(path string) (cache.Log, error) {
 	f, _, err := openFile(path + ".bz2")
 	if err != nil {
 		return nil, err
 	}
-	return &bzip2Log{bzip2.NewReader(f), f}, nil
+	select {
+	case s.bzip2 <- struct{}{}:
+		return &bzip2Log{bzip2.NewReader(f), f, s.bzip2}, nil
+	default:
+		f.Close()
+		return nil, fmt.Errorf("%d compressed logs are being read", maxBzip2)
+	}
 }
 
 // Read ends the log where the rest cannot be decompressed, as of a log that is still being written.
@@ -96,4 +106,7 @@ func (l *bzip2Log) Read(p []byte) (int, error) {
 }
 
 func (l *bzip2Log) Size() (int64, bool) { return 0, false }
-func (l *bzip2Log) Close() error        { return l.file.Close() }
+func (l *bzip2Log) Close() error {
+	<-l.place
+	return l.file.Close()
+}

@@ -117,3 +117,32 @@ func compressBzip2(t *testing.T, text string) string {
 	}
 	return string(out)
 }
+
+// Clients that read compressed logs slowly do not fill the memory.
+func TestCompressedLogsBounded(t *testing.T) {
+	n := newNix(t)
+	s := n.open()
+	drv := n.path(string(n.storeDir) + "/" + strings.Repeat("1", 32) + "-built.drv")
+	n.write("log/drvs/"+drv.Base()+".bz2", compressBzip2(t, "a line\n"))
+	var open []cache.Log
+	for range maxBzip2 {
+		log, err := s.OpenLog(t.Context(), drv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, log)
+	}
+	if _, err := s.OpenLog(t.Context(), drv); !errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("one more: %v, want ErrUnavailable", err)
+	}
+	open[0].Close()
+	log, err := s.OpenLog(t.Context(), drv)
+	if err != nil {
+		t.Errorf("after one was closed: %v", err)
+	} else {
+		log.Close()
+	}
+	for _, log := range open[1:] {
+		log.Close()
+	}
+}
