@@ -109,7 +109,15 @@ func (s *Server) serveMetrics(x *exchange) error {
 	h := x.w.Header()
 	h["Cache-Control"] = cacheNever
 	h["X-Content-Type-Options"] = noSniff
-	x.status = http.StatusOK
-	s.metrics.handler.ServeHTTP(x.w, x.r)
+	// It sets no header before its first byte, which begins the answer.
+	s.metrics.handler.ServeHTTP(&counted{x.w, &body{x: x, status: http.StatusOK}}, x.r)
 	return nil
 }
+
+// counted is a response of which the body counts the bytes.
+type counted struct {
+	http.ResponseWriter
+	body *body
+}
+
+func (c *counted) Write(p []byte) (int, error) { return c.body.Write(p) }

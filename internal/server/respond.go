@@ -218,7 +218,7 @@ func (x *exchange) attributes(start time.Time) []any {
 		"route", x.target.route.String(),
 		"status", x.status,
 		"bytes", x.sent,
-		"duration", time.Since(start),
+		"duration", time.Since(start).String(), // with its unit in JSON too
 		"remote", x.r.RemoteAddr,
 	}
 }

@@ -160,13 +160,13 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		return
 	}
-	if x.status == 0 {
+	if x.status == 0 && r.Context().Err() == nil {
 		s.fail(x, err)
 		return
 	}
 	by := abortedBy(r, err)
 	s.metrics.aborts[by].Inc()
-	s.log.Info("aborted", append(x.attributes(start), "by", by, "error", err)...)
+	s.log.Info("aborted", append(x.attributes(start), "by", by.String(), "error", err)...)
 	x.cut()
 	panic(http.ErrAbortHandler) // closes the connection
 }

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -372,4 +373,28 @@ func TestMetrics(t *testing.T) {
 	if tt.source.Open() != 0 {
 		t.Errorf("%d NARs are still open", tt.source.Open())
 	}
+}
+
+// A client that goes away before its answer begins is no failure of ours.
+func TestGoneBeforeFirstByte(t *testing.T) {
+	ctx, leave := context.WithCancel(t.Context())
+	tt := newOdd(t, 1000, func(ctx context.Context, _ io.Writer) error {
+		leave()
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	tt.listen("127.0.0.1:0")
+	r, err := http.NewRequestWithContext(ctx, "GET", tt.url+helloNAR, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tt.client.Do(r); err == nil {
+		t.Error("the client got an answer")
+	}
+	for tt.server.metrics.inFlight.Load() > 0 {
+		runtime.Gosched()
+	}
+	tt.wantMetric(`firn_http_requests_total{route="nar",status="none"} 1`)
+	tt.wantMetric(`firn_http_requests_total{route="nar",status="5xx"} 0`)
+	tt.wantMetric(`firn_http_aborts_total{by="client"} 1`)
 }
