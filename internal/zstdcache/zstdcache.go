@@ -48,6 +48,10 @@ const (
 	maxDirect = 8
 )
 
+// closeLimit is how long Close waits for the frames that are being compressed, which cannot be stopped.
+// At the highest levels one takes up to a minute, and nothing is lost with it: what is half made is removed at the next start.
+const closeLimit = 2 * time.Second
+
 // errAbandoned ends the making of what nobody waits for any more.
 var errAbandoned = errors.New("nobody waits for it")
 
@@ -145,7 +149,15 @@ func (c *Cache) Close() error {
 	}
 	c.mu.Unlock()
 	c.stop()
-	c.running.Wait()
+	ended := make(chan struct{})
+	go func() {
+		c.running.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(closeLimit):
+	}
 	return c.dir.close()
 }
 
