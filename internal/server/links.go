@@ -4,12 +4,23 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"syscall"
 	"time"
 )
 
 // maxLinks bounds the connections of one listener. An idle one costs some 24 KB of memory, nearly all of it in net/http,
 // so these may cost 400 MB. They are enough for 600 machines with the 25 connections that Nix opens at most.
 const maxLinks = 16 << 10
+
+// mostLinks is maxLinks, or three quarters of the files that this process may have open: an idle connection makes room for another,
+// but not for the files of a NAR.
+func mostLinks() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return maxLinks
+	}
+	return int(min(maxLinks, files.Cur/4*3))
+}
 
 // links is a listener whose connections are links, of a bounded number:
 // when it is reached, the one that has been idle for the longest makes room.

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -78,4 +79,26 @@ func TestTooManyConnections(t *testing.T) {
 		}
 		wantOpen(busy, false)
 	})
+}
+
+// Connections leave files for what is sent over them.
+func TestMostLinks(t *testing.T) {
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		files uint64
+		want  int
+	}{{limit.Cur, int(min(maxLinks, limit.Cur/4*3))}, {200, 150}} {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: test.files, Max: limit.Max}); err != nil {
+			t.Fatal(err)
+		}
+		if got := mostLinks(); got != test.want {
+			t.Errorf("of %d files, %d may be connections, want %d", test.files, got, test.want)
+		}
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Error(err)
+	}
 }

@@ -117,7 +117,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(newLinks(l, maxLinks)) }()
+	go func() { served <- srv.Serve(newLinks(l, mostLinks())) }()
 
 	select {
 	case err := <-served:
