@@ -61,12 +61,20 @@ func (s *Store) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, 
 	return n.plan.Listing(), nil
 }
 
-// layout returns the layout of a path, and withholds the path if its NAR has not the size that it should have.
+// errFilesGone is why a path is withheld that somebody other than Nix removed.
+var errFilesGone = errors.New("its files are gone")
+
+// layout returns the layout of a path, and withholds the path if its files are gone
+// or its NAR has not the size that it should have.
 func (s *Store) layout(ctx context.Context, info *nix.PathInfo) (*plan, error) {
 	realPath := s.realPath(info.Path)
 	p, err := s.layouts.get(ctx, keyOf(info), realPath)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		// Nix takes a path out of its database before it removes the files, so one that is still in it was not collected.
+		if _, err := s.PathInfo(ctx, info.Path.Hash()); err == nil {
+			s.withhold(info, errFilesGone)
+		}
 		return nil, notFoundBecause(err)
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", cache.ErrUnavailable, err)

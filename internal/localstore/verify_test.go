@@ -253,6 +253,36 @@ func TestLayouts(t *testing.T) {
 	}
 }
 
+// A path whose files somebody removed behind Nix's back is withheld too, until they are back.
+func TestFilesGone(t *testing.T) {
+	n := newNix(t)
+	path := n.add("file", "hello")
+	s := openStore(t, n.options())
+	info, err := s.PathInfo(t.Context(), path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	away := filepath.Join(n.dir, "away")
+	if err := os.Rename(path.String(), away); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.OpenNAR(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
+	}
+	if _, err := s.PathInfo(t.Context(), path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("PathInfo: %v, want ErrNotFound", err)
+	}
+	if _, wrong := s.Verified(); wrong != 1 {
+		t.Errorf("%d mismatches, want 1", wrong)
+	}
+	if err := os.Rename(away, path.String()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PathInfo(t.Context(), path.Hash()); err != nil {
+		t.Errorf("PathInfo when the files are back: %v", err)
+	}
+}
+
 // oneEach is one path that was right, and one that was wrong.
 var oneEach = [2]int64{1, 1}
 
