@@ -222,3 +222,30 @@ func FuzzParseName(f *testing.F) {
 		}
 	})
 }
+
+// A NAR is made twice at once when it is asked for just after the first who asked has gone.
+// Then nothing stays open of the file that is replaced.
+func TestMadeTwice(t *testing.T) {
+	h := newHouse(t, Options{})
+	d := incompressible(100<<10, 1)
+	data := h.encode(d)
+	h.encode(d) // from the file, which stays open
+	dir := h.Cache.dir
+	if n := len(dir.idle.items); n != 1 {
+		t.Fatalf("%d files are kept open, want one", n)
+	}
+	again, err := dir.begin()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer again.file.Close()
+	if err := errors.Join(again.write(data), again.keep(d.info.NARHash)); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(dir.idle.items); n != 0 {
+		t.Errorf("%d files are kept open of what was replaced", n)
+	}
+	if !bytes.Equal(h.encode(d), data) {
+		t.Error("the bytes are others")
+	}
+}

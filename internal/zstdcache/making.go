@@ -97,6 +97,9 @@ func (m *making) keep(hash nix.Hash) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.making -= onDisk(m.size)
+	if old, ok := d.files.peek(hash); ok { // of a stream that was given up, but already at its end
+		d.forget(old)
+	}
 	d.files.put(hash, f, f.cost())
 	return nil
 }
