@@ -45,6 +45,12 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 	if registrationOf(now) != registrationOf(info) || now.Path != info.Path {
 		return nil, fmt.Errorf("%w: it was registered anew", cache.ErrNotFound)
 	}
+	// It is valid, so that its files are not just being deleted.
+	if n.Size() != info.NARSize {
+		err := fmt.Errorf("its NAR has %d bytes, not %d", n.Size(), info.NARSize)
+		s.withhold(info, err)
+		return nil, notFoundBecause(err)
+	}
 	if ok {
 		n.plan.valid.Store(version)
 	}
@@ -67,8 +73,7 @@ var errFilesGone = errors.New("its files are gone")
 // layout returns the layout of a path, and withholds the path if its files are gone
 // or its NAR has not the size that it should have.
 func (s *Store) layout(ctx context.Context, info *nix.PathInfo) (*plan, error) {
-	realPath := s.realPath(info.Path)
-	p, err := s.layouts.get(ctx, keyOf(info), realPath)
+	p, err := s.layouts.get(ctx, keyOf(info), s.realPath(info.Path))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		// Nix takes a path out of its database before it removes the files, so one that is still in it was not collected.
@@ -78,10 +83,9 @@ func (s *Store) layout(ctx context.Context, info *nix.PathInfo) (*plan, error) {
 		return nil, notFoundBecause(err)
 	case err != nil:
 		return nil, fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
-	case p.Size() != info.NARSize:
-		err := fmt.Errorf("its NAR has %d bytes, not %d", p.Size(), info.NARSize)
-		s.withhold(info, err)
-		return nil, notFoundBecause(err)
+	}
+	if p.Size() != info.NARSize {
+		s.layouts.remove(p.key) // it is of no use, whatever the reason
 	}
 	return p, nil
 }

@@ -136,9 +136,12 @@ func TestCorruptAtOnce(t *testing.T) {
 	path := n.addTree("tree", map[string]string{"big": big, "last": "the last bytes"})
 	corrupt(t, filepath.Join(path.String(), "big"), strings.Replace(big, "f", "F", 1))
 	s := n.open()
+	var all [8]cache.NAR
+	for i := range all { // all before the first finds out
+		all[i] = openPath(t, s, path)
+	}
 	var wg sync.WaitGroup
-	for range 8 {
-		opened := openPath(t, s, path)
+	for _, opened := range all {
 		wg.Go(func() {
 			defer opened.Close()
 			var got bytes.Buffer
@@ -289,4 +292,24 @@ var oneEach = [2]int64{1, 1}
 func verdictsOf(s *Store) [2]int64 {
 	right, wrong := s.Verified()
 	return [2]int64{right, wrong}
+}
+
+// Files that are being deleted are not taken for corrupt ones: their path is not valid any more.
+func TestDeletedMeanwhile(t *testing.T) {
+	n := newNix(t)
+	path := n.add("file", "hello\n")
+	s := n.open()
+	info, err := s.PathInfo(t.Context(), path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.edit("delete from ValidPaths where path = '" + path.String() + "'")
+	corrupt(t, path.String(), "")
+	if _, err := s.OpenNAR(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
+	}
+	if got := verdictsOf(s); got != [2]int64{} {
+		t.Errorf("right and wrong: %v, want none", got)
+	}
+	openPath(t, s, n.add("file", "hello\n")).Close() // it is there again
 }
