@@ -47,7 +47,7 @@ func serveBare(ctx context.Context, addr, root string) error {
 		}
 		go func() {
 			defer c.Close()
-			if err := serveBareConn(c.(*net.TCPConn), root); err != nil && !isGone(err) {
+			if err := serveBareConn(c.(*net.TCPConn), root); !isGone(err) {
 				fmt.Fprintf(os.Stderr, "serve %s: %v\n", c.RemoteAddr(), err)
 			}
 		}()

@@ -26,9 +26,9 @@ import (
 
 // nixStore is a store of real Nix in a directory of its own, readable for everybody.
 type nixStore struct {
-	t                          testing.TB
-	dir, stateDir, logDir, log string
-	storeDir                   nix.StoreDir
+	t                     testing.TB
+	dir, stateDir, logDir string
+	storeDir              nix.StoreDir
 }
 
 // newNix makes an empty store, with further lines in its nix.conf.
