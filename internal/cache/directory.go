@@ -1,0 +1,20 @@
+package cache
+
+import "context"
+
+// Main is the name of the cache that there always is, and that answers at the root.
+const Main = "main"
+
+// A Directory finds the caches of a server. All methods may be called at once, for every request.
+// A cache that was made, changed or deleted by another process is so within a second.
+type Directory interface {
+	// ByName returns the cache of this name. ErrNotFound if there is none.
+	ByName(ctx context.Context, name string) (*Cache, error)
+
+	// ByHost returns the cache that answers at the root of this host: the one that has the host name, else [Main].
+	// The host is as in the header of a request, with or without a port.
+	ByHost(ctx context.Context, host string) (*Cache, error)
+
+	// All returns all caches by name.
+	All(ctx context.Context) ([]*Cache, error)
+}

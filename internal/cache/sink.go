@@ -1,0 +1,89 @@
+package cache
+
+import (
+	"context"
+	"io"
+
+	"firn/nix"
+)
+
+// A Sink is a source that keeps what is pushed: the part of the depot that one cache sees.
+//
+// Nothing is published before all its bytes are verified and durable. Whatever a method has acknowledged with nil stays,
+// whatever happens then. All methods may be called at once, and again with the same arguments: nothing is kept twice.
+// A method that fails keeps nothing that can be seen. Besides the errors of a Source,
+// ErrInvalid says in its text, for the client, what is wrong with what was sent, and ErrTooLarge that it exceeds a limit.
+type Sink interface {
+	Source
+
+	// Receive reads a NAR to its end and keeps it, unpublished.
+	// Receive reads u.NAR from one goroutine, which is not reading any more when it returns.
+	Receive(ctx context.Context, u Upload) (Received, error)
+
+	// Received returns what was kept from an upload under this URL, or ErrNotFound.
+	Received(ctx context.Context, url string) (Received, error)
+
+	// OpenReceived opens what Received returns, uncompressed.
+	OpenReceived(ctx context.Context, r Received) (NAR, error)
+
+	// Publish makes a store path visible: info with the NAR that was received with its NARHash and NARSize.
+	// The hall has checked info by then. ErrNotFound if that NAR was not received by this cache.
+	// If the path is there already, with the same NAR, new signatures are added to it; with another NAR, it stays as it is.
+	// The result is what is there then.
+	Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error)
+
+	// PutLog keeps a build log, in the place of an older one.
+	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error
+
+	// PutRealisation and PutBuildTrace keep what a derivation output was built to. An older one stays,
+	// and gets new signatures if it says the same.
+	PutRealisation(ctx context.Context, r *nix.Realisation) error
+	PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error
+}
+
+// An Upload is a NAR that is being received.
+type Upload struct {
+	// URL is the name that the client gives it, relative to the cache, such as nar/<file hash>.nar.xz; "" if it gives none.
+	URL string
+	// NAR gives the uncompressed bytes. What it fails with, Receive fails with; the NAR ends with io.EOF.
+	NAR io.Reader
+	// File is called once, after NAR has ended and before anything is kept. It returns the hash and size in bytes of what the client sent,
+	// and fails when that is not what it should be. Nil if NAR is what was sent.
+	File func() (hash nix.Hash, size int64, err error)
+	// NARHash and NARSize are what it must be, where that is known beforehand; zero where not.
+	NARHash nix.Hash
+	NARSize int64
+}
+
+// Received is what is known of a NAR that was received. Hashes are SHA-256, sizes in bytes.
+type Received struct {
+	NARHash  nix.Hash
+	NARSize  int64
+	FileHash nix.Hash // of what the client sent
+	FileSize int64
+}
+
+// Compressed is a Source that keeps NARs in a compressed form, which its narinfos point to.
+// OpenNAR of it decompresses.
+type Compressed interface {
+	Source
+
+	// Compression is what narinfos say of what OpenCompressed gives. It never changes.
+	Compression() nix.Compression
+
+	// StatCompressed returns the size in bytes of what OpenCompressed would open, and what it depends on besides the NAR,
+	// of letters, digits and '-': as long as that is the same, the bytes are.
+	StatCompressed(ctx context.Context, info *nix.PathInfo) (size int64, tag string, err error)
+
+	// OpenCompressed opens the compressed NAR of a path info that this source gave. It is like OpenNAR.
+	OpenCompressed(ctx context.Context, info *nix.PathInfo) (NAR, error)
+}
+
+// DebugInformer is a Source that knows where debug information is.
+type DebugInformer interface {
+	Source
+
+	// DebugInfo returns in which NAR, and where in it, the debug information of a build ID lies,
+	// given as 40 lower-case hexadecimal digits. ErrNotFound if unknown.
+	DebugInfo(ctx context.Context, buildID string) (path nix.PathHash, member string, err error)
+}

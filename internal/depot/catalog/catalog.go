@@ -1,0 +1,281 @@
+// Package catalog is what a depot knows: which caches there are, what is published in them, and where its bytes lie.
+//
+// A NAR is kept once, however many caches it is published in. What leads to it is per cache:
+// an [Upload], the name under which a client sent it, and a published store path.
+// Nothing that one cache has can be found through another.
+//
+//	chunk ── pack        where the bytes lie; a chunk may be in NARs of any number
+//	NAR ── packs         the packs that its recipe refers to, in the order of their indices there
+//	upload ── NAR        in one cache
+//	path ── NAR          in one cache: published
+//	file                 in one cache: logs, realisations, build traces
+//
+// A NAR goes when no upload and no path leads to it, and a pack when no NAR does.
+// Nobody counts: a sweep finds them, and leaves alone what is younger than its grace,
+// so a client may take that long between the first byte of a NAR and its narinfo.
+package catalog
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"iter"
+	"time"
+
+	"firn/nix"
+)
+
+// Errors of a Catalog, wrapped with what they are about. Match them with errors.Is.
+var (
+	// ErrNotFound: it is surely not there.
+	ErrNotFound = errors.New("not in the catalog")
+	// ErrConflict: there is another of this name.
+	ErrConflict = errors.New("already in the catalog")
+	// ErrGone: something that a new record refers to was swept meanwhile. The whole can be done again.
+	ErrGone = errors.New("swept meanwhile")
+	// ErrUnavailable: the catalog cannot be asked now, such as for a lock that is held or a disk that is full.
+	ErrUnavailable = errors.New("catalog unavailable")
+)
+
+// Sum is a SHA-256.
+type Sum = [sha256.Size]byte
+
+// IDs are drawn by the catalog and never used again.
+type (
+	CacheID int64
+	NARID   int64
+)
+
+// A Catalog keeps records. All methods are safe for concurrent use, by several processes at once
+// and, where the database is reached over a network, several machines.
+//
+// Whatever has returned nil is durable. A method that fails has changed nothing, unless its connection broke:
+// then it may have, and doing it again does no harm.
+// Slices that are given and returned are not changed by either side from then on.
+type Catalog interface {
+	Caches
+	Tokens
+	NARs
+	Paths
+	Files
+
+	// Version returns a number that is another one after any commit by anybody, cheaply (in a few hundred nanoseconds).
+	// ok is false when that cannot be told.
+	Version() (version uint64, ok bool)
+
+	// Check asks the database something.
+	Check(ctx context.Context) error
+
+	// Close ends all use.
+	Close() error
+}
+
+// Sources that a cache may have, in the order in which it asks them.
+const (
+	SourceLocal = "local" // the store of this machine
+	SourceDepot = "depot"
+)
+
+// A Cache is the record of a cache.
+type Cache struct {
+	ID       CacheID
+	Name     string // unique; see CheckCacheName
+	StoreDir nix.StoreDir
+	Sources  []string // of the Source constants, each once
+	Priority int
+	Private  bool     // reading needs a token
+	Hosts    []string // host names under which it answers at the root; lower case, no port; each belongs to one cache
+	// AllowMissingReferences accepts narinfos whose references are not in the cache.
+	AllowMissingReferences bool
+	// Keys sign what is served. Those of the cache main that the operator gives on the command line are not here.
+	Keys    []nix.SecretKey
+	Created time.Time // to the second, UTC
+}
+
+// Caches keeps the records of caches: few, so they are read as a whole.
+type Caches interface {
+	// AddCache adds a cache and sets its ID. ErrConflict if there is one of this name, or one of its hosts is another's.
+	AddCache(ctx context.Context, c *Cache) error
+	// Caches returns all caches by name.
+	Caches(ctx context.Context) ([]*Cache, error)
+	// SetCache replaces the record with the ID of c, but for Created. ErrNotFound, ErrConflict as above.
+	SetCache(ctx context.Context, c *Cache) error
+	// DeleteCache removes a cache with its paths, uploads and files. ErrNotFound if there is none.
+	DeleteCache(ctx context.Context, id CacheID) error
+}
+
+// A Token is the record of a token. Its secret is not in it.
+type Token struct {
+	Name    string // unique among those that are not revoked
+	Hash    Sum    // of the secret; unique
+	Created time.Time
+	Expires time.Time // zero: never
+	Grants  []Grant
+}
+
+// A Grant is what a token allows: rights in the caches that a pattern matches.
+type Grant struct {
+	Pattern string // of path.Match, on the name of the cache
+	Rights  uint8  // bits as internal/cache defines them
+}
+
+// Tokens keeps the records of tokens.
+type Tokens interface {
+	// AddToken adds a token. ErrConflict if there is one of this name or hash.
+	AddToken(ctx context.Context, t *Token) error
+	// Tokens returns all tokens by name, expired ones too.
+	Tokens(ctx context.Context) ([]*Token, error)
+	// TokenByHash returns the token of a secret, also if it has expired. ErrNotFound if there is none.
+	TokenByHash(ctx context.Context, hash Sum) (*Token, error)
+	// RevokeToken removes a token. ErrNotFound if there is none.
+	RevokeToken(ctx context.Context, name string) error
+}
+
+// A Chunk says where a piece of NARs lies.
+type Chunk struct {
+	Hash   Sum // of its bytes
+	Pack   string
+	Offset int64 // of its frame in the pack
+	Length int64 // of its frame
+	Size   int64 // of its bytes
+}
+
+// A NAR is what is kept of one.
+type NAR struct {
+	ID       NARID
+	Hash     Sum   // NAR hash
+	Size     int64 // NAR size
+	FileSize int64 // of its frames in all
+	// Recipe says of which frames it consists, in a form that is the depot's own. It refers to packs by their index in Packs.
+	Recipe []byte
+	Packs  []string
+}
+
+// A Pack is a new blob of frames.
+type Pack struct {
+	Name string
+	Size int64
+}
+
+// NewNAR is a NAR whose bytes are durable.
+type NewNAR struct {
+	NAR             // without ID; Packs may have that of Pack
+	Pack    *Pack   // nil if all its frames were there
+	Chunks  []Chunk // the new ones that may be shared, all in Pack
+	Listing []byte  // its listing, in a form that is the depot's own
+	// Upload under which it came in, nil if under none. Its NAR field is not read.
+	Upload *Upload
+}
+
+// An Upload is a name under which a client of one cache sent a NAR, or knows it from another server.
+type Upload struct {
+	Cache    CacheID
+	Name     string // such as nar/<file hash>.nar.xz
+	NAR      NARID
+	NARHash  Sum
+	NARSize  int64
+	FileHash Sum   // of what was sent
+	FileSize int64 // of what was sent
+}
+
+// NARs keeps what is known of bytes.
+type NARs interface {
+	// Chunks returns those of the given chunks that there are, in any order. At most 256 are asked for at once.
+	Chunks(ctx context.Context, hashes []Sum) ([]Chunk, error)
+
+	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
+	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
+	// Chunks that are there already stay where they are.
+	// ErrGone if one of Packs is neither known nor the new one.
+	// An upload that there is already is replaced.
+	AddNAR(ctx context.Context, n *NewNAR) (id NARID, added bool, err error)
+
+	// NAR returns what is kept under a NAR hash. ErrNotFound if nothing is.
+	NAR(ctx context.Context, hash Sum) (*NAR, error)
+
+	// Listing returns the listing of a NAR. ErrNotFound if there is no such NAR.
+	Listing(ctx context.Context, hash Sum) ([]byte, error)
+
+	// AddUpload adds a name for a NAR that is known. ErrGone if it is not, or no more.
+	AddUpload(ctx context.Context, u *Upload) error
+
+	// Upload returns what a client of a cache sent under a name. ErrNotFound if nothing.
+	Upload(ctx context.Context, cache CacheID, name string) (*Upload, error)
+
+	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without Recipe and Packs.
+	// It holds no transaction open between two items.
+	AllNARs(ctx context.Context, after NARID) iter.Seq2[*NAR, error]
+
+	// Sweep forgets uploads made before the given time whose NAR is not published in their cache, then NARs that nothing leads to
+	// and that were added before that time, and packs, with their chunks, that no NAR has referred to since then.
+	// At most limit of each in one call; it returns the names of the packs, whose blobs are to be deleted now,
+	// and whether there may be more.
+	Sweep(ctx context.Context, before time.Time, limit int) (packs []string, more bool, err error)
+
+	// KnownPacks returns those of the given names that are packs. At most 256 are asked for at once.
+	KnownPacks(ctx context.Context, names []string) ([]string, error)
+}
+
+// A Path is a store path that is published in a cache.
+type Path struct {
+	Info nix.PathInfo // NARHash and NARSize are those of the NAR
+	NAR  NARID
+}
+
+// DebugInfo is where the debug information of a build ID is.
+type DebugInfo struct {
+	BuildID string // 40 lower-case hexadecimal digits
+	Path    nix.PathHash
+	Member  string // path in the NAR
+}
+
+// Paths keeps what is published.
+type Paths interface {
+	// Publish makes a path visible in a cache, with its debug info.
+	// If the path is there already, it stays; with the same NAR, the signatures that are new are added to it.
+	// It returns what is there then, and whether this call added it.
+	// ErrGone if the NAR or the cache is not there any more. Signatures past 64 are refused with ErrConflict.
+	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo) (there *Path, added bool, err error)
+
+	// AddSignatures adds the signatures that a path does not have yet. ErrNotFound if the path is not there.
+	AddSignatures(ctx context.Context, cache CacheID, hash nix.PathHash, sigs []nix.Signature) error
+
+	// Path returns a published path. ErrNotFound if there is none.
+	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)
+
+	// Withhold marks a NAR as damaged, or as whole again: paths that have a damaged one are not there for Path and AllPaths.
+	Withhold(ctx context.Context, nar NARID, damaged bool) error
+
+	// AllPaths iterates over the paths of a cache in the order of their path hashes, after the given one.
+	// It holds no transaction open between two items. damaged asks for those that are withheld instead.
+	AllPaths(ctx context.Context, cache CacheID, after nix.PathHash, damaged bool) iter.Seq2[*Path, error]
+
+	// DeletePath removes a path from a cache. ErrNotFound if it is not there.
+	DeletePath(ctx context.Context, cache CacheID, hash nix.PathHash) error
+
+	// DebugInfo returns the debug info of a build ID. ErrNotFound if there is none.
+	DebugInfo(ctx context.Context, cache CacheID, buildID string) (*DebugInfo, error)
+
+	// Count returns what is kept. With a cache, its paths and the NARs of these; else everything.
+	Count(ctx context.Context, cache *CacheID) (Counts, error)
+}
+
+// Counts says how much there is.
+type Counts struct {
+	Caches, Paths, NARs, Chunks, Packs int64
+	NARBytes                           int64 // NAR sizes, of each path for a cache, of each NAR for everything
+	FileBytes                          int64 // as served, likewise
+	PackBytes                          int64 // kept; 0 for one cache
+	Damaged                            int64 // NARs that are withheld
+}
+
+// Files keeps the small things of a cache, under keys such as log/<derivation> and realisations/<id>.doi.
+type Files interface {
+	// PutFile adds a file. If there is one under this key, it is replaced, or stays if keep is true.
+	// ErrGone if the cache is not there any more.
+	PutFile(ctx context.Context, cache CacheID, key string, content []byte, keep bool) error
+	// File returns a file. ErrNotFound if there is none.
+	File(ctx context.Context, cache CacheID, key string) ([]byte, error)
+	// AllFiles iterates over the keys of the files of a cache that begin with prefix, in their order.
+	AllFiles(ctx context.Context, cache CacheID, prefix string) iter.Seq2[string, error]
+}
