@@ -58,7 +58,7 @@ checks every byte that they serve, and prints times, requests per second, CPU ti
 Examples:
 
     go run ./bench                       everything, in under ten minutes
-    go run ./bench --quick               a part, in under one, once the store is there
+    go run ./bench --quick               a part of them, in under one
     go run ./bench --only firn           firn and nginx, uncompressed
     go run ./bench --peer harmonia=http://127.0.0.1:5001,4711`
 
@@ -109,7 +109,7 @@ func shoot(ctx context.Context, opts Options) error {
 	if err := needTools(ctx, progress); err != nil {
 		return err
 	}
-	material, err := prepare(ctx, opts.Cache, opts.Store, progress)
+	material, err := prepare(ctx, opts.Cache, opts.Store, opts.Quick, progress)
 	if err != nil {
 		return err
 	}

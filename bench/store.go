@@ -27,13 +27,21 @@ type Material struct {
 	Closure []Path // sorted by path hash
 }
 
+// quickPackages is how many packages the store of a quick run is made of, so that even the first takes less than a minute.
+const quickPackages = 150
+
 // prepare makes what is missing of the material. It is kept in dir for the next time.
 // root is a store to use instead of one made of this machine's Debian packages; "": none.
-func prepare(ctx context.Context, dir, root string, progress func(string, ...any)) (*Material, error) {
+// quick takes a part of the packages.
+func prepare(ctx context.Context, dir, root string, quick bool, progress func(string, ...any)) (*Material, error) {
 	what := []string{"--all"}
 	if root == "" {
 		progress("making a store of this machine's Debian packages, or finding it in %s", dir)
-		store, err := debstore.Make(ctx, dir, debstore.Options{})
+		var of debstore.Options
+		if quick {
+			of = debstore.Options{Packages: quickPackages, LargeFile: 1 << 20}
+		}
+		store, err := debstore.Make(ctx, dir, of)
 		if err != nil {
 			return nil, err
 		}

@@ -42,6 +42,8 @@ type Options struct {
 	// LargeFile is the size in bytes of the awkward path that is one large file.
 	// 0: DefaultLargeFile.
 	LargeFile int64
+	// Packages takes no more than about as many: the first by name, with all that they depend on. 0: all.
+	Packages int
 }
 
 // A Store is a store that Make made. Its store directory is nix.DefaultStoreDir.
@@ -80,6 +82,9 @@ func Make(ctx context.Context, dir string, opts Options) (*Store, error) {
 		opts.LargeFile = DefaultLargeFile
 	}
 	name := fmt.Sprintf("debstore-%d-generation-%d-large-%d", format, opts.Generation, opts.LargeFile)
+	if opts.Packages > 0 {
+		name += fmt.Sprintf("-packages-%d", opts.Packages)
+	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("make store of Debian packages: %w", err)
 	}
@@ -128,6 +133,9 @@ func build(ctx context.Context, root string, opts Options) error {
 	packages, err := installed(ctx)
 	if err != nil {
 		return err
+	}
+	if opts.Packages > 0 {
+		packages = some(packages, opts.Packages)
 	}
 	paths := packagePaths(packages, opts.Generation)
 	everything := everythingPath(paths, opts.Generation)

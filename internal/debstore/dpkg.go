@@ -125,6 +125,26 @@ func cutCycles(packages []*debianPackage) {
 	}
 }
 
+// some returns the first packages and all that they depend on, in the order given, until there are n.
+func some(packages []*debianPackage, n int) []*debianPackage {
+	taken := map[*debianPackage]bool{}
+	var take func(p *debianPackage)
+	take = func(p *debianPackage) {
+		if !taken[p] {
+			taken[p] = true
+			for _, d := range p.depends {
+				take(d)
+			}
+		}
+	}
+	for _, p := range packages {
+		if len(taken) < n {
+			take(p)
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(packages), func(p *debianPackage) bool { return !taken[p] })
+}
+
 // onlyFiles returns the lines that name a regular file or a symlink that is still there and that everybody may read,
 // for so is a store. Directories are listed too, also where this machine has a symlink instead
 // (/bin and /usr/bin), and so are remarks about diversions.
