@@ -32,7 +32,7 @@ func material(t *testing.T) *Material {
 			t.Fatalf("nix-store --add: %v\n%s", err, text)
 		}
 	}
-	m, err := prepare(t.Context(), dir, root, t.Logf)
+	m, err := prepare(t.Context(), dir, root, false, t.Logf)
 	if err != nil {
 		t.Fatal(err)
 	}
