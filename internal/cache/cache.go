@@ -46,6 +46,18 @@ const (
 
 // Options of a Cache. The zero value is a cache that signs nothing itself.
 type Options struct {
+	// Name is that of the cache in a [Directory], [Main] if empty.
+	Name string
+
+	// Private lets nobody read but who may; see [Cache.Allow].
+	Private bool
+
+	// Sink keeps what is pushed. It is one of the sources. Nil: nothing can be pushed.
+	Sink Sink
+
+	// AllowMissingReferences publishes a path whose references are not in the cache.
+	AllowMissingReferences bool
+
 	// Keys sign every narinfo, beside the signatures that the path already has. No two have the same name.
 	Keys []nix.SecretKey
 
@@ -68,6 +80,11 @@ type Options struct {
 
 // Cache answers what is asked of one binary cache. It is safe for concurrent use.
 type Cache struct {
+	name    string
+	private bool
+	sink    Sink // nil: nothing can be pushed
+	partial bool // references may be missing
+
 	sources   []Source
 	versioned []Versioned // the same sources; nil unless all are Versioned
 	keys      []nix.SecretKey
@@ -95,6 +112,10 @@ type entry struct {
 // ErrInvalid if the sources differ in their store directory or two keys have the same name.
 func New(sources []Source, opts Options) (*Cache, error) {
 	c := &Cache{
+		name:     cmp.Or(opts.Name, Main),
+		private:  opts.Private,
+		sink:     opts.Sink,
+		partial:  opts.AllowMissingReferences,
 		sources:  slices.Clone(sources),
 		keys:     slices.Clone(opts.Keys),
 		info:     nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
@@ -103,6 +124,9 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
 		missing:  newMemory[uint64](missMemory),
+	}
+	if c.sink != nil && !slices.Contains(c.sources, Source(c.sink)) {
+		return nil, fmt.Errorf("make cache: %w: its sink is none of its sources", ErrInvalid)
 	}
 	if c.compress && c.encoder == nil {
 		return nil, fmt.Errorf("make cache: %w: there is no encoder to compress with", ErrInvalid)
@@ -128,6 +152,20 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		}
 	}
 	return c, nil
+}
+
+// Name returns the name of the cache.
+func (c *Cache) Name() string { return c.name }
+
+// Private reports whether reading needs a right.
+func (c *Cache) Private() bool { return c.private }
+
+// Allow returns nil if p has all of these rights in the cache, else ErrDenied. Everybody may read a cache that is not private.
+func (c *Cache) Allow(p Principal, r Rights) error {
+	if r == Read && !c.private || p.May(r, c.name) {
+		return nil
+	}
+	return fmt.Errorf("use cache %s: %w", c.name, ErrDenied)
 }
 
 // Info returns what nix-cache-info says.

@@ -18,3 +18,18 @@ type Directory interface {
 	// All returns all caches by name.
 	All(ctx context.Context) ([]*Cache, error)
 }
+
+// Only returns the directory of one cache, which answers at the root of every host.
+func Only(c *Cache) Directory { return only{c} }
+
+type only struct{ cache *Cache }
+
+func (o only) ByName(_ context.Context, name string) (*Cache, error) {
+	if name != o.cache.Name() {
+		return nil, ErrNotFound
+	}
+	return o.cache, nil
+}
+
+func (o only) ByHost(context.Context, string) (*Cache, error) { return o.cache, nil }
+func (o only) All(context.Context) ([]*Cache, error)          { return []*Cache{o.cache}, nil }

@@ -60,14 +60,6 @@ var statuses = []struct {
 	{cache.ErrTooLarge, http.StatusRequestEntityTooLarge, "too large"},
 }
 
-// shown is an error with a text for whoever asked. The text of any other error stays inside.
-type shown struct {
-	text string
-	error
-}
-
-func (e *shown) Unwrap() error { return e.error }
-
 // exchange is one request and the answer to it.
 type exchange struct {
 	w      http.ResponseWriter
@@ -159,8 +151,8 @@ func (s *Server) fail(x *exchange, err error) {
 			break
 		}
 	}
-	if e, ok := errors.AsType[*shown](err); ok {
-		text = e.text
+	if e, ok := errors.AsType[*cache.Refusal](err); ok {
+		text = e.Text()
 	}
 
 	h := x.w.Header()

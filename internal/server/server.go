@@ -215,5 +215,5 @@ func (s *Server) missing(what string) error {
 	if len(s.cache.Sources()) == 0 {
 		what += "; this server has nothing to serve yet"
 	}
-	return &shown{what, cache.ErrNotFound}
+	return cache.Refuse(cache.ErrNotFound, "%s", what)
 }

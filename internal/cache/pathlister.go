@@ -1,0 +1,54 @@
+package cache
+
+import (
+	"context"
+	"iter"
+
+	"firn/nix"
+)
+
+// PathLister is a Source that can list the paths that it has.
+type PathLister interface {
+	Source
+
+	// Paths iterates over all paths, once each, in any order. What is published or deleted meanwhile may be there or not.
+	// It ends after the first error. The caller may take as long as it likes between two items.
+	Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error]
+}
+
+// FileLister is a Source that can list its small files.
+type FileLister interface {
+	Source
+
+	// Files iterates over the names of build logs, realisations and build traces that begin with prefix, as a client asks for them:
+	// log/<derivation>, realisations/<id>.doi and build-trace-v2/<derivation>/<output>.doi. Otherwise it is as Paths.
+	Files(ctx context.Context, prefix string) iter.Seq2[string, error]
+}
+
+// Paths iterates over the paths of all sources that can list them. A path that two have is there twice.
+func (c *Cache) Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error] {
+	return list(c, func(s PathLister) iter.Seq2[*nix.PathInfo, error] { return s.Paths(ctx) })
+}
+
+// Files iterates over the names of the files of all sources that can list them, as [FileLister] says.
+// A file that two have is there twice.
+func (c *Cache) Files(ctx context.Context, prefix string) iter.Seq2[string, error] {
+	return list(c, func(s FileLister) iter.Seq2[string, error] { return s.Files(ctx, prefix) })
+}
+
+// list iterates over what the sources that are an S have, one after the other.
+func list[S Source, T any](c *Cache, of func(S) iter.Seq2[T, error]) iter.Seq2[T, error] {
+	return func(yield func(T, error) bool) {
+		for _, s := range c.sources {
+			able, ok := s.(S)
+			if !ok {
+				continue
+			}
+			for item, err := range of(able) {
+				if !yield(item, err) || err != nil {
+					return
+				}
+			}
+		}
+	}
+}
