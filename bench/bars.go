@@ -51,6 +51,7 @@ func bars(s Samples) []Bar {
 	for _, n := range narConnections {
 		all = append(all, atMostRatio(metricNARs(n).Title+", zstd", ratioOf(firnZstd, nginxZstd, metricNARs(n)), 1.0))
 	}
+	all = append(all, pushBars(s)...)
 	small, large := scaleName(scalePaths[0]), scaleName(scalePaths[1])
 	return append(all,
 		under(metricRange, metricRange.Title, valueOf(firnPlain, metricRange), 2*time.Millisecond.Seconds()),
@@ -63,14 +64,40 @@ func bars(s Samples) []Bar {
 	)
 }
 
-// atMostRatio is a bar on a ratio of times to nginx. It is judged as it is printed, with two digits.
-func atMostRatio(what string, ratio, limit float64) Bar {
-	return judge(what, fmt.Sprintf("≤ %.2f × nginx", limit), fmt.Sprintf("%.2f", ratio), ratio, round2(ratio) <= limit)
+// pushBars are the bars of what is pushed and served again; none when nothing was pushed.
+func pushBars(s Samples) []Bar {
+	if len(s[nixFiles]) == 0 {
+		return nil
+	}
+	all := []Bar{
+		atMostRatio("copy of the closure to the depot, uncompressed, to Nix's to files", medianRatio(s.of(pushPlain, metricPush.Key), s.of(nixFiles, metricPush.Key)), 0.9),
+		atMostRatio("copy of the closure to the depot, zstd, to Nix's to files", medianRatio(s.of(pushZstd, metricPush.Key), s.of(nixFiles, metricPush.Key)), 1.1),
+		atMostRatio("kept of one generation, to Nix's files", medianRatio(s.of(pushPlain, metricKept.Key), s.of(nixFiles, metricKept.Key)), 1.0),
+		atMostPercent("added by a rebuild of everything, of the first generation", 100*median(s.of(pushPlain, metricAdded.Key))/median(s.of(pushPlain, metricKept.Key)), 1),
+		under(metricUploads, metricUploads.Title, median(s.of(pushPlain, metricUploads.Key)), 300e6),
+	}
+	for _, server := range []string{firnDepot, firnAgain} {
+		all = append(all, atMostRatio(metricNARInfos.Title+", "+server, medianRatio(s.of(server, metricNARInfos.Key), s.of(nginxZstd, metricNARInfos.Key)), 1.1))
+		for _, n := range []int{1, 4, 16} {
+			all = append(all, atMostRatio(metricNARs(n).Title+", "+server, medianRatio(s.of(server, metricNARs(n).Key), s.of(nginxZstd, metricNARs(n).Key)), 1.1))
+		}
+	}
+	return all
 }
 
-// atLeastRatio is a bar on a ratio of rates to nginx.
+// atMostRatio is a bar on a ratio, to nginx where the row says nothing else. It is judged as it is printed, with two digits.
+func atMostRatio(what string, ratio, limit float64) Bar {
+	return judge(what, fmt.Sprintf("≤ %.2f ×", limit), fmt.Sprintf("%.2f", ratio), ratio, round2(ratio) <= limit)
+}
+
+// atLeastRatio is the same the other way round.
 func atLeastRatio(what string, ratio, limit float64) Bar {
-	return judge(what, fmt.Sprintf("≥ %.2f × nginx", limit), fmt.Sprintf("%.2f", ratio), ratio, round2(ratio) >= limit)
+	return judge(what, fmt.Sprintf("≥ %.2f ×", limit), fmt.Sprintf("%.2f", ratio), ratio, round2(ratio) >= limit)
+}
+
+// atMostPercent is a bar on a share.
+func atMostPercent(what string, percent, limit float64) Bar {
+	return judge(what, fmt.Sprintf("≤ %.2f %%", limit), fmt.Sprintf("%.2f %%", percent), percent, round2(percent) <= limit)
 }
 
 // under is a bar on a value of a metric.

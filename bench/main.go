@@ -130,8 +130,27 @@ func shoot(ctx context.Context, opts Options) error {
 		b.rateTime = rateTimeQuick
 	}
 	defer b.leave()
+	if entrants.depot {
+		depot, err := b.push(ctx, opts, entrants.firn)
+		if err != nil {
+			return err
+		}
+		for i, spec := range entrants.specs {
+			switch spec.Name {
+			case firnDepot:
+				entrants.specs[i] = depotSpec(spec.Name, spec.Baseline, entrants.firn, depot.State)
+			case firnAgain:
+				entrants.specs[i] = depotSpec(spec.Name, spec.Baseline, entrants.firn, depot.State)
+				entrants.specs[i].Closure = depot.Again
+			}
+		}
+	}
 	for _, spec := range entrants.specs {
-		if err := b.enter(ctx, spec, material.Closure); err != nil {
+		closure := material.Closure
+		if spec.Closure != nil {
+			closure = spec.Closure
+		}
+		if err := b.enter(ctx, spec, closure); err != nil {
 			return err
 		}
 	}
@@ -220,6 +239,7 @@ func (o *Options) complete(root string) error {
 type entrants struct {
 	specs   []Spec
 	firn    string   // the program; "": firn takes no part
+	depot   bool     // firn serves from a depot, too
 	remarks []string // what is not measured, and why
 }
 
@@ -229,7 +249,8 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 	e := &entrants{}
 	all := []Spec{nginxSpec(nginxPlain, "", m.Plain), bareSpec(m.Plain)}
 	zstd := false
-	if wanted(firnPlain) || wanted(firnZstd) {
+	e.depot = opts.Store == "" && (wanted(firnDepot) || wanted(firnAgain))
+	if wanted(firnPlain) || wanted(firnZstd) || e.depot {
 		var err error
 		if e.firn = opts.Firn; e.firn == "" {
 			progress("building firn")
@@ -248,6 +269,9 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 	all = append(all, nginxSpec(nginxZstd, "", m.Zstd))
 	if zstd {
 		all = append(all, firnSpec(firnZstd, nginxZstd, e.firn, m.Root, m.Key, "--compression", "zstd"))
+	}
+	if e.depot { // where it is, is known when it has been filled
+		all = append(all, depotSpec(firnDepot, nginxZstd, e.firn, ""), depotSpec(firnAgain, nginxZstd, e.firn, ""))
 	}
 	for _, text := range opts.Peer {
 		peer, err := parsePeer(text)

@@ -111,6 +111,26 @@ func (r *Report) rows(base *Server) [][]string {
 	return rows
 }
 
+// pushRows are the table of pushes, nil where none were measured.
+func (r *Report) pushRows() [][]string {
+	if len(r.Samples[nixFiles]) == 0 {
+		return nil
+	}
+	rows := [][]string{append([]string{""}, pushers...)}
+	for _, m := range pushMetrics() {
+		row := []string{m.Title + ", " + m.Unit}
+		for _, pusher := range pushers {
+			spec := Spec{Name: pusher}
+			if pusher != nixFiles {
+				spec.Baseline = nixFiles
+			}
+			row = append(row, r.cell(&Server{Spec: spec}, m))
+		}
+		rows = append(rows, row)
+	}
+	return rows
+}
+
 // barRows are the table of bars.
 func (r *Report) barRows() [][]string {
 	rows := [][]string{{"what", "bar", "measured", ""}}
@@ -124,6 +144,15 @@ func (r *Report) printTables(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, base := range r.baselines() {
 		for _, row := range r.rows(base) {
+			fmt.Fprintln(tab, strings.Join(row, "\t"))
+		}
+		fmt.Fprintln(tab)
+		if err := tab.Flush(); err != nil {
+			return err
+		}
+	}
+	if rows := r.pushRows(); rows != nil {
+		for _, row := range rows {
 			fmt.Fprintln(tab, strings.Join(row, "\t"))
 		}
 		fmt.Fprintln(tab)
@@ -190,6 +219,10 @@ func (r *Report) page() ([]byte, error) {
 		fmt.Fprintf(&b, "\n## Against %s\n\n", base.Name)
 		writeMarkdown(&b, r.rows(base))
 	}
+	if rows := r.pushRows(); rows != nil {
+		b.WriteString("\n## Pushes\n\n")
+		writeMarkdown(&b, rows)
+	}
 	for _, remark := range r.Remarks {
 		fmt.Fprintf(&b, "\n%s\n", remark)
 	}
@@ -220,6 +253,8 @@ and what it costs the machine: CPU time (user and system) of the server for all 
 * Servers and client have a higher priority than other work of the machine (niceness -10), where the caller may set that.
 * *bare Go* is the limit of this machine for a program in Go: a loop that sends the flat files with ` + "`sendfile`" + `, one goroutine a connection, and no HTTP library.
 * *256 NARs in flight* are first held half sent for a second, then sent as fast as it goes.
+* Pushes are *nix copy* from the store, to an empty firn and, in turns, to files of its own with zstd and all cores; what firn keeps includes its catalog.
+  The depot that firn serves from afterwards has two generations of the closure. *Rebuilt* is the second, which differs in its path hashes, and in the references to them inside files.
 * Ratios are judged with the two digits that are printed.
 `
 }

@@ -48,6 +48,9 @@ type Spec struct {
 	// nil for a peer, which runs already.
 	Command func(addr netip.AddrPort, dir string) (*exec.Cmd, error)
 
+	// Closure is what it serves, where that is not the closure of the Material.
+	Closure []Path
+
 	// Of a peer.
 	URL *url.URL
 	PID int // 0: not known, so its CPU time and memory are not measured
@@ -267,11 +270,7 @@ func firnSpec(name, baseline, program, root, key string, flags ...string) Spec {
 	return Spec{Name: name, Baseline: baseline, Command: func(addr netip.AddrPort, dir string) (*exec.Cmd, error) {
 		args := []string{"serve", "--listen", addr.String(), "--store", root, "--state", filepath.Join(dir, "state"), "--key", key}
 		cmd := exec.Command(program, append(args, flags...)...)
-		for _, entry := range os.Environ() {
-			if !strings.HasPrefix(entry, "FIRN_") && !strings.HasPrefix(entry, "NIX_") {
-				cmd.Env = append(cmd.Env, entry)
-			}
-		}
+		cmd.Env = cleanEnvironment()
 		return cmd, nil
 	}}
 }
