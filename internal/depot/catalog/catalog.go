@@ -149,6 +149,8 @@ type NAR struct {
 	// Recipe says of which frames it consists, in a form that is the depot's own. It refers to packs by their index in Packs.
 	Recipe []byte
 	Packs  []string
+	// Damaged says that it is withheld, see Withhold.
+	Damaged bool
 }
 
 // A Pack is a new blob of frames.
@@ -185,6 +187,7 @@ type NARs interface {
 
 	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
+	// One that is damaged gets everything anew, under its old ID, is whole then, and counts as added.
 	// Chunks that are there already stay where they are.
 	// ErrGone if one of Packs is neither known nor the new one.
 	// An upload that there is already is replaced.
@@ -192,6 +195,13 @@ type NARs interface {
 
 	// NAR returns what is kept under a NAR hash. ErrNotFound if nothing is.
 	NAR(ctx context.Context, hash Sum) (*NAR, error)
+
+	// Leads reports whether an upload or a path of a cache leads to a NAR.
+	Leads(ctx context.Context, cache CacheID, nar NARID) (bool, error)
+
+	// ForgetChunks forgets the chunks of a pack that lie at the given offsets, all of them if offsets is nil:
+	// nothing new may refer to them. NARs keep what they refer to.
+	ForgetChunks(ctx context.Context, pack string, offsets []int64) error
 
 	// Listing returns the listing of a NAR. ErrNotFound if there is no such NAR.
 	Listing(ctx context.Context, hash Sum) ([]byte, error)
