@@ -40,6 +40,7 @@ var rules = map[string]rule{
 	"internal/localstore":      {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/zstdcache":       {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/server":          {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/transfer":        {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
 
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
