@@ -50,7 +50,7 @@ func FileNAR(contents string) []byte {
 	return archive
 }
 
-// Memory is a source that keeps everything in memory. The zero Memory is empty and ready for use.
+// Memory is a source, and a sink, that keeps everything in memory.
 type Memory struct {
 	mu           sync.Mutex
 	dir          nix.StoreDir
@@ -59,6 +59,8 @@ type Memory struct {
 	logs         map[nix.StorePath][]byte
 	realisations map[nix.RealisationID]*nix.Realisation
 	traces       map[string]*nix.BuildTrace
+	nars         map[nix.Hash][]byte // that were received
+	uploads      map[string]cache.Received
 	failure      error
 	asked        int
 	open         int
@@ -80,6 +82,8 @@ func NewMemory(paths ...Path) *Memory {
 		logs:         make(map[nix.StorePath][]byte),
 		realisations: make(map[nix.RealisationID]*nix.Realisation),
 		traces:       make(map[string]*nix.BuildTrace),
+		nars:         make(map[nix.Hash][]byte),
+		uploads:      make(map[string]cache.Received),
 	}
 	m.Add(paths...)
 	return m

@@ -3,6 +3,7 @@ package cachetest_test
 import (
 	"testing"
 
+	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/nix"
 )
@@ -27,6 +28,10 @@ func TestMemory(t *testing.T) {
 			Remove: func(_ *testing.T, path nix.StorePath) { m.Remove(path) },
 		}
 	})
+}
+
+func TestMemorySink(t *testing.T) {
+	cachetest.TestSink(t, func(testing.TB) cache.Sink { return cachetest.NewMemory() })
 }
 
 // The spec's vector: this very file, added by Nix 2.8.

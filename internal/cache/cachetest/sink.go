@@ -1,0 +1,192 @@
+package cachetest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"path"
+	"slices"
+
+	"firn/internal/cache"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+var (
+	_ cache.Sink          = (*Memory)(nil)
+	_ cache.DebugInformer = (*Memory)(nil)
+)
+
+// Receive implements [cache.Sink].
+func (m *Memory) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
+	archive, err := readNAR(ctx, u)
+	if err != nil {
+		return cache.Received{}, fmt.Errorf("receive %q: %w", u.URL, err)
+	}
+	hash := nix.SHA256Sum(sha256.Sum256(archive))
+	r := cache.Received{NARHash: hash, NARSize: int64(len(archive)), FileHash: hash, FileSize: int64(len(archive))}
+	if u.File != nil {
+		if r.FileHash, r.FileSize, err = u.File(); err != nil {
+			return cache.Received{}, fmt.Errorf("receive %q: %w", u.URL, err)
+		}
+	}
+	if !u.NARHash.IsZero() && u.NARHash != hash || u.NARSize != 0 && u.NARSize != r.NARSize {
+		return cache.Received{}, cache.Refuse(cache.ErrInvalid, "this NAR has %d bytes and the hash %s, not %d bytes and %s",
+			r.NARSize, hash, u.NARSize, u.NARHash)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.failure != nil {
+		return cache.Received{}, m.failure
+	}
+	m.nars[hash] = archive
+	if u.URL != "" {
+		m.uploads[u.URL] = r
+	}
+	return r, nil
+}
+
+// readNAR reads a NAR to its end.
+func readNAR(ctx context.Context, u cache.Upload) ([]byte, error) {
+	var archive bytes.Buffer
+	r := nar.NewReader(io.TeeReader(u.NAR, &archive))
+	for {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		_, err := r.Next()
+		if errors.Is(err, io.EOF) {
+			err = r.CheckEnd()
+			if err == nil {
+				return archive.Bytes(), nil
+			}
+		}
+		if wrong, ok := errors.AsType[*nar.FormatError](err); ok {
+			return nil, cache.Refuse(cache.ErrInvalid, "this is no NAR that Nix would take: %s", wrong)
+		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, cache.Refuse(cache.ErrInvalid, "this NAR ends too early: %s", err)
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+}
+
+// Received implements [cache.Sink].
+func (m *Memory) Received(ctx context.Context, url string) (cache.Received, error) {
+	return get(ctx, m, m.uploads, url)
+}
+
+// OpenReceived implements [cache.Sink].
+func (m *Memory) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
+	archive, err := get(ctx, m, m.nars, r.NARHash)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.open++
+	return &memoryNAR{m, Path{new(nix.PathInfo), archive}}, nil
+}
+
+// Publish implements [cache.Sink].
+func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error) {
+	archive, err := get(ctx, m, m.nars, info.NARHash)
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(archive)) != info.NARSize {
+		return nil, fmt.Errorf("publish %s: %w: no NAR of %d bytes", info.Path, cache.ErrNotFound, info.NARSize)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	there, ok := m.paths[info.Path.Hash()]
+	if ok {
+		if there.Info.NARHash != info.NARHash {
+			return there.Info, nil
+		}
+		merged := *there.Info
+		merged.Signatures = merge(merged.Signatures, info.Signatures)
+		info = &merged
+	}
+	m.version++
+	m.paths[info.Path.Hash()] = Path{info, archive}
+	return info, nil
+}
+
+// merge returns the signatures of both.
+func merge(old, more []nix.Signature) []nix.Signature {
+	all := slices.Clone(old)
+	for _, s := range more {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// PutLog implements [cache.Sink].
+func (m *Memory) PutLog(_ context.Context, drv nix.StorePath, log io.Reader) error {
+	text, err := io.ReadAll(log)
+	if err != nil {
+		return err
+	}
+	m.AddLog(drv, text)
+	return nil
+}
+
+// PutRealisation implements [cache.Sink].
+func (m *Memory) PutRealisation(_ context.Context, r *nix.Realisation) error {
+	m.change(func() {
+		if old, ok := m.realisations[r.ID]; ok {
+			if !bytes.Equal(old.AppendFingerprint(nil), r.AppendFingerprint(nil)) {
+				return
+			}
+			merged := *old
+			merged.Signatures = merge(old.Signatures, r.Signatures)
+			r = &merged
+		}
+		m.realisations[r.ID] = r
+	})
+	return nil
+}
+
+// PutBuildTrace implements [cache.Sink].
+func (m *Memory) PutBuildTrace(_ context.Context, b *nix.BuildTrace) error {
+	m.change(func() {
+		key := b.Drv.Base() + "!" + b.Output
+		if old, ok := m.traces[key]; ok {
+			if old.OutPath != b.OutPath {
+				return
+			}
+			merged := *old
+			merged.Signatures = merge(old.Signatures, b.Signatures)
+			b = &merged
+		}
+		m.traces[key] = b
+	})
+	return nil
+}
+
+// DebugInfo implements [cache.DebugInformer], by looking through everything.
+func (m *Memory) DebugInfo(_ context.Context, buildID string) (nix.PathHash, string, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	member := path.Join("lib/debug/.build-id", buildID[:2], buildID[2:]+".debug")
+	for hash, p := range m.paths {
+		listing, err := list(p.NAR)
+		if err != nil {
+			return nix.PathHash{}, "", err
+		}
+		for _, e := range listing.Entries {
+			if e.Path == member && e.Type == nar.TypeRegular {
+				return hash, e.Path, nil
+			}
+		}
+	}
+	return nix.PathHash{}, "", fmt.Errorf("find build ID %s: %w", buildID, cache.ErrNotFound)
+}
