@@ -5,7 +5,7 @@
 //	c, err := cache.New([]cache.Source{store}, cache.Options{Keys: keys})
 //	…
 //	text, err := c.NARInfo(ctx, hash)              // rendered and signed
-//	dump, info, err := c.OpenNAR(ctx, cache.Archive{Path: hash}) // knows its size, writes any range
+//	n, info, err := c.OpenNAR(ctx, cache.Archive{Path: hash}) // knows its size, writes any range
 //
 // The first source that has a path answers for it.
 // A source that could not tell does not hide the answer of a later one;
@@ -23,6 +23,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -93,19 +94,10 @@ type Cache struct {
 	compress  bool    // narinfos point to what encoder gives
 	log       *slog.Logger
 
+	pushes  atomic.Uint64 // how often something was published here
 	found   *memory[*entry]
 	missing *memory[uint64] // the version at which it was missing
 	asking  singleflight.Group
-}
-
-// entry is a narinfo as it is served. It does not change.
-type entry struct {
-	version uint64 // of the sources, when this was last known to be right
-	vouched bool   // the sources vouch for it as long as their version stays
-	text    []byte
-	info    *nix.NARInfo
-	from    Source
-	origin  *nix.PathInfo // what from answered
 }
 
 // New returns a cache of the given sources, asked in this order. There may be none.
@@ -210,71 +202,6 @@ func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, er
 	return e.info, nil
 }
 
-// An Archive names the bytes of one NAR, as the URL of a narinfo does.
-type Archive struct {
-	Path        nix.PathHash
-	NARHash     nix.Hash        // zero: whatever the path has now
-	Compression nix.Compression // None, or else that of the encoder
-}
-
-func (a Archive) isCompressed() bool { return a.Compression != "" && a.Compression != nix.None }
-
-// OpenNAR opens the NAR of a store path, and returns what is known of that.
-// ErrNotFound if there is none with this NAR hash or in this compression.
-// The context bounds the opening only. The caller closes the NAR; it may be [Unfinished].
-func (c *Cache) OpenNAR(ctx context.Context, a Archive) (NAR, *nix.PathInfo, error) {
-	e, err := c.findArchive(ctx, a)
-	if err != nil {
-		return nil, nil, err
-	}
-	open := func(ctx context.Context) (NAR, error) { return e.from.OpenNAR(ctx, e.origin) }
-	var n NAR
-	if a.isCompressed() {
-		n, err = c.encoder.Encode(ctx, e.origin, open)
-	} else {
-		n, err = open(ctx)
-	}
-	if err != nil {
-		return nil, nil, fmt.Errorf("open NAR of %s: %w", e.origin.Path, err)
-	}
-	return n, e.origin, nil
-}
-
-// StatNAR returns the size in bytes of what OpenNAR would open, without beginning to compress it:
-// known is false where the size is not known before that is done.
-func (c *Cache) StatNAR(ctx context.Context, a Archive) (info *nix.PathInfo, size int64, known bool, err error) {
-	e, err := c.findArchive(ctx, a)
-	if err != nil {
-		return nil, 0, false, err
-	}
-	if !a.isCompressed() {
-		return e.origin, e.origin.NARSize, true, nil
-	}
-	size, known = c.encoder.Encoded(e.origin)
-	return e.origin, size, known, nil
-}
-
-func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
-	e, err := c.find(ctx, a.Path)
-	switch {
-	case err != nil:
-		return nil, err
-	case !a.NARHash.IsZero() && a.NARHash != e.origin.NARHash:
-		return nil, fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.origin.Path, ErrNotFound)
-	case a.isCompressed() && (c.encoder == nil || a.Compression != c.encoder.Compression()):
-		return nil, fmt.Errorf("open NAR of %s: %w: not compressed by %s here", e.origin.Path, ErrNotFound, a.Compression)
-	}
-	return e, nil
-}
-
-// EncoderVersion names what the bytes of a compressed NAR depend on besides the NAR; "" without an encoder.
-func (c *Cache) EncoderVersion() string {
-	if c.encoder == nil {
-		return ""
-	}
-	return c.encoder.Version()
-}
-
 // Listing returns the listing of the NAR of a store path, with narOffset. The caller must not change it.
 func (c *Cache) Listing(ctx context.Context, hash nix.PathHash) (*nar.Listing, error) {
 	e, err := c.find(ctx, hash)
@@ -345,216 +272,4 @@ func (c *Cache) Verified() (right, wrong int64) {
 		}
 	}
 	return right, wrong
-}
-
-// find returns the narinfo of a path: remembered, where that is still right, or asked for.
-func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
-	version, vouched := c.version(ctx)
-	if vouched {
-		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return c.measured(hash, e), nil
-		}
-		if v, ok := c.missing.get(hash); ok && v == version {
-			return nil, ErrNotFound
-		}
-	}
-
-	// Who asks meanwhile waits for the same answer, unless the sources have changed since it was asked for.
-	// It must not fail because the first who asked went away, so that one's context does not end it.
-	key := append(hash[:], byte(version), byte(version>>8), byte(version>>16), byte(version>>24),
-		byte(version>>32), byte(version>>40), byte(version>>48), byte(version>>56))
-	e, err, _ := c.asking.Do(string(key), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
-		defer cancel()
-		return c.ask(ctx, hash, version, vouched)
-	})
-	if err != nil {
-		return nil, err
-	}
-	return e.(*entry), nil
-}
-
-// ask asks the sources for a path, and remembers the answer:
-// a narinfo always, so that it is signed once, a miss only if the sources vouch for it.
-// version was read before they are asked, so an answer is never older than the version it is kept under.
-func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		info, err := s.PathInfo(ctx, hash)
-		if err != nil {
-			return nil, err
-		}
-		if err := c.sound(hash, info); err != nil {
-			c.log.Error("left out what a source answered", "source", s.Name(), "error", err)
-			return nil, ErrNotFound
-		}
-		return info, nil
-	})
-	switch {
-	case err == ErrNotFound:
-		if vouched {
-			c.missing.put(hash, version, 1)
-		}
-		return nil, err
-	case err != nil:
-		return nil, fmt.Errorf("look up %s: %w", hash, err)
-	}
-
-	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value}
-	if old, ok := c.found.get(hash); ok && old.from == e.from && equal(old.origin, e.origin) {
-		e.info, e.text = old.info, old.text
-		e = c.measured(hash, e)
-	} else {
-		e.info = c.render(e.origin)
-		e.text = e.info.AppendText(nil)
-	}
-	c.found.put(hash, e, e.cost())
-	return e, nil
-}
-
-// answer is what a source answered.
-type answer[T any] struct {
-	value  T
-	from   Source
-	unsure bool // a source before it could not tell
-}
-
-// first asks the sources that are an S, in order, until one has an answer.
-// The error is ErrNotFound itself, or wraps ErrUnavailable when one of them could not tell.
-func first[S Source, T any](c *Cache, ask func(S) (T, error)) (answer[T], error) {
-	var unsure error
-	for _, s := range c.sources {
-		able, ok := s.(S)
-		if !ok {
-			continue
-		}
-		value, err := ask(able)
-		switch {
-		case err == nil && unsure != nil:
-			c.log.Warn("answered by a later source", "source", s.Name(), "error", unsure)
-			fallthrough
-		case err == nil:
-			return answer[T]{value, s, unsure != nil}, nil
-		case !errors.Is(err, ErrNotFound):
-			unsure = errors.Join(unsure, fmt.Errorf("ask %s: %w", s.Name(), err))
-		}
-	}
-	if unsure != nil {
-		return answer[T]{}, fmt.Errorf("%w: %w", ErrUnavailable, unsure)
-	}
-	return answer[T]{}, ErrNotFound
-}
-
-// version returns one number for the versions of all sources.
-func (c *Cache) version(ctx context.Context) (version uint64, ok bool) {
-	if len(c.versioned) != len(c.sources) {
-		return 0, false
-	}
-	for _, s := range c.versioned {
-		v, ok := s.Version(ctx)
-		if !ok {
-			return 0, false
-		}
-		// Versions that count up from anywhere near zero never meet after this;
-		// any others do once in 2⁶⁴ changes.
-		version = version*0x9e3779b97f4a7c15 + v
-	}
-	return version, true
-}
-
-// sound refuses an answer that a source must not give, lest it is signed.
-func (c *Cache) sound(hash nix.PathHash, info *nix.PathInfo) error {
-	switch {
-	case info.Path.Hash() != hash || info.Path.Dir() != c.info.StoreDir:
-		return fmt.Errorf("%w: %s was not asked for", ErrInvalid, info.Path)
-	case info.NARHash.Algorithm() != nix.SHA256 || info.NARSize <= 0:
-		return fmt.Errorf("%w: %s has no NAR hash or size", ErrInvalid, info.Path)
-	}
-	return nil
-}
-
-// render returns the narinfo of a path info.
-func (c *Cache) render(origin *nix.PathInfo) *nix.NARInfo {
-	info := &nix.NARInfo{
-		PathInfo:    *origin,
-		URL:         narURL(origin),
-		Compression: nix.None,
-		FileHash:    origin.NARHash,
-		FileSize:    origin.NARSize,
-	}
-	if c.compress {
-		// The hash of the file is not needed for anything: the NAR hash covers what counts.
-		info.URL += ".zst"
-		info.Compression = c.encoder.Compression()
-		info.FileHash = nix.Hash{}
-		info.FileSize, _ = c.encoder.Encoded(origin)
-	}
-	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
-	return info
-}
-
-// measured returns e with the size of its compressed NAR, once that is known;
-// clients add the sizes up to say how much they will download.
-// An entry of which it is known already costs nothing here.
-func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
-	if e.info.FileSize > 0 {
-		return e
-	}
-	size, ok := c.encoder.Encoded(e.origin)
-	if !ok {
-		return e
-	}
-	sized, info := *e, *e.info
-	info.FileSize = size
-	sized.info, sized.text = &info, info.AppendText(nil)
-	c.found.put(hash, &sized, sized.cost())
-	return &sized
-}
-
-// sign returns the given signatures and ours.
-// What is given under the name of one of our own keys is left out: we know better.
-func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
-	all := make([]nix.Signature, 0, len(given)+len(c.keys))
-	for _, s := range given {
-		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
-		if !ours && !slices.Contains(all, s) {
-			all = append(all, s)
-		}
-	}
-	for _, k := range c.keys {
-		all = append(all, k.Sign(fingerprint))
-	}
-	return all
-}
-
-// narURL is where the NAR of a path is, relative to the cache:
-// both hashes are in the name, so that it can be found, and never stands for other bytes.
-func narURL(info *nix.PathInfo) string {
-	url := append(make([]byte, 0, 96), "nar/"...)
-	url = append(url, info.Path.Hash().String()...)
-	url = append(url, '-')
-	url = info.NARHash.AppendNix32(url)
-	return string(append(url, ".nar"...))
-}
-
-// cost estimates the bytes that an entry takes in memory.
-func (e *entry) cost() int64 {
-	const (
-		fixed   = 1 << 10 // the structs, the URL, the deriver, the place in the map
-		perRef  = 128     // a StorePath and its text
-		perSign = 128     // a Signature, twice
-	)
-	return fixed + int64(len(e.text)+perRef*len(e.info.References)+perSign*len(e.info.Signatures))
-}
-
-// equal reports whether two path infos say the same.
-func equal(a, b *nix.PathInfo) bool {
-	return a.Path == b.Path &&
-		a.NARHash == b.NARHash &&
-		a.NARSize == b.NARSize &&
-		a.Deriver == b.Deriver &&
-		a.CA == b.CA &&
-		a.Ultimate == b.Ultimate &&
-		a.RegistrationTime.Equal(b.RegistrationTime) &&
-		slices.Equal(a.References, b.References) &&
-		slices.Equal(a.Signatures, b.Signatures)
 }

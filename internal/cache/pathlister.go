@@ -52,3 +52,9 @@ func list[S Source, T any](c *Cache, of func(S) iter.Seq2[T, error]) iter.Seq2[T
 		}
 	}
 }
+
+// Kept returns what was published of a path in a sink of this cache, whatever the other sources have. ErrNotFound if nothing was.
+func (c *Cache) Kept(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	a, err := first(c, func(s Sink) (*nix.PathInfo, error) { return s.PathInfo(ctx, hash) })
+	return a.value, err
+}

@@ -78,11 +78,8 @@ func (s *Server) serveNAR(x *exchange, compression nix.Compression) error {
 
 // beginNAR sets the header of the answer to a request for an archive of the given size, -1 if that is not known yet,
 // and returns what is to be sent: length is -1 for all there will be.
-func (s *Server) beginNAR(x *exchange, archive cache.Archive, info *nix.PathInfo, size int64) (status int, off, length int64, err error) {
-	tag := `"` + info.NARHash.Nix32() + `"`
-	if archive.Compression != nix.None {
-		tag = `"` + info.NARHash.Nix32() + "-" + s.cache.EncoderVersion() + `"`
-	}
+func (s *Server) beginNAR(x *exchange, archive cache.Archive, info cache.ArchiveInfo, size int64) (status int, off, length int64, err error) {
+	tag := `"` + info.Tag + `"`
 	h := x.w.Header()
 	h["ETag"] = []string{tag}
 	h["Accept-Ranges"] = byteRanges

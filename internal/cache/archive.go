@@ -1,0 +1,121 @@
+package cache
+
+import (
+	"context"
+	"fmt"
+
+	"firn/nix"
+)
+
+// An Archive names the bytes of one NAR, as the URL of a narinfo does.
+type Archive struct {
+	Path        nix.PathHash
+	NARHash     nix.Hash        // zero: whatever the path has now
+	Compression nix.Compression // None, or else that of the source or of the encoder
+}
+
+func (a Archive) isCompressed() bool { return a.Compression != "" && a.Compression != nix.None }
+
+// ArchiveInfo is what is known of the NAR that an [Archive] names.
+type ArchiveInfo struct {
+	*nix.PathInfo
+
+	// Tag is for an entity tag: as long as it is the same, the bytes are.
+	Tag string
+}
+
+// OpenNAR opens the NAR of a store path, and returns what is known of that.
+// ErrNotFound if there is none with this NAR hash or in this compression.
+// The context bounds the opening only. The caller closes the NAR; it may be [Unfinished].
+func (c *Cache) OpenNAR(ctx context.Context, a Archive) (NAR, ArchiveInfo, error) {
+	e, err := c.findArchive(ctx, a)
+	if err != nil {
+		return nil, ArchiveInfo{}, err
+	}
+	open := func(ctx context.Context) (NAR, error) { return e.from.OpenNAR(ctx, e.origin) }
+	var n NAR
+	switch from, kept := e.from.(Compressed); {
+	case !a.isCompressed():
+		n, err = open(ctx)
+	case kept:
+		n, err = from.OpenCompressed(ctx, e.origin)
+	default:
+		n, err = c.encoder.Encode(ctx, e.origin, open)
+	}
+	if err != nil {
+		return nil, ArchiveInfo{}, fmt.Errorf("open NAR of %s: %w", e.origin.Path, err)
+	}
+	return n, c.archiveInfo(e, a), nil
+}
+
+// StatNAR returns the size in bytes of what OpenNAR would open, without beginning to compress it:
+// known is false where the size is not known before that is done.
+func (c *Cache) StatNAR(ctx context.Context, a Archive) (info ArchiveInfo, size int64, known bool, err error) {
+	e, err := c.findArchive(ctx, a)
+	if err != nil {
+		return ArchiveInfo{}, 0, false, err
+	}
+	info = c.archiveInfo(e, a)
+	switch _, kept := e.from.(Compressed); {
+	case !a.isCompressed():
+		return info, e.origin.NARSize, true, nil
+	case kept:
+		return info, e.file.size, true, nil
+	}
+	size, known = c.encoder.Encoded(e.origin)
+	return info, size, known, nil
+}
+
+func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
+	e, err := c.find(ctx, a.Path)
+	switch {
+	case err != nil:
+		return nil, err
+	case !a.NARHash.IsZero() && a.NARHash != e.origin.NARHash:
+		return nil, fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.origin.Path, ErrNotFound)
+	case a.isCompressed() && a.Compression != c.compression(e):
+		return nil, fmt.Errorf("open NAR of %s: %w: not compressed by %s here", e.origin.Path, ErrNotFound, a.Compression)
+	}
+	return e, nil
+}
+
+// compression returns how the NAR of a path can be had beside uncompressed, "" if not.
+func (c *Cache) compression(e *entry) nix.Compression {
+	if from, kept := e.from.(Compressed); kept {
+		return from.Compression()
+	}
+	if c.encoder != nil {
+		return c.encoder.Compression()
+	}
+	return ""
+}
+
+func (c *Cache) archiveInfo(e *entry, a Archive) ArchiveInfo {
+	tag := e.origin.NARHash.Nix32()
+	switch _, kept := e.from.(Compressed); {
+	case !a.isCompressed():
+	case kept:
+		tag += "-" + e.file.tag
+	default:
+		tag += "-" + c.encoder.Version()
+	}
+	return ArchiveInfo{e.origin, tag}
+}
+
+// narURL is where the NAR of a path is, relative to the cache:
+// both hashes are in the name, so that it can be found, and never stands for other bytes.
+func narURL(info *nix.PathInfo) string {
+	url := append(make([]byte, 0, 96), "nar/"...)
+	url = append(url, info.Path.Hash().String()...)
+	url = append(url, '-')
+	url = info.NARHash.AppendNix32(url)
+	return string(append(url, ".nar"...))
+}
+
+// suffix is what the URL of a NAR ends in that is kept or made in this compression.
+func suffix(c nix.Compression) string {
+	if c == nix.Zstd {
+		return ".zst"
+	}
+	return ""
+}

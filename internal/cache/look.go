@@ -1,0 +1,253 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"firn/nix"
+)
+
+// entry is a narinfo as it is served. It does not change.
+type entry struct {
+	version uint64 // of the sources, and what was pushed, when this was last known to be right
+	vouched bool   // the sources vouch for it as long as their version stays
+	text    []byte
+	info    *nix.NARInfo
+	from    Source
+	origin  *nix.PathInfo // what from answered
+	file    file          // what from keeps of it, if that is Compressed
+}
+
+// file is the compressed NAR that a [Compressed] source keeps. The zero file is none.
+type file struct {
+	size int64
+	tag  string
+}
+
+// find returns the narinfo of a path: remembered, where that is still right, or asked for.
+func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
+	version, vouched := c.version(ctx)
+	if vouched {
+		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
+			return c.measured(hash, e), nil
+		}
+		if v, ok := c.missing.get(hash); ok && v == version {
+			return nil, ErrNotFound
+		}
+	}
+
+	// Who asks meanwhile waits for the same answer, unless the sources have changed since it was asked for.
+	// It must not fail because the first who asked went away, so that one's context does not end it.
+	key := append(hash[:], byte(version), byte(version>>8), byte(version>>16), byte(version>>24),
+		byte(version>>32), byte(version>>40), byte(version>>48), byte(version>>56))
+	e, err, _ := c.asking.Do(string(key), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
+		defer cancel()
+		return c.ask(ctx, hash, version, vouched)
+	})
+	if err != nil {
+		return nil, err
+	}
+	return e.(*entry), nil
+}
+
+// ask asks the sources for a path, and remembers the answer:
+// a narinfo always, so that it is signed once, a miss only if the sources vouch for it.
+// version was read before they are asked, so an answer is never older than the version it is kept under.
+func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
+	var kept file // of the source that answers
+	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
+		if info, err = c.pathInfo(ctx, s, hash); err != nil {
+			return nil, err
+		}
+		if able, ok := s.(Compressed); ok {
+			kept.size, kept.tag, err = able.StatCompressed(ctx, info)
+		} else {
+			kept = file{}
+		}
+		return info, err
+	})
+	switch {
+	case err == ErrNotFound:
+		if vouched {
+			c.missing.put(hash, version, 1)
+		}
+		return nil, err
+	case err != nil:
+		return nil, fmt.Errorf("look up %s: %w", hash, err)
+	}
+
+	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, file: kept}
+	if old, ok := c.found.get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) {
+		e.info, e.text = old.info, old.text
+		e = c.measured(hash, e)
+	} else {
+		e.info = c.render(e)
+		e.text = e.info.AppendText(nil)
+	}
+	c.found.put(hash, e, e.cost())
+	return e, nil
+}
+
+// answer is what a source answered.
+type answer[T any] struct {
+	value  T
+	from   Source
+	unsure bool // a source before it could not tell
+}
+
+// first asks the sources that are an S, in order, until one has an answer.
+// The error is ErrNotFound itself, or wraps ErrUnavailable when one of them could not tell.
+func first[S Source, T any](c *Cache, ask func(S) (T, error)) (answer[T], error) {
+	var unsure error
+	for _, s := range c.sources {
+		able, ok := s.(S)
+		if !ok {
+			continue
+		}
+		value, err := ask(able)
+		switch {
+		case err == nil && unsure != nil:
+			c.log.Warn("answered by a later source", "source", s.Name(), "error", unsure)
+			fallthrough
+		case err == nil:
+			return answer[T]{value, s, unsure != nil}, nil
+		case !errors.Is(err, ErrNotFound):
+			unsure = errors.Join(unsure, fmt.Errorf("ask %s: %w", s.Name(), err))
+		}
+	}
+	if unsure != nil {
+		return answer[T]{}, fmt.Errorf("%w: %w", ErrUnavailable, unsure)
+	}
+	return answer[T]{}, ErrNotFound
+}
+
+// version returns one number for the versions of all sources. It is another one after a push in any case,
+// so that who asks then does not get an answer that was asked for before.
+func (c *Cache) version(ctx context.Context) (version uint64, ok bool) {
+	version = c.pushes.Load()
+	if len(c.versioned) != len(c.sources) {
+		return version, false
+	}
+	for _, s := range c.versioned {
+		v, ok := s.Version(ctx)
+		if !ok {
+			return version, false
+		}
+		// Versions that count up from anywhere near zero never meet after this;
+		// any others do once in 2⁶⁴ changes.
+		version = version*0x9e3779b97f4a7c15 + v
+	}
+	return version, true
+}
+
+// pathInfo asks one source for a path.
+func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (*nix.PathInfo, error) {
+	info, err := s.PathInfo(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.sound(hash, info); err != nil {
+		c.log.Error("left out what a source answered", "source", s.Name(), "error", err)
+		return nil, ErrNotFound
+	}
+	return info, nil
+}
+
+// sound refuses an answer that a source must not give, lest it is signed.
+func (c *Cache) sound(hash nix.PathHash, info *nix.PathInfo) error {
+	switch {
+	case info.Path.Hash() != hash || info.Path.Dir() != c.info.StoreDir:
+		return fmt.Errorf("%w: %s was not asked for", ErrInvalid, info.Path)
+	case info.NARHash.Algorithm() != nix.SHA256 || info.NARSize <= 0:
+		return fmt.Errorf("%w: %s has no NAR hash or size", ErrInvalid, info.Path)
+	}
+	return nil
+}
+
+// render returns the narinfo of an entry.
+func (c *Cache) render(e *entry) *nix.NARInfo {
+	origin := e.origin
+	info := &nix.NARInfo{
+		PathInfo:    *origin,
+		URL:         narURL(origin),
+		Compression: nix.None,
+		FileHash:    origin.NARHash,
+		FileSize:    origin.NARSize,
+	}
+	from, kept := e.from.(Compressed)
+	if kept || c.compress {
+		// The hash of the file is not needed for anything: the NAR hash covers what counts.
+		info.FileHash = nix.Hash{}
+	}
+	switch {
+	case kept:
+		info.Compression = from.Compression()
+		info.FileSize = e.file.size
+	case c.compress:
+		info.Compression = c.encoder.Compression()
+		info.FileSize, _ = c.encoder.Encoded(origin)
+	}
+	info.URL += suffix(info.Compression)
+	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
+	return info
+}
+
+// measured returns e with the size of its compressed NAR, once that is known;
+// clients add the sizes up to say how much they will download.
+// An entry of which it is known already costs nothing here.
+func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
+	if e.info.FileSize > 0 {
+		return e
+	}
+	size, ok := c.encoder.Encoded(e.origin)
+	if !ok {
+		return e
+	}
+	sized, info := *e, *e.info
+	info.FileSize = size
+	sized.info, sized.text = &info, info.AppendText(nil)
+	c.found.put(hash, &sized, sized.cost())
+	return &sized
+}
+
+// sign returns the given signatures and ours.
+// What is given under the name of one of our own keys is left out: we know better.
+func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
+	all := make([]nix.Signature, 0, len(given)+len(c.keys))
+	for _, s := range given {
+		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
+		if !ours && !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	for _, k := range c.keys {
+		all = append(all, k.Sign(fingerprint))
+	}
+	return all
+}
+
+// cost estimates the bytes that an entry takes in memory.
+func (e *entry) cost() int64 {
+	const (
+		fixed   = 1 << 10 // the structs, the URL, the deriver, the place in the map
+		perRef  = 128     // a StorePath and its text
+		perSign = 128     // a Signature, twice
+	)
+	return fixed + int64(len(e.text)+perRef*len(e.info.References)+perSign*len(e.info.Signatures))
+}
+
+// equal reports whether two path infos say the same.
+func equal(a, b *nix.PathInfo) bool {
+	return a.Path == b.Path &&
+		a.NARHash == b.NARHash &&
+		a.NARSize == b.NARSize &&
+		a.Deriver == b.Deriver &&
+		a.CA == b.CA &&
+		a.Ultimate == b.Ultimate &&
+		a.RegistrationTime.Equal(b.RegistrationTime) &&
+		slices.Equal(a.References, b.References) &&
+		slices.Equal(a.Signatures, b.Signatures)
+}
