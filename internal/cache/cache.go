@@ -83,8 +83,9 @@ type Options struct {
 type Cache struct {
 	name    string
 	private bool
-	sink    Sink // nil: nothing can be pushed
-	partial bool // references may be missing
+	sink    Sink          // nil: nothing can be pushed
+	partial bool          // references may be missing
+	closing chan struct{} // holds something while somebody publishes what may close a cycle
 
 	sources   []Source
 	versioned []Versioned // the same sources; nil unless all are Versioned
@@ -108,6 +109,7 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		private:  opts.Private,
 		sink:     opts.Sink,
 		partial:  opts.AllowMissingReferences,
+		closing:  make(chan struct{}, 1),
 		sources:  slices.Clone(sources),
 		keys:     slices.Clone(opts.Keys),
 		info:     nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
@@ -248,6 +250,32 @@ func (c *Cache) BuildTrace(ctx context.Context, drv nix.StorePath, output string
 	signed := *a.value
 	signed.Signatures = c.sign(signed.Signatures, signed.AppendFingerprint(nil))
 	return &signed, nil
+}
+
+// DebugInfo is where the debug information of a build ID is.
+type DebugInfo struct {
+	Archive string // URL of the NAR, relative to the cache
+	Member  string // path of the file in it
+}
+
+// DebugInfo returns where the debug information of a build ID is, given as 40 lower-case hexadecimal digits. ErrNotFound if unknown.
+func (c *Cache) DebugInfo(ctx context.Context, buildID string) (*DebugInfo, error) {
+	type place struct {
+		path   nix.PathHash
+		member string
+	}
+	a, err := first(c, func(s DebugInformer) (p place, err error) {
+		p.path, p.member, err = s.DebugInfo(ctx, buildID)
+		return p, err
+	})
+	if err != nil {
+		return nil, fmt.Errorf("find build ID %s: %w", buildID, err)
+	}
+	info, err := c.Lookup(ctx, a.value.path)
+	if err != nil {
+		return nil, fmt.Errorf("find build ID %s: %w", buildID, err)
+	}
+	return &DebugInfo{info.URL, a.value.member}, nil
 }
 
 // Check asks all sources whether they can serve, and returns why not.

@@ -91,6 +91,19 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	return e, nil
 }
 
+// origin returns what the first source that has a path knows of it, without making a narinfo of it.
+func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	if version, vouched := c.version(ctx); vouched {
+		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
+			return e.origin, nil
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	a, err := first(c, func(s Source) (*nix.PathInfo, error) { return c.pathInfo(ctx, s, hash) })
+	return a.value, err
+}
+
 // answer is what a source answered.
 type answer[T any] struct {
 	value  T

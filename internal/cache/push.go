@@ -1,0 +1,363 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+
+	"firn/nix"
+)
+
+// maxClosure bounds how many store paths are looked at for a cycle, of some 100 bytes each.
+// The largest closures known, of whole systems with all that they were built from, have some 50,000.
+const maxClosure = 1 << 18
+
+// maxSignatures bounds those that are kept of one path. More are not read either.
+const maxSignatures = 64
+
+// errNoSink is for whoever pushes to a cache without a sink.
+var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")
+
+// Receive keeps a NAR, unpublished, see [Sink].
+func (c *Cache) Receive(ctx context.Context, u Upload) (Received, error) {
+	if c.sink == nil {
+		return Received{}, errNoSink
+	}
+	r, err := c.sink.Receive(ctx, u)
+	if err != nil {
+		return Received{}, fmt.Errorf("receive NAR %q: %w", u.URL, err)
+	}
+	return r, nil
+}
+
+// Received returns what was uploaded under a URL, or ErrNotFound.
+func (c *Cache) Received(ctx context.Context, url string) (Received, error) {
+	if c.sink == nil {
+		return Received{}, fmt.Errorf("find upload %s: %w", url, ErrNotFound)
+	}
+	r, err := c.sink.Received(ctx, url)
+	if err != nil {
+		return Received{}, fmt.Errorf("find upload %s: %w", url, err)
+	}
+	return r, nil
+}
+
+// OpenReceived opens what was uploaded under a URL, uncompressed. The caller closes the NAR.
+func (c *Cache) OpenReceived(ctx context.Context, url string) (NAR, Received, error) {
+	r, err := c.Received(ctx, url)
+	if err != nil {
+		return nil, Received{}, err
+	}
+	n, err := c.sink.OpenReceived(ctx, r)
+	if err != nil {
+		return nil, Received{}, fmt.Errorf("open upload %s: %w", url, err)
+	}
+	return n, r, nil
+}
+
+// Publish makes a store path visible that a client describes, after its NAR was received, and reports whether it was not there before.
+// If it is there with the same NAR, new signatures are added; with another NAR, which happens when two machines build the same
+// and it is not reproducible, what is there stays, and that is no error.
+//
+// What is wrong is refused with a text for the client, and changes nothing.
+func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err error) {
+	if c.sink == nil {
+		return false, errNoSink
+	}
+	if err := c.checkInfo(n); err != nil {
+		return false, err
+	}
+	there, err := c.origin(ctx, n.Path.Hash())
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return false, fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	r, err := c.uploadOf(ctx, n, there)
+	if err != nil {
+		return false, err
+	}
+	if there != nil {
+		if there.NARHash != n.NARHash {
+			c.log.Warn("a path was pushed that is there with another NAR, and stays as it is",
+				"path", n.Path.String(), "has", there.NARHash.String(), "pushed", n.NARHash.String())
+			return false, nil
+		}
+		if !slices.Equal(there.References, n.References) {
+			return false, Refuse(ErrConflict, "References: %s is there with the same NAR and other references: %s", n.Path, bases(there.References))
+		}
+	}
+	kept, err := c.sink.PathInfo(ctx, n.Path.Hash())
+	if err != nil && !errors.Is(err, ErrNotFound) {
+		return false, fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	switch {
+	case kept != nil && (kept.NARHash != n.NARHash || !slices.Equal(kept.References, n.References)):
+		return false, nil // an earlier source has this NAR, so this is not even looked at
+	case kept != nil:
+		// What was checked when it was published needs no second look: only signatures are added.
+		info := *kept
+		info.Signatures = c.newSignatures(kept, n.Signatures)
+		switch {
+		case info.Signatures == nil:
+			return false, nil
+		case len(kept.Signatures)+len(info.Signatures) > maxSignatures:
+			return false, Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", n.Path, maxSignatures)
+		}
+		return false, c.publish(ctx, &info)
+	case r == (Received{}):
+		if c.newSignatures(there, n.Signatures) != nil {
+			return false, Refuse(ErrInvalid, "Sig: %s is in a store of this server that keeps no signatures that are pushed; push the path, or sign it there", n.Path)
+		}
+		return false, nil
+	}
+	if err := c.checkContents(ctx, &n.PathInfo, r); err != nil {
+		return false, err
+	}
+	info := n.PathInfo
+	return there == nil, c.publishChecked(ctx, &info)
+}
+
+// checkInfo checks what a narinfo shows by itself.
+func (c *Cache) checkInfo(n *nix.NARInfo) error {
+	switch dir := c.info.StoreDir; {
+	case n.Path.Dir() != dir:
+		return Refuse(ErrInvalid, "StorePath: %s is not in %s, the store directory of this cache", n.Path, dir)
+	case !n.Deriver.IsZero() && n.Deriver.Dir() != dir:
+		return Refuse(ErrInvalid, "Deriver: %s is not in %s, the store directory of this cache", n.Deriver, dir)
+	case n.NARHash.Algorithm() != nix.SHA256 || n.NARSize <= 0:
+		return Refuse(ErrInvalid, "NarHash and NarSize: they have to be there, and the hash a SHA-256")
+	}
+	for _, ref := range n.References {
+		if ref.Dir() != c.info.StoreDir {
+			return Refuse(ErrInvalid, "References: %s is not in %s, the store directory of this cache", ref, c.info.StoreDir)
+		}
+	}
+	if err := n.CheckContentAddress(); err != nil {
+		return Refuse(ErrInvalid, "CA: %s", err)
+	}
+	return c.checkSignatures(n.Signatures, n.AppendFingerprint(nil))
+}
+
+// checkSignatures refuses signatures under the names of our own keys that these have not made.
+func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error {
+	for _, s := range sigs {
+		for _, k := range c.keys {
+			if k.Name() == s.Name && !k.Public().Verify(fingerprint, s) {
+				return Refuse(ErrInvalid, "Sig: the signature by %s is wrong: that is a key of this cache, and it has not made it", s.Name)
+			}
+		}
+	}
+	return nil
+}
+
+// uploadOf returns the upload that the URL of a narinfo leads to, and checks that it is what the narinfo says.
+// It returns none where the URL is the one that we gave the path, which is there: so a narinfo comes back to which signatures were added.
+func (c *Cache) uploadOf(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo) (Received, error) {
+	if own := narURL(&n.PathInfo); there != nil && strings.HasPrefix(n.URL, own) && slices.Contains([]string{"", ".zst"}, n.URL[len(own):]) {
+		if there.NARHash != n.NARHash || there.NARSize != n.NARSize {
+			return Received{}, Refuse(ErrConflict, "NarHash: %s is there with NarHash %s and NarSize %d", n.Path, there.NARHash, there.NARSize)
+		}
+		return Received{}, nil
+	}
+	r, err := c.sink.Received(ctx, n.URL)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return Received{}, Refuse(ErrInvalid, "URL: nothing was uploaded to this cache as %s; the NAR comes first, then the narinfo", n.URL)
+	case err != nil:
+		return Received{}, fmt.Errorf("publish %s: %w", n.Path, err)
+	case r.NARHash != n.NARHash:
+		return Received{}, Refuse(ErrInvalid, "NarHash: it is %s, and the NAR that was uploaded as %s has %s", n.NARHash, n.URL, r.NARHash)
+	case r.NARSize != n.NARSize:
+		return Received{}, Refuse(ErrInvalid, "NarSize: it is %d, and the NAR that was uploaded as %s has %d bytes", n.NARSize, n.URL, r.NARSize)
+	case !n.FileHash.IsZero() && r.FileHash != n.FileHash:
+		return Received{}, Refuse(ErrInvalid, "FileHash: it is %s, and what was uploaded as %s has %s", n.FileHash, n.URL, r.FileHash)
+	case n.FileSize != 0 && r.FileSize != n.FileSize:
+		return Received{}, Refuse(ErrInvalid, "FileSize: it is %d, and what was uploaded as %s has %d bytes", n.FileSize, n.URL, r.FileSize)
+	case n.Compression == nix.None && r.FileHash != r.NARHash:
+		return Received{}, Refuse(ErrInvalid, "Compression: it is none, and what was uploaded as %s is compressed", n.URL)
+	}
+	return r, nil
+}
+
+// publishChecked publishes a path of which all is checked but its references.
+func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
+	missing, err := c.missingReferences(ctx, info)
+	if err != nil {
+		return err
+	}
+	if len(missing) > 0 && !c.partial {
+		return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
+	}
+	if !c.partial {
+		// What refers to this path was published after it. Nothing that it refers to can be that.
+		return c.publish(ctx, info)
+	}
+	whole, err := c.checkCycle(ctx, info)
+	if err != nil {
+		return err
+	}
+	if !whole {
+		// What is missing may be published by somebody else meanwhile, and close a cycle.
+		// So of those who see something missing, one at a time looks and publishes.
+		select {
+		case c.closing <- struct{}{}:
+			defer func() { <-c.closing }()
+		case <-ctx.Done():
+			return fmt.Errorf("publish %s: %w", info.Path, context.Cause(ctx))
+		}
+		if _, err := c.checkCycle(ctx, info); err != nil {
+			return err
+		}
+	}
+	return c.publish(ctx, info)
+}
+
+// missingReferences returns the references of a path, other than itself, that are not in the cache.
+func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, err error) {
+	for _, ref := range info.References {
+		if ref == info.Path {
+			continue
+		}
+		there, err := c.origin(ctx, ref.Hash())
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			return nil, fmt.Errorf("publish %s: %w", info.Path, err)
+		}
+		if err != nil || there.Path != ref {
+			missing = append(missing, ref)
+		}
+	}
+	return missing, nil
+}
+
+// checkCycle refuses a path that one of those that it refers to, however indirectly, refers to.
+// whole reports whether all of these are in the cache.
+func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool, err error) {
+	whole = true
+	own := info.Path.Hash()
+	seen := map[nix.PathHash]bool{own: true}
+	var next []nix.PathHash
+	add := func(of *nix.PathInfo) error {
+		for _, ref := range of.References {
+			switch h := ref.Hash(); {
+			case h == own && of != info:
+				return Refuse(ErrInvalid, "References: they make a cycle: %s refers to %s, and that leads to %s again", of.Path, ref, of.Path)
+			case len(seen) == maxClosure:
+				return Refuse(ErrTooLarge, "References: they lead to more than %d paths", maxClosure)
+			case !seen[h]:
+				seen[h] = true
+				next = append(next, h)
+			}
+		}
+		return nil
+	}
+	if err := add(info); err != nil {
+		return false, err
+	}
+	for len(next) > 0 {
+		hash := next[len(next)-1]
+		next = next[:len(next)-1]
+		there, err := c.origin(ctx, hash)
+		if errors.Is(err, ErrNotFound) {
+			whole = false
+			continue
+		}
+		if err != nil {
+			return false, fmt.Errorf("publish %s: %w", info.Path, err)
+		}
+		if err := add(there); err != nil {
+			return false, err
+		}
+	}
+	return whole, nil
+}
+
+// publish makes a path visible.
+func (c *Cache) publish(ctx context.Context, info *nix.PathInfo) error {
+	_, err := c.sink.Publish(ctx, info)
+	c.pushes.Add(1) // also when it failed: a catalog that is not answering may have done it
+	if errors.Is(err, ErrNotFound) {
+		return Refuse(ErrInvalid, "URL: the NAR of %s was removed again, as its narinfo came too late; push both once more", info.Path)
+	}
+	if err != nil {
+		return fmt.Errorf("publish %s: %w", info.Path, err)
+	}
+	return nil
+}
+
+// PutLog keeps a build log, in the place of an older one.
+func (c *Cache) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
+	if c.sink == nil {
+		return errNoSink
+	}
+	if err := c.sink.PutLog(ctx, drv, log); err != nil {
+		return fmt.Errorf("keep log of %s: %w", drv, err)
+	}
+	return nil
+}
+
+// PutRealisation keeps what a derivation output was built to, which must be in the cache. An older one stays,
+// and gets new signatures if it says the same.
+func (c *Cache) PutRealisation(ctx context.Context, r *nix.Realisation) error {
+	if err := c.checkOutput(ctx, r.OutPath, r.Signatures, r.AppendFingerprint(nil)); err != nil {
+		return err
+	}
+	if err := c.sink.PutRealisation(ctx, r); err != nil {
+		return fmt.Errorf("keep realisation %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// PutBuildTrace is PutRealisation for how Nix from 2.35 on says it.
+func (c *Cache) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
+	if err := c.checkOutput(ctx, t.OutPath, t.Signatures, t.AppendFingerprint(nil)); err != nil {
+		return err
+	}
+	if err := c.sink.PutBuildTrace(ctx, t); err != nil {
+		return fmt.Errorf("keep build trace of %s!%s: %w", t.Drv, t.Output, err)
+	}
+	return nil
+}
+
+// checkOutput checks what is said of the output of a derivation.
+func (c *Cache) checkOutput(ctx context.Context, out nix.StorePath, sigs []nix.Signature, fingerprint []byte) error {
+	if c.sink == nil {
+		return errNoSink
+	}
+	there, err := c.origin(ctx, out.Hash())
+	switch {
+	case err != nil && !errors.Is(err, ErrNotFound):
+		return fmt.Errorf("look up output %s: %w", out, err)
+	case (err != nil || there.Path != out) && !c.partial:
+		return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
+	}
+	return c.checkSignatures(sigs, fingerprint)
+}
+
+// newSignatures returns those that a path does not have, and that we do not make ourselves.
+func (c *Cache) newSignatures(there *nix.PathInfo, sigs []nix.Signature) (more []nix.Signature) {
+	for _, s := range sigs {
+		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
+		if !ours && !slices.Contains(there.Signatures, s) {
+			more = append(more, s)
+		}
+	}
+	return more
+}
+
+// bases names the first few of some paths.
+func bases(paths []nix.StorePath) string {
+	const most = 5
+	var names []string
+	for _, p := range paths[:min(most, len(paths))] {
+		names = append(names, p.Base())
+	}
+	if more := len(paths) - most; more > 0 {
+		names = append(names, fmt.Sprintf("and %d more", more))
+	}
+	if names == nil {
+		return "none"
+	}
+	return strings.Join(names, ", ")
+}
