@@ -39,6 +39,7 @@ var rules = map[string]rule{
 	"internal/awaited":         {rooms: []string{"internal/cache", "nix", "nix/nar"}},
 	"internal/localstore":      {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/zstdcache":       {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/codec":           {rooms: []string{"internal/cache", "nix"}, libraries: true},
 	"internal/server":          {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/transfer":        {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
 

@@ -1,0 +1,300 @@
+// Package codec takes the compression off what clients upload, in bounded memory,
+// and puts NARs into containers of the same formats without compressing them.
+//
+//	limits := codec.NewLimits(codec.Options{})                 // one for the whole server
+//	plain, err := codec.Decode(ctx, nix.XZ, request.Body, limits)
+//	…
+//	n, ok := codec.Wrap(nix.XZ, n)                             // what GET nar/….nar.xz answers
+package codec
+
+import (
+	"bufio"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"strings"
+
+	"golang.org/x/sync/semaphore"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+const (
+	// defaultMemory is for 16 uploads by `xz -6` at once, which Nix makes where it is not told otherwise,
+	// or for one by `zstd --long=27`.
+	defaultMemory = 128 << 20
+
+	// maxDecoder bounds, in bytes, what one decoder may take: `zstd --long=27` again, the most that zstd
+	// itself decodes without being told to; `xz -9` takes half of it.
+	maxDecoder = 128 << 20
+
+	// defaultRatio is more than gzip reaches on zeros (1030) only by that little.
+	// NARs of Debian packages stay under 30; the most repetitive log of a gigabyte, under 300.
+	defaultRatio = 1000
+
+	// defaultFree lets all through that cannot hurt: a small file of zeros compresses to nothing.
+	defaultFree = 1 << 30
+
+	// inputBuffer is the size in bytes of the buffer before a decoder. Block headers of xz are up to 1 KiB.
+	inputBuffer = 32 << 10
+)
+
+// Options of Limits.
+type Options struct {
+	// Memory bounds, in bytes, the windows and dictionaries of all decoders together, 128 MiB if zero.
+	// A decoder waits until there is room for its own.
+	Memory int64
+
+	// Ratio is how many bytes one byte may decompress to, 1000 if zero; Free, how many bytes a stream may give
+	// before that counts, 1 GiB if zero.
+	Ratio, Free int64
+}
+
+// Limits bounds all decoders that share it. It is safe for concurrent use.
+type Limits struct {
+	memory      *semaphore.Weighted
+	max         int64 // of one decoder
+	ratio, free int64
+}
+
+// NewLimits returns the limits that opts say.
+func NewLimits(opts Options) *Limits {
+	memory := cmp.Or(opts.Memory, defaultMemory)
+	return &Limits{
+		memory: semaphore.NewWeighted(memory),
+		max:    min(memory, maxDecoder),
+		ratio:  cmp.Or(opts.Ratio, defaultRatio),
+		free:   cmp.Or(opts.Free, defaultFree),
+	}
+}
+
+// Decode returns the uncompressed bytes of r, which ends with them: bytes after the end are an error, as an early end is.
+// Several streams of a format one after another are one, as for the programs of these formats.
+// ErrInvalid if it cannot decode c.
+//
+// Reading fails with ErrInvalid where r is not of that compression, and with ErrTooLarge where it exceeds l,
+// both with a text for the client; with what r fails with; and when ctx ends while it waits for memory.
+// The caller closes the result, which does not close r. No two goroutines may use it at once.
+func Decode(ctx context.Context, c nix.Compression, r io.Reader, l *Limits) (io.ReadCloser, error) {
+	if c == nix.None || c == "" {
+		return io.NopCloser(r), nil
+	}
+	f, ok := formats[string(c)]
+	if !ok {
+		return nil, cache.Refuse(cache.ErrInvalid, "this server cannot decompress %q; it can: none, br, bzip2, gzip, lz4, lzip, lzma, xz, zstd", c)
+	}
+	return newStream(ctx, string(c), f, r, l), nil
+}
+
+// DecodeEncoding is Decode for the value of a Content-Encoding, which may be empty.
+// Besides those of HTTP there are the names that Nix gives to compressions.
+func DecodeEncoding(ctx context.Context, encoding string, r io.Reader, l *Limits) (io.ReadCloser, error) {
+	name := strings.ToLower(strings.TrimSpace(encoding))
+	switch name {
+	case "identity":
+		name = ""
+	case "x-gzip":
+		name = "gzip"
+	case "deflate":
+		return newStream(ctx, name, deflate, r, l), nil
+	}
+	plain, err := Decode(ctx, nix.Compression(name), r, l)
+	if err != nil {
+		return nil, cache.Refuse(cache.ErrInvalid, "this server cannot decode Content-Encoding: %q", encoding)
+	}
+	return plain, nil
+}
+
+// A format opens the next part of a stream: all of it, or up to where more memory is needed.
+// It reserves the memory of the part before it takes any. An io.EOF of it is an early end. What it returns ends with io.EOF where the part does.
+// When there are bytes left then, it is called again; nothing but parts is in a stream.
+type format func(s *stream) (io.Reader, error)
+
+// formats are by their names in Nix. The others that Nix knows (compress, grzip, lrzip, lzop)
+// have no decoder in Go that is kept, and no users.
+var formats = map[string]format{
+	string(nix.Brotli): brotliFormat,
+	string(nix.Bzip2):  bzip2Format,
+	string(nix.Gzip):   gzipFormat,
+	string(nix.LZ4):    lz4Format,
+	string(nix.Lzip):   lzipFormat,
+	string(nix.LZMA):   lzmaFormat,
+	string(nix.XZ):     xzFormat,
+	string(nix.Zstd):   zstdFormat,
+}
+
+// stream is the io.ReadCloser that Decode returns.
+type stream struct {
+	ctx    context.Context // for as long as the stream lives
+	name   string
+	open   format
+	limits *Limits
+
+	source source
+	in     *bufio.Reader // of source
+	frames *frames       // of formats that are walked; else nil
+
+	part   io.Reader // nil before the first one and between two
+	opened int       // parts
+	held   int64     // bytes of memory
+	out    int64     // bytes given
+	err    error     // what Read fails with from now on
+}
+
+func newStream(ctx context.Context, name string, open format, r io.Reader, l *Limits) *stream {
+	s := &stream{ctx: ctx, name: name, open: open, limits: l, source: source{r: r}}
+	s.in = bufio.NewReaderSize(&s.source, inputBuffer)
+	return s
+}
+
+func (s *stream) Read(p []byte) (n int, err error) {
+	if s.err != nil || len(p) == 0 {
+		return 0, s.err
+	}
+	n, err = s.read(p)
+	s.out += int64(n)
+	switch {
+	case err == io.EOF:
+	case err != nil:
+		err = s.explain(err)
+	case s.out > s.limits.free && s.out/s.limits.ratio > s.source.n:
+		err = cache.Refuse(cache.ErrTooLarge,
+			"the %s data decompresses to more than %d times its size, which only something made to do harm does", s.name, s.limits.ratio)
+	}
+	if err != nil {
+		s.err = err
+		s.release()
+	}
+	return n, err
+}
+
+// read reads from the parts one after another.
+func (s *stream) read(p []byte) (n int, err error) {
+	// What the decoders do not check of hostile bytes, an index out of range, is the end of that upload and not of the server.
+	defer func() {
+		if r := recover(); r != nil {
+			e, ok := r.(runtime.Error)
+			if !ok {
+				panic(r)
+			}
+			err = fmt.Errorf("%w: %w", errPanic, e)
+		}
+	}()
+	for range maxEmptyReads {
+		if s.part == nil {
+			if s.part, err = s.open(s); err != nil {
+				return 0, early(err)
+			}
+			s.opened++
+		}
+		n, err = s.part.Read(p)
+		if err == io.EOF {
+			if err = s.end(); err == nil && n == 0 {
+				continue
+			}
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+	return 0, io.ErrNoProgress
+}
+
+// maxEmptyReads bounds how many parts without any bytes there may be in a row.
+const maxEmptyReads = 1000
+
+// errTrailing is of formats that have one part only.
+var errTrailing = errors.New("there is more after its end")
+
+// errPanic is of a decoder that the data confused.
+var errPanic = errors.New("the decoder failed")
+
+// end ends a part: io.EOF if it was the last.
+func (s *stream) end() error {
+	s.part = nil
+	if s.frames != nil {
+		return s.frames.end()
+	}
+	_, err := s.in.Peek(1)
+	return err
+}
+
+// reserve makes room for n bytes in memory, instead of what was reserved before. Nothing of that may be in use any more.
+func (s *stream) reserve(n int64) error {
+	if n <= s.held {
+		return nil
+	}
+	if n > s.limits.max {
+		return cache.Refuse(cache.ErrTooLarge, "to decompress the %s data takes %s of memory, and this server allows %s: compress it at a lower level",
+			s.name, mebibytes(n), mebibytes(s.limits.max))
+	}
+	// Who waits for more must not hold anything: two who did would wait for each other.
+	s.release()
+	if err := s.limits.memory.Acquire(s.ctx, n); err != nil {
+		return err
+	}
+	s.held = n
+	return nil
+}
+
+func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }
+
+func (s *stream) release() {
+	s.part = nil
+	if s.held > 0 {
+		s.limits.memory.Release(s.held)
+		s.held = 0
+	}
+}
+
+func (s *stream) Close() error {
+	if s.err == nil {
+		s.err = fmt.Errorf("read %s data: %w", s.name, io.ErrClosedPipe)
+	}
+	s.release()
+	return nil
+}
+
+// explain says for the client what is wrong with its data, if that is what is wrong.
+func (s *stream) explain(err error) error {
+	refusal, refused := errors.AsType[*cache.Refusal](err)
+	switch {
+	case s.source.err != nil:
+		return fmt.Errorf("read %s data: %w", s.name, s.source.err)
+	case refused:
+		return refusal
+	case s.ctx.Err() != nil && errors.Is(err, s.ctx.Err()):
+		return fmt.Errorf("wait for memory to decompress: %w", context.Cause(s.ctx))
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return cache.Refuse(cache.ErrInvalid, "the %s data ends early", s.name)
+	}
+	return cache.Refuse(cache.ErrInvalid, "the %s data is damaged: %v", s.name, err)
+}
+
+// early turns an end where there must not be one into io.ErrUnexpectedEOF.
+func early(err error) error {
+	if err == io.EOF {
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// source counts what is read, and remembers what that failed with, which decoders do not always pass on.
+type source struct {
+	r   io.Reader
+	n   int64
+	err error
+}
+
+func (s *source) Read(p []byte) (int, error) {
+	n, err := s.r.Read(p)
+	s.n += int64(n)
+	if err != nil && err != io.EOF {
+		s.err = err
+	}
+	return n, err
+}

@@ -1,0 +1,438 @@
+package codec
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os/exec"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+
+	"go.uber.org/goleak"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// sample returns n bytes that compress somewhat, in runs of text, noise and zeros.
+func sample(n int) []byte {
+	r := rand.New(rand.NewPCG(1, 2))
+	var b bytes.Buffer
+	for b.Len() < n {
+		switch r.IntN(4) {
+		case 0:
+			b.Write(make([]byte, r.IntN(5000)))
+		case 1:
+			for range r.IntN(500) {
+				b.WriteByte(byte(r.Uint32()))
+			}
+		default:
+			for range r.IntN(200) {
+				fmt.Fprintf(&b, "/nix/store/%d-lib.so ", r.IntN(100))
+			}
+		}
+	}
+	return b.Bytes()[:n]
+}
+
+// run returns what a command makes of in. The commands are in the Makefile: `make nix`.
+func run(t testing.TB, in []byte, command ...string) []byte {
+	t.Helper()
+	cmd := exec.Command(command[0], command[1:]...)
+	var out, errs bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(in), &out, &errs
+	if err := cmd.Run(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(command, " "), err, errs.Bytes())
+	}
+	return out.Bytes()
+}
+
+// command is one that compresses its input, and what Nix calls that.
+type command struct {
+	c       nix.Compression
+	command string
+}
+
+// commands have every program and option that changes the shape of the data.
+var commands = []command{
+	{nix.Gzip, "gzip -1"}, {nix.Gzip, "gzip -9"},
+	{nix.Bzip2, "bzip2 -1"}, {nix.Bzip2, "bzip2 -9"},
+	{nix.XZ, "xz -T1 -0"}, {nix.XZ, "xz -T1 -6"}, {nix.XZ, "xz -T1 -9"}, {nix.XZ, "xz -T1 -2e"},
+	{nix.XZ, "xz -T2 -0 --block-size=300KiB"}, {nix.XZ, "xz -T1 -1 --block-size=300KiB"},
+	{nix.XZ, "xz -T1 -1 --check=none"}, {nix.XZ, "xz -T1 -1 --check=crc32"}, {nix.XZ, "xz -T1 -1 --check=sha256"},
+	{nix.XZ, "xz -T1 --x86 --lzma2=preset=1"}, {nix.XZ, "xz -T1 --delta=dist=4 --lzma2=preset=1,lc=1,lp=3,pb=0"},
+	{nix.LZMA, "xz --format=lzma -0"}, {nix.LZMA, "xz --format=lzma -6"},
+	{nix.Lzip, "lzip -0"}, {nix.Lzip, "lzip -6"}, {nix.Lzip, "lzip -1 -b 300KiB"},
+	{nix.Zstd, "zstd -1"}, {nix.Zstd, "zstd -3 --no-check"}, {nix.Zstd, "zstd -19"}, {nix.Zstd, "zstd -T2 -3"},
+	{nix.Zstd, "zstd --ultra -22"}, {nix.Zstd, "zstd --long=27"},
+	{nix.LZ4, "lz4 -1"}, {nix.LZ4, "lz4 -9"}, {nix.LZ4, "lz4 -B4 -BD"}, {nix.LZ4, "lz4 -B5 -BX --no-frame-crc"}, {nix.LZ4, "lz4 -B7"},
+	{nix.Brotli, "brotli -c -q 1"}, {nix.Brotli, "brotli -c -q 5"}, {nix.Brotli, "brotli -c -q 9 -w 24"}, {nix.Brotli, "brotli -c -w 10"},
+}
+
+// one returns a command for each compression.
+func one() []command {
+	var all []command
+	for _, c := range commands {
+		if len(all) == 0 || all[len(all)-1].c != c.c {
+			all = append(all, c)
+		}
+	}
+	return all
+}
+
+func (c command) run(t testing.TB, in []byte) []byte {
+	return run(t, in, strings.Fields(c.command)...)
+}
+
+func decode(c nix.Compression, r io.Reader, l *Limits) ([]byte, error) {
+	plain, err := Decode(context.Background(), c, r, l)
+	if err != nil {
+		return nil, err
+	}
+	defer plain.Close()
+	return io.ReadAll(plain)
+}
+
+// wantAll fails unless data decodes to want, and all memory is free afterwards.
+func wantAll(t *testing.T, c nix.Compression, data, want []byte) {
+	t.Helper()
+	l := NewLimits(Options{})
+	got, err := decode(c, bytes.NewReader(data), l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Fatalf("got %d bytes that are others than the %d", len(got), len(want))
+	}
+	wantFree(t, l)
+}
+
+func wantFree(t *testing.T, l *Limits) {
+	t.Helper()
+	if !l.memory.TryAcquire(defaultMemory) {
+		t.Error("memory is still reserved")
+	} else {
+		l.memory.Release(defaultMemory)
+	}
+}
+
+// wantRefused fails unless decoding is refused with this kind, and a text that has all words.
+func wantRefused(t *testing.T, err, kind error, words string) {
+	t.Helper()
+	refusal, ok := errors.AsType[*cache.Refusal](err)
+	if !ok || !errors.Is(err, kind) || !strings.Contains(refusal.Text(), words) {
+		t.Errorf("got %v, want %v with %q", err, kind, words)
+	}
+}
+
+func TestDecode(t *testing.T) {
+	plain := sample(2 << 20)
+	for _, c := range commands {
+		t.Run(c.command, func(t *testing.T) {
+			t.Parallel()
+			data := c.run(t, plain)
+			wantAll(t, c.c, data, plain)
+
+			l := NewLimits(Options{})
+			got, err := decode(c.c, iotest.HalfReader(bytes.NewReader(data)), l)
+			if err != nil || !bytes.Equal(got, plain) {
+				t.Errorf("in small pieces: %d bytes, %v", len(got), err)
+			}
+			wantAll(t, c.c, c.run(t, nil), nil)
+			wantAll(t, c.c, c.run(t, plain[:1]), plain[:1])
+		})
+	}
+	wantAll(t, nix.None, plain, plain)
+	wantAll(t, "", plain, plain)
+}
+
+// Several streams one after another are one, where the programs take them so.
+func TestDecodeSeveral(t *testing.T) {
+	plain := sample(1 << 20)
+	for _, c := range commands {
+		t.Run(c.command, func(t *testing.T) {
+			t.Parallel()
+			data := bytes.Join([][]byte{c.run(t, plain[:1000]), c.run(t, nil), c.run(t, plain[1000:])}, nil)
+			if c.c == nix.LZMA || c.c == nix.Brotli {
+				_, err := decode(c.c, bytes.NewReader(data), NewLimits(Options{}))
+				wantRefused(t, err, cache.ErrInvalid, "damaged")
+				return
+			}
+			wantAll(t, c.c, data, plain)
+		})
+	}
+	skipped := []byte("\x5a\x2a\x4d\x18\x03\x00\x00\x00abc")
+	for _, c := range []command{{nix.Zstd, "zstd"}, {nix.LZ4, "lz4"}} {
+		data := c.run(t, plain)
+		wantAll(t, c.c, bytes.Join([][]byte{skipped, data, skipped, skipped, data, skipped}, nil), append(plain, plain...))
+		wantAll(t, c.c, skipped, nil)
+	}
+	// A later part may need more memory than the first one.
+	big := sample(9 << 20)
+	wantAll(t, nix.Zstd, append(run(t, big[:10], "zstd", "-1"), run(t, big[10:], "zstd", "-19", "--long=27")...), big)
+	wantAll(t, nix.LZ4, append(run(t, big[:10], "lz4", "-B4"), run(t, big[10:], "lz4", "-B7")...), big)
+	wantAll(t, nix.Lzip, append(run(t, big[:10], "lzip", "-0"), run(t, big[10:20], "lzip", "-6")...), big[:20])
+	_, err := decode(nix.XZ, bytes.NewReader(append(run(t, big[:10], "xz", "-0"), run(t, big[:10], "xz", "-6")...)), NewLimits(Options{}))
+	wantRefused(t, err, cache.ErrTooLarge, "larger dictionary")
+	// Padding between and after streams of xz is of four bytes, or multiples.
+	data := run(t, big[:10], "xz")
+	pad := make([]byte, 8)
+	wantAll(t, nix.XZ, bytes.Join([][]byte{data, pad, data, pad}, nil), append(big[:10:10], big[:10]...))
+	_, err = decode(nix.XZ, bytes.NewReader(append(data, pad[:3]...)), NewLimits(Options{}))
+	wantRefused(t, err, cache.ErrInvalid, "damaged")
+}
+
+func TestTruncated(t *testing.T) {
+	plain := sample(30_000)
+	for _, c := range commands {
+		t.Run(c.command, func(t *testing.T) {
+			t.Parallel()
+			data := c.run(t, plain)
+			l := NewLimits(Options{})
+			step := 1
+			for n := 0; n < len(data); n += step {
+				if step = len(data) / 200; n < 64 || n > len(data)-64 {
+					step = 1
+				}
+				_, err := decode(c.c, bytes.NewReader(data[:n]), l)
+				wantRefused(t, err, cache.ErrInvalid, "")
+				if t.Failed() {
+					t.Fatalf("at %d of %d", n, len(data))
+				}
+			}
+			wantFree(t, l)
+		})
+	}
+}
+
+func TestTrailing(t *testing.T) {
+	plain := sample(30_000)
+	for _, c := range commands {
+		t.Run(c.command, func(t *testing.T) {
+			t.Parallel()
+			data := c.run(t, plain)
+			for n := 1; n < 20; n++ {
+				for _, b := range []string{"x", "\xff", "\x01"} {
+					more := append(data[:len(data):len(data)], strings.Repeat(b, n)...)
+					_, err := decode(c.c, bytes.NewReader(more), NewLimits(Options{}))
+					wantRefused(t, err, cache.ErrInvalid, "")
+				}
+			}
+		})
+	}
+}
+
+// No change of a byte may pass as other data: where there is no checksum, it shows in the NAR hash.
+func TestDamaged(t *testing.T) {
+	plain := sample(20_000)
+	for _, c := range commands {
+		t.Run(c.command, func(t *testing.T) {
+			t.Parallel()
+			data := c.run(t, plain)
+			unchecked := c.c == nix.Brotli || c.c == nix.LZMA || strings.Contains(c.command, "no")
+			l := NewLimits(Options{})
+			wrong := 0
+			for i := range len(data) {
+				if i > 100 && i < len(data)-100 && i%(len(data)/100) != 0 {
+					continue
+				}
+				bad := bytes.Clone(data)
+				bad[i] ^= 0x11
+				got, err := decode(c.c, bytes.NewReader(bad), l)
+				if err != nil {
+					wrong++
+					if errors.Is(err, errPanic) || strings.Contains(err.Error(), errPanic.Error()) {
+						t.Errorf("byte %d: %v", i, err)
+					}
+					continue
+				}
+				if !unchecked && !bytes.Equal(got, plain) {
+					t.Errorf("byte %d: other data", i)
+				}
+			}
+			if wrong == 0 {
+				t.Error("nothing was refused")
+			}
+			wantFree(t, l)
+		})
+	}
+}
+
+func TestBombs(t *testing.T) {
+	zeros := make([]byte, 64<<20)
+	for _, c := range []command{{nix.XZ, "xz -1"}, {nix.Zstd, "zstd -1"}, {nix.Brotli, "brotli -c -q 5"}, {nix.Bzip2, "bzip2"}} {
+		t.Run(string(c.c), func(t *testing.T) {
+			t.Parallel()
+			data := c.run(t, zeros)
+			l := NewLimits(Options{Free: 16 << 20})
+			got, err := decode(c.c, bytes.NewReader(data), l)
+			wantRefused(t, err, cache.ErrTooLarge, "more than 1000 times")
+			if len(got) > 32<<20 {
+				t.Errorf("%d bytes came out before", len(got))
+			}
+			wantFree(t, l)
+			got, err = decode(c.c, bytes.NewReader(data), NewLimits(Options{}))
+			if err != nil || !bytes.Equal(got, zeros) {
+				t.Errorf("small enough to be let through: %d bytes, %v", len(got), err)
+			}
+		})
+	}
+}
+
+func TestTooMuchMemory(t *testing.T) {
+	plain := sample(1 << 20)
+	for _, c := range []command{
+		{nix.XZ, "xz -9"}, {nix.XZ, "xz --lzma2=dict=1536MiB"}, {nix.XZ, "xz --x86 --lzma2=preset=9"},
+		{nix.LZMA, "xz --format=lzma -9"}, {nix.Zstd, "zstd --long=31"}, {nix.Zstd, "zstd --long=27"},
+	} {
+		t.Run(c.command, func(t *testing.T) {
+			l := NewLimits(Options{Memory: 16 << 20})
+			_, err := decode(c.c, bytes.NewReader(c.run(t, plain)), l)
+			wantRefused(t, err, cache.ErrTooLarge, "of memory, and this server allows 16 MiB: compress it at a lower level")
+		})
+	}
+	data := run(t, plain, "lzip")
+	data[5] = 29
+	_, err := decode(nix.Lzip, bytes.NewReader(data), NewLimits(Options{}))
+	wantRefused(t, err, cache.ErrTooLarge, "takes 512 MiB of memory, and this server allows 128 MiB")
+	_, err = decode(nix.Zstd, bytes.NewReader(run(t, plain, "zstd", "--long=31")), NewLimits(Options{Memory: 1 << 40}))
+	wantRefused(t, err, cache.ErrTooLarge, "takes 2048 MiB of memory, and this server allows 128 MiB")
+}
+
+func TestWaitsForMemory(t *testing.T) {
+	data := run(t, sample(1000), "xz", "-6") // 8 MiB
+	synctest.Test(t, func(t *testing.T) {
+		l := NewLimits(Options{Memory: 20 << 20})
+		var open []io.ReadCloser
+		for range 2 {
+			r, _ := Decode(t.Context(), nix.XZ, bytes.NewReader(data), l)
+			if _, err := io.ReadFull(r, make([]byte, 10)); err != nil {
+				t.Fatal(err)
+			}
+			open = append(open, r)
+		}
+		ctx, cancel := context.WithCancelCause(t.Context())
+		failed := make(chan error)
+		go func() {
+			r, _ := Decode(ctx, nix.XZ, bytes.NewReader(data), l)
+			_, err := r.Read(make([]byte, 10))
+			failed <- err
+		}()
+		synctest.Wait()
+		gone := errors.New("gone")
+		cancel(gone)
+		if err := <-failed; !errors.Is(err, gone) {
+			t.Errorf("got %v", err)
+		}
+
+		done := make(chan error)
+		go func() {
+			_, err := decode(nix.XZ, bytes.NewReader(data), l)
+			done <- err
+		}()
+		synctest.Wait()
+		select {
+		case <-done:
+			t.Error("it did not wait")
+		default:
+		}
+		open[0].Close()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+		// The memory is free as soon as the data has ended.
+		if _, err := io.Copy(io.Discard, open[1]); err != nil {
+			t.Error(err)
+		}
+		if !l.memory.TryAcquire(20 << 20) {
+			t.Error("memory is still reserved")
+		}
+		open[1].Close()
+	})
+}
+
+func TestSourceFails(t *testing.T) {
+	plain := sample(200_000)
+	broken := errors.New("connection reset")
+	for _, c := range one() {
+		data := c.run(t, plain)
+		for _, n := range []int{0, 1, 5, 20, len(data) / 2, len(data) - 1, len(data)} {
+			r := io.MultiReader(bytes.NewReader(data[:n]), iotest.ErrReader(broken))
+			if _, err := decode(c.c, r, NewLimits(Options{})); !errors.Is(err, broken) || errors.Is(err, cache.ErrInvalid) {
+				t.Errorf("%s at %d: %v", c.command, n, err)
+			}
+		}
+	}
+}
+
+func TestNames(t *testing.T) {
+	l := NewLimits(Options{})
+	for _, c := range []nix.Compression{nix.Compress, nix.Grzip, nix.Lrzip, nix.Lzop, "zip", "XZ"} {
+		_, err := Decode(t.Context(), c, strings.NewReader(""), l)
+		wantRefused(t, err, cache.ErrInvalid, fmt.Sprintf("cannot decompress %q", string(c)))
+	}
+	for _, c := range []nix.Compression{nix.Brotli, nix.Bzip2, nix.Gzip, nix.LZ4, nix.Lzip, nix.LZMA, nix.XZ, nix.Zstd} {
+		_, err := decode(c, strings.NewReader(""), l)
+		wantRefused(t, err, cache.ErrInvalid, fmt.Sprintf("the %s data ends early", c))
+		_, err = decode(c, strings.NewReader(strings.Repeat("\r\x00\x00\x00", 100)), l)
+		wantRefused(t, err, cache.ErrInvalid, fmt.Sprintf("the %s data is damaged", c))
+	}
+	wantFree(t, l)
+}
+
+func TestDecodeEncoding(t *testing.T) {
+	plain := sample(5000)
+	deflated := run(t, plain, "python3", "-c", "import sys,zlib; sys.stdout.buffer.write(zlib.compress(sys.stdin.buffer.read()))")
+	gzipped := run(t, plain, "gzip")
+	l := NewLimits(Options{})
+	for _, c := range []struct {
+		encoding string
+		data     []byte
+	}{
+		{"", plain}, {"identity", plain}, {"gzip", gzipped}, {"x-gzip", gzipped}, {" GZIP ", gzipped},
+		{"br", run(t, plain, "brotli", "-c")}, {"zstd", run(t, plain, "zstd")}, {"deflate", deflated},
+		{"xz", run(t, plain, "xz")}, {"bzip2", run(t, plain, "bzip2")}, {"lzma", run(t, plain, "xz", "--format=lzma")},
+	} {
+		r, err := DecodeEncoding(t.Context(), c.encoding, bytes.NewReader(c.data), l)
+		if err != nil {
+			t.Errorf("%q: %v", c.encoding, err)
+			continue
+		}
+		if got, err := io.ReadAll(r); err != nil || !bytes.Equal(got, plain) {
+			t.Errorf("%q: %d bytes, %v", c.encoding, len(got), err)
+		}
+		r.Close()
+	}
+	for _, encoding := range []string{"gzip, br", "aws-chunked", "compress"} {
+		_, err := DecodeEncoding(t.Context(), encoding, strings.NewReader(""), l)
+		wantRefused(t, err, cache.ErrInvalid, "cannot decode Content-Encoding: ")
+	}
+	r, _ := DecodeEncoding(t.Context(), "deflate", bytes.NewReader(append(deflated, deflated...)), l)
+	_, err := io.ReadAll(r)
+	wantRefused(t, err, cache.ErrInvalid, "more after its end")
+	wantFree(t, l)
+}
+
+func TestClosed(t *testing.T) {
+	l := NewLimits(Options{})
+	r, _ := Decode(t.Context(), nix.XZ, bytes.NewReader(run(t, sample(1000), "xz")), l)
+	if _, err := io.ReadFull(r, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := r.Read(make([]byte, 5)); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("got %v", err)
+	}
+	wantFree(t, l)
+}
