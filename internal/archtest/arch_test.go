@@ -43,6 +43,9 @@ var rules = map[string]rule{
 	"internal/server":          {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/transfer":        {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
 
+	"internal/depot/blob":  {},
+	"internal/depot/chunk": {rooms: []string{"nix"}},
+
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},
