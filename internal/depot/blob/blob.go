@@ -4,6 +4,7 @@ package blob
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"time"
 )
@@ -11,10 +12,28 @@ import (
 // ErrNotFound: there is no blob of this name. Match it with errors.Is.
 var ErrNotFound = errors.New("no such blob")
 
+// maxName is the length of the longest name, in bytes.
+const maxName = 128
+
+// CheckName says what is wrong with the name of a blob, nil if nothing is.
+func CheckName(name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("the name of a blob has %d bytes, not 1 to %d", len(name), maxName)
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '.' && i > 0:
+		default:
+			return fmt.Errorf("the name of a blob is %q, and may not have %q there", name, c)
+		}
+	}
+	return nil
+}
+
 // A Store keeps blobs. All methods are safe for concurrent use, by several processes and machines at once.
 //
 // Names are 1 to 128 bytes of lower-case letters, digits, '-' and '.', not beginning with '.';
-// any other is refused with an error.
+// any other is refused with an error, that of [CheckName].
 // A name is used for one blob ever: whoever creates blobs draws names that nobody else does.
 // Nothing assumes that a store can rename, append or overwrite, nor that listing is fast.
 type Store interface {
