@@ -1,0 +1,92 @@
+package depot
+
+import (
+	"fmt"
+	"io"
+	"runtime"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+
+	"firn/internal/depot/chunk"
+)
+
+// coders compress and decompress, for everyone at once.
+//
+// Frames have no checksum of zstd's: it would cost four bytes of each and time on both ends,
+// and all that it could find, the NAR hash finds.
+type coders struct {
+	level    zstd.EncoderLevel
+	working  chan struct{} // holds something for each frame that is being made: as many as there are cores
+	encoders sync.Pool     // of *zstd.Encoder
+	decoders sync.Pool     // of *zstd.Decoder
+}
+
+func newCoders(level int) *coders {
+	return &coders{level: zstd.EncoderLevelFromZstd(level), working: make(chan struct{}, runtime.GOMAXPROCS(0))}
+}
+
+// work waits until there is a core for it, then does something that takes one.
+func (c *coders) work(f func()) {
+	c.working <- struct{}{}
+	defer func() { <-c.working }()
+	f()
+}
+
+// encoder returns an encoder, for putEncoder.
+func (c *coders) encoder() *zstd.Encoder {
+	if e, ok := c.encoders.Get().(*zstd.Encoder); ok {
+		return e
+	}
+	e, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(c.level),
+		zstd.WithWindowSize(chunk.MaxSize), // no frame is longer
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithEncoderCRC(false),
+		zstd.WithSingleSegment(true)) // so that the content size is there, however short the frame
+	if err != nil {
+		panic(fmt.Sprintf("zstd refuses constant options: %v", err))
+	}
+	return e
+}
+
+func (c *coders) putEncoder(e *zstd.Encoder) { c.encoders.Put(e) }
+
+// encode appends the frame of src to dst; of no bytes it is none.
+func (c *coders) encode(dst, src []byte) []byte {
+	e := c.encoder()
+	defer c.putEncoder(e)
+	return e.EncodeAll(src, dst)
+}
+
+// decoder returns a decoder, for putDecoder.
+func (c *coders) decoder() (*zstd.Decoder, error) {
+	if z, ok := c.decoders.Get().(*zstd.Decoder); ok {
+		return z, nil
+	}
+	return zstd.NewReader(nil,
+		zstd.WithDecoderConcurrency(1), // starts no goroutine
+		zstd.WithDecoderMaxMemory(maxFrame),
+		zstd.WithDecoderMaxWindow(maxFrame),
+		zstd.WithDecoderLowmem(true))
+}
+
+func (c *coders) putDecoder(z *zstd.Decoder) {
+	if z.Reset(nil) == nil {
+		c.decoders.Put(z)
+	}
+}
+
+// readAll is like io.ReadAll of a stream of frames, for at most most bytes.
+func (c *coders) decodeAll(r io.Reader, w io.Writer) error {
+	z, err := c.decoder()
+	if err != nil {
+		return err
+	}
+	defer c.putDecoder(z)
+	if err := z.Reset(r); err != nil {
+		return err
+	}
+	_, err = io.Copy(w, z)
+	return err
+}

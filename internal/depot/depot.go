@@ -1,0 +1,196 @@
+// Package depot keeps what is pushed to this server, and gives it back.
+//
+//	d := depot.New(cat, blobs, depot.Options{Logger: logger})
+//	part := d.For(record)                // what one cache sees of it: a cache.Source and a cache.Sink
+//	got, err := part.Receive(ctx, upload) // parsed, hashed, cut, compressed, durable; and seen by nobody
+//	info, err := part.Publish(ctx, info)  // and now seen
+//	nar, err := part.OpenCompressed(ctx, info)
+//
+// A NAR is cut into chunks ([firn/internal/depot/chunk]), each of which becomes one zstd frame; new frames of an upload
+// go into one pack, a blob. The recipe of the NAR says where its frames lie, in order, and these frames one after the
+// other are the compressed NAR, so nothing is left to do when it is served. docs/format.md describes all of it.
+//
+// A chunk is looked up by its hash before it is compressed, and not compressed if it is there. Its bytes are not read again
+// then: a pack that is damaged on disk would damage what refers to it later, too, so what [Depot.Verify] finds damaged,
+// or whoever sends it does, is neither served nor referred to any more.
+package depot
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"firn/internal/cache"
+	"firn/internal/depot/blob"
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// Options of a Depot. The zero Options will do.
+type Options struct {
+	// Level of compression on zstd's scale, 1 to 12. Zero: 3.
+	Level int
+	// MaxNARSize bounds NARs, in bytes. Zero: 64 GiB.
+	MaxNARSize int64
+	// Grace is how long something stays that nothing leads to. Zero: 24 hours.
+	Grace time.Duration
+	// RecipeMemory bounds the bytes of recipes that are kept in memory. Zero: 32 MiB.
+	RecipeMemory int64
+	// Logger gets what an operator should know. Nil: nothing is logged.
+	Logger *slog.Logger
+	// Now is the clock of the sweeps. Nil: time.Now.
+	Now func() time.Time
+}
+
+const (
+	// defaultLevel is what Nix's own caches have, and about as fast as two cores of a laptop can hash and send.
+	defaultLevel      = 3
+	defaultMaxNARSize = 64 << 30
+	defaultGrace      = 24 * time.Hour
+	defaultMemory     = 32 << 20
+
+	// maxDecoding bounds the bytes that all who are sent decompressed NARs have in memory, and maxLogs those of open logs.
+	maxDecoding = 64 << 20
+	maxLogs     = 64 << 20
+)
+
+// A Depot keeps NARs. It is safe for concurrent use.
+type Depot struct {
+	catalog catalog.Catalog
+	blobs   blob.Store
+	opts    Options
+	log     *slog.Logger
+
+	coders   *coders
+	rooms    *rooms
+	recipes  *recipes
+	packs    *packs
+	decoding *semaphore.Weighted // bytes
+	logs     *semaphore.Weighted // bytes
+	merging  sync.Mutex          // held while a realisation or build trace is replaced
+	sweeps   sweeps
+
+	right, wrong atomic.Int64 // NARs that were compared with their hash
+}
+
+// New returns a depot on a catalog and a store of packs, which stay the caller's to close, after the depot.
+func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
+	opts.Level = cmp.Or(opts.Level, defaultLevel)
+	opts.MaxNARSize = cmp.Or(opts.MaxNARSize, defaultMaxNARSize)
+	opts.Grace = cmp.Or(opts.Grace, defaultGrace)
+	opts.RecipeMemory = cmp.Or(opts.RecipeMemory, defaultMemory)
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	return &Depot{
+		catalog:  cat,
+		blobs:    blobs,
+		opts:     opts,
+		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		coders:   newCoders(opts.Level),
+		rooms:    newRooms(runtime.GOMAXPROCS(0)),
+		recipes:  &recipes{known: newLRU[catalog.Sum, *kept](opts.RecipeMemory)},
+		packs:    newPacks(blobs),
+		decoding: semaphore.NewWeighted(maxDecoding),
+		logs:     semaphore.NewWeighted(maxLogs),
+	}
+}
+
+// Close closes the packs that are open. NARs that are open cannot be read from then on.
+func (d *Depot) Close() error { return d.packs.close() }
+
+// For returns the part of the depot that a cache sees. It reads only ID and StoreDir of the record.
+func (d *Depot) For(c *catalog.Cache) *Part {
+	return &Part{d: d, id: c.ID, dir: c.StoreDir, seen: newLRU[nix.PathHash, sighting](maxSeen)}
+}
+
+// Part is the part of a depot that one cache sees. It is safe for concurrent use.
+type Part struct {
+	d    *Depot
+	id   catalog.CacheID
+	dir  nix.StoreDir
+	seen *lru[nix.PathHash, sighting]
+
+	there   atomic.Bool   // something was published in it once
+	missing atomic.Uint64 // one more than the version at which nothing was
+}
+
+var (
+	_ cache.Sink          = (*Part)(nil)
+	_ cache.Compressed    = (*Part)(nil)
+	_ cache.Versioned     = (*Part)(nil)
+	_ cache.Lister        = (*Part)(nil)
+	_ cache.Logger        = (*Part)(nil)
+	_ cache.Realiser      = (*Part)(nil)
+	_ cache.Checker       = (*Part)(nil)
+	_ cache.Verifier      = (*Part)(nil)
+	_ cache.Awaited       = (*Part)(nil)
+	_ cache.DebugInformer = (*Part)(nil)
+)
+
+// Name returns "depot".
+func (p *Part) Name() string { return "depot" }
+
+// StoreDir returns the store directory of the cache.
+func (p *Part) StoreDir() nix.StoreDir { return p.dir }
+
+// Version changes with every commit to the catalog.
+func (p *Part) Version(context.Context) (uint64, bool) { return p.d.catalog.Version() }
+
+// Check asks the catalog.
+func (p *Part) Check(ctx context.Context) error {
+	return failure("check depot", p.d.catalog.Check(ctx))
+}
+
+// Verified returns how many NARs were compared with their hashes while they were sent, in all caches.
+func (p *Part) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
+
+// IsThere reports whether something is or was published.
+func (p *Part) IsThere() bool {
+	if p.there.Load() {
+		return true
+	}
+	version, ok := p.d.catalog.Version()
+	if ok && p.missing.Load() == version+1 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, err := range p.d.catalog.AllPaths(ctx, p.id, nix.PathHash{}, false) {
+		if err != nil {
+			return false
+		}
+		p.there.Store(true)
+		return true
+	}
+	if ok {
+		p.missing.Store(version + 1)
+	}
+	return false
+}
+
+// failure describes an error of the catalog in the words of the hall.
+func failure(verb string, err error) error {
+	if err == nil {
+		return nil
+	}
+	for _, k := range []struct{ in, out error }{
+		{catalog.ErrNotFound, cache.ErrNotFound},
+		{catalog.ErrConflict, cache.ErrConflict},
+		{catalog.ErrGone, cache.ErrUnavailable},
+		{catalog.ErrUnavailable, cache.ErrUnavailable},
+	} {
+		if errors.Is(err, k.in) {
+			return fmt.Errorf("%s: %w: %w", verb, k.out, err)
+		}
+	}
+	return fmt.Errorf("%s: %w", verb, err)
+}

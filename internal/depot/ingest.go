@@ -1,0 +1,455 @@
+package depot
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"strings"
+	"sync"
+
+	"firn/internal/cache"
+	"firn/internal/depot/blob"
+	"firn/internal/depot/catalog"
+	"firn/internal/depot/chunk"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+const (
+	// minShared is how many bytes a chunk has at least that is looked up, and kept to be found.
+	// A shorter one would cost the catalog as much as it could save.
+	minShared = 1 << 10
+
+	// A NAR may have manyFrames frames, and one more for each sparse bytes of it: a bound on the memory that it takes.
+	// Beyond that, which needs tens of thousands of references, only chunks of coarse bytes and more are shared.
+	manyFrames = 16 << 10
+	sparse     = 32 << 10
+	coarse     = 64 << 10
+
+	// maxAsked is how many chunks a catalog is asked for at once.
+	maxAsked = 256
+)
+
+// A piece is a part of a NAR that becomes one frame.
+type piece struct {
+	data        []byte // of a room
+	shared      bool   // it is one chunk, and long enough to be found by its hash; the others are not
+	sum         catalog.Sum
+	known       *catalog.Chunk // the chunk that there is already, or nil
+	like        int            // number of an earlier frame of the NAR with the same bytes, or -1
+	out, length int            // where its frame is in the room, if it has one
+}
+
+// An ingest is a NAR on its way in. It is an io.Reader of the NAR, for whoever parses it:
+// what was read through it is also cut, hashed, compressed and written to a new pack, room by room.
+// The rooms of a NAR do so at once, each on a goroutine, and wait for their turn where order matters.
+type ingest struct {
+	d    *Depot
+	ctx  context.Context
+	stop context.CancelCauseFunc
+	work sync.WaitGroup
+
+	// Of the goroutine that reads.
+	src    io.Reader
+	failed error // what src failed with
+	ended  bool  // src has
+	known  bool  // the NAR is kept already, so it is only hashed
+	room   *room // that is being filled
+	served int   // bytes of it that were read
+	size   int64 // of the NAR so far
+	cutter *chunk.Cutter
+	cuts   int64 // pieces so far
+	last   turns
+
+	hash hash.Hash // in turn
+
+	// In the turn of claiming.
+	claimed int
+	seen    map[catalog.Sum]int // numbers of the frames that are shared
+
+	// In the turn of writing.
+	frames   []place
+	packs    []string
+	indices  map[string]int32
+	chunks   []catalog.Chunk
+	pack     blob.Writer // nil: nothing was written
+	packName string
+	packSize int64
+	own      int32 // index of the pack
+}
+
+// turns are closed when the rooms up to one have passed a stage.
+type turns struct{ hashed, claimed, written chan struct{} }
+
+// passed are the turns before the first.
+var passed = func() turns {
+	c := make(chan struct{})
+	close(c)
+	return turns{c, c, c}
+}()
+
+func newTurns() turns {
+	return turns{make(chan struct{}), make(chan struct{}), make(chan struct{})}
+}
+
+func (d *Depot) newIngest(ctx context.Context, dir nix.StoreDir, src io.Reader) *ingest {
+	in := &ingest{d: d, src: src, room: d.rooms.small(), cutter: chunk.NewCutter(dir), hash: sha256.New(), last: passed, own: -1}
+	in.ctx, in.stop = context.WithCancelCause(ctx)
+	return in
+}
+
+// close ends all work, and removes the pack unless that was committed.
+func (in *ingest) close() {
+	in.stop(context.Canceled)
+	in.work.Wait()
+	in.d.rooms.put(in.room)
+	if in.pack != nil {
+		in.pack.Abort()
+	}
+}
+
+// Read gives the next bytes of the NAR.
+func (in *ingest) Read(p []byte) (int, error) {
+	if in.served == in.room.n {
+		if err := in.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, in.room.buf[in.served:in.room.n])
+	in.served += n
+	return n, nil
+}
+
+// fill reads from src.
+func (in *ingest) fill() error {
+	if in.ended {
+		return io.EOF
+	}
+	if in.room.n == len(in.room.buf) {
+		if err := in.move(); err != nil {
+			in.failed = err
+			return err
+		}
+	}
+	if in.ctx.Err() != nil {
+		in.failed = context.Cause(in.ctx)
+		return in.failed
+	}
+	n, err := in.src.Read(in.room.buf[in.room.n:])
+	in.room.n += n
+	in.size += int64(n)
+	switch {
+	case in.size > in.d.opts.MaxNARSize:
+		in.failed = cache.Refuse(cache.ErrTooLarge, "this NAR has more than %d bytes", in.d.opts.MaxNARSize)
+		return in.failed
+	case err == io.EOF:
+		in.ended = true
+		if n == 0 {
+			return io.EOF
+		}
+	case err != nil:
+		in.failed = err
+		return err
+	}
+	return nil
+}
+
+// move goes on to a room with space in it.
+func (in *ingest) move() error {
+	b := in.room
+	if b.from == nil {
+		large, err := in.d.rooms.first(in.ctx)
+		if err != nil {
+			return err
+		}
+		large.n = copy(large.buf, b.buf[:b.n])
+		in.room = large
+		in.d.rooms.put(b)
+		return nil
+	}
+	in.cut(b)
+	rest := b.buf[b.cut:b.n]
+	before, own := in.last, newTurns()
+	in.last = own
+	if next := in.d.rooms.another(); next != nil {
+		next.n = copy(next.buf, rest)
+		in.room = next
+		in.work.Go(func() {
+			in.settle(b, before, own)
+			in.d.rooms.put(b)
+		})
+	} else {
+		in.settle(b, before, own)
+		n := copy(b.buf, rest)
+		b.reset()
+		b.n = n
+	}
+	in.served = in.room.n
+	return nil
+}
+
+// cut cuts what is in a room into pieces, as far as that can be told.
+func (in *ingest) cut(b *room) {
+	var open bool // the last piece may get more
+	for b.cut < b.n {
+		n, references := in.cutter.Next(b.buf[b.cut:b.n], in.ended)
+		if n == 0 {
+			break
+		}
+		least := minShared
+		if in.cuts > manyFrames+in.size/sparse {
+			least = coarse
+		}
+		data := b.buf[b.cut : b.cut+n]
+		b.cut += n
+		if references || n < least {
+			if last := len(b.pieces) - 1; open && len(b.pieces[last].data)+n <= chunk.MaxSize {
+				p := &b.pieces[last]
+				p.data = p.data[:len(p.data)+n]
+				continue
+			}
+			open = true
+			b.pieces = append(b.pieces, piece{data: data, like: -1})
+		} else {
+			open = false
+			b.pieces = append(b.pieces, piece{data: data, like: -1, shared: true})
+		}
+		in.cuts++
+	}
+}
+
+// settle hashes and keeps the pieces of a room.
+func (in *ingest) settle(b *room, before, own turns) {
+	var hashing sync.WaitGroup
+	hashing.Go(func() {
+		<-before.hashed
+		in.hash.Write(b.buf[:b.cut])
+		close(own.hashed)
+	})
+	if err := in.keep(b, before, own); err != nil {
+		in.stop(err)
+	}
+	hashing.Wait()
+}
+
+// keep writes the frames of a room that are new. It closes own.claimed and own.written.
+func (in *ingest) keep(b *room, before, own turns) error {
+	claimed := sync.OnceFunc(func() { close(own.claimed) })
+	defer close(own.written)
+	defer claimed()
+	if in.known {
+		return nil
+	}
+	in.d.coders.work(func() {
+		for i := range b.pieces {
+			if p := &b.pieces[i]; p.shared {
+				p.sum = sha256.Sum256(p.data)
+			}
+		}
+	})
+	if err := in.look(b.pieces); err != nil {
+		return err
+	}
+	<-before.claimed
+	in.claim(b.pieces)
+	claimed()
+	if in.ctx.Err() != nil {
+		return context.Cause(in.ctx)
+	}
+	in.d.coders.work(func() {
+		e := in.d.coders.encoder()
+		defer in.d.coders.putEncoder(e)
+		for i := range b.pieces {
+			if p := &b.pieces[i]; p.isNew() {
+				p.out = len(b.out)
+				b.out = e.EncodeAll(p.data, b.out)
+				p.length = len(b.out) - p.out
+			}
+		}
+	})
+	<-before.written
+	if in.ctx.Err() != nil {
+		return context.Cause(in.ctx)
+	}
+	return in.write(b)
+}
+
+func (p *piece) isNew() bool { return p.known == nil && p.like < 0 }
+
+// look finds out which pieces are kept already.
+func (in *ingest) look(pieces []piece) error {
+	sums := make([]catalog.Sum, 0, min(len(pieces), maxAsked))
+	found := map[catalog.Sum]*catalog.Chunk{}
+	ask := func() error {
+		if len(sums) == 0 {
+			return nil
+		}
+		chunks, err := in.d.catalog.Chunks(in.ctx, sums)
+		if err != nil {
+			return failure("look up chunks", err)
+		}
+		for i := range chunks {
+			found[chunks[i].Hash] = &chunks[i]
+		}
+		sums = make([]catalog.Sum, 0, cap(sums))
+		return nil
+	}
+	for i := range pieces {
+		if pieces[i].shared {
+			sums = append(sums, pieces[i].sum)
+			if len(sums) == maxAsked {
+				if err := ask(); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	if err := ask(); err != nil || len(found) == 0 {
+		return err
+	}
+	for i := range pieces {
+		if p := &pieces[i]; p.shared {
+			if c := found[p.sum]; c != nil && c.Size == int64(len(p.data)) {
+				p.known = c
+			}
+		}
+	}
+	return nil
+}
+
+// claim numbers the frames, and finds those that are there twice.
+func (in *ingest) claim(pieces []piece) {
+	for i := range pieces {
+		number := in.claimed
+		in.claimed++
+		p := &pieces[i]
+		if !p.shared || p.known != nil {
+			continue
+		}
+		if first, ok := in.seen[p.sum]; ok {
+			p.like = first
+			continue
+		}
+		if in.seen == nil {
+			in.seen = make(map[catalog.Sum]int)
+		}
+		in.seen[p.sum] = number
+	}
+}
+
+// write notes where the frames of a room lie, and writes those that are new to the pack.
+func (in *ingest) write(b *room) error {
+	if len(b.out) > 0 && in.pack == nil {
+		in.packName = strings.ToLower(rand.Text()) + ".pack"
+		w, err := in.d.blobs.Create(in.ctx, in.packName)
+		if err != nil {
+			return fmt.Errorf("create pack: %w: %w", cache.ErrUnavailable, err)
+		}
+		in.pack, in.own = w, in.index(in.packName)
+	}
+	for i := range b.pieces {
+		p := &b.pieces[i]
+		at := place{size: int32(len(p.data))}
+		switch {
+		case p.known != nil:
+			at.pack, at.off, at.length = in.index(p.known.Pack), p.known.Offset, int32(p.known.Length)
+		case p.like >= 0:
+			at = in.frames[p.like]
+		default:
+			at.pack, at.off, at.length = in.own, in.packSize+int64(p.out), int32(p.length)
+			if p.shared {
+				in.chunks = append(in.chunks, catalog.Chunk{Hash: p.sum, Pack: in.packName, Offset: at.off, Length: int64(at.length), Size: int64(at.size)})
+			}
+		}
+		in.frames = append(in.frames, at)
+	}
+	if len(b.out) == 0 {
+		return nil
+	}
+	if _, err := in.pack.Write(b.out); err != nil {
+		return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
+	}
+	in.packSize += int64(len(b.out))
+	return nil
+}
+
+// index returns the index of a pack among those of the NAR.
+func (in *ingest) index(pack string) int32 {
+	i, ok := in.indices[pack]
+	if !ok {
+		if in.indices == nil {
+			in.indices = make(map[string]int32)
+		}
+		i = int32(len(in.packs))
+		in.packs = append(in.packs, pack)
+		in.indices[pack] = i
+	}
+	return i
+}
+
+// parsers are what NARs are read with.
+var parsers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 32<<10) }}
+
+// parse reads the NAR to its end and returns its listing.
+func (in *ingest) parse() ([]byte, error) {
+	buffered := parsers.Get().(*bufio.Reader)
+	buffered.Reset(in)
+	defer func() {
+		buffered.Reset(nil)
+		parsers.Put(buffered)
+	}()
+	l := lister{coders: in.d.coders}
+	r := nar.NewReader(buffered)
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			err = r.CheckEnd()
+			if err == nil {
+				return l.end()
+			}
+		}
+		if err == nil {
+			err = l.add(h)
+		}
+		if err == nil {
+			continue
+		}
+		if in.failed != nil {
+			return nil, in.failed
+		}
+		if wrong, ok := errors.AsType[*nar.FormatError](err); ok {
+			return nil, cache.Refuse(cache.ErrInvalid, "this is no NAR that Nix would take: %v", wrong)
+		}
+		if errors.Is(err, io.ErrUnexpectedEOF) {
+			return nil, cache.Refuse(cache.ErrInvalid, "this NAR ends too early: %v", err)
+		}
+		return nil, err
+	}
+}
+
+// sum returns the NAR hash, once all of the NAR was read.
+func (in *ingest) sum() catalog.Sum {
+	<-in.last.hashed
+	in.hash.Write(in.room.buf[:in.room.n])
+	return catalog.Sum(in.hash.Sum(nil))
+}
+
+// end keeps the rest of the NAR, once all of it was read, and makes the pack durable.
+func (in *ingest) end() error {
+	in.cut(in.room)
+	err := in.keep(in.room, in.last, newTurns())
+	if err == nil && in.pack != nil {
+		if err = in.pack.Commit(in.ctx); err != nil {
+			err = fmt.Errorf("commit pack: %w: %w", cache.ErrUnavailable, err)
+		}
+	}
+	if err != nil && in.ctx.Err() != nil {
+		return context.Cause(in.ctx) // what a room before failed with
+	}
+	return err
+}

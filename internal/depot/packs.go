@@ -1,0 +1,151 @@
+package depot
+
+import (
+	"container/list"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"firn/internal/depot/blob"
+)
+
+// maxIdle bounds the packs that are open though nobody reads them. Beside them, as many are open as are being read.
+const maxIdle = 128
+
+// packs opens packs, and leaves those that were read last open for the next reader.
+type packs struct {
+	blobs blob.Store
+
+	mu     sync.Mutex
+	opened map[string]*pack
+	idle   list.List // of *pack that nobody reads; the one read last is in front
+	pinned map[string]int
+	closed bool
+}
+
+// A pack is open for reading.
+type pack struct {
+	blob.Blob
+	name    string
+	readers int
+	gone    bool          // not to be found any more
+	idle    *list.Element // nil: somebody reads it
+}
+
+func newPacks(blobs blob.Store) *packs {
+	return &packs{blobs: blobs, opened: make(map[string]*pack), pinned: make(map[string]int)}
+}
+
+var errClosed = errors.New("the depot is closed")
+
+// get opens a pack, for release.
+func (p *packs) get(ctx context.Context, name string) (*pack, error) {
+	if o, err := p.reuse(name); o != nil || err != nil {
+		return o, err
+	}
+	b, err := p.blobs.Open(ctx, name)
+	if err != nil {
+		return nil, fmt.Errorf("open pack %s: %w", name, err)
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := &pack{Blob: b, name: name, readers: 1}
+	if p.opened[name] == nil && !p.closed {
+		p.opened[name] = o
+	} else {
+		o.gone = true // somebody else was faster
+	}
+	return o, nil
+}
+
+func (p *packs) reuse(name string) (*pack, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, errClosed
+	}
+	o := p.opened[name]
+	if o != nil {
+		if o.idle != nil {
+			p.idle.Remove(o.idle)
+			o.idle = nil
+		}
+		o.readers++
+	}
+	return o, nil
+}
+
+func (p *packs) release(o *pack) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o.readers--
+	switch {
+	case o.readers > 0:
+		return
+	case o.gone || p.closed:
+		o.Close()
+		return
+	}
+	o.idle = p.idle.PushFront(o)
+	if p.idle.Len() > maxIdle {
+		p.end(p.idle.Back().Value.(*pack))
+	}
+}
+
+// end closes a pack that nobody reads.
+func (p *packs) end(o *pack) {
+	p.idle.Remove(o.idle)
+	delete(p.opened, o.name)
+	o.Close()
+}
+
+// pin has packs not deleted, until unpin.
+func (p *packs) pin(names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range names {
+		p.pinned[name]++
+	}
+}
+
+func (p *packs) unpin(names []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, name := range names {
+		if p.pinned[name]--; p.pinned[name] == 0 {
+			delete(p.pinned, name)
+		}
+	}
+}
+
+// forget closes a pack that is to be deleted, unless it is pinned.
+func (p *packs) forget(name string) (ok bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pinned[name] > 0 {
+		return false
+	}
+	if o := p.opened[name]; o != nil {
+		if o.idle != nil {
+			p.end(o)
+		} else {
+			o.gone = true
+			delete(p.opened, name)
+		}
+	}
+	return true
+}
+
+func (p *packs) close() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	var errs []error
+	for p.idle.Len() > 0 {
+		o := p.idle.Remove(p.idle.Front()).(*pack)
+		delete(p.opened, o.name)
+		errs = append(errs, o.Close())
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,192 @@
+package depot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"firn/nix/nar"
+)
+
+// plain is a NAR that is decompressed while it is sent.
+type plain struct{ opened }
+
+// Size is the NAR size.
+func (p *plain) Size() int64 { return p.size }
+
+// WriteRange decompresses the frames of a range. The first time that the whole NAR is written, it is compared with its hash before its last bytes are.
+func (p *plain) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
+	err := outside(off, n, p.size)
+	if err == nil && n > 0 {
+		err = p.write(ctx, w, off, n)
+	}
+	if errors.Is(err, nar.ErrMismatch) {
+		p.damaged(ctx)
+	}
+	return p.describe(p.d.readFailure(err))
+}
+
+func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
+	r, err := p.d.readFrames(ctx, p.recipe, off)
+	if err != nil {
+		return err
+	}
+	defer r.close()
+	hash := sha256.New()
+	verify := off == 0 && n == p.size && !p.right.Load()
+	for n > 0 {
+		data, err := r.next(ctx)
+		if err != nil {
+			return err
+		}
+		data = data[off-r.raw:]
+		data = data[:min(n, int64(len(data)))]
+		if verify {
+			hash.Write(data)
+			if int64(len(data)) == n {
+				if [sha256.Size]byte(hash.Sum(nil)) != p.hash {
+					return nar.ErrMismatch
+				}
+				p.right.Store(true)
+				p.d.right.Add(1)
+			}
+		}
+		if _, err := w.Write(data); err != nil {
+			return err
+		}
+		off, n = off+int64(len(data)), n-int64(len(data))
+	}
+	return nil
+}
+
+// damaged withholds a NAR that was just found to be other bytes than it should.
+func (p *plain) damaged(ctx context.Context) {
+	p.d.wrong.Add(1)
+	p.d.log.Error("a NAR is damaged, and not served any more: run firn verify", "nar_hash", fmt.Sprintf("%x", p.hash))
+	ctx = context.WithoutCancel(ctx)
+	if _, err := p.d.verifyNAR(ctx, p.hash, true, nil); err != nil {
+		p.d.log.Error("could not withhold a damaged NAR", "nar_hash", fmt.Sprintf("%x", p.hash), "error", err)
+	}
+}
+
+const (
+	// readSize is how many bytes of a pack are read at once, if they are of more than one frame.
+	readSize = 256 << 10
+)
+
+// A frameReader decompresses the frames of a NAR, one after the other.
+type frameReader struct {
+	d      *Depot
+	recipe *recipe
+	at     cursor // the next frame
+	weight int64
+
+	packed *buffer
+	read   []byte // what was read of frames from at on
+	data   *buffer
+	raw    int64 // where the current frame begins in the NAR
+	pack   *pack
+}
+
+// packeds are buffers for frames of packs, and datas for what is in them.
+var (
+	packeds = sync.Pool{New: func() any { return &buffer{make([]byte, readSize)} }}
+	datas   = sync.Pool{New: func() any { return &buffer{make([]byte, 0, readSize)} }}
+)
+
+// readFrames returns a reader of the frames from the one on that has the byte at off, once there is memory for it.
+func (d *Depot) readFrames(ctx context.Context, r *recipe, off int64) (*frameReader, error) {
+	weight := int64(2 * readSize)
+	for _, f := range r.frames {
+		weight = max(weight, int64(f.size)+int64(f.length))
+	}
+	if err := d.decoding.Acquire(ctx, weight); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	return &frameReader{d: d, recipe: r, at: r.find(off), weight: weight, packed: packeds.Get().(*buffer), data: datas.Get().(*buffer)}, nil
+}
+
+func (r *frameReader) close() {
+	if r.pack != nil {
+		r.d.packs.release(r.pack)
+	}
+	if cap(r.packed.buf) == readSize {
+		packeds.Put(r.packed)
+	}
+	if cap(r.data.buf) == readSize {
+		datas.Put(r.data)
+	}
+	r.d.decoding.Release(r.weight)
+}
+
+// more reports whether there is another frame.
+func (r *frameReader) more() bool { return r.at.frame < len(r.recipe.frames) }
+
+// next returns the bytes of the next frame, valid until the next call. ErrMismatch if they cannot be those that were kept.
+// It goes on behind a frame that it fails at.
+func (r *frameReader) next(ctx context.Context) ([]byte, error) {
+	f := r.recipe.frames[r.at.frame]
+	r.raw = r.at.raw
+	err := ctx.Err()
+	if err != nil {
+		err = context.Cause(ctx)
+	} else if len(r.read) == 0 {
+		err = r.fill(ctx)
+	}
+	r.recipe.advance(&r.at)
+	if err != nil {
+		return nil, err
+	}
+	packed := r.read[:f.length]
+	r.read = r.read[f.length:]
+	z, err := r.d.coders.decoder()
+	if err != nil {
+		return nil, err
+	}
+	defer r.d.coders.putDecoder(z)
+	if cap(r.data.buf) < int(f.size) {
+		r.data.buf = make([]byte, 0, f.size)
+	}
+	data, err := z.DecodeAll(packed, r.data.buf[:0])
+	if err != nil {
+		return nil, fmt.Errorf("%w: decompress: %w", nar.ErrMismatch, err)
+	}
+	if len(data) != int(f.size) {
+		return nil, fmt.Errorf("%w: a frame of %d bytes has %d", nar.ErrMismatch, f.size, len(data))
+	}
+	return data, nil
+}
+
+// fill reads the next frame, and those behind it that there is room for.
+func (r *frameReader) fill(ctx context.Context) error {
+	e := r.at.extent
+	name := r.recipe.packs[r.recipe.extents[e].pack]
+	if r.pack == nil || r.pack.name != name {
+		if r.pack != nil {
+			r.d.packs.release(r.pack)
+		}
+		var err error
+		if r.pack, err = r.d.packs.get(ctx, name); err != nil {
+			return err
+		}
+	}
+	n := 0
+	for i := r.at.frame; i < r.recipe.last(e); i++ {
+		length := int(r.recipe.frames[i].length)
+		if n > 0 && n+length > len(r.packed.buf) {
+			break
+		}
+		n += length
+	}
+	if n > len(r.packed.buf) {
+		r.packed.buf = make([]byte, n)
+	}
+	if err := readFull(r.pack, r.packed.buf[:n], r.at.off); err != nil {
+		return err
+	}
+	r.read = r.packed.buf[:n]
+	return nil
+}

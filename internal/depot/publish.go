@@ -1,0 +1,134 @@
+package depot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+// Received returns what was kept from an upload. One that is damaged by now was not: it should be sent again.
+func (p *Part) Received(ctx context.Context, url string) (cache.Received, error) {
+	u, err := p.d.catalog.Upload(ctx, p.id, url)
+	if err != nil {
+		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
+	}
+	if _, err := p.d.whole(ctx, u.NARHash); err != nil {
+		return cache.Received{}, fmt.Errorf("look up upload %q: %w", url, err)
+	}
+	return cache.Received{
+		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
+		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
+	}, nil
+}
+
+// OpenReceived opens a NAR that Received returned, to be decompressed while it is sent.
+func (p *Part) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
+	k, err := p.own(ctx, r.NARHash)
+	if err != nil {
+		return nil, fmt.Errorf("open NAR %v: %w", r.NARHash, err)
+	}
+	return &plain{p.d.open(k)}, nil
+}
+
+// own finds a NAR that was sent to this cache. Of others, it does not tell whether they are there.
+func (p *Part) own(ctx context.Context, hash nix.Hash) (*kept, error) {
+	if hash.Algorithm() != nix.SHA256 {
+		return nil, fmt.Errorf("%w: it is no SHA-256", cache.ErrNotFound)
+	}
+	k, err := p.d.whole(ctx, catalog.Sum(hash.Sum()))
+	if err != nil {
+		return nil, err
+	}
+	leads, err := p.d.catalog.Leads(ctx, p.id, k.id)
+	if err != nil {
+		return nil, failure("look up uploads", err)
+	}
+	if !leads {
+		return nil, cache.ErrNotFound
+	}
+	return k, nil
+}
+
+// Publish makes a path visible, together with the debug info that lies in its NAR.
+func (p *Part) Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error) {
+	there, err := p.publish(ctx, info)
+	if err != nil {
+		return nil, fmt.Errorf("publish %v: %w", info.Path, err)
+	}
+	return there, nil
+}
+
+func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error) {
+	k, err := p.own(ctx, info.NARHash)
+	if err != nil {
+		return nil, err
+	}
+	if k.size != info.NARSize {
+		return nil, fmt.Errorf("%w: its NAR has %d bytes, not %d", cache.ErrNotFound, k.size, info.NARSize)
+	}
+	debug, err := p.d.debugInfo(ctx, k.hash, info.Path.Hash())
+	if err != nil {
+		return nil, err
+	}
+	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id}, debug)
+	if errors.Is(err, catalog.ErrGone) {
+		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
+	}
+	if err != nil {
+		return nil, failure("write catalog", err)
+	}
+	p.there.Store(true)
+	return &there.Info, nil
+}
+
+// debugDir is where files with debug information are, named by their build IDs: xx/yyy….debug.
+const debugDir = "lib/debug/.build-id/"
+
+// debugInfo finds the debug information in a NAR.
+func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHash) ([]catalog.DebugInfo, error) {
+	text, err := d.catalog.Listing(ctx, hash)
+	if err != nil {
+		return nil, failure("read listing", err)
+	}
+	var found []catalog.DebugInfo
+	for h, err := range d.coders.entries(text) {
+		if err != nil {
+			return nil, err
+		}
+		if id, ok := buildID(h); ok {
+			found = append(found, catalog.DebugInfo{BuildID: id, Path: path, Member: h.Path})
+		}
+	}
+	return found, nil
+}
+
+// buildID returns the build ID of a file with debug information.
+func buildID(h *nar.Header) (string, bool) {
+	name, ok := strings.CutPrefix(h.Path, debugDir)
+	if !ok || h.Type != nar.TypeRegular || len(name) != 2+1+38+len(".debug") || name[2] != '/' || !strings.HasSuffix(name, ".debug") {
+		return "", false
+	}
+	id := name[:2] + name[3:41]
+	return id, isBuildID(id)
+}
+
+// isBuildID reports whether s is 40 lower-case hexadecimal digits.
+func isBuildID(s string) bool { return len(s) == 40 && strings.Trim(s, "0123456789abcdef") == "" }
+
+// DebugInfo returns where the debug information of a build ID is.
+func (p *Part) DebugInfo(ctx context.Context, buildID string) (nix.PathHash, string, error) {
+	if !isBuildID(buildID) {
+		return nix.PathHash{}, "", fmt.Errorf("find build ID %q: %w", buildID, cache.ErrNotFound)
+	}
+	found, err := p.d.catalog.DebugInfo(ctx, p.id, buildID)
+	if err != nil {
+		return nix.PathHash{}, "", failure("find build ID "+buildID, err)
+	}
+	return found.Path, found.Member, nil
+}

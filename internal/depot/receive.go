@@ -1,0 +1,120 @@
+package depot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// Receive reads a NAR and keeps it. One that is kept already leaves nothing behind but its name.
+//
+// The order is that of the promises: the NAR is parsed and hashed to its end, what the client said of it is checked,
+// the pack becomes durable, and only then the catalog hears of it.
+func (p *Part) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
+	r, err := p.receive(ctx, u)
+	if err != nil {
+		return cache.Received{}, fmt.Errorf("receive NAR %q: %w", u.URL, err)
+	}
+	return r, nil
+}
+
+func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, err error) {
+	in := p.d.newIngest(ctx, p.dir, u.NAR)
+	defer in.close()
+	if u.NARHash.Algorithm() == nix.SHA256 {
+		// A NAR that is there already is not cut, but read and checked nevertheless.
+		n, err := p.d.catalog.NAR(ctx, catalog.Sum(u.NARHash.Sum()))
+		in.known = err == nil && !n.Damaged
+	}
+	listing, err := in.parse()
+	if err != nil {
+		return r, err
+	}
+	sum := in.sum()
+	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.size}
+	r.FileHash, r.FileSize = r.NARHash, r.NARSize
+	if u.File != nil {
+		if r.FileHash, r.FileSize, err = u.File(); err != nil {
+			return r, err
+		}
+		if r.FileHash.Algorithm() != nix.SHA256 {
+			return r, fmt.Errorf("%w: %v is no SHA-256", cache.ErrInvalid, r.FileHash)
+		}
+	}
+	if !u.NARHash.IsZero() && u.NARHash != r.NARHash {
+		return r, cache.Refuse(cache.ErrInvalid, "this NAR has the hash %v, not %v", r.NARHash, u.NARHash)
+	}
+	if u.NARSize != 0 && u.NARSize != r.NARSize {
+		return r, cache.Refuse(cache.ErrInvalid, "this NAR has %d bytes, not %d", r.NARSize, u.NARSize)
+	}
+	upload := &catalog.Upload{
+		Cache: p.id, Name: u.URL,
+		NARHash: sum, NARSize: r.NARSize,
+		FileHash: catalog.Sum(r.FileHash.Sum()), FileSize: r.FileSize,
+	}
+	if upload.Name == "" {
+		upload.Name = "nar/" + r.NARHash.Nix32() + ".nar"
+	}
+	there, err := p.again(ctx, upload)
+	if err != nil || there {
+		return r, err
+	}
+	if in.known {
+		return r, fmt.Errorf("%w: the NAR was swept while it was sent", cache.ErrUnavailable)
+	}
+	return r, p.add(ctx, in, upload, listing)
+}
+
+// again adds an upload of a NAR that is there, and returns whether it is.
+func (p *Part) again(ctx context.Context, u *catalog.Upload) (bool, error) {
+	n, err := p.d.catalog.NAR(ctx, u.NARHash)
+	switch {
+	case errors.Is(err, catalog.ErrNotFound):
+		return false, nil
+	case err != nil:
+		return false, failure("look up NAR", err)
+	case n.Damaged:
+		return false, nil
+	}
+	u.NAR = n.ID
+	err = p.d.catalog.AddUpload(ctx, u)
+	if errors.Is(err, catalog.ErrGone) {
+		return false, nil
+	}
+	return err == nil, failure("add upload", err)
+}
+
+// add keeps what was ingested.
+func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
+	if err := in.end(); err != nil {
+		return err
+	}
+	n := &catalog.NewNAR{
+		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: in.packs},
+		Chunks:  in.chunks,
+		Listing: listing,
+		Upload:  u,
+	}
+	for _, f := range in.frames {
+		n.FileSize += int64(f.length)
+	}
+	n.Recipe = appendRecipe(nil, in.frames)
+	if in.pack != nil {
+		n.Pack = &catalog.Pack{Name: in.packName, Size: in.packSize}
+	}
+	_, added, err := p.d.catalog.AddNAR(ctx, n)
+	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds the pack.
+	if in.pack != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
+		if derr := p.d.blobs.Delete(context.WithoutCancel(ctx), in.packName); derr != nil {
+			p.d.log.Warn("a pack that nobody needs is left for the next sweep", "pack", in.packName, "error", derr)
+		}
+	}
+	if err == nil && added {
+		p.d.recipes.known.drop(u.NARHash) // that of a NAR that was damaged
+	}
+	return failure("add NAR", err)
+}

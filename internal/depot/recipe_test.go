@@ -1,0 +1,134 @@
+package depot
+
+import (
+	"slices"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"firn/internal/depot/catalog"
+	"firn/internal/depot/chunk"
+)
+
+// drawPlaces draws where the frames of a NAR lie, in the given number of packs.
+func drawPlaces(t *rapid.T, packs int) []place {
+	places := []place{}
+	for range rapid.IntRange(1, 20).Draw(t, "frames") {
+		p := place{
+			pack:   int32(rapid.IntRange(0, packs-1).Draw(t, "pack")),
+			size:   int32(rapid.IntRange(1, chunk.MaxSize).Draw(t, "size")),
+			length: int32(rapid.IntRange(1, maxFrame).Draw(t, "length")),
+			off:    rapid.Int64Range(0, 1<<40).Draw(t, "off"),
+		}
+		if len(places) > 0 && rapid.Bool().Draw(t, "follows") {
+			last := places[len(places)-1]
+			p.pack, p.off = last.pack, last.end()
+		}
+		places = append(places, p)
+	}
+	return places
+}
+
+func recordOf(places []place, packs int) *catalog.NAR {
+	n := &catalog.NAR{Recipe: appendRecipe(nil, places), Packs: make([]string, packs)}
+	for _, p := range places {
+		n.Size += int64(p.size)
+		n.FileSize += int64(p.length)
+	}
+	return n
+}
+
+func TestRecipe(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		const packs = 3
+		places := drawPlaces(t, packs)
+		r, err := parseRecipe(recordOf(places, packs))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := r.places(); !slices.Equal(got, places) {
+			t.Fatalf("got %v, want %v", got, places)
+		}
+		off := rapid.Int64Range(0, r.size-1).Draw(t, "at")
+		c := r.find(off)
+		if f := r.frames[c.frame]; off < c.raw || off >= c.raw+int64(f.size) || c.off != places[c.frame].off || r.extents[c.extent].pack != int(places[c.frame].pack) {
+			t.Errorf("byte %d: got %+v", off, c)
+		}
+		packed := rapid.Int64Range(0, r.fileSize-1).Draw(t, "packed")
+		i := r.at(packed)
+		if e := r.extents[i]; packed < e.start || packed >= e.start+r.length(i) {
+			t.Errorf("byte %d of frames is not in extent %d, %+v", packed, i, e)
+		}
+	})
+}
+
+// places is the inverse of appendRecipe.
+func (r *recipe) places() []place {
+	var all []place
+	for c := (cursor{off: r.extents[0].off}); c.frame < len(r.frames); r.advance(&c) {
+		f := r.frames[c.frame]
+		all = append(all, place{pack: int32(r.extents[c.extent].pack), size: int32(f.size), length: int32(f.length), off: c.off})
+	}
+	return all
+}
+
+func TestRecipeGolden(t *testing.T) {
+	places := []place{{0, 1000, 300, 0}, {0, 5, 18, 300}, {1, 1 << 20, 1, 1 << 33}, {0, 7, 20, 318}}
+	want := "\x01" +
+		"\x00\x00\x02" + "\xe8\x07\xac\x02" + "\x05\x12" +
+		"\x01\x80\x80\x80\x80\x20\x01" + "\x80\x80\x40\x01" +
+		"\x00\xbe\x02\x01" + "\x07\x14"
+	if diff := cmp.Diff([]byte(want), appendRecipe(nil, places)); diff != "" {
+		t.Errorf("recipe (-want +got):\n%s", diff)
+	}
+}
+
+func TestRecipeMalformed(t *testing.T) {
+	for name, text := range map[string]string{
+		"empty":             "",
+		"version":           "\x02\x00\x00\x01\x01\x01",
+		"no runs":           "\x01",
+		"no frames":         "\x01\x00\x00\x00",
+		"cut off":           "\x01\x00\x00\x01\x01",
+		"pack":              "\x01\x02\x00\x01\x01\x01",
+		"size zero":         "\x01\x00\x00\x01\x00\x01",
+		"length zero":       "\x01\x00\x00\x01\x01\x00",
+		"size":              "\x01\x00\x00\x01\x81\x80\x40\x01",
+		"longer than it is": "\x01\x80\x00\x00\x01\x01\x01",
+		"count":             "\x01\x00\x00\xff\xff\xff\x7f\x01\x01",
+		"two runs for one":  "\x01\x00\x00\x01\x01\x01\x00\x01\x01\x01\x01",
+		"overflow":          "\x01\x00\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01\x01\x01\x01",
+	} {
+		r := &recipe{packs: make([]string, 2)}
+		if err := r.parse([]byte(text)); err == nil {
+			t.Errorf("%s: parsed to %+v", name, r)
+		}
+	}
+	n := recordOf([]place{{0, 10, 20, 0}}, 1)
+	for _, change := range []func(*catalog.NAR){func(n *catalog.NAR) { n.Size++ }, func(n *catalog.NAR) { n.FileSize-- }} {
+		other := *n
+		change(&other)
+		if _, err := parseRecipe(&other); err == nil {
+			t.Errorf("parsed a recipe that is not of %+v", other)
+		}
+	}
+}
+
+// FuzzRecipe: whatever parses is the only form of what it says.
+func FuzzRecipe(f *testing.F) {
+	f.Add(appendRecipe(nil, []place{{0, 1000, 300, 0}, {0, 5, 18, 300}, {1, 1 << 20, 1, 1 << 33}, {0, 7, 20, 318}}))
+	f.Add([]byte("\x01\x00\x00\x01\x01\x01"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		r := &recipe{packs: make([]string, 3)}
+		if r.parse(text) != nil {
+			return
+		}
+		if len(r.frames)*2 > len(text) || len(r.extents)*5 > len(text) {
+			t.Errorf("%d bytes became %d frames in %d extents", len(text), len(r.frames), len(r.extents))
+		}
+		if got := appendRecipe(nil, r.places()); !slices.Equal(got, text) {
+			t.Errorf("%x became %x", text, got)
+		}
+	})
+}

@@ -1,0 +1,219 @@
+package depot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+// maxSeen is how many published paths a part remembers, some 200 bytes each.
+const maxSeen = 16 << 10
+
+// A sighting is what was published under a path hash.
+type sighting struct {
+	version uint64 // of the catalog
+	nar     catalog.Sum
+}
+
+// recipes remembers the recipes of NARs.
+type recipes struct{ known *lru[catalog.Sum, *kept] }
+
+// kept is a NAR that was found in the catalog.
+type kept struct {
+	*recipe
+	id      catalog.NARID
+	hash    catalog.Sum
+	damaged bool
+	version atomic.Uint64 // of the catalog, when this was last known to be right
+	right   atomic.Bool   // it was compared with its hash by this process
+}
+
+// find returns what is kept of a NAR.
+func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
+	version, ok := d.catalog.Version()
+	k, known := d.recipes.known.get(hash)
+	if known && ok && k.version.Load() == version {
+		return k, nil
+	}
+	n, err := d.catalog.NAR(ctx, hash)
+	if err != nil {
+		return nil, failure("find NAR", err)
+	}
+	r, err := parseRecipe(n)
+	if err != nil {
+		return nil, err
+	}
+	if known && k.id == n.ID && k.tag == r.tag && k.damaged == n.Damaged {
+		k.version.Store(version)
+		return k, nil
+	}
+	k = &kept{recipe: r, id: n.ID, hash: hash, damaged: n.Damaged}
+	k.version.Store(version)
+	if ok {
+		d.recipes.known.put(hash, k, r.memSize())
+	}
+	return k, nil
+}
+
+// whole is find for a NAR that is to be sent.
+func (d *Depot) whole(ctx context.Context, hash catalog.Sum) (*kept, error) {
+	k, err := d.find(ctx, hash)
+	if err == nil && k.damaged {
+		return nil, fmt.Errorf("find NAR %x: %w: it is damaged", hash, cache.ErrNotFound)
+	}
+	return k, err
+}
+
+// PathInfo returns what was published.
+func (p *Part) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	path, err := p.d.catalog.Path(ctx, p.id, hash)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil, missError{hash}
+	}
+	if err != nil {
+		return nil, failure("look up path hash "+hash.String(), err)
+	}
+	return &path.Info, nil
+}
+
+// missError is the answer to the most frequent question, made without formatting anything.
+type missError struct{ hash nix.PathHash }
+
+func (e missError) Error() string { return fmt.Sprintf("look up path hash %v: not found", e.hash) }
+func (e missError) Unwrap() error { return cache.ErrNotFound }
+
+// published returns the NAR of a path info that this part gave, if it is still published.
+func (p *Part) published(ctx context.Context, info *nix.PathInfo) (*kept, error) {
+	if info.NARHash.Algorithm() != nix.SHA256 {
+		return nil, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
+	}
+	want := catalog.Sum(info.NARHash.Sum())
+	hash := info.Path.Hash()
+	version, ok := p.d.catalog.Version()
+	s, known := p.seen.get(hash)
+	if !known || !ok || s.version != version {
+		path, err := p.d.catalog.Path(ctx, p.id, hash)
+		if err != nil {
+			return nil, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
+		}
+		s = sighting{version, catalog.Sum(path.Info.NARHash.Sum())}
+		if ok {
+			p.seen.put(hash, s, 1)
+		}
+	}
+	if s.nar != want {
+		return nil, fmt.Errorf("find NAR of %v: %w: it is another one", info.Path, cache.ErrNotFound)
+	}
+	k, err := p.d.whole(ctx, want)
+	if err != nil {
+		return nil, fmt.Errorf("find NAR of %v: %w", info.Path, err)
+	}
+	return k, nil
+}
+
+// Listing returns the listing of a published path.
+func (p *Part) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
+	k, err := p.published(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	l, err := p.d.listing(ctx, k.hash)
+	if err != nil {
+		return nil, fmt.Errorf("list NAR of %v: %w", info.Path, err)
+	}
+	return l, nil
+}
+
+func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, error) {
+	text, err := d.catalog.Listing(ctx, hash)
+	if err != nil {
+		return nil, failure("read listing", err)
+	}
+	l := &nar.Listing{}
+	for h, err := range d.coders.entries(text) {
+		if err != nil {
+			return nil, err
+		}
+		l.Entries = append(l.Entries, *h)
+	}
+	return l, nil
+}
+
+// Compression returns zstd.
+func (p *Part) Compression() nix.Compression { return nix.Zstd }
+
+// StatCompressed returns the size of the frames of a NAR, and a tag that is another one if they are others.
+func (p *Part) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, string, error) {
+	k, err := p.published(ctx, info)
+	if err != nil {
+		return 0, "", err
+	}
+	return k.fileSize, k.tag, nil
+}
+
+// OpenCompressed opens the frames of a NAR.
+func (p *Part) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
+	k, err := p.published(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	return &frames{p.d.open(k)}, nil
+}
+
+// OpenNAR opens a NAR, to be decompressed while it is sent.
+func (p *Part) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
+	k, err := p.published(ctx, info)
+	if err != nil {
+		return nil, err
+	}
+	return &plain{p.d.open(k)}, nil
+}
+
+// opened is a NAR that is open, and keeps its packs from being deleted.
+type opened struct {
+	d *Depot
+	*kept
+	closed bool
+}
+
+func (d *Depot) open(k *kept) opened {
+	d.packs.pin(k.packs)
+	return opened{d: d, kept: k}
+}
+
+// Close lets the packs be deleted.
+func (o *opened) Close() error {
+	if !o.closed {
+		o.closed = true
+		o.d.packs.unpin(o.packs)
+	}
+	return nil
+}
+
+func (o *opened) describe(err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("write NAR %s: %w", nix.SHA256Sum(o.hash), err)
+}
+
+// outside returns an error if a range is not within size bytes.
+func outside(off, n, size int64) error {
+	if off < 0 || n < 0 || off > size-n {
+		return fmt.Errorf("%d bytes from %d on are not within its %d bytes", n, off, size)
+	}
+	return nil
+}
+
+// buffer is memory for reading packs.
+type buffer struct{ buf []byte }
+
+// gathers are buffers that short extents are gathered in.
+var gathers = sync.Pool{New: func() any { return &buffer{make([]byte, gatherSize)} }}

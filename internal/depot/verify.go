@@ -1,0 +1,282 @@
+package depot
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"slices"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// VerifyOptions says what to verify. The zero VerifyOptions is everything that is kept.
+type VerifyOptions struct {
+	// Caches has the names of those whose paths are verified. Nil: all, and NARs that are in none.
+	Caches []string
+	// Path is the one path to verify. Zero: all.
+	Path nix.PathHash
+	// Repair withholds what is damaged, has no new upload refer to it, and serves what was withheld and is whole again.
+	Repair bool
+	// Progress is told, now and then and by one goroutine at a time, how many bytes of NARs were verified, of how many. Nil: nobody is.
+	Progress func(done, total int64)
+}
+
+// A Report is what a verification found.
+type Report struct {
+	NARs    int64 // that were read
+	Bytes   int64 // of them
+	Damaged []Damage
+	Healed  int64 // NARs that were withheld and are whole; they are served again if that was to be repaired
+}
+
+// A Damage is a NAR that is not whole, at one of the paths that it is published at.
+type Damage struct {
+	Cache   string        // "" if it is published nowhere
+	Path    nix.StorePath // zero if it is published nowhere
+	NARHash nix.Hash
+	Reason  error
+}
+
+// ErrNoCache: there is no cache of a name. Match it with errors.Is.
+var ErrNoCache = errors.New("no such cache")
+
+// Verify reads NARs from their packs as if to send them, and compares them with their hashes, the format, and their listings.
+// It can run while the depot is used, by other processes too. An error says that it could not go on.
+func (d *Depot) Verify(ctx context.Context, opts VerifyOptions) (Report, error) {
+	v := &verification{d: d, opts: opts, damaged: make(map[catalog.NARID]damagedNAR)}
+	if err := v.run(ctx); err != nil {
+		return v.report, fmt.Errorf("verify depot: %w", err)
+	}
+	return v.report, nil
+}
+
+type verification struct {
+	d      *Depot
+	opts   VerifyOptions
+	caches []*catalog.Cache
+
+	mu      sync.Mutex
+	report  Report
+	done    int64
+	total   int64
+	damaged map[catalog.NARID]damagedNAR
+}
+
+type damagedNAR struct {
+	hash   catalog.Sum
+	reason error
+}
+
+func (v *verification) run(ctx context.Context) error {
+	if err := v.choose(ctx); err != nil {
+		return err
+	}
+	if err := v.measure(ctx); err != nil {
+		return err
+	}
+	group, gctx := errgroup.WithContext(ctx)
+	group.SetLimit(maxVerifiers())
+	for n, err := range v.nars(gctx) {
+		if err != nil {
+			return errors.Join(err, group.Wait())
+		}
+		if gctx.Err() != nil {
+			break
+		}
+		group.Go(func() error { return v.verify(gctx, n) })
+	}
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return v.name(ctx)
+}
+
+// choose finds the caches that are asked for.
+func (v *verification) choose(ctx context.Context) error {
+	all, err := v.d.catalog.Caches(ctx)
+	if err != nil {
+		return failure("read caches", err)
+	}
+	for _, name := range v.opts.Caches {
+		if !slices.ContainsFunc(all, func(c *catalog.Cache) bool { return c.Name == name }) {
+			return fmt.Errorf("%w: %q", ErrNoCache, name)
+		}
+	}
+	for _, c := range all {
+		if v.opts.Caches == nil || slices.Contains(v.opts.Caches, c.Name) {
+			v.caches = append(v.caches, c)
+		}
+	}
+	return nil
+}
+
+// all reports whether NARs that are published nowhere are asked for too.
+func (v *verification) all() bool { return v.opts.Caches == nil && v.opts.Path == nix.PathHash{} }
+
+// measure finds out how many bytes there are to verify.
+func (v *verification) measure(ctx context.Context) error {
+	if v.opts.Path != (nix.PathHash{}) {
+		return nil // it is told with its first byte
+	}
+	if v.all() {
+		counts, err := v.d.catalog.Count(ctx, nil)
+		v.total = counts.NARBytes
+		return failure("count NARs", err)
+	}
+	for _, c := range v.caches {
+		counts, err := v.d.catalog.Count(ctx, &c.ID)
+		if err != nil {
+			return failure("count NARs", err)
+		}
+		v.total += counts.NARBytes
+	}
+	return nil
+}
+
+// nars yields the NARs to verify, each once.
+func (v *verification) nars(ctx context.Context) iter.Seq2[catalog.NAR, error] {
+	return func(yield func(catalog.NAR, error) bool) {
+		if v.all() {
+			for n, err := range v.d.catalog.AllNARs(ctx, 0) {
+				if err != nil {
+					yield(catalog.NAR{}, failure("list NARs", err))
+					return
+				}
+				if !yield(*n, nil) {
+					return
+				}
+			}
+			return
+		}
+		seen := make(map[catalog.NARID]bool)
+		for p, err := range v.paths(ctx) {
+			if err != nil {
+				yield(catalog.NAR{}, err)
+				return
+			}
+			n := catalog.NAR{ID: p.NAR, Hash: catalog.Sum(p.Info.NARHash.Sum()), Size: p.Info.NARSize}
+			if seen[n.ID] {
+				v.progress(n.Size)
+				continue
+			}
+			seen[n.ID] = true
+			if !yield(n, nil) {
+				return
+			}
+		}
+	}
+}
+
+// A namedPath is a path in a cache.
+type namedPath struct {
+	*catalog.Path
+	cache string
+}
+
+// paths yields the paths that are asked for, withheld ones too.
+func (v *verification) paths(ctx context.Context) iter.Seq2[namedPath, error] {
+	return func(yield func(namedPath, error) bool) {
+		for _, c := range v.caches {
+			for _, damaged := range []bool{false, true} {
+				for p, err := range v.list(ctx, c, damaged) {
+					if err != nil {
+						yield(namedPath{}, failure("list paths of cache "+c.Name, err))
+						return
+					}
+					if v.opts.Path != (nix.PathHash{}) && p.Info.Path.Hash() != v.opts.Path {
+						continue
+					}
+					if !yield(namedPath{p, c.Name}, nil) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// list yields the paths of a cache. It does not go through all of them where one is asked for, unless they are withheld: these are few.
+func (v *verification) list(ctx context.Context, c *catalog.Cache, damaged bool) iter.Seq2[*catalog.Path, error] {
+	if v.opts.Path == (nix.PathHash{}) || damaged {
+		return v.d.catalog.AllPaths(ctx, c.ID, nix.PathHash{}, damaged)
+	}
+	return func(yield func(*catalog.Path, error) bool) {
+		p, err := v.d.catalog.Path(ctx, c.ID, v.opts.Path)
+		if !errors.Is(err, catalog.ErrNotFound) {
+			yield(p, err)
+		}
+	}
+}
+
+// progress counts bytes that were verified.
+func (v *verification) progress(n int64) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.done += n
+	v.total = max(v.total, v.done)
+	if v.opts.Progress != nil {
+		v.opts.Progress(v.done, v.total)
+	}
+}
+
+func (v *verification) verify(ctx context.Context, n catalog.NAR) error {
+	if v.opts.Path != (nix.PathHash{}) {
+		v.mu.Lock()
+		v.total += n.Size
+		v.mu.Unlock()
+	}
+	var read int64
+	verdict, err := v.d.verifyNAR(ctx, n.Hash, v.opts.Repair, func(n int64) {
+		read += n
+		v.progress(n)
+	})
+	if err != nil {
+		return err
+	}
+	v.progress(n.Size - read)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if verdict.gone {
+		return nil
+	}
+	v.report.NARs++
+	v.report.Bytes += n.Size
+	if verdict.healed {
+		v.report.Healed++
+	}
+	if verdict.fault != nil {
+		v.damaged[n.ID] = damagedNAR{n.Hash, verdict.fault}
+	}
+	return nil
+}
+
+// name finds the paths of what is damaged.
+func (v *verification) name(ctx context.Context) error {
+	if len(v.damaged) == 0 {
+		return nil
+	}
+	named := make(map[catalog.NARID]bool)
+	for p, err := range v.paths(ctx) {
+		if err != nil {
+			return err
+		}
+		if n, ok := v.damaged[p.NAR]; ok {
+			named[p.NAR] = true
+			v.report.Damaged = append(v.report.Damaged, Damage{p.cache, p.Info.Path, nix.SHA256Sum(n.hash), n.reason})
+		}
+	}
+	for id, n := range v.damaged {
+		if !named[id] {
+			v.report.Damaged = append(v.report.Damaged, Damage{NARHash: nix.SHA256Sum(n.hash), Reason: n.reason})
+		}
+	}
+	return nil
+}

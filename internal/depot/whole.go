@@ -1,0 +1,231 @@
+package depot
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"hash"
+	"io"
+	"iter"
+	"syscall"
+
+	"firn/internal/depot/blob"
+	"firn/internal/depot/catalog"
+	"firn/nix/nar"
+)
+
+// A verdict is what became of a NAR.
+type verdict struct {
+	gone   bool  // it was swept
+	fault  error // what is wrong with it; nil if it is whole
+	healed bool  // it is whole, and was withheld
+}
+
+// errDamaged says that it is certain that bytes are lost.
+var errDamaged = errors.New("damaged")
+
+// verifyNAR reads a NAR as if to send it. With repair, it withholds one that is damaged and forgets what is damaged of it, or
+// serves one again that is whole. read is told how many bytes were read, unless it is nil.
+// An error says that nothing could be told.
+func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, read func(int64)) (verdict, error) {
+	n, err := d.catalog.NAR(ctx, sum)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return verdict{gone: true}, nil
+	}
+	if err != nil {
+		return verdict{}, failure("look up NAR", err)
+	}
+	r, fault := parseRecipe(n)
+	if fault != nil {
+		fault = fmt.Errorf("%w: %w", errDamaged, fault)
+	} else {
+		d.packs.pin(r.packs)
+		defer d.packs.unpin(r.packs)
+		fault = d.readNAR(ctx, sum, r, read)
+	}
+	switch {
+	case ctx.Err() != nil:
+		return verdict{}, context.Cause(ctx)
+	case fault == nil && n.Damaged:
+		if repair {
+			err = d.catalog.Withhold(ctx, n.ID, false)
+		}
+		return verdict{healed: true}, failure("serve NAR again", err)
+	case fault == nil:
+		return verdict{}, nil
+	}
+	if _, err := d.catalog.NAR(ctx, sum); errors.Is(err, catalog.ErrNotFound) {
+		return verdict{gone: true}, nil // swept while it was read
+	}
+	if !repair || !errors.Is(fault, errDamaged) {
+		return verdict{fault: fault}, nil
+	}
+	if err := d.catalog.Withhold(ctx, n.ID, true); err != nil {
+		return verdict{}, failure("withhold NAR", err)
+	}
+	if r != nil {
+		if err := d.forgetDamaged(ctx, r); err != nil {
+			return verdict{}, err
+		}
+	}
+	return verdict{fault: fault}, nil
+}
+
+// readNAR returns what is wrong with the bytes of a NAR, or with its listing.
+func (d *Depot) readNAR(ctx context.Context, sum catalog.Sum, r *recipe, read func(int64)) error {
+	fr, err := d.readFrames(ctx, r, 0)
+	if err != nil {
+		return err
+	}
+	defer fr.close()
+	s := &frameStream{ctx: ctx, r: fr, hash: sha256.New(), read: read}
+	err = d.compareListing(ctx, sum, s)
+	if s.err != nil {
+		return lost(s.err)
+	}
+	if err != nil && !errors.Is(err, errDamaged) {
+		return err
+	}
+	if got := catalog.Sum(s.hash.Sum(nil)); err == nil && got != sum {
+		return fmt.Errorf("%w: %w: its hash is %x", errDamaged, nar.ErrMismatch, got)
+	}
+	return err
+}
+
+// lost marks an error as errDamaged unless another attempt may not have it.
+func lost(err error) error {
+	for _, sure := range []error{blob.ErrNotFound, errShort, nar.ErrMismatch, syscall.EIO} {
+		if errors.Is(err, sure) {
+			return fmt.Errorf("%w: %w", errDamaged, err)
+		}
+	}
+	return err
+}
+
+// frameStream is an io.Reader of a NAR that hashes what is read.
+type frameStream struct {
+	ctx  context.Context
+	r    *frameReader
+	hash hash.Hash
+	read func(int64)
+	data []byte // not read yet
+	err  error  // other than io.EOF
+}
+
+func (s *frameStream) Read(p []byte) (int, error) {
+	if s.err != nil {
+		return 0, s.err
+	}
+	if len(s.data) == 0 {
+		if !s.r.more() {
+			return 0, io.EOF
+		}
+		if s.data, s.err = s.r.next(s.ctx); s.err != nil {
+			return 0, s.err
+		}
+		s.hash.Write(s.data)
+		if s.read != nil {
+			s.read(int64(len(s.data)))
+		}
+	}
+	n := copy(p, s.data)
+	s.data = s.data[n:]
+	return n, nil
+}
+
+// compareListing parses a NAR and compares it with its listing.
+func (d *Depot) compareListing(ctx context.Context, sum catalog.Sum, in io.Reader) error {
+	text, err := d.catalog.Listing(ctx, sum)
+	if err != nil {
+		return failure("read listing", err)
+	}
+	entry, stop := iter.Pull2(d.coders.entries(text))
+	defer stop()
+	r := nar.NewReader(bufio.NewReaderSize(in, 32<<10))
+	for {
+		h, err := r.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("%w: %w", errDamaged, err)
+		}
+		if kept, err, ok := entry(); !ok || err != nil || *kept != *h {
+			return fmt.Errorf("%w: its listing does not have %q as it is", errDamaged, h.Path)
+		}
+	}
+	if err := r.CheckEnd(); err != nil {
+		return fmt.Errorf("%w: %w", errDamaged, err)
+	}
+	if _, _, ok := entry(); ok {
+		return fmt.Errorf("%w: its listing has more than the NAR", errDamaged)
+	}
+	return nil
+}
+
+// forgetDamaged has nothing new refer to frames of a NAR whose bytes cannot be told from damaged ones.
+func (d *Depot) forgetDamaged(ctx context.Context, r *recipe) error {
+	fr, err := d.readFrames(ctx, r, 0)
+	if err != nil {
+		return err
+	}
+	defer fr.close()
+	bad := make(map[string][]int64)
+	type suspect struct {
+		pack string
+		off  int64
+	}
+	suspects := make(map[catalog.Sum][]suspect) // by the hash of their bytes
+	check := func() error {
+		sums := make([]catalog.Sum, 0, len(suspects))
+		for sum := range suspects {
+			sums = append(sums, sum)
+		}
+		if len(sums) == 0 {
+			return nil
+		}
+		known, err := d.catalog.Chunks(ctx, sums)
+		if err != nil {
+			return failure("look up chunks", err)
+		}
+		for _, c := range known {
+			delete(suspects, c.Hash)
+		}
+		for _, all := range suspects {
+			for _, s := range all {
+				bad[s.pack] = append(bad[s.pack], s.off)
+			}
+		}
+		clear(suspects)
+		return nil
+	}
+	for fr.more() {
+		at := suspect{r.packs[r.extents[fr.at.extent].pack], fr.at.off}
+		data, err := fr.next(ctx)
+		switch {
+		case err == nil:
+			sum := sha256.Sum256(data)
+			suspects[sum] = append(suspects[sum], at)
+		case errors.Is(lost(err), errDamaged):
+			bad[at.pack] = append(bad[at.pack], at.off)
+		default:
+			return err
+		}
+		if len(suspects) == maxAsked {
+			if err := check(); err != nil {
+				return err
+			}
+		}
+	}
+	if err := check(); err != nil {
+		return err
+	}
+	for pack, offsets := range bad {
+		if err := d.catalog.ForgetChunks(ctx, pack, offsets); err != nil {
+			return failure("forget chunks", err)
+		}
+	}
+	return nil
+}
