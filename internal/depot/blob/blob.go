@@ -4,31 +4,12 @@ package blob
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 )
 
 // ErrNotFound: there is no blob of this name. Match it with errors.Is.
 var ErrNotFound = errors.New("no such blob")
-
-// maxName is the length of the longest name, in bytes.
-const maxName = 128
-
-// CheckName says what is wrong with the name of a blob, nil if nothing is.
-func CheckName(name string) error {
-	if name == "" || len(name) > maxName {
-		return fmt.Errorf("the name of a blob has %d bytes, not 1 to %d", len(name), maxName)
-	}
-	for i := range len(name) {
-		switch c := name[i]; {
-		case 'a' <= c && c <= 'z', '0' <= c && c <= '9', c == '-', c == '.' && i > 0:
-		default:
-			return fmt.Errorf("the name of a blob is %q, and may not have %q there", name, c)
-		}
-	}
-	return nil
-}
 
 // A Store keeps blobs. All methods are safe for concurrent use, by several processes and machines at once.
 //
