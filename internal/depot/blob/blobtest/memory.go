@@ -29,11 +29,18 @@ func NewMemory() *Memory { return &Memory{blobs: map[string]kept{}} }
 
 var _ blob.Store = (*Memory)(nil)
 
-func (m *Memory) Create(_ context.Context, name string) (blob.Writer, error) {
-	if err := blob.CheckName(name); err != nil {
+func (m *Memory) Create(ctx context.Context, name string) (blob.Writer, error) {
+	if err := check(ctx, name); err != nil {
 		return nil, err
 	}
 	return &memoryWriter{memory: m, name: name}, nil
+}
+
+func check(ctx context.Context, name string) error {
+	if err := blob.CheckName(name); err != nil {
+		return err
+	}
+	return context.Cause(ctx)
 }
 
 type memoryWriter struct {
@@ -44,7 +51,7 @@ type memoryWriter struct {
 }
 
 func (w *memoryWriter) Commit(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
+	if err := context.Cause(ctx); err != nil {
 		return err
 	}
 	w.memory.mu.Lock()
@@ -60,8 +67,8 @@ func (w *memoryWriter) Abort() {
 	}
 }
 
-func (m *Memory) Open(_ context.Context, name string) (blob.Blob, error) {
-	if err := blob.CheckName(name); err != nil {
+func (m *Memory) Open(ctx context.Context, name string) (blob.Blob, error) {
+	if err := check(ctx, name); err != nil {
 		return nil, err
 	}
 	m.mu.Lock()
@@ -77,7 +84,10 @@ type memoryBlob struct{ *bytes.Reader }
 
 func (memoryBlob) Close() error { return nil }
 
-func (b memoryBlob) WriteRange(_ context.Context, w io.Writer, off, n int64) error {
+func (b memoryBlob) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	if off < 0 || n < 0 || off > b.Size()-n {
 		return fmt.Errorf("read blob: %d bytes from %d on are not within its %d bytes", n, off, b.Size())
 	}
@@ -85,8 +95,8 @@ func (b memoryBlob) WriteRange(_ context.Context, w io.Writer, off, n int64) err
 	return err
 }
 
-func (m *Memory) Delete(_ context.Context, name string) error {
-	if err := blob.CheckName(name); err != nil {
+func (m *Memory) Delete(ctx context.Context, name string) error {
+	if err := check(ctx, name); err != nil {
 		return err
 	}
 	m.mu.Lock()
@@ -95,7 +105,10 @@ func (m *Memory) Delete(_ context.Context, name string) error {
 	return nil
 }
 
-func (m *Memory) List(_ context.Context, each func(blob.Info) error) error {
+func (m *Memory) List(ctx context.Context, each func(blob.Info) error) error {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	m.mu.Lock()
 	all := maps.Clone(m.blobs)
 	m.mu.Unlock()

@@ -148,6 +148,77 @@ func Test(t *testing.T, open func(testing.TB) blob.Store) {
 			t.Errorf("error %v, want that of the callback", err)
 		}
 	})
+	t.Run("contexts that have ended", func(t *testing.T) {
+		s := open(t)
+		put(t, s, "x", data)
+		b, err := s.Open(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		ctx, cancel := context.WithCancelCause(t.Context())
+		cause := errors.New("cause")
+		cancel(cause)
+		if _, err := s.Create(ctx, "y"); !errors.Is(err, cause) {
+			t.Errorf("create: error %v", err)
+		}
+		if _, err := s.Open(ctx, "x"); !errors.Is(err, cause) {
+			t.Errorf("open: error %v", err)
+		}
+		if err := s.List(ctx, func(blob.Info) error { return nil }); !errors.Is(err, cause) {
+			t.Errorf("list: error %v", err)
+		}
+		if err := b.WriteRange(ctx, io.Discard, 0, 1000); !errors.Is(err, cause) {
+			t.Errorf("write: error %v", err)
+		}
+	})
+	t.Run("writers that fail", func(t *testing.T) {
+		s := open(t)
+		put(t, s, "x", data)
+		b, err := s.Open(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		r, w := io.Pipe()
+		r.CloseWithError(errors.New("gone"))
+		if err := b.WriteRange(t.Context(), w, 0, 1000); err == nil || !strings.Contains(err.Error(), "gone") {
+			t.Errorf("error %v, want that of the writer", err)
+		}
+		var to bytes.Buffer
+		if err := b.WriteRange(t.Context(), &to, 5, 1000); err != nil || !bytes.Equal(to.Bytes(), data[5:1005]) {
+			t.Errorf("after it: error %v", err)
+		}
+	})
+	t.Run("reads over the end", func(t *testing.T) {
+		s := open(t)
+		put(t, s, "x", data)
+		b, err := s.Open(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer b.Close()
+		got := make([]byte, 10)
+		if n, err := b.ReadAt(got, 299_995); n != 5 || err != io.EOF || !bytes.Equal(got[:n], data[299_995:]) {
+			t.Errorf("read %d bytes, error %v", n, err)
+		}
+	})
+	t.Run("another try after an abort", func(t *testing.T) {
+		s := open(t)
+		w, err := s.Create(t.Context(), "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write(data[:100]); err != nil {
+			t.Fatal(err)
+		}
+		w.Abort()
+		w.Abort()
+		put(t, s, "x", data[:7])
+		if got := list(t, s); len(got) != 1 || got["x"] != 7 {
+			t.Errorf("listed %v", got)
+		}
+	})
 	t.Run("delete", func(t *testing.T) {
 		s := open(t)
 		put(t, s, "x", data)
