@@ -2,7 +2,6 @@ package depot
 
 import (
 	"fmt"
-	"io"
 	"runtime"
 	"sync"
 
@@ -75,18 +74,4 @@ func (c *coders) putDecoder(z *zstd.Decoder) {
 	if z.Reset(nil) == nil {
 		c.decoders.Put(z)
 	}
-}
-
-// readAll is like io.ReadAll of a stream of frames, for at most most bytes.
-func (c *coders) decodeAll(r io.Reader, w io.Writer) error {
-	z, err := c.decoder()
-	if err != nil {
-		return err
-	}
-	defer c.putDecoder(z)
-	if err := z.Reset(r); err != nil {
-		return err
-	}
-	_, err = io.Copy(w, z)
-	return err
 }

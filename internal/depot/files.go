@@ -21,6 +21,8 @@ const (
 	// maxLogText and maxLogKept bound a build log, in bytes, as text and compressed.
 	maxLogText = 256 << 20
 	maxLogKept = 32 << 20
+	// smallLog is how many compressed bytes of a log count as nothing.
+	smallLog = 1 << 20
 	// logPart is how many bytes of a log are compressed at once.
 	logPart = 256 << 10
 
@@ -32,7 +34,8 @@ func logKey(drv nix.StorePath) string { return "log/" + drv.Base() }
 
 // PutLog keeps a build log, compressed.
 func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
-	kept, err := p.d.readLog(ctx, log)
+	kept, release, err := p.d.readLog(ctx, log)
+	defer release()
 	if err == nil {
 		err = failure("write catalog", p.d.catalog.PutFile(ctx, p.id, logKey(drv), kept, false))
 	}
@@ -42,25 +45,32 @@ func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) err
 	return nil
 }
 
-// readLog returns a log as zstd frames of logPart bytes.
-func (d *Depot) readLog(ctx context.Context, log io.Reader) ([]byte, error) {
+// readLog returns a log as zstd frames of logPart bytes. release gives back the memory that it takes.
+func (d *Depot) readLog(ctx context.Context, log io.Reader) (kept []byte, release func(), err error) {
+	release = func() {}
 	part := make([]byte, logPart)
-	kept := []byte{}
-	for size := 0; ; {
+	kept = []byte{}
+	for size, large := 0, false; ; {
 		if ctx.Err() != nil {
-			return nil, context.Cause(ctx)
+			return nil, release, context.Cause(ctx)
 		}
 		n, err := io.ReadFull(log, part)
 		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-			return nil, err
+			return nil, release, err
 		}
 		size += n
 		d.coders.work(func() { kept = d.coders.encode(kept, part[:n]) })
+		if !large && len(kept) > smallLog {
+			if err := d.logs.Acquire(ctx, maxLogKept); err != nil {
+				return nil, release, context.Cause(ctx)
+			}
+			large, release = true, func() { d.logs.Release(maxLogKept) }
+		}
 		if size > maxLogText || len(kept) > maxLogKept {
-			return nil, cache.Refuse(cache.ErrTooLarge, "this log has more than %d bytes, or %d when it is compressed", maxLogText, maxLogKept)
+			return nil, release, cache.Refuse(cache.ErrTooLarge, "this log has more than %d bytes, or %d when it is compressed", maxLogText, maxLogKept)
 		}
 		if err != nil {
-			return kept, nil
+			return kept, release, nil
 		}
 	}
 }

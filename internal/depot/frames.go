@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"runtime"
 
 	"firn/internal/cache"
 	"firn/internal/depot/blob"
@@ -151,6 +150,3 @@ func (d *Depot) readFailure(err error) error {
 	}
 	return err
 }
-
-// maxVerifiers bounds the NARs that are verified at once.
-func maxVerifiers() int { return min(runtime.GOMAXPROCS(0), 8) }

@@ -172,7 +172,11 @@ func (in *ingest) move() error {
 		in.d.rooms.put(b)
 		return nil
 	}
-	in.cut(b)
+	if in.known {
+		b.cut = b.n
+	} else {
+		in.cut(b)
+	}
 	rest := b.buf[b.cut:b.n]
 	before, own := in.last, newTurns()
 	in.last = own

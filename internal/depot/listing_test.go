@@ -130,4 +130,3 @@ func FuzzListing(f *testing.F) {
 		}
 	})
 }
-

@@ -23,6 +23,9 @@ func (p *Part) Receive(ctx context.Context, u cache.Upload) (cache.Received, err
 }
 
 func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, err error) {
+	if u.NARSize > p.d.opts.MaxNARSize {
+		return r, cache.Refuse(cache.ErrTooLarge, "this NAR has more than %d bytes", p.d.opts.MaxNARSize)
+	}
 	in := p.d.newIngest(ctx, p.dir, u.NAR)
 	defer in.close()
 	if u.NARHash.Algorithm() == nix.SHA256 {

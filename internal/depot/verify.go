@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"runtime"
 	"slices"
 	"sync"
 
@@ -13,6 +14,9 @@ import (
 	"firn/internal/depot/catalog"
 	"firn/nix"
 )
+
+// maxVerifying bounds the NARs that are verified at once: more would only make a disk seek.
+const maxVerifying = 8
 
 // VerifyOptions says what to verify. The zero VerifyOptions is everything that is kept.
 type VerifyOptions struct {
@@ -80,7 +84,7 @@ func (v *verification) run(ctx context.Context) error {
 		return err
 	}
 	group, gctx := errgroup.WithContext(ctx)
-	group.SetLimit(maxVerifiers())
+	group.SetLimit(min(runtime.GOMAXPROCS(0), maxVerifying))
 	for n, err := range v.nars(gctx) {
 		if err != nil {
 			return errors.Join(err, group.Wait())
