@@ -89,7 +89,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	door := server.New(hall, doorOptions)
+	door := server.New(cache.Only(hall), doorOptions)
 
 	a.listeners, a.keys = listeners, hall.PublicKeys()
 	if err := a.print(k.Stdout); err != nil {

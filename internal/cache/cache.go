@@ -154,6 +154,9 @@ func (c *Cache) Name() string { return c.name }
 // Private reports whether reading needs a right.
 func (c *Cache) Private() bool { return c.private }
 
+// Keeps reports whether it keeps what is pushed to it.
+func (c *Cache) Keeps() bool { return c.sink != nil }
+
 // Allow returns nil if p has all of these rights in the cache, else ErrDenied. Everybody may read a cache that is not private.
 func (c *Cache) Allow(p Principal, r Rights) error {
 	if r == Read && !c.private || p.May(r, c.name) {

@@ -38,7 +38,7 @@ func benchServer(b *testing.B) (*Server, []string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return New(c, Options{}), targets
+	return New(cache.Only(c), Options{}), targets
 }
 
 // benchListen lets a server answer on the loopback until the benchmark ends.
@@ -100,7 +100,11 @@ func benchNAR(b *testing.B, s *Server, narinfo string) string {
 	if err != nil {
 		b.Fatal(err)
 	}
-	info, err := s.cache.Lookup(b.Context(), hash)
+	c, err := s.caches.ByHost(b.Context(), "")
+	if err != nil {
+		b.Fatal(err)
+	}
+	info, err := c.Lookup(b.Context(), hash)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -211,7 +215,7 @@ func BenchmarkNARFile(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	client := newBareClient(b, benchListen(b, New(c, Options{})))
+	client := newBareClient(b, benchListen(b, New(cache.Only(c), Options{})))
 	b.SetBytes(size)
 	for b.Loop() {
 		client.get(helloNAR)

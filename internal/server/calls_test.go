@@ -19,7 +19,7 @@ type call struct {
 // calls are what clients, careless clients and hostile clients ask.
 func calls(t *tester) []call {
 	narBody := string(t.path.NAR)
-	text, err := t.server.cache.NARInfo(t.Context(), t.path.Info.Path.Hash())
+	text, err := t.cache.NARInfo(t.Context(), t.path.Info.Path.Hash())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,6 +33,7 @@ func calls(t *tester) []call {
 		nothing  = "nothing here\n"
 		noHash   = "this is not a path hash: it has 32 digits of Nix's base 32\n"
 		noNAR    = "this is not the name of a NAR here\n"
+		noUpload = "no NAR was uploaded under this name\n"
 		noDrv    = "this is not the name of a derivation\n"
 		noLog    = "no log of " + absentHash + "-x.drv here\n"
 		noPath   = "no store path with hash " + absentHash + " here\n"
@@ -72,12 +73,12 @@ func calls(t *tester) []call {
 		{"NAR with another hash", "", "/nar/" + helloHash + "-" + otherNARHash + ".nar", nil, 404, notFound, otherNAR},
 		{"NAR with another hash, as harmonia had it", "", "/nar/" + otherNARHash + ".nar?hash=" + helloHash, nil, 404, notFound, otherNAR},
 		{"no NAR", "", "/nar/" + absentHash + "-" + helloNARHash + ".nar", nil, 404, notFound, goneNAR},
-		{"NAR by NAR hash only", "", "/nar/" + helloNARHash + ".nar", nil, 404, notFound, noNAR},
+		{"NAR by NAR hash only", "", "/nar/" + helloNARHash + ".nar", nil, 404, notFound, noUpload},
 		{"NAR with a malformed query", "", "/nar/" + helloNARHash + ".nar?hash=%zz", nil, 404, notFound, noNAR},
 		{"malformed NAR: separator", "", "/nar/" + helloHash + "_" + helloNARHash + ".nar", nil, 404, notFound, noNAR},
 		{"malformed NAR: alphabet", "", "/nar/" + helloHash + "-" + strings.Repeat("e", 52) + ".nar", nil, 404, notFound, noNAR},
 		{"malformed NAR: empty", "", "/nar/.nar", nil, 404, notFound, noNAR},
-		{"malformed NAR: suffix", "", "/nar/" + helloHash + ".nar.xz", nil, 404, notFound, nothing},
+		{"malformed NAR: suffix", "", "/nar/" + helloHash + ".nar.xz", nil, 404, notFound, noNAR},
 		{"malformed NAR: deeper", "", "/nar/x/" + helloHash + ".nar", nil, 404, notFound, noNAR},
 
 		{"range", "", helloNAR, []string{"Range: bytes=96-101"}, 206,
@@ -139,7 +140,7 @@ func calls(t *tester) []call {
 			[]string{"Content-Type: application/json"}, "*"},
 		{"no build trace", "", "/build-trace-v2/" + absentHash + "-x.drv/out.doi", nil, 404, notFound, "*"},
 		{"malformed build trace", "", "/build-trace-v2/x/out.doi", nil, 404, notFound, "*"},
-		{"debug info", "", "/debuginfo/0123456789abcdef0123456789abcdef01234567.debug", nil, 404, notFound, "no debug info here\n"},
+		{"debug info", "", "/debuginfo/0123456789abcdef0123456789abcdef01234567.debug", nil, 404, notFound, "no debug info of 0123456789abcdef0123456789abcdef01234567 here\n"},
 
 		{"version", "", "/version", nil, 200, []string{"Content-Type: text/plain; charset=utf-8"}, "firn 1.2.3\n"},
 		{"health", "", "/health", nil, 200, []string{"Cache-Control: no-store"}, "ok\n"},
@@ -147,9 +148,9 @@ func calls(t *tester) []call {
 		{"nothing", "", "/nothing", nil, 404, notFound, nothing},
 		{"nothing below something", "", "/nix-cache-info/x", nil, 404, notFound, nothing},
 
-		{"PUT", "PUT", "/" + helloHash + ".narinfo", nil, 405, []string{"Allow: GET, HEAD"}, "only GET and HEAD are answered here\n"},
+		{"PUT", "PUT", "/" + helloHash + ".narinfo", nil, 405, []string{"Allow: GET, HEAD"}, "this cache keeps nothing that is pushed to it\n"},
 		{"POST", "POST", "/", nil, 405, []string{"Allow: GET, HEAD"}, "*"},
-		{"DELETE", "DELETE", helloNAR, nil, 405, []string{"Allow: GET, HEAD"}, "*"},
+		{"DELETE", "DELETE", helloNAR, nil, 405, []string{"Allow: GET, HEAD, PUT"}, "this method is not answered here\n"},
 		{"OPTIONS", "OPTIONS", "/nothing", nil, 405, []string{"Allow: GET, HEAD"}, "*"},
 	}
 }

@@ -17,18 +17,18 @@ import (
 func (s *Server) serveNARInfo(x *exchange) error {
 	hash, err := nix.ParsePathHash(x.target.name)
 	if err != nil {
-		return s.noPath(x.target.name)
+		return x.noPath(x.target.name)
 	}
 	x.w.Header()["Vary"] = onAccept
 	if x.wantsJSON() {
-		info, err := s.cache.Lookup(x.r.Context(), hash)
+		info, err := x.cache.Lookup(x.r.Context(), hash)
 		if err := s.lookedUp(x, err); err != nil {
 			return err
 		}
 		// Not for shared caches: some of them ignore Vary, and would give this to Nix.
 		return x.json(cacheNever, info)
 	}
-	text, err := s.cache.NARInfo(x.r.Context(), hash)
+	text, err := x.cache.NARInfo(x.r.Context(), hash)
 	if err := s.lookedUp(x, err); err != nil {
 		return err
 	}
@@ -42,7 +42,7 @@ func (s *Server) lookedUp(x *exchange, err error) error {
 		s.metrics.lookups[lookupHit].Inc()
 	case errors.Is(err, cache.ErrNotFound):
 		s.metrics.lookups[lookupMiss].Inc()
-		return s.missing("no store path with hash " + x.target.name + " here")
+		return x.missing("no store path with hash " + x.target.name + " here")
 	default:
 		s.metrics.lookups[lookupFailed].Inc()
 	}
@@ -50,21 +50,21 @@ func (s *Server) lookedUp(x *exchange, err error) error {
 }
 
 // noPath returns an ErrNotFound for a path hash, which is shown only if it is one.
-func (s *Server) noPath(hash string) error {
+func (x *exchange) noPath(hash string) error {
 	if _, err := nix.ParsePathHash(hash); err != nil {
-		return s.missing("this is not a path hash: it has 32 digits of Nix's base 32")
+		return x.missing("this is not a path hash: it has 32 digits of Nix's base 32")
 	}
-	return s.missing("no store path with hash " + hash + " here")
+	return x.missing("no store path with hash " + hash + " here")
 }
 
 func (s *Server) serveListing(x *exchange) error {
 	hash, err := nix.ParsePathHash(x.target.name)
 	if err != nil {
-		return s.noPath(x.target.name)
+		return x.noPath(x.target.name)
 	}
-	text, err := s.listingText(x.r.Context(), hash)
+	text, err := s.listingText(x, hash)
 	if errors.Is(err, cache.ErrNotFound) {
-		return s.noPath(x.target.name)
+		return x.noPath(x.target.name)
 	}
 	if err != nil {
 		return err
@@ -77,12 +77,13 @@ func (s *Server) serveListing(x *exchange) error {
 	return x.json(cacheShort, text)
 }
 
-func (s *Server) listingText(ctx context.Context, hash nix.PathHash) (json.RawMessage, error) {
+func (s *Server) listingText(x *exchange, hash nix.PathHash) (json.RawMessage, error) {
+	ctx := x.r.Context()
 	if err := s.listing.Acquire(ctx, 1); err != nil {
 		return nil, err
 	}
 	defer s.listing.Release(1)
-	listing, err := s.cache.Listing(ctx, hash)
+	listing, err := x.cache.Listing(ctx, hash)
 	if err != nil {
 		return nil, err
 	}
@@ -90,24 +91,14 @@ func (s *Server) listingText(ctx context.Context, hash nix.PathHash) (json.RawMe
 }
 
 // serveLog answers with a build log.
-// Names of derivations may contain a question mark, and Nix does not escape it:
-// what looks like a query is the rest of the name.
 func (s *Server) serveLog(x *exchange) error {
-	name := x.target.name
-	if x.r.URL.RawQuery != "" || x.r.URL.ForceQuery {
-		rest, err := url.PathUnescape(x.r.URL.RawQuery)
-		if err != nil {
-			return s.missing("this is not the name of a derivation")
-		}
-		name += "?" + rest
-	}
-	drv, err := s.parseDerivation(name)
+	drv, err := x.logged()
 	if err != nil {
 		return err
 	}
-	log, err := s.cache.OpenLog(x.r.Context(), drv)
+	log, err := x.cache.OpenLog(x.r.Context(), drv)
 	if errors.Is(err, cache.ErrNotFound) {
-		return s.missing("no log of " + drv.Base() + " here")
+		return x.missing("no log of " + drv.Base() + " here")
 	}
 	if err != nil {
 		return err
@@ -116,7 +107,7 @@ func (s *Server) serveLog(x *exchange) error {
 
 	h := x.w.Header()
 	h["Content-Type"] = typeText
-	h["Cache-Control"] = cacheShort
+	x.setCaching(h, cacheShort)
 	h["X-Content-Type-Options"] = noSniff
 	h["Content-Security-Policy"] = sandbox
 	size, known := log.Size()
@@ -144,11 +135,11 @@ func (s *Server) serveLog(x *exchange) error {
 func (s *Server) serveRealisation(x *exchange) error {
 	id, err := nix.ParseRealisationID(x.target.name)
 	if err != nil {
-		return s.missing("this is not the name of a realisation")
+		return x.missing("this is not the name of a realisation")
 	}
-	r, err := s.cache.Realisation(x.r.Context(), id)
+	r, err := x.cache.Realisation(x.r.Context(), id)
 	if errors.Is(err, cache.ErrNotFound) {
-		return s.missing("no realisation of " + id.String() + " here")
+		return x.missing("no realisation of " + id.String() + " here")
 	}
 	if err != nil {
 		return err
@@ -158,13 +149,13 @@ func (s *Server) serveRealisation(x *exchange) error {
 
 func (s *Server) serveBuildTrace(x *exchange) error {
 	name, output, _ := strings.Cut(x.target.name, "/")
-	drv, err := s.parseDerivation(name)
+	drv, err := x.parseDerivation(name)
 	if err != nil {
 		return err
 	}
-	t, err := s.cache.BuildTrace(x.r.Context(), drv, output)
+	t, err := x.cache.BuildTrace(x.r.Context(), drv, output)
 	if errors.Is(err, cache.ErrNotFound) {
-		return s.missing("no build trace of this output of " + drv.Base() + " here")
+		return x.missing("no build trace of this output of " + drv.Base() + " here")
 	}
 	if err != nil {
 		return err
@@ -172,20 +163,69 @@ func (s *Server) serveBuildTrace(x *exchange) error {
 	return x.json(cacheShort, t)
 }
 
+// logged returns the derivation that the name of a log is of.
+// Names of derivations may contain a question mark, and Nix does not escape it:
+// what looks like a query is the rest of the name.
+func (x *exchange) logged() (nix.StorePath, error) {
+	name := x.target.name
+	if x.r.URL.RawQuery != "" || x.r.URL.ForceQuery {
+		rest, err := url.PathUnescape(x.r.URL.RawQuery)
+		if err != nil {
+			return nix.StorePath{}, x.missing("this is not the name of a derivation")
+		}
+		name += "?" + rest
+	}
+	return x.parseDerivation(name)
+}
+
 // parseDerivation parses the last element of the store path of a derivation, or returns what is wrong as ErrNotFound.
-func (s *Server) parseDerivation(base string) (nix.StorePath, error) {
-	drv, err := s.cache.Info().StoreDir.ParseBase(base)
+func (x *exchange) parseDerivation(base string) (nix.StorePath, error) {
+	drv, err := x.cache.Info().StoreDir.ParseBase(base)
 	if err != nil || !drv.IsDerivation() {
-		return nix.StorePath{}, s.missing("this is not the name of a derivation")
+		return nix.StorePath{}, x.missing("this is not the name of a derivation")
 	}
 	return drv, nil
 }
 
-// serveHealth says whether the sources can serve, by asking them.
+// serveDebugInfo says in which NAR the debug information of a build ID is. Nix asks with .debug behind the ID, Hydra's tools without.
+func (s *Server) serveDebugInfo(x *exchange) error {
+	id := strings.TrimSuffix(x.target.name, ".debug")
+	if !isBuildID(id) {
+		return x.missing("this is not a build ID: it has 40 hexadecimal digits")
+	}
+	info, err := x.cache.DebugInfo(x.r.Context(), id)
+	if errors.Is(err, cache.ErrNotFound) {
+		return x.missing("no debug info of " + id + " here")
+	}
+	if err != nil {
+		return err
+	}
+	text, err := json.Marshal(debugInfo{"../" + info.Archive, info.Member})
+	if err != nil {
+		return err
+	}
+	return x.json(cacheShort, json.RawMessage(text))
+}
+
+// debugInfo is what Nix uploads of a build ID, and is answered.
+type debugInfo struct {
+	Archive string `json:"archive"` // URL of the NAR, relative to debuginfo/
+	Member  string `json:"member"`
+}
+
+func isBuildID(s string) bool {
+	return len(s) == 40 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+// serveHealth says whether the sources of the cache at the root can serve, by asking them.
 func (s *Server) serveHealth(x *exchange) error {
 	ctx, cancel := context.WithTimeout(x.r.Context(), healthLimit)
 	defer cancel()
-	if err := s.cache.Check(ctx); err != nil {
+	c, err := s.caches.ByHost(ctx, "")
+	if err == nil {
+		err = c.Check(ctx)
+	}
+	if err != nil {
 		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
 	}
 	return x.bytes(typeText, cacheNever, []byte("ok\n"))

@@ -208,10 +208,10 @@ func TestSlowHeader(t *testing.T) {
 // The body of a request that is refused is not waited for, nor taken for the next request.
 func TestRequestBody(t *testing.T) {
 	for _, request := range []string{
-		"PUT /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
-		"PUT /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
-		"PUT /x HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n",
-		"PUT /x HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4000\r\nx",
+		"PUT /nix-cache-info HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n",
+		"PUT /nix-cache-info HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n",
+		"PUT /nix-cache-info HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\nExpect: 100-continue\r\n\r\n",
+		"PUT /nix-cache-info HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n4000\r\nx",
 	} {
 		inBubble(t, func(t *pipeTester) {
 			t.serve(0, nil)
@@ -299,7 +299,7 @@ func TestStalledListings(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.server.cache = c
+		t.server.caches = cache.Only(c)
 		stalled, r := t.dial()
 		if resp := t.ask(stalled, r, "/"+helloHash+".ls"); resp.StatusCode != http.StatusOK {
 			t.Errorf("the first: %s", resp.Status)

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"context"
+	"errors"
 	"net/http"
 	"strconv"
 	"sync/atomic"
@@ -31,10 +33,13 @@ type metrics struct {
 	bytes    [routes]prometheus.Counter
 	lookups  [lookupResults]prometheus.Counter
 	aborts   [culprits]prometheus.Counter
+
+	uploadBytes, nars, published prometheus.Counter
+	refused                      map[string]prometheus.Counter // by reason
 }
 
-// newMetrics returns the metrics of a server for a cache, and what the given collectors add to them.
-func newMetrics(c *cache.Cache, more []prometheus.Collector) *metrics {
+// newMetrics returns the metrics of a server, and what the given collectors add to them.
+func newMetrics(caches cache.Directory, more []prometheus.Collector) *metrics {
 	m := &metrics{}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "firn_http_requests_in_flight",
@@ -65,11 +70,32 @@ func newMetrics(c *cache.Cache, more []prometheus.Collector) *metrics {
 	verified := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "firn_nar_verified_total",
 		Help: "NARs that were compared with their hashes, and were right.",
-	}, func() float64 { right, _ := c.Verified(); return float64(right) })
+	}, func() float64 { right, _ := verifiedOf(caches); return float64(right) })
 	failed := prometheus.NewCounterFunc(prometheus.CounterOpts{
 		Name: "firn_nar_verification_failures_total",
 		Help: "NARs that were not the ones their hashes promised. They are withheld.",
-	}, func() float64 { _, wrong := c.Verified(); return float64(wrong) })
+	}, func() float64 { _, wrong := verifiedOf(caches); return float64(wrong) })
+
+	m.uploadBytes = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "firn_upload_bytes_total",
+		Help: "Bytes of bodies that were received, as they were sent.",
+	})
+	m.nars = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "firn_nars_received_total",
+		Help: "NARs that were received, verified and kept.",
+	})
+	m.published = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "firn_paths_published_total",
+		Help: "Store paths that were published and not there before.",
+	})
+	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "firn_uploads_refused_total",
+		Help: "Uploads that were refused or failed, by reason.",
+	}, []string{"reason"})
+	m.refused = make(map[string]prometheus.Counter)
+	for _, r := range append(refusals, refusal{reason: reasonFailed}) {
+		m.refused[r.reason] = refused.WithLabelValues(r.reason)
+	}
 
 	for r := range routes {
 		name := routeNames[r]
@@ -89,7 +115,7 @@ func newMetrics(c *cache.Cache, more []prometheus.Collector) *metrics {
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts,
+		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts, m.uploadBytes, m.nars, m.published, refused,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	registry.MustRegister(more...)
@@ -99,15 +125,63 @@ func newMetrics(c *cache.Cache, more []prometheus.Collector) *metrics {
 
 // answered counts a request that has been answered, or given up.
 func (m *metrics) answered(x *exchange, took time.Duration) {
-	route := x.target.route
+	route := x.label()
 	m.requests[route][x.status/100].Inc()
 	m.seconds[route].Observe(took.Seconds())
 	m.bytes[route].Add(float64(x.sent))
 }
 
+// verifiedOf returns what the sources of the cache at the root have verified. All caches have the same sources, or fewer.
+func verifiedOf(caches cache.Directory) (right, wrong int64) {
+	c, err := caches.ByHost(context.Background(), "")
+	if err != nil {
+		return 0, 0
+	}
+	return c.Verified()
+}
+
+// refusal is a reason for which uploads are refused, and what errors have it.
+type refusal struct {
+	reason string
+	err    error
+}
+
+const reasonFailed = "failed"
+
+// refusals are looked through in this order. What is none of them has failed on our side.
+var refusals = []refusal{
+	{"no token", cache.ErrUnauthenticated},
+	{"denied", cache.ErrDenied},
+	{"slow", errSlow},
+	{"gone", errGone},
+	{"too large", cache.ErrTooLarge},
+	{"conflict", cache.ErrConflict},
+	{"invalid", cache.ErrInvalid},
+	{"no such place", cache.ErrNotFound},
+	{"method", errMethod},
+	{"unavailable", cache.ErrUnavailable},
+}
+
+// uploaded counts an upload that has ended.
+func (m *metrics) uploaded(x *exchange, err error) {
+	if x.intake != nil {
+		m.uploadBytes.Add(float64(x.intake.n))
+	}
+	if err == nil {
+		return
+	}
+	for _, r := range refusals {
+		if errors.Is(err, r.err) {
+			m.refused[r.reason].Inc()
+			return
+		}
+	}
+	m.refused[reasonFailed].Inc()
+}
+
 func (s *Server) serveMetrics(x *exchange) error {
 	h := x.w.Header()
-	h["Cache-Control"] = cacheNever
+	x.setCaching(h, cacheNever)
 	h["X-Content-Type-Options"] = noSniff
 	// It sets no header before its first byte, which begins the answer.
 	s.metrics.handler.ServeHTTP(&counted{x.w, &body{x: x, status: http.StatusOK}}, x.r)

@@ -23,35 +23,40 @@ const (
 //	nar/<path hash>-<NAR hash>.nar         ours, and of newer nix-serves
 //	nar/<NAR hash>.nar?hash=<path hash>    of harmonia
 //	nar/<path hash>.nar                    of older nix-serves
+//	nar/<file hash>.nar.<compression>      under which a client uploaded it
 //
 // Clients remember these for a month, also those of the server that was here before.
-// With .zst at its end, each stands for the compressed NAR.
+// With .zst at its end, each of the first three stands for the compressed NAR.
 //
 // A HEAD request is answered like a GET, also with a Range, but has nothing compressed.
 func (s *Server) serveNAR(x *exchange, compression nix.Compression) error {
+	if len(x.target.name) == narHashLen && !hasHash(x.r.URL.RawQuery) {
+		return s.serveReceived(x)
+	}
 	archive, ok := parseNARName(x.target.name, x.r.URL.RawQuery)
+	ok = ok && (x.target.ext == "" || compression == nix.Zstd)
 	if !ok {
-		return s.missing("this is not the name of a NAR here")
+		return x.missing("this is not the name of a NAR here")
 	}
 	archive.Compression = compression
 	if x.isHead() {
-		info, size, known, err := s.cache.StatNAR(x.r.Context(), archive)
+		info, size, known, err := x.cache.StatNAR(x.r.Context(), archive)
 		if err != nil {
-			return s.noNAR(archive, err)
+			return x.noNAR(archive, err)
 		}
 		if !known {
 			size = -1
 		}
-		status, _, _, err := s.beginNAR(x, archive, info, size)
+		status, _, _, err := x.beginNAR(info.Tag, cachingOf(archive), size)
 		if err == nil {
 			x.begin(status)
 		}
 		return err
 	}
 
-	n, info, err := s.cache.OpenNAR(x.r.Context(), archive)
+	n, info, err := x.cache.OpenNAR(x.r.Context(), archive)
 	if err != nil {
-		return s.noNAR(archive, err)
+		return x.noNAR(archive, err)
 	}
 	defer n.Close()
 	if making, ok := n.(cache.Unfinished); ok && n.Size() < 0 && x.r.Header["Range"] != nil {
@@ -61,32 +66,42 @@ func (s *Server) serveNAR(x *exchange, compression nix.Compression) error {
 			return err
 		}
 	}
-	status, off, length, err := s.beginNAR(x, archive, info, n.Size())
+	return x.sendNAR(n, info.Tag, cachingOf(archive))
+}
+
+// sendNAR answers with a NAR, or a range of it.
+func (x *exchange) sendNAR(n cache.NAR, tag string, c *caching) error {
+	status, off, length, err := x.beginNAR(tag, c, n.Size())
 	if err != nil {
 		return err
 	}
-	if status == http.StatusNotModified {
+	if x.isHead() || status == http.StatusNotModified {
 		x.begin(status)
 		return nil
 	}
 	err = n.WriteRange(x.r.Context(), &body{x: x, status: status}, off, length)
 	if err == nil && length >= 0 && x.sent != length {
-		err = fmt.Errorf("write NAR of %s: %d bytes of %d", info.Path, x.sent, length)
+		err = fmt.Errorf("write NAR %s: %d bytes of %d", tag, x.sent, length)
 	}
 	return err
 }
 
-// beginNAR sets the header of the answer to a request for an archive of the given size, -1 if that is not known yet,
+// cachingOf returns how long a NAR may be kept: without a NAR hash in the name, the path may come back with other bytes.
+func cachingOf(a cache.Archive) *caching {
+	if a.NARHash.IsZero() {
+		return cacheShort
+	}
+	return cacheForever
+}
+
+// beginNAR sets the header of the answer to a request for a NAR of the given size, -1 if that is not known yet,
 // and returns what is to be sent: length is -1 for all there will be.
-func (s *Server) beginNAR(x *exchange, archive cache.Archive, info cache.ArchiveInfo, size int64) (status int, off, length int64, err error) {
-	tag := `"` + info.Tag + `"`
+func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off, length int64, err error) {
+	tag = `"` + tag + `"`
 	h := x.w.Header()
 	h["ETag"] = []string{tag}
 	h["Accept-Ranges"] = byteRanges
-	h["Cache-Control"] = cacheForever
-	if archive.NARHash.IsZero() {
-		h["Cache-Control"] = cacheShort // the path may come back with other bytes
-	}
+	x.setCaching(h, c)
 	unchanged, err := precondition(x.r.Header, tag)
 	if err != nil {
 		return 0, 0, 0, err
@@ -116,11 +131,20 @@ func (s *Server) beginNAR(x *exchange, archive cache.Archive, info cache.Archive
 }
 
 // noNAR says what was not found.
-func (s *Server) noNAR(archive cache.Archive, err error) error {
+func (x *exchange) noNAR(archive cache.Archive, err error) error {
 	if errors.Is(err, cache.ErrNotFound) {
-		return s.missing("no such NAR of a store path with hash " + archive.Path.String() + " here")
+		return x.missing("no such NAR of a store path with hash " + archive.Path.String() + " here")
 	}
 	return err
+}
+
+// hasHash reports whether a query has the path hash that harmonia's names of NARs come with.
+func hasHash(query string) bool {
+	if query == "" {
+		return false
+	}
+	values, err := url.ParseQuery(query)
+	return err != nil || values.Has("hash")
 }
 
 // parseNARName parses the name of a NAR without its suffix.

@@ -39,9 +39,12 @@ func newPage() (*template.Template, []string) {
 
 // servePage answers with the front page: what this is, and the lines that a client needs.
 func (s *Server) servePage(x *exchange) error {
-	info := s.cache.Info()
+	info := x.cache.Info()
 	data := struct {
+		Name     string // "" at the root
 		URL      string
+		Root     string // of the server, relative to the page
+		Private  bool
 		StoreDir string
 		Priority int
 		Sources  []string
@@ -49,12 +52,16 @@ func (s *Server) servePage(x *exchange) error {
 		Version  string
 	}{
 		URL:      shownURL(x.r),
+		Private:  x.secret,
 		StoreDir: string(info.StoreDir),
 		Priority: info.Priority,
-		Sources:  s.cache.Sources(),
+		Sources:  x.cache.Sources(),
 		Version:  s.version,
 	}
-	for _, key := range s.cache.PublicKeys() {
+	if name := x.target.cache; name != "" {
+		data.Name, data.URL, data.Root = name, data.URL+"/"+name, "../"
+	}
+	for _, key := range x.cache.PublicKeys() {
 		// Escaped here, as the template would needlessly make an entity of every plus.
 		data.Keys = append(data.Keys, template.HTML(html.EscapeString(key.String())))
 	}
@@ -67,6 +74,14 @@ func (s *Server) servePage(x *exchange) error {
 	h["Referrer-Policy"] = []string{"no-referrer"}
 	// Never kept: it shows a URL made from the headers of this one request.
 	return x.bytes(typeHTML, cacheNever, text.Bytes())
+}
+
+// redirect leads from /name to /name/, which the links of the front page are relative to.
+// A cache that may not be read is not there.
+func (s *Server) redirect(x *exchange) error {
+	h := x.w.Header()
+	h["Location"] = []string{x.target.cache + "/"}
+	return x.answer(http.StatusPermanentRedirect, typeText, cacheNever, []byte("its pages are below "+x.target.cache+"/\n"))
 }
 
 var (

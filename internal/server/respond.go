@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"os"
 	"strconv"
@@ -24,21 +25,33 @@ var (
 	typeText      = []string{"text/plain; charset=utf-8"}
 	typeHTML      = []string{"text/html; charset=utf-8"}
 
-	cacheForever = []string{"public, max-age=31536000, immutable"} // the name stands for these bytes only
-	cacheShort   = []string{"public, max-age=300"}                 // signatures are added, paths are collected
-	cacheMiss    = []string{"public, max-age=5"}                   // what is missing may be on its way
-	cacheNever   = []string{"no-store"}
-
 	noSniff    = []string{"nosniff"}
 	sandbox    = []string{"default-src 'none'; sandbox"} // what comes out of a store is never a page of ours
 	byteRanges = []string{"bytes"}
 	onAccept   = []string{"Accept"}
 	closed     = []string{"close"}
 	readers    = []string{"GET, HEAD"}
+	writers    = []string{"GET, HEAD, PUT"}
+	basic      = []string{`Basic realm="firn"`}
+	onAcceptBy = []string{"Accept, Authorization"}
+	onWho      = []string{"Authorization"}
 	retrySoon  = []string{"5"} // seconds
 )
 
-// errMethod is the answer to anything but GET and HEAD.
+// caching is how long an answer may be kept, and by whom, as values of Cache-Control.
+type caching struct {
+	public  []string
+	private []string // of what not everybody may read
+}
+
+var (
+	cacheForever = &caching{[]string{"public, max-age=31536000, immutable"}, []string{"private, max-age=31536000, immutable"}} // the name stands for these bytes only
+	cacheShort   = &caching{[]string{"public, max-age=300"}, []string{"private, max-age=300"}}                                 // signatures are added, paths are collected
+	cacheMiss    = &caching{[]string{"public, max-age=5"}, []string{"no-store"}}                                               // what is missing may be on its way
+	cacheNever   = &caching{[]string{"no-store"}, []string{"no-store"}}
+)
+
+// errMethod is the answer to a method that the thing asked for does not have.
 var errMethod = errors.New("method not allowed")
 
 // statuses says how an error is answered: by the first entry that it is. Anything else is an internal error.
@@ -48,7 +61,10 @@ var statuses = []struct {
 	text   string
 }{
 	{cache.ErrNotFound, http.StatusNotFound, "not found"},
-	{errMethod, http.StatusMethodNotAllowed, "only GET and HEAD are answered here"},
+	{errMethod, http.StatusMethodNotAllowed, "this method is not answered here"},
+	{cache.ErrUnauthenticated, http.StatusUnauthorized, "a token is needed here"},
+	{errSlow, http.StatusRequestTimeout, "the body came too slowly"},
+	{errGone, http.StatusBadRequest, "the body ended too early"},
 	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
 	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
 	{cache.ErrUnavailable, http.StatusServiceUnavailable, "unavailable now, try again later"},
@@ -68,6 +84,11 @@ type exchange struct {
 	status int       // of the answer; 0 until its header is sent
 	sent   int64     // bytes of its body so far
 	length [1]string // value of Content-Length
+
+	cache  *cache.Cache    // that is asked, nil if there is none of this name
+	who    cache.Principal // nil until it was found out
+	secret bool            // not everybody may read what is answered
+	intake *intake         // what is read of the body of the request, nil if nothing is
 }
 
 // begin sends the header.
@@ -82,19 +103,44 @@ func (x *exchange) setLength(h http.Header, n int64) {
 	h["Content-Length"] = x.length[:]
 }
 
+// label is the route that the request is counted under.
+func (x *exchange) label() route {
+	if x.target.route == routeNoSlash {
+		return routeOther
+	}
+	if x.r.Method == http.MethodPut && x.target.route.canBePut() {
+		return x.target.route.put()
+	}
+	return x.target.route
+}
+
 func (x *exchange) isHead() bool { return x.r.Method == http.MethodHead }
 
+// setCaching sets Cache-Control, and Vary where the answer depends on who asks.
+func (x *exchange) setCaching(h http.Header, c *caching) {
+	if !x.secret {
+		h["Cache-Control"] = c.public
+		return
+	}
+	h["Cache-Control"] = c.private
+	if h["Vary"] != nil {
+		h["Vary"] = onAcceptBy
+	} else {
+		h["Vary"] = onWho
+	}
+}
+
 // bytes answers 200 with a body that is in memory.
-func (x *exchange) bytes(kind, caching []string, text []byte) error {
-	return x.answer(http.StatusOK, kind, caching, text)
+func (x *exchange) bytes(kind []string, c *caching, text []byte) error {
+	return x.answer(http.StatusOK, kind, c, text)
 }
 
 // answer answers with a body that is in memory.
-func (x *exchange) answer(status int, kind, caching []string, text []byte) error {
+func (x *exchange) answer(status int, kind []string, c *caching, text []byte) error {
 	h := x.w.Header()
 	h["Content-Type"] = kind
 	x.setLength(h, int64(len(text)))
-	h["Cache-Control"] = caching
+	x.setCaching(h, c)
 	h["X-Content-Type-Options"] = noSniff
 	x.begin(status)
 	if x.isHead() {
@@ -106,13 +152,13 @@ func (x *exchange) answer(status int, kind, caching []string, text []byte) error
 }
 
 // json answers with the JSON form of a value.
-func (x *exchange) json(caching []string, v json.Marshaler) error {
+func (x *exchange) json(c *caching, v json.Marshaler) error {
 	text, err := v.MarshalJSON()
 	if err != nil {
 		return err
 	}
 	x.w.Header()["Content-Security-Policy"] = sandbox
-	return x.bytes(typeJSON, caching, append(text, '\n'))
+	return x.bytes(typeJSON, c, append(text, '\n'))
 }
 
 // body is the way of a long body to the client. It begins the answer with the first byte.
@@ -154,6 +200,11 @@ func (s *Server) fail(x *exchange, err error) {
 	if e, ok := errors.AsType[*cache.Refusal](err); ok {
 		text = e.Text()
 	}
+	wait := retrySoon
+	if e, ok := errors.AsType[*cache.TooOftenError](err); ok {
+		status, text = http.StatusTooManyRequests, "too many wrong tokens came from this address, wait a little"
+		wait = []string{strconv.Itoa(int(math.Ceil(max(1, e.Wait.Seconds()))))}
+	}
 
 	h := x.w.Header()
 	contentRange := h["Content-Range"]
@@ -164,28 +215,28 @@ func (s *Server) fail(x *exchange, err error) {
 		caching = cacheMiss
 	case http.StatusMethodNotAllowed:
 		h["Allow"] = readers
+		if x.target.route.canBePut() && (x.cache == nil || x.cache.Keeps()) {
+			h["Allow"] = writers
+		}
+	case http.StatusUnauthorized:
+		h["WWW-Authenticate"] = basic
+	case http.StatusTooManyRequests:
+		h["Retry-After"] = wait
 	case http.StatusRequestedRangeNotSatisfiable:
 		h["Content-Range"] = contentRange
 	case http.StatusServiceUnavailable:
-		h["Retry-After"] = retrySoon
+		h["Retry-After"] = wait
 		if x.r.Context().Err() == nil { // else the client has gone, and that is all
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
 	case http.StatusInternalServerError:
 		s.log.Error("failed", "path", x.r.URL.Path, "error", err)
 	}
-	if x.r.ContentLength != 0 {
+	if x.hasBody() {
 		h["Connection"] = closed
 	}
 	// An error means that the client has gone, which is not worth a word now.
 	_ = x.answer(status, typeText, caching, []byte(text+"\n"))
-}
-
-// refuseBody makes sure that the body of a request, which nobody reads here, holds nothing up.
-func (x *exchange) refuseBody() {
-	x.w.Header()["Connection"] = closed
-	// What has no deadlines, as some tests, has no connection to hold up.
-	_ = http.NewResponseController(x.w).SetReadDeadline(time.Now().Add(bodyLimit))
 }
 
 // cut makes sure that the client does not take the end of the connection for that of the body, as one of HTTP/1.0 does
@@ -207,7 +258,7 @@ func (x *exchange) attributes(start time.Time) []any {
 	return []any{
 		"method", x.r.Method,
 		"path", x.r.URL.Path,
-		"route", x.target.route.String(),
+		"route", x.label().String(),
 		"status", x.status,
 		"bytes", x.sent,
 		"duration", time.Since(start).String(), // with its unit in JSON too

@@ -1,11 +1,11 @@
 // Package server is the HTTP door: it answers whatever a Nix client, a person or a scraper asks of a cache.
 //
-//	s := server.New(c, server.Options{Version: version, Logger: log})
+//	s := server.New(caches, server.Options{Version: version, Access: access, Logger: log})
 //	err := s.Serve(ctx, listener) // until ctx ends, and then until running answers have
 //
 // A request goes the same way whatever it asks:
-// [parseTarget] splits its URL, a handler answers or returns an error,
-// and the one table in respond.go makes an error into a status.
+// [parsePath] splits its URL, the cache is found by that or by the host, who asks is found out where that matters,
+// a handler answers or returns an error, and the one table in respond.go makes an error into a status.
 // A failure after the first byte of a body cuts the connection:
 // a client takes a body that ends early but cleanly for the whole one, and retries one that is cut.
 package server
@@ -19,12 +19,14 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
+	"firn/internal/codec"
 	"firn/nix"
 )
 
@@ -41,6 +43,10 @@ const (
 
 	// bodyLimit is how long the unread body of a request may take, which only what is refused anyway has.
 	bodyLimit = 5 * time.Second
+
+	// bodyBytes is how much of such a body is read, after the answer was sent: a client that is sending, and is not listened to,
+	// may see a broken connection instead of the answer.
+	bodyBytes = 8 << 20
 
 	// graceLimit is how long answers that are being sent when the server ends may take to their end.
 	// systemd kills after 90 seconds.
@@ -66,13 +72,34 @@ type Options struct {
 	// Nil discards.
 	Logger *slog.Logger
 
+	// Access finds out who asks. Nil: nobody can say who they are, so nothing can be pushed, and no private cache read.
+	Access Authenticator
+
+	// Codec bounds the memory of what decodes uploads; nil for the limits that codec has by itself.
+	Codec *codec.Limits
+
+	// Uploads is how many NARs and logs may be received at once; others wait. 32 if zero.
+	Uploads int
+
+	// MaxUpload bounds the size in bytes of what is uploaded, as sent. 64 GiB if zero.
+	MaxUpload int64
+
 	// Collectors add to what /metrics shows.
 	Collectors []prometheus.Collector
 }
 
-// Server answers HTTP requests for one cache.
+// An Authenticator tells who a request comes from.
+type Authenticator interface {
+	// Authenticate takes the value of an Authorization header, and the address of the client, which is the zero Addr if it has none.
+	// cache.ErrUnauthenticated if that is nobody who is known; a *cache.TooOftenError if that address has to wait before it tries again.
+	Authenticate(ctx context.Context, authorization string, remote netip.Addr) (cache.Principal, error)
+}
+
+// Server answers HTTP requests for the caches of a directory.
 type Server struct {
-	cache   *cache.Cache
+	caches  cache.Directory
+	access  Authenticator // nil: nobody is known
+	codec   *codec.Limits
 	version string
 	log     *slog.Logger
 	metrics *metrics
@@ -81,17 +108,30 @@ type Server struct {
 
 	listing *semaphore.Weighted // of listingMakers
 	listed  *semaphore.Weighted // of listingBytes
+
+	large     *semaphore.Weighted // of Options.Uploads
+	small     *semaphore.Weighted // of smallUploads
+	maxUpload int64
 }
 
-// New returns a server for the cache.
-func New(c *cache.Cache, opts Options) *Server {
+// New returns a server for the caches.
+func New(caches cache.Directory, opts Options) *Server {
 	s := &Server{
-		cache:   c,
+		caches:  caches,
+		access:  opts.Access,
+		codec:   opts.Codec,
 		version: cmp.Or(opts.Version, "unknown"),
 		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		metrics: newMetrics(c, opts.Collectors),
+		metrics: newMetrics(caches, opts.Collectors),
 		listing: semaphore.NewWeighted(listingMakers),
 		listed:  semaphore.NewWeighted(listingBytes),
+
+		large:     semaphore.NewWeighted(int64(cmp.Or(opts.Uploads, 32))),
+		small:     semaphore.NewWeighted(smallUploads),
+		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
+	}
+	if s.codec == nil {
+		s.codec = codec.NewLimits(codec.Options{})
 	}
 	s.page, s.policy = newPage()
 	return s
@@ -143,7 +183,7 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // answer answers one request: it finds the handler, counts, and logs.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
-	x := &exchange{w: w, r: r, target: parseTarget(r.URL.Path)}
+	x := &exchange{w: w, r: r, target: parsePath(r.URL.Path)}
 	s.metrics.inFlight.Add(1)
 	defer func() {
 		s.metrics.inFlight.Add(-1)
@@ -152,15 +192,21 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 			s.log.Debug("answered", x.attributes(start)...)
 		}
 	}()
-	if r.ContentLength != 0 {
-		x.refuseBody()
+	if r.ContentLength != 0 && r.Method != http.MethodPut {
+		x.w.Header()["Connection"] = closed
 	}
 
 	err := s.handle(x)
+	if x.hasBody() {
+		defer x.drain()
+	}
+	if r.Method == http.MethodPut {
+		s.metrics.uploaded(x, err)
+	}
 	if err == nil {
 		return
 	}
-	if x.status == 0 && r.Context().Err() == nil {
+	if x.status == 0 && (r.Context().Err() == nil || errors.Is(err, errSlow)) {
 		s.fail(x, err)
 		return
 	}
@@ -174,8 +220,21 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 // handle answers x, or returns an error.
 // With an error before the header is sent (x.status is 0) another answer can still be given.
 func (s *Server) handle(x *exchange) error {
-	if x.r.Method != http.MethodGet && x.r.Method != http.MethodHead {
+	switch x.r.Method {
+	case http.MethodGet, http.MethodHead, http.MethodPut:
+	default:
 		return errMethod
+	}
+	if !x.target.route.ofServer() {
+		if err := s.find(x); err != nil {
+			return err
+		}
+		if err := s.allow(x); err != nil {
+			return err
+		}
+	}
+	if x.r.Method == http.MethodPut {
+		return s.put(x)
 	}
 	switch x.target.route {
 	case routeNARInfo:
@@ -185,7 +244,7 @@ func (s *Server) handle(x *exchange) error {
 	case routeZstdNAR:
 		return s.serveNAR(x, nix.Zstd)
 	case routeCacheInfo:
-		return x.bytes(typeCacheInfo, cacheShort, s.cache.Info().AppendText(nil))
+		return x.bytes(typeCacheInfo, cacheShort, x.cache.Info().AppendText(nil))
 	case routeListing:
 		return s.serveListing(x)
 	case routeLog:
@@ -195,7 +254,7 @@ func (s *Server) handle(x *exchange) error {
 	case routeBuildTrace:
 		return s.serveBuildTrace(x)
 	case routeDebugInfo:
-		return s.missing("no debug info here")
+		return s.serveDebugInfo(x)
 	case routePage:
 		return s.servePage(x)
 	case routeVersion:
@@ -204,16 +263,10 @@ func (s *Server) handle(x *exchange) error {
 		return s.serveHealth(x)
 	case routeMetrics:
 		return s.serveMetrics(x)
+	case routeNoSlash:
+		return s.redirect(x)
 	case routeRobots:
 		return x.bytes(typeText, cacheShort, []byte("User-agent: *\nDisallow: /\n"))
 	}
-	return s.missing("nothing here")
-}
-
-// missing returns an ErrNotFound that says what is not there.
-func (s *Server) missing(what string) error {
-	if len(s.cache.Sources()) == 0 {
-		what += "; this server has nothing to serve yet"
-	}
-	return cache.Refuse(cache.ErrNotFound, "%s", what)
+	return x.missing("nothing here")
 }

@@ -28,6 +28,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 type tester struct {
 	*testing.T
 	server *Server
+	cache  *cache.Cache
 	source *cachetest.Memory
 	path   cachetest.Path
 	key    nix.SecretKey
@@ -80,7 +81,8 @@ func (t *tester) serve(sources ...cache.Source) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.server = New(c, Options{Version: "1.2.3"})
+	t.cache = c
+	t.server = New(cache.Only(c), Options{Version: "1.2.3"})
 }
 
 // listen lets the server answer on an address, until the test ends.
@@ -238,10 +240,10 @@ func TestNothingToServe(t *testing.T) {
 	tt := &tester{T: t}
 	tt.serve()
 	tt.listen("127.0.0.1:0")
-	const note = "; this server has nothing to serve yet\n"
+	const note = "; this cache has nothing to serve yet\n"
 	for _, c := range []call{
 		{target: "/" + absentHash + ".narinfo", status: 404, body: "no store path with hash " + absentHash + " here" + note},
-		{target: "/x", status: 404, body: "nothing here" + note},
+		{target: "/api/x", status: 404, body: "nothing here" + note},
 		{target: "/health", status: 200, body: "ok\n"},
 		{target: "/nix-cache-info", status: 200, body: "StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 30\n"},
 	} {

@@ -12,37 +12,55 @@ import (
 	"firn/nix"
 )
 
-func TestParseTarget(t *testing.T) {
+func TestParsePath(t *testing.T) {
 	for path, want := range map[string]target{
-		"":                              {routePage, ""},
-		"/":                             {routePage, ""},
-		"//":                            {routePage, ""},
-		"/x.narinfo":                    {routeNARInfo, "x"},
-		"/.narinfo":                     {routeNARInfo, ""},
-		"/x.ls":                         {routeListing, "x"},
-		"/nar/x.nar":                    {routeNAR, "x"},
-		"/nar/x.nar.xz":                 {routeOther, ""},
-		"/nar/":                         {routeOther, ""},
-		"/nar":                          {routeOther, ""},
-		"/nar/x.narinfo":                {routeOther, ""},
-		"/log/x.drv":                    {routeLog, "x.drv"},
-		"/log/x.narinfo":                {routeLog, "x.narinfo"},
-		"/realisations/x!out.doi":       {routeRealisation, "x!out"},
-		"/build-trace-v2/x/out.doi":     {routeBuildTrace, "x/out"},
-		"/debuginfo/x":                  {routeDebugInfo, "x"},
-		"/nix-cache-info":               {routeCacheInfo, ""},
-		"/nix-cache-info/":              {routeOther, ""},
-		"///nix-cache-info":             {routeCacheInfo, ""},
-		"/metrics":                      {routeMetrics, ""},
-		"/health":                       {routeHealth, ""},
-		"/version":                      {routeVersion, ""},
-		"/robots.txt":                   {routeRobots, ""},
-		"/index.html":                   {routeOther, ""},
-		"/../nix-cache-info":            {routeOther, ""},
-		"/nar/../../nix-cache-info.nar": {routeNAR, "../../nix-cache-info"},
+		"":                              {"", routePage, "", ""},
+		"/":                             {"", routePage, "", ""},
+		"//":                            {"", routePage, "", ""},
+		"/x.narinfo":                    {"", routeNARInfo, "x", ""},
+		"/.narinfo":                     {"", routeNARInfo, "", ""},
+		"/x.ls":                         {"", routeListing, "x", ""},
+		"/nar/x.nar":                    {"", routeNAR, "x", ""},
+		"/nar/x.nar.zst":                {"", routeZstdNAR, "x", ".zst"},
+		"/nar/x.nar.xz":                 {"", routeNAR, "x", ".xz"},
+		"/nar/x.nar.exe":                {},
+		"/nar/x.nar/":                   {},
+		"/nar/":                         {},
+		"/nar":                          {},
+		"/nar/x.narinfo":                {},
+		"/log/x.drv":                    {"", routeLog, "x.drv", ""},
+		"/log/x.narinfo":                {"", routeLog, "x.narinfo", ""},
+		"/realisations/x!out.doi":       {"", routeRealisation, "x!out", ""},
+		"/build-trace-v2/x/out.doi":     {"", routeBuildTrace, "x/out", ""},
+		"/debuginfo/x":                  {"", routeDebugInfo, "x", ""},
+		"/nix-cache-info":               {"", routeCacheInfo, "", ""},
+		"/nix-cache-info/":              {},
+		"///nix-cache-info":             {"", routeCacheInfo, "", ""},
+		"/metrics":                      {"", routeMetrics, "", ""},
+		"/health":                       {"", routeHealth, "", ""},
+		"/version":                      {"", routeVersion, "", ""},
+		"/robots.txt":                   {"", routeRobots, "", ""},
+		"/../nix-cache-info":            {},
+		"/nar/../../nix-cache-info.nar": {"", routeNAR, "../../nix-cache-info", ""},
+
+		"/index.html":                       {"index.html", routeNoSlash, "", ""},
+		"/team":                             {"team", routeNoSlash, "", ""},
+		"/team/":                            {"team", routePage, "", ""},
+		"//team//":                          {"team", routePage, "", ""},
+		"/team/x.narinfo":                   {"team", routeNARInfo, "x", ""},
+		"/team/nar/x.nar.zst":               {"team", routeZstdNAR, "x", ".zst"},
+		"/team/nix-cache-info":              {"team", routeCacheInfo, "", ""},
+		"/team/team/":                       {"team", routeOther, "", ""},
+		"/team/health":                      {"team", routeOther, "", ""},
+		"/team/metrics":                     {"team", routeOther, "", ""},
+		"/Team/":                            {},
+		"/-team/":                           {},
+		"/api/x":                            {},
+		"/x.ls/":                            {},
+		"/" + strings.Repeat("a", 65) + "/": {},
 	} {
-		if got := parseTarget(path); got != want {
-			t.Errorf("parseTarget(%q) is %v, want %v", path, got, want)
+		if got := parsePath(path); got != want {
+			t.Errorf("parsePath(%q) is %v, want %v", path, got, want)
 		}
 	}
 }
@@ -54,7 +72,7 @@ func FuzzAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	h := New(c, Options{}).Handler()
+	h := New(cache.Only(c), Options{}).Handler()
 	for _, target := range []string{
 		"/", "/nix-cache-info", "/" + helloHash + ".narinfo", "/" + helloHash + ".ls", helloNAR, "//x", "/log/" + logName, realisation,
 		"/nar/" + helloHash + ".nar", "/nar/" + helloNARHash + ".nar?hash=" + helloHash, "/build-trace-v2/" + logName + "/out.doi",
@@ -72,7 +90,7 @@ func FuzzAnswer(f *testing.F) {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, r.WithContext(t.Context()))
 		switch w.Code {
-		case 200, 206, 304, 404, 405, 416:
+		case 200, 206, 304, 308, 400, 401, 404, 405, 416:
 		default:
 			t.Errorf("%s %q %q: status %d", method, path, query, w.Code)
 		}
@@ -84,7 +102,7 @@ func FuzzAnswer(f *testing.F) {
 				t.Errorf("%s %q: %s: %q", method, path, name, values)
 			}
 		}
-		if kind := w.Header().Get("Content-Type"); strings.HasPrefix(kind, "text/html") != (w.Code == 200 && parseTarget(path).route == routePage) {
+		if kind := w.Header().Get("Content-Type"); strings.HasPrefix(kind, "text/html") != (w.Code == 200 && parsePath(path).route == routePage) {
 			t.Errorf("%s %q: %s", method, path, kind)
 		}
 	})

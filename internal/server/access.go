@@ -1,0 +1,115 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"strings"
+
+	"firn/internal/cache"
+)
+
+// find finds the cache that a request is of: x.cache stays nil if there is none of its name.
+func (s *Server) find(x *exchange) (err error) {
+	if x.target.cache == "" {
+		x.cache, err = s.caches.ByHost(x.r.Context(), x.r.Host)
+		if err != nil {
+			return fmt.Errorf("find cache of host: %w: %w", cache.ErrUnavailable, err)
+		}
+		return nil
+	}
+	x.cache, err = s.caches.ByName(x.r.Context(), x.target.cache)
+	if err != nil && !errors.Is(err, cache.ErrNotFound) {
+		return fmt.Errorf("find cache: %w: %w", cache.ErrUnavailable, err)
+	}
+	return nil
+}
+
+// Whoever is refused learns nothing of the cache, not even whether there is one of this name:
+// what is said depends on the request only.
+var (
+	errNoToken = cache.Refuse(cache.ErrUnauthenticated, "this needs a token: `firn token create` on the server prints one. "+
+		"Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
+	errWrongToken = cache.Refuse(cache.ErrUnauthenticated, "this token is not known, has expired, or was revoked: "+
+		"`firn token create` on the server prints a new one. Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
+	errMayNotRead = cache.Refuse(cache.ErrDenied, "this token may not read here")
+	errMayNotPush = cache.Refuse(cache.ErrDenied, "this token may not push here")
+)
+
+// allow checks that whoever asks may do so. Reading what is not private needs no token, and then none is looked at.
+func (s *Server) allow(x *exchange) error {
+	need, denied := cache.Read, errMayNotRead
+	if x.r.Method == http.MethodPut {
+		need, denied = cache.Push, errMayNotPush
+	}
+	x.who = cache.Anybody
+	if need == cache.Push && x.cache != nil && !x.cache.Keeps() && !x.cache.Private() {
+		return cache.Refuse(errMethod, "this cache keeps nothing that is pushed to it")
+	}
+	if x.cache == nil || x.cache.Allow(x.who, need) != nil {
+		who, err := s.authenticate(x)
+		if err != nil {
+			return err
+		}
+		x.who = who
+	}
+	switch {
+	case x.cache != nil && x.cache.Allow(x.who, need) == nil:
+		x.secret = x.cache.Private()
+		return nil
+	case x.cache == nil && x.who.May(need, x.target.cache):
+		return cache.Refuse(cache.ErrNotFound, "there is no cache named %s", x.target.cache)
+	case need == cache.Read && (x.target.route == routeOther || x.target.route == routeNoSlash) && x.target.cache == "",
+		x.target.route == routeNoSlash:
+		return cache.Refuse(cache.ErrNotFound, "nothing here")
+	case x.who == cache.Anybody:
+		return errNoToken
+	}
+	return denied
+}
+
+// authenticate finds out who asks.
+func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
+	authorization := x.r.Header.Get("Authorization")
+	if s.access == nil || authorization == "" {
+		return cache.Anybody, nil
+	}
+	who, err := s.access.Authenticate(x.r.Context(), authorization, remote(x.r))
+	if errors.Is(err, cache.ErrUnauthenticated) {
+		return nil, errWrongToken
+	}
+	if err != nil {
+		return nil, fmt.Errorf("authenticate: %w", err)
+	}
+	return who, nil
+}
+
+// remote returns the address of the client, for counting its failures; the zero Addr if it has none.
+// A proxy on this machine is believed when it says for whom it asks. Nobody else is: they could say anybody.
+func remote(r *http.Request) netip.Addr {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	addr, _ := netip.ParseAddr(host) // of a Unix socket there is none
+	if addr.IsValid() && !addr.IsLoopback() {
+		return addr.Unmap()
+	}
+	if said := r.Header.Values("X-Forwarded-For"); len(said) > 0 {
+		last := said[len(said)-1]
+		if client, err := netip.ParseAddr(strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])); err == nil {
+			return client.Unmap().WithZone("")
+		}
+	}
+	return addr.Unmap()
+}
+
+// missing returns an ErrNotFound that says what is not there.
+func (x *exchange) missing(what string) error {
+	if x.cache != nil && len(x.cache.Sources()) == 0 {
+		what += "; this cache has nothing to serve yet"
+	}
+	return cache.Refuse(cache.ErrNotFound, "%s", what)
+}

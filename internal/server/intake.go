@@ -1,0 +1,81 @@
+package server
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"time"
+)
+
+var (
+	// errSlow ends an upload of which less than a slice arrived in patience.
+	errSlow = errors.New("too slow")
+	// errGone ends an upload whose client went away.
+	errGone = errors.New("gone")
+)
+
+// intake reads the body of an upload, and gives up on a client that sends as slowly as link gives up on one that takes slowly.
+type intake struct {
+	x     *exchange
+	n     int64 // bytes so far
+	next  int64 // with so many, the client gets time for another slice
+	ended bool  // all of it has been read
+}
+
+// body returns the body of the request, which is an upload, for reading it.
+// The client that waits to be asked for it is asked by the first Read.
+func (x *exchange) body() *intake {
+	x.intake = &intake{x: x}
+	return x.intake
+}
+
+// Read fails with errSlow, errGone, or io.EOF at the end of what the client promised to send.
+func (i *intake) Read(p []byte) (n int, err error) {
+	if i.ended {
+		return 0, io.EOF
+	}
+	control := http.NewResponseController(i.x.w)
+	if i.n >= i.next {
+		// What has no deadlines, as some tests, has no connection to hold up.
+		_ = control.SetReadDeadline(time.Now().Add(patience))
+		i.next = i.n + slice
+	}
+	n, err = i.x.r.Body.Read(p)
+	i.n += int64(n)
+	switch {
+	case err == io.EOF:
+		i.ended = true
+		// net/http reads on from here, to see whether the client goes away. It may take as long as the work takes.
+		_ = control.SetReadDeadline(time.Time{})
+		return n, io.EOF
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return n, fmt.Errorf("read body: %w: %d bytes so far", errSlow, i.n)
+	case err != nil:
+		return n, fmt.Errorf("read body: %w: %d bytes so far: %w", errGone, i.n, err)
+	}
+	return n, nil
+}
+
+// hasBody reports whether the request has a body, or may have one, of which not all was read.
+func (x *exchange) hasBody() bool {
+	return x.r.ContentLength != 0 && (x.intake == nil || !x.intake.ended)
+}
+
+// drain reads some of the body of a request that has been answered without it.
+// A client that waits to be asked for it sends none.
+func (x *exchange) drain() {
+	if x.r.Header["Expect"] != nil && x.intake == nil || x.r.Body == nil {
+		return
+	}
+	control := http.NewResponseController(x.w)
+	if err := control.SetReadDeadline(time.Now().Add(bodyLimit)); err != nil {
+		return
+	}
+	if err := control.Flush(); err != nil {
+		return
+	}
+	// What it fails with, the connection is closed for anyway.
+	_, _ = io.CopyN(io.Discard, x.r.Body, bodyBytes)
+}

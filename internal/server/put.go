@@ -1,0 +1,295 @@
+package server
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/semaphore"
+
+	"firn/internal/cache"
+	"firn/internal/codec"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+const (
+	// turnLimit is how long an upload waits for its turn. Nix gives up when it has sent and heard nothing for five minutes.
+	turnLimit = 4 * time.Minute
+
+	// smallUploads is how many uploads of up to maxSmall bytes are in memory at once.
+	smallUploads = 64
+	// maxSmall is that of the largest narinfo.
+	maxSmall = nix.MaxNARInfoSize
+
+	// maxLog bounds a build log, in bytes before compression.
+	maxLog = 256 << 20
+	// maxListing bounds a listing, in bytes. The largest known have a tenth of it.
+	maxListing = 1 << 30
+)
+
+// put receives an upload. What is uploaded that firn makes by itself, it checks and then drops.
+func (s *Server) put(x *exchange) error {
+	route := x.target.route
+	switch {
+	case !route.canBePut():
+		return cache.Refuse(errMethod, "only GET and HEAD are answered here")
+	case x.r.ContentLength > s.maxUpload:
+		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", s.maxUpload)
+	}
+	switch route {
+	case routeNAR, routeZstdNAR:
+		return s.putNAR(x)
+	case routeLog:
+		return s.putLog(x)
+	case routeListing:
+		return s.putListing(x)
+	}
+
+	if x.r.ContentLength > maxSmall {
+		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", maxSmall)
+	}
+	done, err := turn(x.r.Context(), s.small)
+	if err != nil {
+		return err
+	}
+	defer done()
+	text, err := s.text(x)
+	if err != nil {
+		return err
+	}
+	switch route {
+	case routeNARInfo:
+		return s.putNARInfo(x, text)
+	case routeRealisation:
+		return s.putRealisation(x, text)
+	case routeBuildTrace:
+		return s.putBuildTrace(x, text)
+	case routeDebugInfo:
+		return s.putDebugInfo(x, text)
+	case routeCacheInfo:
+		return s.putCacheInfo(x, text)
+	}
+	return errMethod
+}
+
+// turn waits until there is room for an upload. done makes room for the next one.
+func turn(ctx context.Context, room *semaphore.Weighted) (done func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, turnLimit)
+	defer cancel()
+	if err := room.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("%w: too many uploads at once: %w", cache.ErrUnavailable, err)
+	}
+	return func() { room.Release(1) }, nil
+}
+
+// decoded returns the body of an upload without its Content-Encoding, which must be closed.
+// What has more than limit bytes fails with ErrTooLarge where it exceeds that.
+func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
+	encodings := x.r.Header["Content-Encoding"]
+	if len(encodings) > 1 {
+		return nil, cache.Refuse(cache.ErrInvalid, "this has more than one Content-Encoding")
+	}
+	encoding := ""
+	if len(encodings) == 1 {
+		encoding = encodings[0]
+	}
+	plain, err := codec.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, s.codec)
+	if err != nil {
+		return nil, err
+	}
+	return struct {
+		io.Reader
+		io.Closer
+	}{&bounded{plain, limit, limit}, plain}, nil
+}
+
+// bounded is a reader that fails where there is more than its limit.
+type bounded struct {
+	r     io.Reader
+	left  int64
+	limit int64
+}
+
+func (b *bounded) Read(p []byte) (int, error) {
+	if b.left < 0 {
+		return 0, cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", b.limit)
+	}
+	n, err := b.r.Read(p[:min(int64(len(p)), b.left+1)])
+	b.left -= int64(n)
+	if b.left < 0 {
+		return n - 1, cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", b.limit)
+	}
+	return n, err
+}
+
+// text returns the whole body of a small upload, decoded.
+func (s *Server) text(x *exchange) ([]byte, error) {
+	r, err := s.decoded(x, maxSmall)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// kept answers an upload: 201 if what it brought was not there before, else 204.
+func (x *exchange) kept(added bool) error {
+	h := x.w.Header()
+	x.setCaching(h, cacheNever)
+	status := http.StatusNoContent
+	if added {
+		status = http.StatusCreated
+		x.setLength(h, 0)
+	}
+	x.begin(status)
+	return nil
+}
+
+func (s *Server) putNARInfo(x *exchange, text []byte) error {
+	hash, err := nix.ParsePathHash(x.target.name)
+	if err != nil {
+		return cache.Refuse(cache.ErrInvalid, "this is not a path hash: it has 32 digits of Nix's base 32")
+	}
+	n, err := nix.ParseNARInfoStrict(x.cache.Info().StoreDir, text)
+	if err != nil {
+		return cache.Refuse(cache.ErrInvalid, "%s", err)
+	}
+	if n.Path.Hash() != hash {
+		return cache.Refuse(cache.ErrInvalid, "StorePath: this is the narinfo of %s, and was uploaded as %s.narinfo", n.Path, hash)
+	}
+	added, err := x.cache.Publish(x.r.Context(), n)
+	if err != nil {
+		return err
+	}
+	if added {
+		s.metrics.published.Inc()
+		s.log.Debug("published", "path", n.Path.String(), "cache", x.cache.Name(), "by", x.who.Name())
+	}
+	return x.kept(added)
+}
+
+func (s *Server) putRealisation(x *exchange, text []byte) error {
+	id, err := nix.ParseRealisationID(x.target.name)
+	if err != nil {
+		return cache.Refuse(cache.ErrInvalid, "%s", err)
+	}
+	r, err := nix.ParseRealisation(x.cache.Info().StoreDir, text)
+	if err != nil {
+		return cache.Refuse(cache.ErrInvalid, "%s", err)
+	}
+	if r.ID != id {
+		return cache.Refuse(cache.ErrInvalid, "id: this is the realisation of %s, and was uploaded as %s", r.ID, id)
+	}
+	if err := x.cache.PutRealisation(x.r.Context(), r); err != nil {
+		return err
+	}
+	return x.kept(false)
+}
+
+func (s *Server) putBuildTrace(x *exchange, text []byte) error {
+	name, output, _ := strings.Cut(x.target.name, "/")
+	drv, err := x.putDerivation(x.parseDerivation(name))
+	if err != nil {
+		return err
+	}
+	t, err := nix.ParseBuildTrace(drv, output, text)
+	if err != nil {
+		return cache.Refuse(cache.ErrInvalid, "%s", err)
+	}
+	if err := x.cache.PutBuildTrace(x.r.Context(), t); err != nil {
+		return err
+	}
+	return x.kept(false)
+}
+
+// putDerivation makes what is no derivation an ErrInvalid: it is not missing, it cannot be.
+func (x *exchange) putDerivation(drv nix.StorePath, err error) (nix.StorePath, error) {
+	if err != nil {
+		return drv, cache.Refuse(cache.ErrInvalid, "this is not the name of a derivation")
+	}
+	return drv, nil
+}
+
+// putDebugInfo checks what says where debug information is, and drops it: firn finds it in every NAR.
+func (s *Server) putDebugInfo(x *exchange, text []byte) error {
+	var info debugInfo
+	switch err := json.Unmarshal(text, &info); {
+	case !isBuildID(strings.TrimSuffix(x.target.name, ".debug")):
+		return cache.Refuse(cache.ErrInvalid, "this is not a build ID: it has 40 hexadecimal digits")
+	case err != nil || info.Archive == "" || info.Member == "":
+		return cache.Refuse(cache.ErrInvalid, `this is no debug info: {"archive":"../nar/…","member":"…"}`)
+	}
+	return x.kept(false)
+}
+
+// putCacheInfo checks that the client has the same store directory, and drops what it says besides.
+func (s *Server) putCacheInfo(x *exchange, text []byte) error {
+	info, err := nix.ParseCacheInfo(text)
+	if err != nil {
+		return cache.Refuse(cache.ErrInvalid, "%s", err)
+	}
+	if want := x.cache.Info().StoreDir; info.StoreDir != want {
+		return cache.Refuse(cache.ErrInvalid, "StoreDir: it is %s, and that of this cache is %s", info.StoreDir, want)
+	}
+	return x.kept(false)
+}
+
+// putListing checks a listing, and drops it: firn makes one of every NAR. One that is large is not checked, as that would take
+// many times its size in memory.
+func (s *Server) putListing(x *exchange) error {
+	if _, err := nix.ParsePathHash(x.target.name); err != nil {
+		return cache.Refuse(cache.ErrInvalid, "this is not a path hash: it has 32 digits of Nix's base 32")
+	}
+	done, err := turn(x.r.Context(), s.small)
+	if err != nil {
+		return err
+	}
+	defer done()
+	r, err := s.decoded(x, maxListing)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	text, err := io.ReadAll(io.LimitReader(r, maxSmall+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > maxSmall {
+		_, err = io.Copy(io.Discard, r)
+	} else if _, wrong := nar.ParseListing(text); wrong != nil {
+		err = cache.Refuse(cache.ErrInvalid, "%s", wrong)
+	}
+	if err != nil {
+		return err
+	}
+	return x.kept(false)
+}
+
+func (s *Server) putLog(x *exchange) error {
+	drv, err := x.putDerivation(x.logged())
+	if err != nil {
+		return err
+	}
+	done, err := turn(x.r.Context(), s.large)
+	if err != nil {
+		return err
+	}
+	defer done()
+	r, err := s.decoded(x, maxLog)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	if err := x.cache.PutLog(x.r.Context(), drv, r); err != nil {
+		return err
+	}
+	return x.kept(false)
+}
+
+var errNotReceived = errors.New("not all of it was read")
