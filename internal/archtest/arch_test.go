@@ -58,13 +58,14 @@ var rules = map[string]rule{
 
 	"cmd/firn": {rooms: []string{"*"}, libraries: true},
 
+	"bench/chunks":      {rooms: []string{"internal/debstore", "internal/depot/chunk", "nix", "nix/nar"}, libraries: true},
 	"bench":             {rooms: []string{"internal/debstore", "nix", "nix/nar"}, libraries: true},
 	"internal/debstore": {rooms: []string{"nix"}, libraries: true},
 	"internal/archtest": {},
 }
 
 // infrastructure is for tests and measurements, and never part of a program.
-var infrastructure = []string{"bench", "internal/depot/blob/blobtest", "internal/archtest", "internal/cache/cachetest", "internal/debstore", "nix/nar/nartest"}
+var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/archtest", "internal/cache/cachetest", "internal/debstore", "nix/nar/nartest"}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}

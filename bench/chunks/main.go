@@ -1,0 +1,245 @@
+//go:build linux
+
+// Command chunks measures what a depot would keep with chunks of several sizes, and zstd of several levels:
+// of the store of Debian packages, and of the same after a mass rebuild, that is with other path hashes.
+//
+//	go run ./bench/chunks
+//
+// It prints the table of docs/adr/0021-chunk-size-and-level.md.
+package main
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/alecthomas/kong"
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
+	"firn/internal/debstore"
+	"firn/internal/depot/chunk"
+	"firn/nix"
+	"firn/nix/nar"
+)
+
+// minShared is how many bytes a chunk has at least that is kept once, as in the depot.
+const minShared = 1 << 10
+
+type flags struct {
+	Sizes    []int `help:"Average sizes of chunks in KiB." default:"64,128,256,512"`
+	Levels   []int `help:"Levels of zstd." default:"1,3,6,10"`
+	Packages int   `help:"Take no more packages than about so many; 0: all."`
+}
+
+func main() {
+	var f flags
+	kong.Parse(&f, kong.Description("Measure sizes of chunks and levels of zstd on a store of Debian packages."))
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := f.run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "chunks:", err)
+		os.Exit(1)
+	}
+}
+
+func (f *flags) run(ctx context.Context) error {
+	dir, err := debstore.DefaultDir()
+	if err != nil {
+		return err
+	}
+	var stores []*debstore.Store
+	for generation := range 2 {
+		s, err := debstore.Make(ctx, dir, debstore.Options{Generation: generation, Packages: f.Packages})
+		if err != nil {
+			return err
+		}
+		stores = append(stores, s)
+	}
+	fmt.Println("| average chunk | level | kept of one generation | added by the second | seconds of a core | chunks | frames of references |")
+	fmt.Println("|---|---|---|---|---|---|---|")
+	for _, size := range f.Sizes {
+		k := keeping{average: size << 10, levels: f.Levels, seen: map[[32]byte]bool{}}
+		var per []kept
+		for _, s := range stores {
+			begun := time.Now()
+			k.kept = kept{bytes: make([]int64, len(f.Levels)), cpu: make([]time.Duration, len(f.Levels))}
+			if err := k.keep(ctx, s); err != nil {
+				return err
+			}
+			per = append(per, k.kept)
+			fmt.Fprintf(os.Stderr, "%d KiB: %d bytes of NARs in %.0f s\n", size, k.kept.raw, time.Since(begun).Seconds())
+		}
+		for i, level := range f.Levels {
+			first, second := per[0].bytes[i], per[1].bytes[i]
+			fmt.Printf("| %d KiB | %d | %.1f MB | %.2f MB (%.2f %%) | %.1f | %d + %d | %d |\n", size, level,
+				float64(first)/1e6, float64(second)/1e6, 100*float64(second)/float64(first),
+				per[0].cpu[i].Seconds(), per[0].chunks, per[1].chunks, per[0].unshared)
+		}
+	}
+	return nil
+}
+
+// keeping keeps NARs by the rules of a depot, and throws the bytes away.
+type keeping struct {
+	average int
+	levels  []int
+
+	mu   sync.Mutex
+	seen map[[32]byte]bool
+	kept kept
+}
+
+// kept is what a generation added.
+type kept struct {
+	raw      int64           // bytes of its NARs
+	bytes    []int64         // of frames, by level
+	cpu      []time.Duration // that compressing took, by level
+	chunks   int             // that were new
+	unshared int             // frames of references and what is short between them
+}
+
+// keep keeps the packages of a store.
+func (k *keeping) keep(ctx context.Context, s *debstore.Store) error {
+	var g errgroup.Group
+	paths := make(chan nix.StorePath)
+	for range runtime.GOMAXPROCS(0) {
+		g.Go(func() error {
+			runtime.LockOSThread() // for the time that the thread takes
+			w := worker{keeping: k, buf: make([]byte, 4*chunk.NeedSize)}
+			for _, level := range k.levels {
+				// As the depot does it.
+				e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithWindowSize(chunk.MaxSize),
+					zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
+				if err != nil {
+					return err
+				}
+				w.encoders = append(w.encoders, e)
+			}
+			var failed error
+			for p := range paths {
+				if failed == nil {
+					failed = w.keepPath(ctx, s.Path(p))
+				}
+			}
+			return failed
+		})
+	}
+	for _, p := range append([]nix.StorePath{s.Everything}, s.Packages...) {
+		paths <- p
+	}
+	close(paths)
+	return g.Wait()
+}
+
+type worker struct {
+	*keeping
+	buf      []byte
+	frame    []byte
+	encoders []*zstd.Encoder
+}
+
+// keepPath keeps the NAR of a path.
+func (w *worker) keepPath(ctx context.Context, path string) error {
+	layout, err := nar.NewLayout(ctx, path)
+	if err != nil {
+		return err
+	}
+	r, to := io.Pipe()
+	go func() { to.CloseWithError(layout.WriteRange(ctx, to, path, 0, layout.Size())) }()
+	defer r.Close()
+	w.mu.Lock()
+	w.kept.raw += layout.Size()
+	w.mu.Unlock()
+
+	cutter := chunk.NewCutterSize(nix.DefaultStoreDir, w.average)
+	have, atEOF := 0, false
+	var open []byte // pieces that are not shared become one frame
+	for {
+		n, err := io.ReadFull(r, w.buf[have:])
+		have += n
+		switch err {
+		case nil:
+		case io.EOF, io.ErrUnexpectedEOF:
+			atEOF = true
+		default:
+			return err
+		}
+		begin := 0
+		for begin < have {
+			n, references := cutter.Next(w.buf[begin:have], atEOF)
+			if n == 0 {
+				break
+			}
+			piece := w.buf[begin : begin+n]
+			begin += n
+			if references || n < minShared {
+				if len(open)+n > chunk.MaxSize {
+					w.compress(open)
+					open = open[:0]
+				}
+				if len(open) == 0 {
+					w.count(func(k *kept) { k.unshared++ })
+				}
+				open = append(open, piece...)
+				continue
+			}
+			w.compress(open)
+			open = open[:0]
+			if w.isNew(piece) {
+				w.compress(piece)
+			}
+		}
+		have = copy(w.buf, w.buf[begin:have])
+		if atEOF {
+			w.compress(open)
+			return nil
+		}
+	}
+}
+
+func (w *worker) isNew(piece []byte) bool {
+	sum := sha256.Sum256(piece)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.seen[sum] {
+		return false
+	}
+	w.seen[sum] = true
+	w.kept.chunks++
+	return true
+}
+
+func (w *worker) count(f func(*kept)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f(&w.kept)
+}
+
+func (w *worker) compress(b []byte) {
+	for i, e := range w.encoders {
+		begun := threadTime()
+		w.frame = e.EncodeAll(b, w.frame[:0])
+		took := threadTime() - begun
+		w.count(func(k *kept) {
+			k.bytes[i] += int64(len(w.frame))
+			k.cpu[i] += took
+		})
+	}
+}
+
+// threadTime is how long this thread has run.
+func threadTime() time.Duration {
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
