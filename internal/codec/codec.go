@@ -46,7 +46,7 @@ const (
 // Options of Limits.
 type Options struct {
 	// Memory bounds, in bytes, the windows and dictionaries of all decoders together, 128 MiB if zero.
-	// A decoder waits until there is room for its own.
+	// A decoder waits until there is room for its own. Each takes up to 1 MiB more that is not counted.
 	Memory int64
 
 	// Ratio is how many bytes one byte may decompress to, 1000 if zero; Free, how many bytes a stream may give

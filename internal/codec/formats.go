@@ -59,7 +59,8 @@ func brotliFormat(s *stream) (io.Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := s.reserve(1 << brotliWindow(first[0])); err != nil {
+	// The window grows with the data: for a moment there are two.
+	if err := s.reserve(2 << brotliWindow(first[0])); err != nil {
 		return nil, err
 	}
 	return brotli.NewReader(s.in), nil
