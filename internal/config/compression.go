@@ -26,10 +26,17 @@ type Level uint8
 // UnmarshalText reads a decimal number.
 func (l *Level) UnmarshalText(text []byte) error { return number(l, text, 1, 22) }
 
-// minSize is the least that a Size may be, in bytes: half of it is what one NAR can take while it is being compressed.
+// DepotLevel is a compression level of zstd for what is kept.
+type DepotLevel uint8
+
+// UnmarshalText reads a decimal number.
+func (l *DepotLevel) UnmarshalText(text []byte) error { return number(l, text, 1, 12) }
+
+// minSize is the least that a Size may be, in bytes: of a cache of compressed NARs, half of it is what one NAR can take while it is
+// being compressed; as the size of a NAR, less would keep out a compiler.
 const minSize = 64 << 20
 
-// Size is an amount of disk, as a person writes it: 10GiB, 500MB.
+// Size is an amount of bytes, as a person writes it: 10GiB, 500MB.
 type Size string
 
 // UnmarshalText reads a number with a unit, or of bytes without one.

@@ -28,13 +28,15 @@ import (
 // help and placeholder are for people, complete tells a shell what a value is.
 type Config struct {
 	Listen           []listen.Address `toml:"listen" default:"[::]:5000" sep:"none" placeholder:"ADDRESS" help:"Where to listen: HOST:PORT, :PORT or unix:PATH. May be given several times."`
-	Key              []string         `toml:"key" sep:"none" placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE. May be given several times. Without one, the first start makes a key in the state directory."`
+	Key              []string         `toml:"key" sep:"none" placeholder:"FILE" complete:"file" help:"Sign what the cache main serves with the secret key in FILE. May be given several times. Without one, the first start makes a key in the state directory."`
 	Store            Store            `toml:"store" default:"auto" placeholder:"ROOT" complete:"dir" help:"Serve the store below ROOT, laid out as nix --store ROOT does. auto is this machine's own store where there is one, off none."`
-	Priority         Priority         `toml:"priority" default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. cache.nixos.org has 40."`
-	Compression      Compression      `toml:"compression" default:"none" placeholder:"FORMAT" complete:"none,zstd" help:"Serve NARs as none or as zstd: compressed when they are first asked for, and kept in the state directory. It pays over slow links."`
+	Priority         Priority         `toml:"priority" default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first: that of the cache main. cache.nixos.org has 40."`
+	Compression      Compression      `toml:"compression" default:"none" placeholder:"FORMAT" complete:"none,zstd" help:"Serve NARs of the local store as none or as zstd: compressed when they are first asked for, and kept in the state directory. It pays over slow links. What was pushed is kept, and served, as zstd in any case."`
 	CompressionLevel Level            `toml:"compression-level" default:"3" placeholder:"LEVEL" help:"How much work zstd takes, from 1 to 22, on the scale of the zstd command; 1, 3, 7 and 10 begin the four steps that are told apart."`
 	CacheSize        Size             `toml:"cache-size" default:"10GiB" placeholder:"SIZE" help:"How much disk the compressed NARs may take; what was used longest ago goes first."`
-	State            string           `toml:"state" placeholder:"DIR" complete:"dir" help:"Where firn keeps what is its own, such as the key it made. By default systemd's $STATE_DIRECTORY, else /var/lib/firn for root, else $XDG_STATE_HOME/firn."`
+	DepotLevel       DepotLevel       `toml:"depot-level" default:"3" placeholder:"LEVEL" help:"How much work zstd takes for what is pushed, from 1 to 12, on the scale of the zstd command. What is kept already stays as it is."`
+	MaxNARSize       Size             `toml:"max-nar-size" default:"64GiB" placeholder:"SIZE" help:"The largest NAR that may be pushed, uncompressed."`
+	State            string           `toml:"state" placeholder:"DIR" complete:"dir" help:"Where firn keeps what is its own, such as the depot with what was pushed, and the key it made. By default systemd's $STATE_DIRECTORY, else /var/lib/firn for root, else $XDG_STATE_HOME/firn."`
 	LogLevel         LogLevel         `toml:"log-level" default:"info" placeholder:"LEVEL" complete:"debug,info,warn,error" help:"Log what is at least this important: debug, info, warn or error."`
 	LogFormat        LogFormat        `toml:"log-format" default:"text" placeholder:"FORMAT" complete:"text,json" help:"Log as text or as json, one record a line."`
 }

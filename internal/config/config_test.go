@@ -27,7 +27,7 @@ func TestPrecedence(t *testing.T) {
 	base := env{"STATE_DIRECTORY": "/var/lib/private/firn:/elsewhere"}
 	defaults := Config{
 		Listen: addresses(t, "[::]:5000"), Store: StoreAuto, Priority: 30,
-		Compression: CompressionNone, CompressionLevel: 3, CacheSize: "10GiB",
+		Compression: CompressionNone, CompressionLevel: 3, CacheSize: "10GiB", DepotLevel: 3, MaxNARSize: "64GiB",
 		State: "/var/lib/private/firn", LogLevel: "info", LogFormat: LogText,
 	}
 	from := func(edit func(*Config)) Config { c := defaults; edit(&c); return c }
@@ -42,16 +42,17 @@ func TestPrecedence(t *testing.T) {
 		{
 			name: "file",
 			file: "listen = [\":1\", \"unix:/s\"]\nkey = ['/a', '/b,c']\nstore = \"/mnt\"\npriority = 0\nstate = '/state'\nlog-level = 'debug'\nlog-format = 'json'\n" +
-				"compression = 'zstd'\ncompression-level = 19\ncache-size = '500MB'\n",
+				"compression = 'zstd'\ncompression-level = 19\ncache-size = '500MB'\ndepot-level = 12\nmax-nar-size = '1GB'\n",
 			want: Config{
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b,c"}, Store: "/mnt", Priority: 0,
-				Compression: CompressionZstd, CompressionLevel: 19, CacheSize: "500MB",
+				Compression: CompressionZstd, CompressionLevel: 19, CacheSize: "500MB", DepotLevel: 12, MaxNARSize: "1GB",
 				State: "/state", LogLevel: "debug", LogFormat: LogJSON,
 			},
 			origins: Origins{
 				"listen": "FILE:1", "key": "FILE:2", "store": "FILE:3", "priority": "FILE:4",
 				"state": "FILE:5", "log-level": "FILE:6", "log-format": "FILE:7",
 				"compression": "FILE:8", "compression-level": "FILE:9", "cache-size": "FILE:10",
+				"depot-level": "FILE:11", "max-nar-size": "FILE:12",
 			},
 		},
 		{
@@ -60,16 +61,18 @@ func TestPrecedence(t *testing.T) {
 				"FIRN_LISTEN": ":1, unix:/s", "FIRN_KEY": "/a\n/b c\n", "FIRN_STORE": "off", "FIRN_PRIORITY": "65535",
 				"FIRN_STATE": "/state", "FIRN_LOG_LEVEL": "error", "FIRN_LOG_FORMAT": "json",
 				"FIRN_COMPRESSION": "zstd", "FIRN_COMPRESSION_LEVEL": "1", "FIRN_CACHE_SIZE": "1 TiB",
+				"FIRN_DEPOT_LEVEL": "1", "FIRN_MAX_NAR_SIZE": "64MiB",
 			},
 			want: Config{
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b c"}, Store: StoreOff, Priority: 65535,
-				Compression: CompressionZstd, CompressionLevel: 1, CacheSize: "1 TiB",
+				Compression: CompressionZstd, CompressionLevel: 1, CacheSize: "1 TiB", DepotLevel: 1, MaxNARSize: "64MiB",
 				State: "/state", LogLevel: "error", LogFormat: LogJSON,
 			},
 			origins: Origins{
 				"listen": "FIRN_LISTEN", "key": "FIRN_KEY", "store": "FIRN_STORE", "priority": "FIRN_PRIORITY",
 				"state": "FIRN_STATE", "log-level": "FIRN_LOG_LEVEL", "log-format": "FIRN_LOG_FORMAT",
 				"compression": "FIRN_COMPRESSION", "compression-level": "FIRN_COMPRESSION_LEVEL", "cache-size": "FIRN_CACHE_SIZE",
+				"depot-level": "FIRN_DEPOT_LEVEL", "max-nar-size": "FIRN_MAX_NAR_SIZE",
 			},
 		},
 		{
@@ -148,6 +151,8 @@ func TestErrors(t *testing.T) {
 				"FILE:2: compression-level: \"0\" is not a number from 1 to 22\n" +
 				"FILE:3: cache-size: \"big\" is not a size such as 10GiB or 500MB"},
 		{name: "little size", file: "cache-size = '1MB'\n", want: "FILE:1: cache-size: 1MB is less than 64 MiB"},
+		{name: "depot", file: "depot-level = 13\nmax-nar-size = '64MB'\n",
+			want: "FILE:1: depot-level: \"13\" is not a number from 1 to 12\nFILE:2: max-nar-size: 64MB is less than 64 MiB"},
 		{name: "syntax", file: "priority = 1\nlisten = [\n", want: "FILE:2: unexpected EOF; expected value"},
 		{name: "twice", file: "priority = 1\npriority = 2\n", want: "FILE:2: Key 'priority' has already been defined."},
 		{name: "too long", file: strings.Repeat("#", maxFile+1), want: "read configuration: read FILE: longer than 65536 bytes"},
