@@ -34,20 +34,21 @@ var rules = map[string]rule{
 	"nix/nar":         {rooms: []string{"nix"}},
 	"nix/nar/nartest": {rooms: []string{"nix/nar"}},
 
-	"internal/cache":                {rooms: []string{"nix", "nix/nar"}, libraries: true},
-	"internal/cache/cachetest":      {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
-	"internal/awaited":              {rooms: []string{"internal/cache", "nix", "nix/nar"}},
-	"internal/localstore":           {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
-	"internal/zstdcache":            {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
-	"internal/codec":                {rooms: []string{"internal/cache", "nix"}, libraries: true},
-	"internal/depot":                {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/catalog", "internal/depot/chunk", "nix", "nix/nar"}, libraries: true},
-	"internal/depot/blob":           {},
-	"internal/depot/blob/blobtest":  {rooms: []string{"internal/depot/blob"}},
-	"internal/depot/blob/dir":       {rooms: []string{"internal/depot/blob"}},
-	"internal/depot/catalog":        {rooms: []string{"nix"}},
-	"internal/depot/catalog/sqlite": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
-	"internal/server":               {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
-	"internal/transfer":             {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
+	"internal/cache":                     {rooms: []string{"nix", "nix/nar"}, libraries: true},
+	"internal/cache/cachetest":           {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/awaited":                   {rooms: []string{"internal/cache", "nix", "nix/nar"}},
+	"internal/localstore":                {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/zstdcache":                 {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/codec":                     {rooms: []string{"internal/cache", "nix"}, libraries: true},
+	"internal/depot":                     {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/catalog", "internal/depot/chunk", "nix", "nix/nar"}, libraries: true},
+	"internal/depot/blob":                {},
+	"internal/depot/blob/blobtest":       {rooms: []string{"internal/depot/blob"}},
+	"internal/depot/blob/dir":            {rooms: []string{"internal/depot/blob"}},
+	"internal/depot/catalog":             {rooms: []string{"nix"}},
+	"internal/depot/catalog/catalogtest": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
+	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
+	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
+	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
 
 	"internal/depot/chunk": {rooms: []string{"nix"}},
 
@@ -65,7 +66,7 @@ var rules = map[string]rule{
 }
 
 // infrastructure is for tests and measurements, and never part of a program.
-var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/archtest", "internal/cache/cachetest", "internal/debstore", "nix/nar/nartest"}
+var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/archtest", "internal/cache/cachetest", "internal/debstore", "internal/depot/catalog/catalogtest", "nix/nar/nartest"}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}

@@ -1,0 +1,311 @@
+package sqlite
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// maxSignatures bounds the signatures of one path.
+const maxSignatures = 64
+
+// pathColumns are what a path is made of, in the order of scanPath.
+const pathColumns = `
+	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, registered, nars.hash, nars.size, store_dir
+	FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache `
+
+func scanPath(scan func(...any) error) (*catalog.Path, error) {
+	p := &catalog.Path{}
+	var hash, narHash []byte
+	var name, refs, deriver, sigs, ca, storeDir string
+	var registered int64
+	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &registered, &narHash, &p.Info.NARSize, &storeDir); err != nil {
+		return nil, err
+	}
+	if len(hash) != len(nix.PathHash{}) || len(narHash) != len(catalog.Sum{}) {
+		return nil, fmt.Errorf("%w: a hash has not its length", catalog.ErrUnavailable)
+	}
+	dir := nix.StoreDir(storeDir)
+	var err error
+	if p.Info.Path, err = dir.ParseBase(nix.PathHash(hash).String() + "-" + name); err != nil {
+		return nil, err
+	}
+	for ref := range strings.FieldsSeq(refs) {
+		path, err := dir.ParseBase(ref)
+		if err != nil {
+			return nil, err
+		}
+		p.Info.References = append(p.Info.References, path)
+	}
+	if deriver != "" {
+		if p.Info.Deriver, err = dir.ParseBase(deriver); err != nil {
+			return nil, err
+		}
+	}
+	if p.Info.Signatures, err = parseSignatures(sigs); err != nil {
+		return nil, err
+	}
+	if ca != "" {
+		if p.Info.CA, err = nix.ParseContentAddress(ca); err != nil {
+			return nil, err
+		}
+	}
+	p.Info.NARHash = nix.SHA256Sum([32]byte(narHash))
+	p.Info.RegistrationTime = time.Unix(registered, 0).UTC()
+	return p, nil
+}
+
+func parseSignatures(text string) (sigs []nix.Signature, err error) {
+	for field := range strings.FieldsSeq(text) {
+		sig, err := nix.ParseSignature(field)
+		if err != nil {
+			return nil, err
+		}
+		sigs = append(sigs, sig)
+	}
+	return sigs, nil
+}
+
+func joinSignatures(sigs []nix.Signature) string {
+	texts := make([]string, len(sigs))
+	for i, s := range sigs {
+		texts[i] = s.String()
+	}
+	return strings.Join(texts, " ")
+}
+
+// Publish makes a path visible.
+func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
+	err = c.write(ctx, func(x *change) error {
+		there, added, err = nil, false, nil
+		return c.publish(x, cache, p, debug, &there, &added)
+	})
+	if err != nil {
+		return nil, false, fmt.Errorf("publish %s: %w", p.Info.Path, err)
+	}
+	return there, added, nil
+}
+
+func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, there **catalog.Path, added *bool) error {
+	if err := hasCache(x, cache); err != nil {
+		return err
+	}
+	hash := p.Info.Path.Hash()
+	old, err := getPath(x, cache, hash)
+	if err != nil {
+		return err
+	}
+	if old != nil {
+		*there = old
+		if old.NAR != p.NAR {
+			return nil
+		}
+		return addSignatures(x, cache, old, p.Info.Signatures)
+	}
+	if len(p.Info.Signatures) > maxSignatures {
+		return tooManySignatures
+	}
+	ok, err := x.get("SELECT id FROM nars WHERE id = ? AND NOT damaged", []any{int64(p.NAR)}, new(int64))
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return fmt.Errorf("%w: the NAR", catalog.ErrGone)
+	}
+	refs := make([]string, len(p.Info.References))
+	for i, ref := range p.Info.References {
+		refs[i] = ref.Base()
+	}
+	var deriver, ca string
+	if !p.Info.Deriver.IsZero() {
+		deriver = p.Info.Deriver.Base()
+	}
+	if !p.Info.CA.IsZero() {
+		ca = p.Info.CA.String()
+	}
+	registered := p.Info.RegistrationTime
+	if registered.IsZero() {
+		registered = c.now()
+	}
+	if err := x.exec("INSERT INTO paths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
+		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, registered.Unix()); err != nil {
+		return err
+	}
+	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND cache = ?", int64(p.NAR), int64(cache)); err != nil {
+		return err
+	}
+	for _, d := range debug {
+		id, err := hex.DecodeString(d.BuildID)
+		if err != nil {
+			return fmt.Errorf("build ID %q: %w", d.BuildID, err)
+		}
+		if err := x.exec("INSERT INTO debug_info VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", int64(cache), id, hash[:], d.Member); err != nil {
+			return err
+		}
+	}
+	*added = true
+	*there, err = getPath(x, cache, hash)
+	return err
+}
+
+var tooManySignatures = fmt.Errorf("%w: more than %d signatures", catalog.ErrConflict, maxSignatures)
+
+// getPath returns a path as it is in the transaction, withheld or not; nil if there is none.
+func getPath(x *change, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
+	there := true
+	p, err := scanPath(func(to ...any) (err error) {
+		there, err = x.get(pathColumns+"WHERE cache = ? AND paths.hash = ?", []any{int64(cache), hash[:]}, to...)
+		if err == nil && !there {
+			err = catalog.ErrNotFound
+		}
+		return err
+	})
+	if !there {
+		return nil, nil
+	}
+	return p, err
+}
+
+// addSignatures adds to p, and keeps, the signatures that it does not have.
+func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix.Signature) error {
+	all := slices.Clone(p.Info.Signatures)
+	for _, s := range sigs {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	if len(all) == len(p.Info.Signatures) {
+		return nil
+	}
+	if len(all) > maxSignatures {
+		return tooManySignatures
+	}
+	p.Info.Signatures = all
+	hash := p.Info.Path.Hash()
+	return x.exec("UPDATE paths SET sigs = ? WHERE cache = ? AND hash = ?", joinSignatures(all), int64(cache), hash[:])
+}
+
+// AddSignatures adds signatures to a path.
+func (c *Catalog) AddSignatures(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, sigs []nix.Signature) error {
+	err := c.write(ctx, func(x *change) error {
+		p, err := getPath(x, cache, hash)
+		if err == nil && p == nil {
+			err = catalog.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		return addSignatures(x, cache, p, sigs)
+	})
+	if err != nil {
+		return fmt.Errorf("sign %s: %w", hash, err)
+	}
+	return nil
+}
+
+// Path returns a published path.
+func (c *Catalog) Path(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
+	r := c.queryRow(ctx, pathColumns+"WHERE cache = ? AND paths.hash = ? AND NOT damaged", int64(cache), hash[:])
+	p, err := scanPath(func(to ...any) error { return r.scanAll(catalog.ErrNotFound, to...) })
+	if err != nil {
+		return nil, fmt.Errorf("look up %s: %w", hash, unavailable(err))
+	}
+	return p, nil
+}
+
+// Withhold marks a NAR as damaged or whole.
+func (c *Catalog) Withhold(ctx context.Context, nar catalog.NARID, damaged bool) error {
+	err := c.write(ctx, func(x *change) error {
+		return found(x.count("UPDATE nars SET damaged = ? WHERE id = ?", damaged, int64(nar)))
+	})
+	if err != nil {
+		return fmt.Errorf("withhold NAR: %w", err)
+	}
+	return nil
+}
+
+// AllPaths iterates over paths.
+func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix.PathHash, damaged bool) iter.Seq2[*catalog.Path, error] {
+	return pages(func(last nix.PathHash, first bool) (paths []*catalog.Path, err error) {
+		if first {
+			last = after
+		}
+		from := last[:]
+		if first && last == (nix.PathHash{}) {
+			from = []byte{} // which even a hash of zeros comes after
+		}
+		err = c.rows(ctx, func(scan func(...any) error) error {
+			p, err := scanPath(scan)
+			paths = append(paths, p)
+			return err
+		}, pathColumns+"WHERE cache = ? AND paths.hash > ? AND damaged = ? ORDER BY paths.hash LIMIT ?", int64(cache), from, damaged, page)
+		return paths, err
+	}, func(p *catalog.Path) nix.PathHash { return p.Info.Path.Hash() })
+}
+
+// DeletePath removes a path.
+func (c *Catalog) DeletePath(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) error {
+	err := c.write(ctx, func(x *change) error {
+		var nar int64
+		ok, err := x.get("DELETE FROM paths WHERE cache = ? AND hash = ? RETURNING nar", []any{int64(cache), hash[:]}, &nar)
+		if err == nil && !ok {
+			err = catalog.ErrNotFound
+		}
+		if err != nil {
+			return err
+		}
+		return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",
+			c.seconds(), nar, int64(cache))
+	})
+	if err != nil {
+		return fmt.Errorf("delete %s: %w", hash, err)
+	}
+	return nil
+}
+
+// DebugInfo returns the debug info of a build ID.
+func (c *Catalog) DebugInfo(ctx context.Context, cache catalog.CacheID, buildID string) (*catalog.DebugInfo, error) {
+	id, err := hex.DecodeString(buildID)
+	if err != nil {
+		return nil, fmt.Errorf("look up debug info of %q: %w", buildID, catalog.ErrNotFound)
+	}
+	d := &catalog.DebugInfo{BuildID: buildID}
+	var hash []byte
+	err = c.queryRow(ctx, `
+		SELECT debug_info.hash, member FROM debug_info JOIN paths USING (cache, hash) JOIN nars ON nars.id = nar
+		WHERE cache = ? AND build_id = ? AND NOT damaged`, int64(cache), id).scanAll(catalog.ErrNotFound, &hash, &d.Member)
+	if err != nil {
+		return nil, fmt.Errorf("look up debug info: %w", err)
+	}
+	copy(d.Path[:], hash)
+	return d, nil
+}
+
+// Count returns what is kept.
+func (c *Catalog) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Counts, error) {
+	var n catalog.Counts
+	var err error
+	if cache != nil {
+		err = c.queryRow(ctx, `
+			SELECT 1, count(*), count(DISTINCT nar), coalesce(sum(size), 0), coalesce(sum(file_size), 0), count(DISTINCT CASE WHEN damaged THEN nar END)
+			FROM paths JOIN nars ON nars.id = nar WHERE cache = ?`, int64(*cache)).
+			scanAll(nil, &n.Caches, &n.Paths, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
+	} else {
+		err = c.queryRow(ctx, `
+			SELECT (SELECT count(*) FROM caches), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
+				(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
+				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged), 0) FROM nars`).
+			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
+	}
+	if err != nil {
+		return catalog.Counts{}, fmt.Errorf("count: %w", err)
+	}
+	return n, nil
+}

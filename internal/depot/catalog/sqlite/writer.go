@@ -1,0 +1,205 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"sync"
+
+	"firn/internal/depot/catalog"
+)
+
+// maxBatch bounds how many writes share a transaction: together they take some milliseconds.
+const maxBatch = 64
+
+// writer does all writing of a process.
+type writer struct {
+	db    *sql.DB
+	conn  *sql.Conn
+	queue chan *write
+	ended chan struct{}
+
+	mu     sync.RWMutex // held for reading while a write is queued
+	closed bool
+
+	prepared map[string]*sql.Stmt // of the goroutine
+}
+
+// write is a change that waits for its turn.
+type write struct {
+	ctx  context.Context
+	do   func(*change) error
+	done chan error
+}
+
+func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
+	conn, err := db.Conn(ctx)
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{db: db, conn: conn, queue: make(chan *write, maxBatch), ended: make(chan struct{}), prepared: make(map[string]*sql.Stmt)}
+	go w.run()
+	return w, nil
+}
+
+func (w *writer) close() error {
+	w.mu.Lock()
+	w.closed = true
+	close(w.queue)
+	w.mu.Unlock()
+	<-w.ended
+	return errors.Join(w.conn.Close(), w.db.Close())
+}
+
+// write has do change the catalog, in a transaction that may be shared with others, and returns when that is durable.
+// do may be called again; it changes nothing else. After an error of do nothing of it is kept.
+func (c *Catalog) write(ctx context.Context, do func(*change) error) error {
+	w := c.writes
+	wr := &write{ctx: ctx, do: do, done: make(chan error, 1)}
+	w.mu.RLock()
+	if w.closed {
+		w.mu.RUnlock()
+		return fmt.Errorf("%w: it is closed", catalog.ErrUnavailable)
+	}
+	var err error
+	select {
+	case w.queue <- wr:
+	case <-ctx.Done():
+		err = ctx.Err()
+	}
+	w.mu.RUnlock()
+	if err != nil {
+		return err
+	}
+	// What is queued is done, whatever becomes of ctx, so it has to be waited for.
+	return <-wr.done
+}
+
+func (w *writer) run() {
+	defer close(w.ended)
+	for first := range w.queue {
+		batch := []*write{first}
+	fill:
+		for len(batch) < maxBatch {
+			select {
+			case next, ok := <-w.queue:
+				if !ok {
+					break fill
+				}
+				batch = append(batch, next)
+			default:
+				break fill
+			}
+		}
+		errs := make([]error, len(batch))
+		if err := w.transact(batch, errs); err != nil {
+			for i := range errs {
+				errs[i] = unavailable(err)
+			}
+		}
+		for i, wr := range batch {
+			wr.done <- errs[i]
+		}
+	}
+}
+
+// transact makes one transaction of a batch. Its own error is that of all.
+func (w *writer) transact(batch []*write, errs []error) error {
+	ctx := context.Background()
+	x := &change{w}
+	if err := x.exec("BEGIN IMMEDIATE"); err != nil {
+		return err
+	}
+	err := func() error {
+		for i, wr := range batch {
+			if errs[i] = wr.ctx.Err(); errs[i] != nil {
+				continue
+			}
+			if err := x.exec("SAVEPOINT one"); err != nil {
+				return err
+			}
+			if errs[i] = unavailable(wr.do(x)); errs[i] != nil {
+				// Fails where the error has ended the whole transaction, such as a full disk does.
+				if err := x.exec("ROLLBACK TO one"); err != nil {
+					return errs[i]
+				}
+			}
+			if err := x.exec("RELEASE one"); err != nil {
+				return err
+			}
+		}
+		return x.exec("COMMIT")
+	}()
+	if err != nil {
+		_, _ = w.conn.ExecContext(ctx, "ROLLBACK") // there may be nothing left to roll back
+	}
+	return err
+}
+
+// change is the transaction that a write is in.
+type change struct{ w *writer }
+
+func (x *change) statement(text string) (*sql.Stmt, error) {
+	if s, ok := x.w.prepared[text]; ok {
+		return s, nil
+	}
+	s, err := x.w.conn.PrepareContext(context.Background(), text)
+	if err == nil {
+		x.w.prepared[text] = s
+	}
+	return s, err
+}
+
+func (x *change) exec(text string, args ...any) error {
+	_, err := x.count(text, args...)
+	return err
+}
+
+// count returns how many rows a statement changed.
+func (x *change) count(text string, args ...any) (int64, error) {
+	s, err := x.statement(text)
+	if err != nil {
+		return 0, err
+	}
+	result, err := s.ExecContext(context.Background(), args...)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
+// get scans the first row; ok is false if there is none.
+func (x *change) get(text string, args []any, to ...any) (ok bool, err error) {
+	s, err := x.statement(text)
+	if err != nil {
+		return false, err
+	}
+	err = s.QueryRowContext(context.Background(), args...).Scan(to...)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// ids are the values of the first column of a query.
+func (x *change) ids(text string, args ...any) ([]int64, error) {
+	s, err := x.statement(text)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := s.QueryContext(context.Background(), args...)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var ids []int64
+	for rows.Next() {
+		var id int64
+		if err := rows.Scan(&id); err != nil {
+			return nil, err
+		}
+		ids = append(ids, id)
+	}
+	return ids, rows.Err()
+}
