@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -63,6 +64,9 @@ func (f *flags) run(ctx context.Context) error {
 		}
 		stores = append(stores, s)
 	}
+	if err := onlyRebuilt(ctx, stores); err != nil {
+		return err
+	}
 	fmt.Println("| average chunk | level | kept of one generation | added by the second | seconds of a core | chunks | frames of references |")
 	fmt.Println("|---|---|---|---|---|---|---|")
 	for _, size := range f.Sizes {
@@ -83,6 +87,32 @@ func (f *flags) run(ctx context.Context) error {
 				float64(first)/1e6, float64(second)/1e6, 100*float64(second)/float64(first),
 				per[0].cpu[i].Seconds(), per[0].chunks, per[1].chunks, per[0].unshared)
 		}
+	}
+	return nil
+}
+
+// onlyRebuilt leaves those packages that differ in hashes only: some may have been installed or upgraded
+// after the first store was made, and then others refer to other names.
+func onlyRebuilt(ctx context.Context, stores []*debstore.Store) error {
+	type built struct {
+		name string
+		size int64
+	}
+	count := map[built]int{}
+	of := map[nix.StorePath]built{}
+	for _, s := range stores {
+		for _, p := range s.Packages {
+			layout, err := nar.NewLayout(ctx, s.Path(p))
+			if err != nil {
+				return err
+			}
+			of[p] = built{p.Name(), layout.Size()}
+			count[of[p]]++
+		}
+	}
+	for _, s := range stores {
+		s.Packages = slices.DeleteFunc(s.Packages, func(p nix.StorePath) bool { return count[of[p]] != len(stores) })
+		fmt.Fprintf(os.Stderr, "%d packages\n", len(s.Packages))
 	}
 	return nil
 }
@@ -132,7 +162,7 @@ func (k *keeping) keep(ctx context.Context, s *debstore.Store) error {
 			return failed
 		})
 	}
-	for _, p := range append([]nix.StorePath{s.Everything}, s.Packages...) {
+	for _, p := range s.Packages {
 		paths <- p
 	}
 	close(paths)
