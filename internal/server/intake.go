@@ -22,6 +22,7 @@ type intake struct {
 	n     int64 // bytes so far
 	next  int64 // with so many, the client gets time for another slice
 	ended bool  // all of it has been read
+	err   error // with which it broke
 }
 
 // body returns the body of the request, which is an upload, for reading it.
@@ -35,6 +36,9 @@ func (x *exchange) body() *intake {
 func (i *intake) Read(p []byte) (n int, err error) {
 	if i.ended {
 		return 0, io.EOF
+	}
+	if i.err != nil {
+		return 0, i.err
 	}
 	control := http.NewResponseController(i.x.w)
 	if i.n >= i.next {
@@ -51,11 +55,12 @@ func (i *intake) Read(p []byte) (n int, err error) {
 		_ = control.SetReadDeadline(time.Time{})
 		return n, io.EOF
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return n, fmt.Errorf("read body: %w: %d bytes so far", errSlow, i.n)
+		i.err = fmt.Errorf("read body: %w: %d bytes so far", errSlow, i.n)
 	case err != nil:
-		return n, fmt.Errorf("read body: %w: %d bytes so far: %w", errGone, i.n, err)
+		// Not wrapped: io.ErrUnexpectedEOF means something else to who reads a NAR.
+		i.err = fmt.Errorf("read body: %w: %d bytes so far: %v", errGone, i.n, err)
 	}
-	return n, nil
+	return n, i.err
 }
 
 // hasBody reports whether the request has a body, or may have one, of which not all was read.
@@ -66,7 +71,7 @@ func (x *exchange) hasBody() bool {
 // drain reads some of the body of a request that has been answered without it.
 // A client that waits to be asked for it sends none.
 func (x *exchange) drain() {
-	if x.r.Header["Expect"] != nil && x.intake == nil || x.r.Body == nil {
+	if x.status == 0 || x.r.Header["Expect"] != nil && x.intake == nil {
 		return
 	}
 	control := http.NewResponseController(x.w)

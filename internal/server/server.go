@@ -197,6 +197,10 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	}
 
 	err := s.handle(x)
+	broken := x.intake != nil && x.intake.err != nil
+	if broken && err != nil {
+		err = x.intake.err // net/http ends the context then, and what notices that first says so
+	}
 	if x.hasBody() {
 		defer x.drain()
 	}
@@ -206,7 +210,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	if err == nil {
 		return
 	}
-	if x.status == 0 && (r.Context().Err() == nil || errors.Is(err, errSlow)) {
+	if x.status == 0 && (r.Context().Err() == nil || broken) {
 		s.fail(x, err)
 		return
 	}

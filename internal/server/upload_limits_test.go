@@ -1,0 +1,273 @@
+package server
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+)
+
+// uploadTester is a pushTester in a bubble, see pipeTester.
+type uploadTester struct {
+	*pushTester
+	pipe *pipeTester
+}
+
+// inUploadBubble runs a test of a server that receives uploads in a bubble.
+func inUploadBubble(t *testing.T, opts Options, test func(t *uploadTester)) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newCaches(t, opts)
+		pipe := &pipeTester{tester: p.tester, pipes: make(pipes), served: make(chan error, 1)}
+		var ctx context.Context
+		ctx, pipe.end = context.WithCancel(context.Background())
+		go func() { pipe.served <- p.server.Serve(ctx, pipe.pipes) }()
+		t.Cleanup(func() {
+			pipe.end()
+			if err := <-pipe.served; err != nil {
+				t.Errorf("Serve: %v", err)
+			}
+		})
+		test(&uploadTester{p, pipe})
+	})
+}
+
+// begin sends the header of an upload.
+func (t *uploadTester) begin(target string, length int64, headers ...string) (io.WriteCloser, *bufio.Reader) {
+	t.Helper()
+	conn, r := t.pipe.dial()
+	head := fmt.Sprintf("PUT %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n", target, length)
+	for _, h := range headers {
+		head += h + "\r\n"
+	}
+	if _, err := io.WriteString(conn, head+"\r\n"); err != nil {
+		t.Fatalf("PUT %s: %v", target, err)
+	}
+	return conn, r
+}
+
+// wantAnswer reads an answer.
+func (t *uploadTester) wantAnswer(r *bufio.Reader, status int) *http.Response {
+	t.Helper()
+	resp, err := http.ReadResponse(r, nil)
+	if err != nil {
+		t.Fatalf("there is no answer: %v", err)
+	}
+	if resp.StatusCode != status {
+		text, _ := io.ReadAll(resp.Body)
+		t.Errorf("%s: %s, want %d", resp.Status, text, status)
+	}
+	return resp
+}
+
+// wantNothing checks that nothing of an upload was kept.
+func (t *uploadTester) wantNothing(url string) {
+	t.Helper()
+	synctest.Wait()
+	if _, err := t.cache.Received(t.Context(), url); err == nil {
+		t.Errorf("%s was kept", url)
+	}
+	if n := t.server.metrics.inFlight.Load(); n != 0 {
+		t.Errorf("%d requests are still being answered", n)
+	}
+}
+
+// A client that sends nothing for too long is cut, and nothing of what it sent stays.
+func TestStalledUpload(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		url := cachetest.URL(t.path.NAR, "")
+		conn, r := t.begin("/"+url, int64(len(t.path.NAR)), as("push-main"))
+		if _, err := conn.Write(t.path.NAR[:50]); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		resp := t.wantAnswer(r, http.StatusRequestTimeout)
+		if took := time.Since(start); took < patience*9/10 || took > patience*11/10 {
+			t.Errorf("the client was cut after %s, want %s", took, patience)
+		}
+		if !resp.Close {
+			t.Error("the connection stays open")
+		}
+		io.Copy(io.Discard, r)
+		t.wantNothing(url)
+		t.wantMetric(`firn_uploads_refused_total{reason="slow"} 1`)
+	})
+}
+
+// A client that sends slowly but steadily can take all the time it needs.
+func TestSteadyUpload(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*slice))
+		url := cachetest.URL(path.NAR, "")
+		conn, r := t.begin("/"+url, int64(len(path.NAR)), as("push-main"))
+		start := time.Now()
+		for sent := 0; sent < len(path.NAR); {
+			n, err := conn.Write(path.NAR[sent:min(sent+minRate*5/4, len(path.NAR))])
+			if err != nil {
+				t.Fatalf("after %d bytes and %s: %v", sent, time.Since(start), err)
+			}
+			sent += n
+			time.Sleep(time.Second)
+		}
+		if took := time.Since(start); took < 3*patience {
+			t.Errorf("that took %s, which is not long enough to show anything", took)
+		}
+		t.wantAnswer(r, http.StatusCreated)
+
+		// What was set for the body does not end what comes after it.
+		time.Sleep(idleLimit - time.Second)
+		if _, err := io.WriteString(conn, "GET /version HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		t.wantAnswer(r, http.StatusOK)
+		conn.Close()
+	})
+}
+
+// A client that goes away in the middle leaves nothing.
+func TestVanishedUpload(t *testing.T) {
+	for sent := range []int{0, 1, 50, 119} {
+		inUploadBubble(t, Options{}, func(t *uploadTester) {
+			url := cachetest.URL(t.path.NAR, "")
+			conn, _ := t.begin("/"+url, int64(len(t.path.NAR)), as("push-main"))
+			if _, err := conn.Write(t.path.NAR[:sent]); err != nil {
+				t.Fatal(err)
+			}
+			conn.Close()
+			t.wantNothing(url)
+			t.wantMetric(`firn_uploads_refused_total{reason="gone"} 1`)
+		})
+	}
+}
+
+// A body that is shorter than was promised, and whole by itself, is refused too.
+func TestShortUpload(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		url := cachetest.URL(t.path.NAR, "")
+		conn, _ := t.begin("/"+url, int64(len(t.path.NAR))+1, as("push-main"))
+		if _, err := conn.Write(t.path.NAR); err != nil {
+			t.Fatal(err)
+		}
+		conn.Close()
+		t.wantNothing(url)
+	})
+}
+
+// A client that waits to be asked for its body is told of a refusal instead, and asked otherwise.
+func TestExpect(t *testing.T) {
+	const length = 1 << 40
+	for _, test := range []struct {
+		target, token string
+		status        int
+	}{
+		{"/nar/" + helloNARHash + ".nar", "", 401},
+		{"/nar/" + helloNARHash + ".nar", "no-such-token", 401},
+		{"/nar/" + helloNARHash + ".nar", "read-team", 403},
+		{"/nar/" + helloNARHash + ".nar", "push-main", 413},
+		{"/nar/x.nar", "push-main", 413},
+		{"/" + helloHash + ".narinfo", "push-main", 413},
+		{"/team/nar/" + helloNARHash + ".nar", "push-main", 403},
+		{"/fixed/nar/" + helloNARHash + ".nar", "push-main", 405},
+		{"/metrics", "push-main", 405},
+	} {
+		inUploadBubble(t, Options{}, func(t *uploadTester) {
+			start := time.Now()
+			_, r := t.begin(test.target, length, as(test.token), "Expect: 100-continue")
+			t.wantAnswer(r, test.status)
+			if n, err := io.Copy(io.Discard, r); err != nil || n > 300 {
+				t.Errorf("%d more bytes came, and %v", n, err)
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("the connection was closed after %s", took)
+			}
+		})
+	}
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		url := cachetest.URL(t.path.NAR, "")
+		conn, r := t.begin("/"+url, int64(len(t.path.NAR)), as("push-main"), "Expect: 100-continue")
+		t.wantAnswer(r, http.StatusContinue)
+		if _, err := conn.Write(t.path.NAR); err != nil {
+			t.Fatal(err)
+		}
+		t.wantAnswer(r, http.StatusCreated)
+		conn.Close()
+	})
+}
+
+// A client that sends its body whether it is wanted or not sees the answer.
+func TestRefusedWhileSending(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		conn, r := t.begin("/nar/"+helloNARHash+".nar", 1<<20, as("read-team"))
+		sent := make(chan error, 1)
+		go func() {
+			_, err := conn.Write(make([]byte, 1<<20))
+			sent <- err
+		}()
+		resp := t.wantAnswer(r, http.StatusForbidden)
+		if text, err := io.ReadAll(resp.Body); err != nil || len(text) == 0 || !resp.Close {
+			t.Errorf("the answer is %q, %v, and the connection stays open: %t", text, err, !resp.Close)
+		}
+		if err := <-sent; err != nil {
+			t.Errorf("the body was not read: %v", err)
+		}
+	})
+}
+
+// waiting is a sink in which uploads wait to be let through.
+type waiting struct {
+	*cachetest.Memory
+	entered chan struct{}
+	release chan struct{}
+}
+
+func (w waiting) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
+	w.entered <- struct{}{}
+	<-w.release
+	return w.Memory.Receive(ctx, u)
+}
+
+// Uploads wait for each other, but not for so long that a client would give up.
+func TestUploadsTakeTurns(t *testing.T) {
+	inUploadBubble(t, Options{Uploads: 1}, func(t *uploadTester) {
+		sink := waiting{cachetest.NewMemory(), make(chan struct{}, 2), make(chan struct{})}
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.server.caches = cache.Only(c)
+		url := "/" + cachetest.URL(t.path.NAR, "")
+		first, r1 := t.begin(url, int64(len(t.path.NAR)), as("push-main"))
+		if _, err := first.Write(t.path.NAR[:8]); err != nil {
+			t.Fatal(err)
+		}
+		<-sink.entered
+		second, r2 := t.begin(url, int64(len(t.path.NAR)), as("push-main"), "Expect: 100-continue")
+		start := time.Now()
+		resp := t.wantAnswer(r2, http.StatusServiceUnavailable)
+		if took := time.Since(start); took != turnLimit || took > 5*time.Minute {
+			t.Errorf("the second waited %s, want %s", took, turnLimit)
+		}
+		if resp.Header.Get("Retry-After") == "" {
+			t.Error("the second is not told when to try again")
+		}
+		second.Close()
+		third, r3 := t.begin(url, int64(len(t.path.NAR)), as("push-main"))
+		close(sink.release)
+		for i, r := range []*bufio.Reader{r1, r3} {
+			if _, err := []io.Writer{first, third}[i].Write(t.path.NAR[[]int{8, 0}[i]:]); err != nil {
+				t.Fatal(err)
+			}
+			t.wantAnswer(r, []int{201, 204}[i])
+		}
+		first.Close()
+		third.Close()
+	})
+}
