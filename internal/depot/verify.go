@@ -46,7 +46,7 @@ type Damage struct {
 	Reason  error
 }
 
-// ErrNoCache: there is no cache of a name. Match it with errors.Is.
+// ErrNoCache says that there is no cache of a name. Match it with errors.Is.
 var ErrNoCache = errors.New("no such cache")
 
 // Verify reads NARs from their packs as if to send them, and compares them with their hashes, the format, and their listings.
