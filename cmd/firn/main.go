@@ -19,6 +19,20 @@ type commandLine struct {
 		Generate keyGenerateCommand `cmd:"" help:"Make a signing key."`
 		Public   keyPublicCommand   `cmd:"" help:"Print the public key of a secret key."`
 	} `cmd:"" help:"Make and show signing keys."`
+	Cache struct {
+		Create cacheCreateCommand `cmd:"" help:"Make a cache."`
+		List   cacheListCommand   `cmd:"" help:"List the caches."`
+		Show   cacheShowCommand   `cmd:"" help:"Show a cache and its public keys."`
+		Set    cacheSetCommand    `cmd:"" help:"Change a cache."`
+		Delete cacheDeleteCommand `cmd:"" help:"Delete a cache and all that was pushed to it."`
+	} `cmd:"" help:"Make, show and change caches."`
+	Token struct {
+		Create tokenCreateCommand `cmd:"" help:"Make a token, with which clients push, or read what is private."`
+		List   tokenListCommand   `cmd:"" help:"List the tokens."`
+		Revoke tokenRevokeCommand `cmd:"" help:"Revoke a token."`
+	} `cmd:"" help:"Make and revoke tokens."`
+	Verify verifyCommand `cmd:"" help:"Compare what was pushed with its hashes."`
+	Stats  statsCommand  `cmd:"" help:"Show how much is kept."`
 	Config struct {
 		Check configCheckCommand `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
 		Show  configShowCommand  `cmd:"" help:"Print the settings in effect and where each comes from."`
@@ -31,6 +45,7 @@ type commandLine struct {
 const (
 	exitFailure = 1
 	exitUsage   = 2
+	exitDamaged = 3
 )
 
 func main() { os.Exit(run(os.Args[1:])) }
@@ -60,6 +75,9 @@ func run(args []string) int {
 	if errors.As(err, &parse) && parse.ExitCode() != exitFailure {
 		fmt.Fprintln(os.Stderr, "firn: --help after any command says what it takes")
 		return exitUsage
+	}
+	if errors.Is(err, errDamaged) {
+		return exitDamaged
 	}
 	return exitFailure
 }

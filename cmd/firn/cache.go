@@ -1,0 +1,324 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"strings"
+	"text/tabwriter"
+
+	"github.com/alecthomas/kong"
+
+	"firn/internal/cache"
+	"firn/internal/caches"
+	"firn/internal/depot/catalog"
+	"firn/internal/keyfile"
+	"firn/nix"
+)
+
+// cacheSettings are the flags that a cache is made with or changed by.
+type cacheSettings struct {
+	Private                *bool    `negatable:"" help:"Reading needs a token."`
+	Source                 []string `placeholder:"SOURCE" enum:"local,depot" complete:"local,depot" help:"Where it finds store paths, in order: local is the store of this machine, depot what is pushed. May be given several times."`
+	Priority               *int     `placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. cache.nixos.org has 40."`
+	Host                   []string `placeholder:"NAME" help:"A host name under which it answers at the root. May be given several times."`
+	Key                    []string `placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE, which is copied. May be given several times."`
+	AllowMissingReferences *bool    `negatable:"" help:"Accept store paths whose references are not in the cache."`
+}
+
+// apply changes a record.
+func (s *cacheSettings) apply(c *catalog.Cache) error {
+	if s.Private != nil {
+		c.Private = *s.Private
+	}
+	if s.AllowMissingReferences != nil {
+		c.AllowMissingReferences = *s.AllowMissingReferences
+	}
+	if s.Priority != nil {
+		if *s.Priority < 0 || *s.Priority > 65535 {
+			return fmt.Errorf("--priority: %d is not a number from 0 to 65535", *s.Priority)
+		}
+		c.Priority = *s.Priority
+	}
+	if s.Source != nil {
+		c.Sources = nil
+		for _, source := range s.Source {
+			for _, other := range c.Sources {
+				if other == source {
+					return fmt.Errorf("--source: %s is there twice", source)
+				}
+			}
+			c.Sources = append(c.Sources, source)
+		}
+	}
+	if s.Host != nil {
+		c.Hosts = nil
+		for _, host := range s.Host {
+			if host == "" { // --host "" takes all away
+				continue
+			}
+			if strings.ContainsAny(host, "/:@ ") {
+				return fmt.Errorf("--host: %q is not a host name; want one without port and scheme, such as cache.example.org", host)
+			}
+			c.Hosts = append(c.Hosts, strings.ToLower(host))
+		}
+	}
+	if s.Key != nil {
+		c.Keys = nil
+		for _, file := range s.Key {
+			key, err := keyfile.Load(file, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+			if err != nil {
+				return err
+			}
+			for _, other := range c.Keys {
+				if other.Name() == key.Name() {
+					return fmt.Errorf("--key: two keys are named %s, and clients tell keys apart by their names", key.Name())
+				}
+			}
+			c.Keys = append(c.Keys, key)
+		}
+	}
+	return nil
+}
+
+type cacheCreateCommand struct {
+	stateFlags
+	cacheSettings
+	Name     string `arg:"" help:"The name: small letters, digits, '-', '_' and '.'. It is the first element of the URL."`
+	StoreDir string `default:"/nix/store" placeholder:"DIR" help:"The store directory of its store paths, which cannot be changed."`
+}
+
+func (*cacheCreateCommand) Help() string {
+	return `The cache answers at /NAME/ at once, also on a server that runs. Unless keys are given,
+one named NAME-1 is made. The public keys are printed: clients have to trust them.
+
+Examples:
+
+    firn cache create team
+    firn cache create secret --private --priority 50
+    firn cache create ci --host ci.example.org --key /etc/firn/ci-secret`
+}
+
+func (c *cacheCreateCommand) Run(k *kong.Context) error {
+	if err := catalog.CheckCacheName(c.Name); err != nil {
+		return err
+	}
+	r := caches.Record(c.Name)
+	var err error
+	if r.StoreDir, err = nix.ParseStoreDir(c.StoreDir); err != nil {
+		return fmt.Errorf("--store-dir: %w", err)
+	}
+	if err := c.apply(r); err != nil {
+		return err
+	}
+	if len(r.Keys) == 0 {
+		key, err := nix.GenerateKey(c.Name + "-1")
+		if err != nil {
+			return err
+		}
+		r.Keys = []nix.SecretKey{key}
+	}
+	r.Created = now()
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	if err := cat.AddCache(ctx, r); err != nil {
+		return err
+	}
+	for _, key := range r.Keys {
+		fmt.Fprintln(k.Stdout, key.Public())
+	}
+	return nil
+}
+
+type cacheListCommand struct {
+	stateFlags
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+func (*cacheListCommand) Help() string {
+	return `Examples:
+
+    firn cache list
+    firn cache list --json --state /var/lib/firn`
+}
+
+func (c *cacheListCommand) Run(k *kong.Context) error {
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	all, err := records(ctx, cat)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		shown := make([]shownCache, len(all))
+		for i, r := range all {
+			shown[i] = showCache(r)
+		}
+		return writeJSON(k.Stdout, shown)
+	}
+	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tACCESS\tSOURCES\tPRIORITY\tHOSTS")
+	for _, r := range all {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", r.Name, accessOf(r), strings.Join(r.Sources, ", "), r.Priority, strings.Join(r.Hosts, " "))
+	}
+	return w.Flush()
+}
+
+func accessOf(r *catalog.Cache) string {
+	if r.Private {
+		return "private"
+	}
+	return "public"
+}
+
+// shownCache is what is shown of a cache; no secret is.
+type shownCache struct {
+	Name                   string   `json:"name"`
+	Private                bool     `json:"private"`
+	Sources                []string `json:"sources"`
+	StoreDir               string   `json:"storeDir"`
+	Priority               int      `json:"priority"`
+	Hosts                  []string `json:"hosts"`
+	AllowMissingReferences bool     `json:"allowMissingReferences"`
+	PublicKeys             []string `json:"publicKeys"`
+	Created                string   `json:"created"`
+}
+
+func showCache(r *catalog.Cache) shownCache {
+	s := shownCache{
+		Name: r.Name, Private: r.Private, Sources: r.Sources, StoreDir: string(r.StoreDir), Priority: r.Priority,
+		Hosts: append([]string{}, r.Hosts...), AllowMissingReferences: r.AllowMissingReferences,
+		PublicKeys: []string{}, Created: r.Created.Format("2006-01-02T15:04:05Z07:00"),
+	}
+	for _, key := range r.Keys {
+		s.PublicKeys = append(s.PublicKeys, key.Public().String())
+	}
+	return s
+}
+
+func writeJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+type cacheShowCommand struct {
+	stateFlags
+	Name string `arg:"" help:"The name of the cache."`
+	JSON bool   `name:"json" help:"Print JSON."`
+}
+
+func (*cacheShowCommand) Help() string {
+	return `Secret keys are not shown. Those of main are the server's own: see firn config show.
+
+Examples:
+
+    firn cache show main
+    firn cache show team --json`
+}
+
+func (c *cacheShowCommand) Run(k *kong.Context) error {
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	r, err := record(ctx, cat, c.Name)
+	if err != nil {
+		return err
+	}
+	s := showCache(r)
+	if c.JSON {
+		return writeJSON(k.Stdout, s)
+	}
+	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "name\t%s\naccess\t%s\nsources\t%s\nstore directory\t%s\npriority\t%d\n", s.Name, accessOf(r), strings.Join(s.Sources, ", "), s.StoreDir, s.Priority)
+	fmt.Fprintf(w, "hosts\t%s\nmissing references\t%s\n", strings.Join(s.Hosts, " "), map[bool]string{true: "allowed", false: "refused"}[s.AllowMissingReferences])
+	for _, key := range s.PublicKeys {
+		fmt.Fprintf(w, "public key\t%s\n", key)
+	}
+	fmt.Fprintf(w, "created\t%s\n", s.Created)
+	return w.Flush()
+}
+
+type cacheSetCommand struct {
+	stateFlags
+	cacheSettings
+	Name string `arg:"" help:"The name of the cache."`
+}
+
+func (*cacheSetCommand) Help() string {
+	return `What is not named stays as it is. What is named, and may be there several times, is replaced as a whole.
+A server that runs heeds it at once.
+
+Examples:
+
+    firn cache set team --private
+    firn cache set team --no-private --priority 20
+    firn cache set main --host cache.example.org --host cache`
+}
+
+func (c *cacheSetCommand) Run() error {
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	r, err := record(ctx, cat, c.Name)
+	if err != nil {
+		return err
+	}
+	changed := *r
+	if err := c.apply(&changed); err != nil {
+		return err
+	}
+	return cat.SetCache(ctx, &changed)
+}
+
+type cacheDeleteCommand struct {
+	stateFlags
+	Name string `arg:"" help:"The name of the cache."`
+	Yes  bool   `help:"Do not ask."`
+}
+
+func (*cacheDeleteCommand) Help() string {
+	return `The cache and all that was pushed to it are gone at once. What no other cache has is removed from disk a day later.
+
+Examples:
+
+    firn cache delete team
+    firn cache delete team --yes`
+}
+
+func (c *cacheDeleteCommand) Run() error {
+	if c.Name == cache.Main {
+		return fmt.Errorf("the cache %s always exists; firn cache set can make it private", cache.Main)
+	}
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	r, err := record(ctx, cat, c.Name)
+	if err != nil {
+		return err
+	}
+	if err := confirm("Deleting the cache "+c.Name+" and all that was pushed to it", c.Yes); err != nil {
+		return err
+	}
+	return cat.DeleteCache(ctx, r.ID)
+}

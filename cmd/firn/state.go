@@ -1,0 +1,143 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/term"
+
+	"firn/internal/cache"
+	"firn/internal/caches"
+	"firn/internal/config"
+	"firn/internal/depot"
+	"firn/internal/depot/blob/dir"
+	"firn/internal/depot/catalog"
+	"firn/internal/depot/catalog/sqlite"
+)
+
+// stateFlags say where a server has what it keeps, for the commands that look at that, or change it, while the server runs.
+type stateFlags struct {
+	ConfigFile string `name:"config" env:"FIRN_CONFIG" placeholder:"FILE" complete:"file" help:"The configuration file of the server."`
+	State      string `name:"state" placeholder:"DIR" complete:"dir" help:"The state directory of the server. By default what the configuration says, or the default of firn serve."`
+}
+
+// load returns the configuration of the server.
+func (f *stateFlags) load() (*config.Config, error) {
+	c, _, err := config.Load(f.ConfigFile, os.LookupEnv)
+	if err != nil {
+		return nil, err
+	}
+	if f.State != "" {
+		c.State = f.State
+	}
+	return c, c.Check()
+}
+
+// openCatalog opens the catalog of the server, which the caller closes.
+func (f *stateFlags) openCatalog(ctx context.Context) (*sqlite.Catalog, error) {
+	c, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	return openCatalog(ctx, c.State)
+}
+
+// openDepot opens the depot of the server.
+func (f *stateFlags) openDepot(ctx context.Context) (*openedDepot, error) {
+	c, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	return openDepot(ctx, c.State, depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Logger: newLogger(c, os.Stderr)})
+}
+
+// The depot lies in the state directory.
+const (
+	depotDir    = "depot"
+	catalogName = "catalog.db"
+	packsName   = "packs"
+)
+
+func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
+	at := filepath.Join(state, depotDir)
+	if err := os.MkdirAll(at, 0o700); err != nil {
+		return nil, fmt.Errorf("%w; choose a state directory that can be written with --state", err)
+	}
+	return sqlite.Open(ctx, filepath.Join(at, catalogName), sqlite.Options{})
+}
+
+// openedDepot is a depot with all that it rests on.
+type openedDepot struct {
+	*depot.Depot
+	catalog *sqlite.Catalog
+}
+
+// openDepot opens, or makes, the depot in a state directory.
+func openDepot(ctx context.Context, state string, opts depot.Options) (*openedDepot, error) {
+	cat, err := openCatalog(ctx, state)
+	if err != nil {
+		return nil, err
+	}
+	blobs, err := dir.Open(filepath.Join(state, depotDir, packsName), dir.Options{})
+	if err != nil {
+		return nil, errors.Join(err, cat.Close())
+	}
+	return &openedDepot{depot.New(cat, blobs, opts), cat}, nil
+}
+
+// Close closes the depot, and then its catalog.
+func (d *openedDepot) Close() error { return errors.Join(d.Depot.Close(), d.catalog.Close()) }
+
+// records are the records of all caches. That of main is made where a server has not made it yet.
+func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error) {
+	for {
+		all, err := cat.Caches(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range all {
+			if c.Name == cache.Main {
+				return all, nil
+			}
+		}
+		record := caches.Record(cache.Main)
+		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
+		if err := cat.AddCache(ctx, record); err != nil && !errors.Is(err, catalog.ErrConflict) {
+			return nil, err
+		}
+	}
+}
+
+// record is the record of one cache.
+func record(ctx context.Context, cat catalog.Catalog, name string) (*catalog.Cache, error) {
+	all, err := records(ctx, cat)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range all {
+		if c.Name == name {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)
+}
+
+// confirm asks whether to do something that cannot be undone.
+func confirm(what string, yes bool) error {
+	if yes {
+		return nil
+	}
+	if !term.IsTerminal(int(os.Stdin.Fd())) {
+		return fmt.Errorf("%s cannot be undone; say --yes if that is meant", what)
+	}
+	fmt.Fprintf(os.Stderr, "%s cannot be undone. Go on? [y/N] ", what)
+	var answer string
+	fmt.Scanln(&answer)
+	if answer != "y" && answer != "yes" {
+		return errors.New("nothing was changed")
+	}
+	return nil
+}

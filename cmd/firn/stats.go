@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"text/tabwriter"
+
+	"github.com/alecthomas/kong"
+	"github.com/dustin/go-humanize"
+
+	"firn/internal/depot/catalog"
+)
+
+type statsCommand struct {
+	stateFlags
+	Cache string `placeholder:"NAME" help:"Of one cache only."`
+	JSON  bool   `name:"json" help:"Print JSON, sizes in bytes."`
+}
+
+func (*statsCommand) Help() string {
+	return `Sizes are of NARs uncompressed, of NARs as they are served, and of what is kept on disk,
+which is less where NARs have parts in common. Several caches may share what is kept.
+
+Examples:
+
+    firn stats
+    firn stats --cache main --json`
+}
+
+// shownCounts are counts as they are shown; of one cache, what is kept is not known.
+type shownCounts struct {
+	Cache    string   `json:"cache,omitempty"` // empty: all
+	Paths    int64    `json:"paths"`
+	NARs     int64    `json:"nars"`
+	NARBytes int64    `json:"narBytes"`
+	Served   int64    `json:"servedBytes"`
+	Damaged  int64    `json:"damaged"`
+	Chunks   *int64   `json:"chunks,omitempty"`
+	Packs    *int64   `json:"packs,omitempty"`
+	Kept     *int64   `json:"keptBytes,omitempty"`
+	Ratio    *float64 `json:"ratio,omitempty"` // NAR bytes to bytes kept
+}
+
+func (c *statsCommand) Run(k *kong.Context) error {
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	all, err := records(ctx, cat)
+	if err != nil {
+		return err
+	}
+	if c.Cache != "" {
+		r, err := record(ctx, cat, c.Cache)
+		if err != nil {
+			return err
+		}
+		all = []*catalog.Cache{r}
+	}
+	var shown []shownCounts
+	for _, r := range all {
+		n, err := cat.Count(ctx, &r.ID)
+		if err != nil {
+			return err
+		}
+		shown = append(shown, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged})
+	}
+	if c.Cache == "" {
+		n, err := cat.Count(ctx, nil)
+		if err != nil {
+			return err
+		}
+		total := shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes}
+		if n.PackBytes > 0 {
+			ratio := float64(n.NARBytes) / float64(n.PackBytes)
+			total.Ratio = &ratio
+		}
+		shown = append(shown, total)
+	}
+	if c.JSON {
+		return writeJSON(k.Stdout, shown)
+	}
+	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
+	fmt.Fprintln(w, "CACHE\tPATHS\tNARS\tUNCOMPRESSED\tSERVED\tDAMAGED\t")
+	for _, s := range shown {
+		name := s.Cache
+		if name == "" {
+			name = "everything"
+		}
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t\n", name, s.Paths, s.NARs, size(s.NARBytes), size(s.Served), s.Damaged)
+	}
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	if last := shown[len(shown)-1]; last.Kept != nil {
+		fmt.Fprintf(k.Stdout, "\n%s kept in %d packs, with %d chunks that NARs can share", size(*last.Kept), *last.Packs, *last.Chunks)
+		if last.Ratio != nil {
+			fmt.Fprintf(k.Stdout, ": %.2f bytes of NARs for each byte kept", *last.Ratio)
+		}
+		fmt.Fprintln(k.Stdout)
+	}
+	return nil
+}
+
+func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

@@ -1,0 +1,202 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"firn/internal/access"
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+)
+
+func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
+
+type tokenCreateCommand struct {
+	stateFlags
+	Name    string   `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
+	Read    []string `placeholder:"PATTERN" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
+	Push    []string `placeholder:"PATTERN" help:"Push to the caches whose names match, and read them."`
+	Admin   []string `placeholder:"PATTERN" help:"Push to, read and delete from the caches whose names match."`
+	Expires string   `placeholder:"TIME" help:"How long it is good for, such as 12h or 90d. By default until it is revoked."`
+}
+
+func (*tokenCreateCommand) Help() string {
+	return `The token is printed on standard output, and never again: only a hash of it is kept.
+It is good at once, also on a server that runs. Clients send it as the password of HTTP Basic, with any user name, or as Bearer.
+
+Examples:
+
+    firn token create --push main ci
+    firn token create --read 'team-*' --expires 90d laptop-of-alice`
+}
+
+func (c *tokenCreateCommand) Run(k *kong.Context) error {
+	var grants []catalog.Grant
+	for _, g := range []struct {
+		patterns []string
+		rights   cache.Rights
+	}{{c.Read, cache.Read}, {c.Push, cache.Push}, {c.Admin, cache.Admin}} {
+		for _, pattern := range g.patterns {
+			grants = append(grants, catalog.Grant{Pattern: pattern, Rights: uint8(g.rights)})
+		}
+	}
+	if len(grants) == 0 {
+		return errors.New("the token would be good for nothing: say --push, --read or --admin with the name of a cache, such as --push main")
+	}
+	var expires time.Time
+	if c.Expires != "" {
+		d, err := parsePeriod(c.Expires)
+		if err != nil {
+			return fmt.Errorf("--expires: %w", err)
+		}
+		expires = now().Add(d)
+	}
+	secret, token, err := access.NewToken(c.Name, grants, expires)
+	if err != nil {
+		return err
+	}
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	if err := cat.AddToken(ctx, token); err != nil {
+		if errors.Is(err, catalog.ErrConflict) {
+			return fmt.Errorf("there is a token named %s already; choose another name, or revoke it with firn token revoke %s", c.Name, c.Name)
+		}
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
+		"    machine HOST login %s password TOKEN\n\nThen: nix copy --to http://HOST:5000 --option netrc-file /etc/nix/netrc PATH\n\n", c.Name)
+	_, err = fmt.Fprintln(k.Stdout, secret)
+	return err
+}
+
+// parsePeriod parses a duration that may be in days.
+func parsePeriod(text string) (time.Duration, error) {
+	if days, ok := strings.CutSuffix(text, "d"); ok {
+		const most = 36500
+		if n, err := strconv.Atoi(days); err == nil && n > 0 && n <= most {
+			return time.Duration(n) * 24 * time.Hour, nil
+		}
+	} else if d, err := time.ParseDuration(text); err == nil && d >= time.Second {
+		return d, nil
+	}
+	return 0, fmt.Errorf("%q is not a time such as 12h or 90d", text)
+}
+
+type tokenListCommand struct {
+	stateFlags
+	JSON bool `name:"json" help:"Print JSON."`
+}
+
+func (*tokenListCommand) Help() string {
+	return `Examples:
+
+    firn token list
+    firn token list --json`
+}
+
+// shownToken is what is shown of a token.
+type shownToken struct {
+	Name    string       `json:"name"`
+	Created string       `json:"created"`
+	Expires string       `json:"expires,omitempty"`
+	Expired bool         `json:"expired"`
+	Grants  []shownGrant `json:"grants"`
+}
+
+type shownGrant struct {
+	Right   string `json:"right"`
+	Pattern string `json:"pattern"`
+}
+
+func (c *tokenListCommand) Run(k *kong.Context) error {
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	all, err := cat.Tokens(ctx)
+	if err != nil {
+		return err
+	}
+	shown := make([]shownToken, len(all))
+	for i, t := range all {
+		s := shownToken{Name: t.Name, Created: t.Created.Format(time.RFC3339), Grants: []shownGrant{}}
+		if !t.Expires.IsZero() {
+			s.Expires, s.Expired = t.Expires.Format(time.RFC3339), !t.Expires.After(now())
+		}
+		for _, g := range t.Grants {
+			s.Grants = append(s.Grants, shownGrant{rightName(cache.Rights(g.Rights)), g.Pattern})
+		}
+		shown[i] = s
+	}
+	if c.JSON {
+		return writeJSON(k.Stdout, shown)
+	}
+	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tEXPIRES")
+	for _, s := range shown {
+		expires := s.Expires
+		switch {
+		case s.Expired:
+			expires += " (expired)"
+		case expires == "":
+			expires = "never"
+		}
+		var rights []string
+		for _, g := range s.Grants {
+			rights = append(rights, g.Right+" "+g.Pattern)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, strings.Join(rights, ", "), s.Created, expires)
+	}
+	return w.Flush()
+}
+
+func rightName(r cache.Rights) string {
+	switch {
+	case r&cache.Admin != 0:
+		return "admin"
+	case r&cache.Push != 0:
+		return "push"
+	}
+	return "read"
+}
+
+type tokenRevokeCommand struct {
+	stateFlags
+	Name string `arg:"" help:"The name of the token."`
+}
+
+func (*tokenRevokeCommand) Help() string {
+	return `The token is good for nothing from now on, also on a server that runs.
+
+Examples:
+
+    firn token revoke ci`
+}
+
+func (c *tokenRevokeCommand) Run() error {
+	ctx := context.Background()
+	cat, err := c.openCatalog(ctx)
+	if err != nil {
+		return err
+	}
+	defer cat.Close()
+	err = cat.RevokeToken(ctx, c.Name)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return fmt.Errorf("there is no token named %s; firn token list shows those that there are", c.Name)
+	}
+	return err
+}
