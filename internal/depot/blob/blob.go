@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// ErrNotFound: there is no blob of this name. Match it with errors.Is.
+// ErrNotFound says that there is no blob of a name. Match it with errors.Is.
 var ErrNotFound = errors.New("no such blob")
 
 // A Store keeps blobs. All methods are safe for concurrent use, by several processes and machines at once.
