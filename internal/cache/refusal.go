@@ -1,7 +1,6 @@
 package cache
 
 import (
-	"errors"
 	"fmt"
 	"time"
 )
@@ -23,9 +22,6 @@ func (r *Refusal) Text() string { return r.text }
 
 func (r *Refusal) Error() string { return r.kind.Error() + ": " + r.text }
 func (r *Refusal) Unwrap() error { return r.kind }
-
-// ErrUnauthenticated: whoever asks has to say who it is, or has said it wrongly.
-var ErrUnauthenticated = errors.New("unauthenticated")
 
 // A TooOftenError refuses a client that has failed too often to say who it is.
 type TooOftenError struct {

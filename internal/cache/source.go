@@ -20,6 +20,8 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrDenied: the principal may not do this.
 	ErrDenied = errors.New("denied")
+	// ErrUnauthenticated: whoever asks has to say who it is, or has said it wrongly.
+	ErrUnauthenticated = errors.New("unauthenticated")
 	// ErrTooLarge: it exceeds a limit.
 	ErrTooLarge = errors.New("too large")
 	// ErrUnavailable: it could not be told now; asking again later may succeed.
