@@ -52,6 +52,9 @@ var rules = map[string]rule{
 
 	"internal/depot/chunk": {rooms: []string{"nix"}},
 
+	"internal/access": {rooms: []string{"internal/cache", "internal/depot/catalog"}},
+	"internal/caches": {rooms: []string{"internal/cache", "internal/depot", "internal/depot/catalog", "nix"}},
+
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},

@@ -1,0 +1,93 @@
+package access
+
+import (
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"path"
+	"time"
+
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+)
+
+const (
+	// prefix lets people, and programs that look for secrets in what is published, see what a token is.
+	prefix = "firn_"
+
+	// secretSize is the length of the random part in bytes.
+	secretSize = 32
+
+	// maxName and maxGrants bound what is kept of a token, in bytes and in number.
+	maxName, maxGrants = 64, 64
+)
+
+// NewToken makes a token that allows what the grants say until it expires, which a zero time never does.
+// The secret is what its holder sends; it is in no record. An error says what is wrong with the arguments.
+func NewToken(name string, grants []catalog.Grant, expires time.Time) (secret string, t *catalog.Token, err error) {
+	if err := checkName(name); err != nil {
+		return "", nil, fmt.Errorf("make token: %w", err)
+	}
+	if len(grants) == 0 || len(grants) > maxGrants {
+		return "", nil, fmt.Errorf("make token %s: it has %d rights, want 1 to %d", name, len(grants), maxGrants)
+	}
+	for _, g := range grants {
+		if _, err := path.Match(g.Pattern, ""); err != nil || g.Pattern == "" {
+			return "", nil, fmt.Errorf("make token %s: %q is not a pattern of cache names, such as main, team-* or *", name, g.Pattern)
+		}
+	}
+	random := make([]byte, secretSize)
+	_, _ = rand.Read(random) // never fails
+	secret = prefix + base64.RawURLEncoding.EncodeToString(random)
+	return secret, &catalog.Token{
+		Name:    name,
+		Hash:    sha256.Sum256([]byte(secret)),
+		Created: time.Now().UTC().Truncate(time.Second),
+		Expires: expires.UTC().Truncate(time.Second),
+		Grants:  grants,
+	}, nil
+}
+
+// checkName says what is wrong with the name of a token, which is shown in terminals and logs.
+func checkName(name string) error {
+	if name == "" || len(name) > maxName {
+		return fmt.Errorf("the name of a token has %d bytes, want 1 to %d", len(name), maxName)
+	}
+	for i := range len(name) {
+		switch c := name[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
+		case i > 0 && (c == '-' || c == '_' || c == '.' || c == '@'):
+		default:
+			return errors.New("the name of a token begins with a letter or digit, and has letters, digits, -, _, . and @")
+		}
+	}
+	return nil
+}
+
+// A principal is the holder of a token.
+type principal struct {
+	token   *catalog.Token
+	version uint64 // of the catalog, at which it was read
+}
+
+// Name returns the name of the token.
+func (p *principal) Name() string { return p.token.Name }
+
+// May reports whether the grants together give all of the rights in a cache.
+func (p *principal) May(rights cache.Rights, name string) bool {
+	var have cache.Rights
+	for _, g := range p.token.Grants {
+		if ok, err := path.Match(g.Pattern, name); err == nil && ok {
+			have |= cache.Rights(g.Rights)
+		}
+	}
+	if have&cache.Admin != 0 {
+		have |= cache.Push
+	}
+	if have&cache.Push != 0 {
+		have |= cache.Read
+	}
+	return have&rights == rights
+}
