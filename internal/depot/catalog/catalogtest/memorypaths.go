@@ -1,0 +1,198 @@
+package catalogtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// Publish makes a path visible.
+func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
+	defer m.lock()()
+	r := m.caches[cache]
+	if r == nil {
+		return nil, false, fmt.Errorf("publish %s: %w: the cache", p.Info.Path, catalog.ErrGone)
+	}
+	hash := p.Info.Path.Hash()
+	if old := r.paths[hash]; old != nil {
+		if old.NAR == p.NAR {
+			if err := m.sign(old, p.Info.Signatures); err != nil {
+				return nil, false, fmt.Errorf("publish %s: %w", p.Info.Path, err)
+			}
+		}
+		return new(*old), false, nil
+	}
+	if len(p.Info.Signatures) > mostSignatures {
+		return nil, false, fmt.Errorf("publish %s: %w: too many signatures", p.Info.Path, catalog.ErrConflict)
+	}
+	n := m.nars[p.NAR]
+	if n == nil || n.Damaged {
+		return nil, false, fmt.Errorf("publish %s: %w: the NAR", p.Info.Path, catalog.ErrGone)
+	}
+	path := new(*p)
+	path.Info.NARHash, path.Info.NARSize = nix.SHA256Sum(n.Hash), n.Size
+	if path.Info.RegistrationTime.IsZero() {
+		path.Info.RegistrationTime = m.now()
+	}
+	path.Info.RegistrationTime = path.Info.RegistrationTime.Truncate(time.Second).UTC()
+	r.paths[hash] = path
+	for _, d := range debug {
+		if _, there := r.debug[d.BuildID]; !there {
+			d.Path = hash
+			r.debug[d.BuildID] = d
+		}
+	}
+	m.changed()
+	return new(*path), true, nil
+}
+
+// sign adds the signatures that a path does not have.
+func (m *Memory) sign(p *catalog.Path, sigs []nix.Signature) error {
+	all := slices.Clone(p.Info.Signatures)
+	for _, s := range sigs {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	if len(all) > mostSignatures {
+		return fmt.Errorf("%w: too many signatures", catalog.ErrConflict)
+	}
+	p.Info.Signatures = all
+	m.changed()
+	return nil
+}
+
+// AddSignatures adds signatures to a path.
+func (m *Memory) AddSignatures(_ context.Context, cache catalog.CacheID, hash nix.PathHash, sigs []nix.Signature) error {
+	defer m.lock()()
+	p := m.room(cache).paths[hash]
+	if p == nil {
+		return fmt.Errorf("sign %s: %w", hash, catalog.ErrNotFound)
+	}
+	if err := m.sign(p, sigs); err != nil {
+		return fmt.Errorf("sign %s: %w", hash, err)
+	}
+	return nil
+}
+
+// Path returns a published path.
+func (m *Memory) Path(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
+	defer m.lock()()
+	p := m.room(cache).paths[hash]
+	if p == nil || m.nars[p.NAR].Damaged {
+		return nil, fmt.Errorf("look up %s: %w", hash, catalog.ErrNotFound)
+	}
+	return new(*p), nil
+}
+
+// Withhold marks a NAR as damaged or whole.
+func (m *Memory) Withhold(_ context.Context, nar catalog.NARID, damaged bool) error {
+	defer m.lock()()
+	if m.nars[nar] == nil {
+		return fmt.Errorf("withhold NAR: %w", catalog.ErrNotFound)
+	}
+	m.nars[nar].Damaged = damaged
+	m.changed()
+	return nil
+}
+
+// AllPaths iterates over paths.
+func (m *Memory) AllPaths(_ context.Context, cache catalog.CacheID, after nix.PathHash, damaged bool) iter.Seq2[*catalog.Path, error] {
+	return func(yield func(*catalog.Path, error) bool) {
+		unlock := m.lock()
+		var all []*catalog.Path
+		for hash, p := range m.room(cache).paths {
+			if m.nars[p.NAR].Damaged == damaged && (after == (nix.PathHash{}) || bytes.Compare(hash[:], after[:]) > 0) {
+				all = append(all, new(*p))
+			}
+		}
+		unlock()
+		slices.SortFunc(all, func(a, b *catalog.Path) int {
+			x, y := a.Info.Path.Hash(), b.Info.Path.Hash()
+			return bytes.Compare(x[:], y[:])
+		})
+		for _, p := range all {
+			if !yield(p, nil) {
+				return
+			}
+		}
+	}
+}
+
+// DeletePath removes a path.
+func (m *Memory) DeletePath(_ context.Context, cache catalog.CacheID, hash nix.PathHash) error {
+	defer m.lock()()
+	r := m.room(cache)
+	p := r.paths[hash]
+	if p == nil {
+		return fmt.Errorf("delete %s: %w", hash, catalog.ErrNotFound)
+	}
+	delete(r.paths, hash)
+	maps.DeleteFunc(r.debug, func(_ string, d catalog.DebugInfo) bool { return d.Path == hash })
+	if !r.publishes(p.NAR) {
+		for _, u := range r.uploads {
+			if u.NAR == p.NAR {
+				u.at = m.now()
+			}
+		}
+	}
+	m.changed()
+	return nil
+}
+
+// DebugInfo returns the debug info of a build ID.
+func (m *Memory) DebugInfo(_ context.Context, cache catalog.CacheID, buildID string) (*catalog.DebugInfo, error) {
+	defer m.lock()()
+	r := m.room(cache)
+	d, ok := r.debug[buildID]
+	if !ok || m.nars[r.paths[d.Path].NAR].Damaged {
+		return nil, fmt.Errorf("look up debug info: %w", catalog.ErrNotFound)
+	}
+	return &d, nil
+}
+
+// Count returns what is kept.
+func (m *Memory) Count(_ context.Context, cache *catalog.CacheID) (catalog.Counts, error) {
+	defer m.lock()()
+	var c catalog.Counts
+	if cache != nil {
+		c.Caches = 1
+		nars := make(map[catalog.NARID]bool)
+		for _, p := range m.room(*cache).paths {
+			n := m.nars[p.NAR]
+			c.Paths++
+			c.NARBytes += n.Size
+			c.FileBytes += n.FileSize
+			nars[p.NAR] = n.Damaged
+		}
+		c.NARs = int64(len(nars))
+		for _, damaged := range nars {
+			if damaged {
+				c.Damaged++
+			}
+		}
+		return c, nil
+	}
+	c.Caches, c.NARs, c.Chunks, c.Packs = int64(len(m.caches)), int64(len(m.nars)), int64(len(m.chunks)), int64(len(m.packs))
+	for _, r := range m.caches {
+		c.Paths += int64(len(r.paths))
+	}
+	for _, n := range m.nars {
+		c.NARBytes += n.Size
+		c.FileBytes += n.FileSize
+		if n.Damaged {
+			c.Damaged++
+		}
+	}
+	for _, p := range m.packs {
+		c.PackBytes += p.size
+	}
+	return c, nil
+}
