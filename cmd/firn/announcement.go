@@ -10,15 +10,21 @@ import (
 	"os"
 	"strings"
 
+	"firn/internal/cache"
 	"firn/internal/listen"
 	"firn/nix"
 )
 
+// clientUnknown stands for the URL of a server that listens on Unix sockets only.
+const clientUnknown = "http://… (the proxy in front of the socket)"
+
 // An announcement is what a person who starts the server wants to know.
 type announcement struct {
 	version   string
-	what      string // is served: "serves the store /nix/store"
-	nothing   string // why there is nothing to serve and what to do, empty if there is
+	store     string // is served: "the store /nix/store", empty if none is
+	noStore   string // why none is served, and what to do
+	depot     bool   // something was pushed
+	state     string // the state directory
 	madeKey   string // the file of the key that this start made, empty if it made none
 	keys      []nix.PublicKey
 	listeners []net.Listener
@@ -27,10 +33,15 @@ type announcement struct {
 // print writes it, with the lines for clients ready to copy.
 func (a *announcement) print(w io.Writer) error {
 	var b strings.Builder
-	if a.nothing != "" {
-		fmt.Fprintf(&b, "firn %s has nothing to serve yet: %s.\nIt answers at\n\n", a.version, a.nothing)
-	} else {
-		fmt.Fprintf(&b, "firn %s %s at\n\n", a.version, a.what)
+	switch {
+	case a.store != "" && a.depot:
+		fmt.Fprintf(&b, "firn %s serves %s, and what was pushed to it, at\n\n", a.version, a.store)
+	case a.store != "":
+		fmt.Fprintf(&b, "firn %s serves %s at\n\n", a.version, a.store)
+	case a.depot:
+		fmt.Fprintf(&b, "firn %s serves what was pushed to it at\n\n", a.version)
+	default:
+		fmt.Fprintf(&b, "firn %s has nothing to serve yet, and can be pushed to, at\n\n", a.version)
 	}
 	hostname, _ := os.Hostname() // without one, listen.URL says localhost
 	var client string            // where clients find it: rather not an address that only this machine has
@@ -41,11 +52,19 @@ func (a *announcement) print(w io.Writer) error {
 			client = at
 		}
 	}
+	if a.store == "" {
+		fmt.Fprintf(&b, "\nIt serves no local store: %s.\n", a.noStore)
+		if !a.depot {
+			b.WriteString("To push to it, make a token, put it into the netrc-file of the Nix that pushes, and push:\n\n")
+			fmt.Fprintf(&b, "  firn token create --state %s --push %s NAME\n", a.state, cache.Main)
+			fmt.Fprintf(&b, "  nix copy --to %s PATH…\n", cmp.Or(client, clientUnknown))
+		}
+	}
 	if a.madeKey != "" {
 		fmt.Fprintf(&b, "\nIt had no signing key and made one: %s\n", a.madeKey)
 	}
 	b.WriteString("\nClients need these two lines in /etc/nix/nix.conf:\n\n")
-	fmt.Fprintf(&b, "  extra-substituters = %s\n", cmp.Or(client, "http://… (the proxy in front of the socket)"))
+	fmt.Fprintf(&b, "  extra-substituters = %s\n", cmp.Or(client, clientUnknown))
 	b.WriteString("  extra-trusted-public-keys =")
 	for _, key := range a.keys {
 		fmt.Fprintf(&b, " %s", key)

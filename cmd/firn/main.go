@@ -14,7 +14,7 @@ import (
 
 // commandLine is what can be typed. Each command is a struct with a Run method, in a file of its own.
 type commandLine struct {
-	Serve serveCommand `cmd:"" help:"Serve the Nix store of this machine over HTTP."`
+	Serve serveCommand `cmd:"" help:"Serve the Nix store of this machine, and what is pushed, over HTTP."`
 	Key   struct {
 		Generate keyGenerateCommand `cmd:"" help:"Make a signing key."`
 		Public   keyPublicCommand   `cmd:"" help:"Print the public key of a secret key."`

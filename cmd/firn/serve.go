@@ -11,14 +11,19 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"syscall"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"golang.org/x/sync/errgroup"
 
+	"firn/internal/access"
 	"firn/internal/awaited"
 	"firn/internal/cache"
+	"firn/internal/caches"
 	"firn/internal/config"
+	"firn/internal/depot"
 	"firn/internal/keyfile"
 	"firn/internal/localstore"
 	"firn/internal/server"
@@ -31,7 +36,8 @@ type serveCommand struct {
 }
 
 func (*serveCommand) Help() string {
-	return `What is served, where, and the lines that clients need are printed at the start; logs go to standard error.
+	return `Served are the store of this machine, and what clients push: with a token, see firn token create.
+What is served, where, and the lines that clients need are printed at the start; logs go to standard error.
 SIGINT and SIGTERM let answers that are being sent end first; a second signal does not.
 
 Examples:
@@ -52,11 +58,11 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	sources, closeSources, err := c.sources(ctx, log, &a)
+	local, closeLocal, err := c.local(ctx, log, &a)
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, closeSources()) }()
+	defer func() { err = errors.Join(err, closeLocal()) }()
 	listeners, err := c.listen(ctx)
 	if err != nil {
 		return err
@@ -67,15 +73,23 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	hallOptions := cache.Options{Priority: int(c.Priority), Logger: log}
-	doorOptions := server.Options{Version: a.version, Logger: log}
+	directory := caches.Options{Local: local, Priority: int(c.Priority), Logger: log}
+	opts := server.Options{Version: a.version, Logger: log}
 	if encoder != nil {
 		defer func() { err = errors.Join(err, encoder.Close()) }()
-		hallOptions.Encoder, hallOptions.Compress = encoder, c.Compression == config.CompressionZstd
-		doorOptions.Collectors = append(doorOptions.Collectors, encoder)
+		directory.Encoder, directory.Compress = encoder, c.Compression == config.CompressionZstd
+		opts.Collectors = append(opts.Collectors, encoder)
 	}
-	if hallOptions.Compress {
-		a.what += ", compressed with zstd,"
+	if directory.Compress && a.store != "" {
+		a.store += ", compressed with zstd"
+	}
+	kept, err := openDepot(ctx, c.State, depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Logger: log})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, kept.Close()) }()
+	if err := caches.Prepare(ctx, kept.catalog, kept.Depot, local); err != nil {
+		return err
 	}
 	if len(keys) == 0 { // last: a start that fails makes no key
 		key, err := c.ownKey(log, &a)
@@ -84,14 +98,21 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		}
 		keys = append(keys, key)
 	}
-	hallOptions.Keys = keys
-	hall, err := cache.New(sources, hallOptions)
+	directory.Keys = keys
+	all, err := caches.New(ctx, kept.catalog, kept.Depot, directory)
 	if err != nil {
 		return err
 	}
-	door := server.New(cache.Only(hall), doorOptions)
+	main, err := all.ByName(ctx, cache.Main)
+	if err != nil {
+		return err
+	}
+	opts.Access = access.New(kept.catalog, kept.catalog.Version, access.Options{})
+	opts.MaxUpload = c.MaxNARSize.Bytes()
+	door := server.New(all, opts)
 
-	a.listeners, a.keys = listeners, hall.PublicKeys()
+	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
+	a.listeners, a.keys = listeners, main.PublicKeys()
 	if err := a.print(k.Stdout); err != nil {
 		log.Warn("the start could not be announced", "error", err)
 	}
@@ -103,7 +124,28 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	for _, l := range listeners {
 		group.Go(func() error { return door.Serve(ctx, l) })
 	}
+	group.Go(func() error { return sweep(ctx, kept.Depot, log) })
 	return group.Wait()
+}
+
+// sweepInterval is the time between two sweeps of the depot. What they remove is a day old, so it is not urgent;
+// and what was deleted should not hold its disk for much longer than that.
+const sweepInterval = 10 * time.Minute
+
+// sweep lets the depot remove what nothing leads to, now and then, until ctx ends.
+func sweep(ctx context.Context, d *depot.Depot, log *slog.Logger) error {
+	ticker := time.NewTicker(sweepInterval)
+	defer ticker.Stop()
+	for {
+		if err := d.Tick(ctx); err != nil && ctx.Err() == nil {
+			log.Error("the depot could not be swept", "error", err)
+		}
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // ballastSize is added to what the collector takes for the live heap, in bytes. What is really live is a few megabytes,
@@ -154,42 +196,49 @@ func (c *serveCommand) encoder(log *slog.Logger) (*zstdcache.Cache, error) {
 	return encoder, nil
 }
 
-// sources opens what is served, which may be nothing, and returns what closes it again.
-func (c *serveCommand) sources(ctx context.Context, log *slog.Logger, a *announcement) ([]cache.Source, func() error, error) {
-	none := func() error { return nil }
+// local opens the local store, and returns what closes it again. It may be nil, or one that is not there yet.
+func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *announcement) (cache.Source, func() error, error) {
 	if c.Store == config.StoreOff {
-		a.nothing = "the store is off; name one with --store ROOT"
-		return nil, none, nil
+		a.noStore = "that is off; name one with --store ROOT"
+		return nil, func() error { return nil }, nil
 	}
-	env, err := config.NixEnvironment(os.LookupEnv)
+	opts, err := localOptions(&c.Config, log)
 	if err != nil {
 		return nil, nil, err
 	}
-	opts := localstore.Options{StoreDir: env.StoreDir, Logger: log}
-	root, ok := c.Store.Root()
-	if ok {
-		opts.Root = root
-	} else {
-		// Nix's own directories belong to this machine's own store.
-		opts.StateDir, opts.LogDir, opts.DaemonSocket = env.StateDir, env.LogDir, env.DaemonSocket
-	}
 	store, err := localstore.Open(ctx, opts)
 	switch {
-	case errors.Is(err, localstore.ErrNoStore) && !ok:
-		a.nothing = err.Error() + "; it is served as soon as Nix has made it, or name another with --store ROOT"
+	case errors.Is(err, localstore.ErrNoStore) && opts.Root == "":
+		a.noStore = err.Error() + "; it is served as soon as Nix has made it, or name another with --store ROOT"
 		open := func(ctx context.Context) (awaited.Store, error) { return localstore.Open(ctx, opts) }
 		source := awaited.New("local store", cmp.Or(opts.StoreDir, nix.DefaultStoreDir), open, awaited.Options{Why: err, Logger: log})
-		return []cache.Source{source}, source.Close, nil
+		return source, source.Close, nil
 	case errors.Is(err, localstore.ErrNoStore):
 		return nil, nil, fmt.Errorf("%w; --store takes the directory that holds nix/store", err)
 	case err != nil:
 		return nil, nil, err
 	}
-	a.what = fmt.Sprintf("serves the store %s", store.StoreDir())
-	if ok {
-		a.what += " below " + root
+	a.store = fmt.Sprintf("the store %s", store.StoreDir())
+	if opts.Root != "" {
+		a.store += " below " + opts.Root
 	}
-	return []cache.Source{store}, store.Close, nil
+	return store, store.Close, nil
+}
+
+// localOptions says which store is served, unless that is off.
+func localOptions(c *config.Config, log *slog.Logger) (localstore.Options, error) {
+	env, err := config.NixEnvironment(os.LookupEnv)
+	if err != nil {
+		return localstore.Options{}, err
+	}
+	opts := localstore.Options{StoreDir: env.StoreDir, Logger: log}
+	if root, ok := c.Store.Root(); ok {
+		opts.Root = root
+	} else {
+		// Nix's own directories belong to this machine's own store.
+		opts.StateDir, opts.LogDir, opts.DaemonSocket = env.StateDir, env.LogDir, env.DaemonSocket
+	}
+	return opts, nil
 }
 
 // listen opens all addresses, or none.

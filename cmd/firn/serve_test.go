@@ -170,7 +170,8 @@ func TestServeNixEnvironment(t *testing.T) {
 func TestServeWithoutNix(t *testing.T) {
 	dir, vars := t.TempDir(), nixVariables(t)
 	s := startServer(t, environment(t, vars...), "--listen", "127.0.0.1:0")
-	for _, want := range []string{"has nothing to serve yet: ", "there is no Nix store", "it is served as soon as Nix has made it, or name another with --store ROOT"} {
+	for _, want := range []string{"has nothing to serve yet, and can be pushed to, at\n", "It serves no local store: ", "there is no Nix store",
+		"To push to it, make a token, ", "firn token create --state ", " --push main NAME\n", "nix copy --to http://", "it is served as soon as Nix has made it, or name another with --store ROOT"} {
 		if !strings.Contains(s.announced, want) {
 			t.Errorf("no %q in\n%s", want, s.announced)
 		}
@@ -258,7 +259,7 @@ func TestServeErrors(t *testing.T) {
 		{"no key", []string{"--store=off", "--key", dir + "/no"},
 			"firn: read signing key: open " + dir + "/no: no such file or directory; make one with `firn key generate NAME SECRET PUBLIC`\n"},
 		{"state below a file", []string{"--store=off", "--listen=127.0.0.1:0", "--state", file + "/state"},
-			"firn: make a signing key: mkdir " + file + ": not a directory; choose a state directory that can be written with --state, or give a key with --key\n"},
+			"firn: open depot: mkdir " + file + ": not a directory; choose a state directory that can be written with --state\n"},
 		{"state in use", []string{"--store=off", "--listen=127.0.0.1:0", "--state", dir, "--compression=zstd"},
 			"firn: open compressed NARs: lock " + dir + "/zstd: it is in use by another process: "},
 		{"no store", []string{"--store", dir}, "firn: open store " + dir + "/nix/store: there is no Nix store: "},

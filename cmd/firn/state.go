@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/term"
 
@@ -59,14 +61,26 @@ const (
 	depotDir    = "depot"
 	catalogName = "catalog.db"
 	packsName   = "packs"
+
+	stateMode fs.FileMode = 0o755 // of a state directory: the public key is for everybody
+	depotMode fs.FileMode = 0o700 // what is in the depot is not: some caches are private
 )
 
 func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 	at := filepath.Join(state, depotDir)
-	if err := os.MkdirAll(at, 0o700); err != nil {
-		return nil, fmt.Errorf("%w; choose a state directory that can be written with --state", err)
+	for _, d := range []struct {
+		path string
+		mode fs.FileMode
+	}{{state, stateMode}, {at, depotMode}} {
+		if err := os.MkdirAll(d.path, d.mode); err != nil {
+			return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+		}
 	}
-	return sqlite.Open(ctx, filepath.Join(at, catalogName), sqlite.Options{})
+	cat, err := sqlite.Open(ctx, filepath.Join(at, catalogName), sqlite.Options{})
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	return cat, nil
 }
 
 // openedDepot is a depot with all that it rests on.
@@ -83,13 +97,24 @@ func openDepot(ctx context.Context, state string, opts depot.Options) (*openedDe
 	}
 	blobs, err := dir.Open(filepath.Join(state, depotDir, packsName), dir.Options{})
 	if err != nil {
-		return nil, errors.Join(err, cat.Close())
+		return nil, errors.Join(fmt.Errorf("open depot: %w%s", err, stateAdvice(err)), cat.Close())
 	}
 	return &openedDepot{depot.New(cat, blobs, opts), cat}, nil
 }
 
 // Close closes the depot, and then its catalog.
 func (d *openedDepot) Close() error { return errors.Join(d.Depot.Close(), d.catalog.Close()) }
+
+// stateAdvice is what a person can do about err.
+func stateAdvice(err error) string {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return "; run this as the user that the server runs as, or choose another state directory with --state"
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.EROFS):
+		return "; choose a state directory that can be written with --state"
+	}
+	return ""
+}
 
 // records are the records of all caches. That of main is made where a server has not made it yet.
 func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error) {
