@@ -131,7 +131,7 @@ func shoot(ctx context.Context, opts Options) error {
 	}
 	defer b.leave()
 	if entrants.depot {
-		depot, err := b.push(ctx, opts, entrants.firn)
+		depot, err := b.push(ctx, opts, entrants.firn, material.Generations)
 		if err != nil {
 			return err
 		}

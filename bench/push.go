@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -76,22 +77,10 @@ type Depot struct {
 }
 
 // push measures pushes to firn, and leaves a depot behind to serve from.
-func (b *shootout) push(ctx context.Context, opts Options, program string) (*Depot, error) {
-	of := debstore.Options{}
+func (b *shootout) push(ctx context.Context, opts Options, program string, generations []generation) (*Depot, error) {
 	runs, size := pushRuns, int64(uploadSize)
 	if opts.Quick {
-		of = debstore.Options{Packages: quickPackages, LargeFile: 1 << 20}
 		runs, size = pushRunsQuick, uploadSizeQuick
-	}
-	var generations [2]generation
-	for i := range generations {
-		of.Generation = i
-		b.progress("making generation %d of a store of this machine's Debian packages, or finding it in %s", i+1, opts.Cache)
-		store, err := debstore.Make(ctx, opts.Cache, of)
-		if err != nil {
-			return nil, err
-		}
-		generations[i] = generation{store.Root, store.Everything.String()}
 	}
 	for run := range runs {
 		for i := range pushers {
@@ -106,6 +95,48 @@ func (b *shootout) push(ctx context.Context, opts Options, program string) (*Dep
 		return nil, err
 	}
 	return d, b.uploadAtOnce(ctx, program, size)
+}
+
+// generations makes, or finds, two generations of a store. Both are made anew if they are not of the same packages,
+// as when some were upgraded between the first and the second.
+func generations(ctx context.Context, cache string, quick bool, progress func(string, ...any)) (made []generation, err error) {
+	var of debstore.Options
+	if quick {
+		of = debstore.Options{Packages: quickPackages, LargeFile: 1 << 20}
+	}
+	for again := false; ; again = true {
+		var stores [2]*debstore.Store
+		for i := range stores {
+			of.Generation = i
+			progress("making generation %d of a store of this machine's Debian packages, or finding it in %s", i+1, cache)
+			if stores[i], err = debstore.Make(ctx, cache, of); err != nil {
+				return made, err
+			}
+		}
+		if slices.Equal(packageNames(stores[0]), packageNames(stores[1])) {
+			for _, s := range stores {
+				made = append(made, generation{s.Root, s.Everything.String()})
+			}
+			return made, nil
+		}
+		if again {
+			return made, errors.New("packages of this machine change while stores are made of them")
+		}
+		for _, s := range stores {
+			if err := os.RemoveAll(s.Root); err != nil {
+				return made, err
+			}
+		}
+	}
+}
+
+func packageNames(s *debstore.Store) []string {
+	var names []string
+	for _, p := range s.Packages {
+		names = append(names, p.Name())
+	}
+	slices.Sort(names)
+	return names
 }
 
 // pushOnce has Nix copy a generation to somewhere new.
@@ -152,7 +183,7 @@ func (b *shootout) pushed(pusher string, took time.Duration, kept string) error 
 }
 
 // pushAgain pushes both generations to one depot, measures what the second adds, and returns the depot.
-func (b *shootout) pushAgain(ctx context.Context, program string, generations [2]generation) (*Depot, error) {
+func (b *shootout) pushAgain(ctx context.Context, program string, generations []generation) (*Depot, error) {
 	d := &Depot{State: filepath.Join(b.work, "depot")}
 	var sizes [2]int64
 	for i, g := range generations {

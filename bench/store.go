@@ -14,7 +14,6 @@ import (
 	"slices"
 	"strings"
 
-	"firn/internal/debstore"
 	"firn/nix"
 )
 
@@ -25,6 +24,8 @@ type Material struct {
 	Zstd    string // binary cache of flat files, NARs compressed by Nix with zstd
 	Key     string // file of the secret key that signed both, and that firn signs with
 	Closure []Path // sorted by path hash
+	// Generations has this store, and one that differs in its path hashes. Empty of a store that was not made for this.
+	Generations []generation
 }
 
 // quickPackages is how many packages the store of a quick run is made of, so that even the first takes less than a minute.
@@ -35,17 +36,13 @@ const quickPackages = 150
 // quick takes a part of the packages.
 func prepare(ctx context.Context, dir, root string, quick bool, progress func(string, ...any)) (*Material, error) {
 	what := []string{"--all"}
+	var made []generation
 	if root == "" {
-		progress("making a store of this machine's Debian packages, or finding it in %s", dir)
-		var of debstore.Options
-		if quick {
-			of = debstore.Options{Packages: quickPackages, LargeFile: 1 << 20}
-		}
-		store, err := debstore.Make(ctx, dir, of)
+		stores, err := generations(ctx, dir, quick, progress)
 		if err != nil {
 			return nil, err
 		}
-		root, what = store.Root, []string{store.Everything.String()}
+		made, root, what = stores, stores[0].root, []string{stores[0].what}
 	}
 	root, err := filepath.Abs(root)
 	if err != nil {
@@ -61,7 +58,7 @@ func prepare(ctx context.Context, dir, root string, quick bool, progress func(st
 			return nil, err
 		}
 	}
-	m := &Material{Root: root, Plain: filepath.Join(flat, "none"), Zstd: filepath.Join(flat, "zstd"), Key: filepath.Join(flat, "secret")}
+	m := &Material{Generations: made, Root: root, Plain: filepath.Join(flat, "none"), Zstd: filepath.Join(flat, "zstd"), Key: filepath.Join(flat, "secret")}
 	if m.Closure, err = readClosure(m.Plain); err != nil {
 		return nil, err
 	}
