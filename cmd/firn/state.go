@@ -76,7 +76,11 @@ func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 			return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
 		}
 	}
-	cat, err := sqlite.Open(ctx, filepath.Join(at, catalogName), sqlite.Options{})
+	path, err := filepath.Abs(filepath.Join(at, catalogName))
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w", err)
+	}
+	cat, err := sqlite.Open(ctx, path, sqlite.Options{})
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
 	}
