@@ -118,52 +118,6 @@ func (s *suite) nar(name string, cache catalog.CacheID, others ...string) (catal
 	return id, n
 }
 
-func newNAR(name string, cache catalog.CacheID, others ...string) *catalog.NewNAR {
-	n := &catalog.NewNAR{
-		NAR:     catalog.NAR{Hash: sum("NAR " + name), Size: 1000, FileSize: 500, Recipe: []byte("recipe of " + name), Packs: []string{"pack-" + name}},
-		Pack:    &catalog.Pack{Name: "pack-" + name, Size: 600},
-		Chunks:  []catalog.Chunk{{Hash: sum("chunk " + name), Pack: "pack-" + name, Offset: 1, Length: 2, Size: 3}},
-		Listing: []byte("listing of " + name),
-	}
-	for _, other := range others {
-		n.Packs = append(n.Packs, "pack-"+other)
-	}
-	if cache != 0 {
-		n.Upload = upload(name, cache, 0)
-	}
-	return n
-}
-
-func upload(name string, cache catalog.CacheID, nar catalog.NARID) *catalog.Upload {
-	return &catalog.Upload{Cache: cache, Name: "nar/" + name + ".nar.xz", NAR: nar, NARHash: sum("NAR " + name), NARSize: 1000, FileHash: sum("file " + name), FileSize: 77}
-}
-
-func storePath(name string) nix.StorePath {
-	digest := sha256.Sum256([]byte(name))
-	path, err := nix.DefaultStoreDir.ParseBase(nix.PathHash(digest[:20]).String() + "-" + name)
-	if err != nil {
-		panic(err)
-	}
-	return path
-}
-
-func signature(name string) nix.Signature {
-	sig, err := nix.NewSignature(name, slices.Repeat([]byte{7}, 64))
-	if err != nil {
-		panic(err)
-	}
-	return sig
-}
-
-func path(name string, nar catalog.NARID, narName string) *catalog.Path {
-	return &catalog.Path{NAR: nar, Info: nix.PathInfo{
-		Path: storePath(name), NARHash: nix.SHA256Sum(sum("NAR " + narName)), NARSize: 1000,
-		References: []nix.StorePath{storePath("a-" + name), storePath("b-" + name)},
-		Deriver:    storePath(name + ".drv"), Signatures: []nix.Signature{signature("one")},
-		RegistrationTime: time.Unix(1_700_000_000, 0).UTC(),
-	}}
-}
-
 func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
 	s.Helper()
 	there, added, err := s.c.Publish(s.Context(), cache, p, nil)

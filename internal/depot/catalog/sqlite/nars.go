@@ -291,12 +291,15 @@ func (c *Catalog) sweepUploads(x *change, before int64, limit int) (more bool, _
 }
 
 func (c *Catalog) sweepNARs(x *change, before int64, limit int) (more bool, _ []string, err error) {
-	if err := x.exec(`
-		DELETE FROM loose_nars WHERE NOT EXISTS (SELECT 1 FROM nars WHERE id = loose_nars.nar)
-			OR EXISTS (SELECT 1 FROM uploads WHERE nar = loose_nars.nar) OR EXISTS (SELECT 1 FROM paths WHERE nar = loose_nars.nar)`); err != nil {
+	const led = "(EXISTS (SELECT 1 FROM uploads WHERE nar = loose_nars.nar) OR EXISTS (SELECT 1 FROM paths WHERE nar = loose_nars.nar))"
+	kept, err := x.count("DELETE FROM loose_nars WHERE nar IN (SELECT nar FROM loose_nars WHERE "+led+" LIMIT ?)", limit)
+	if err != nil {
 		return false, nil, err
 	}
-	nars, err := x.ids("SELECT nar FROM loose_nars JOIN nars ON nars.id = nar WHERE added < ? LIMIT ?", before, limit)
+	nars, err := x.ids("SELECT nar FROM loose_nars JOIN nars ON nars.id = nar WHERE added < ? AND NOT "+led+" LIMIT ?", before, limit)
+	if err != nil {
+		return false, nil, err
+	}
 	for _, id := range nars {
 		if err := x.exec("DELETE FROM nars WHERE id = ?", id); err != nil {
 			return false, nil, err
@@ -305,7 +308,7 @@ func (c *Catalog) sweepNARs(x *change, before int64, limit int) (more bool, _ []
 			return false, nil, err
 		}
 	}
-	return len(nars) == limit, nil, err
+	return kept == int64(limit) || len(nars) == limit, nil, nil
 }
 
 func (c *Catalog) sweepPacks(x *change, before int64, limit int) (more bool, gone []string, err error) {
@@ -313,6 +316,9 @@ func (c *Catalog) sweepPacks(x *change, before int64, limit int) (more bool, gon
 		return false, nil, err
 	}
 	packs, err := x.ids("SELECT pack FROM loose_packs WHERE since < ? LIMIT ?", before, limit)
+	if err != nil {
+		return false, nil, err
+	}
 	for _, id := range packs {
 		var name string
 		ok, err := x.get("SELECT name FROM packs WHERE id = ?", []any{id}, &name)
@@ -327,7 +333,7 @@ func (c *Catalog) sweepPacks(x *change, before int64, limit int) (more bool, gon
 			return false, nil, err
 		}
 	}
-	return len(packs) == limit, gone, err
+	return len(packs) == limit, gone, nil
 }
 
 // KnownPacks returns those of the given names that are packs.

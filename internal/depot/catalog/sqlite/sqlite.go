@@ -8,44 +8,39 @@ import (
 	"cmp"
 	"context"
 	"database/sql"
-	"embed"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"io/fs"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/pressly/goose/v3"
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"firn/internal/depot/catalog"
 )
 
 const (
-	// busyTimeout is how long a writer waits for one of another process. Transactions take milliseconds.
-	busyTimeout = 10 * time.Second
+	// defaultWait is how long a writer waits for one of another process. Transactions take milliseconds.
+	defaultWait = 10 * time.Second
 
 	// maxReaders bounds the connections that read at once. A look-up takes tens of microseconds of processor time.
 	maxReaders = 4
 
 	// pageCache is what SQLite keeps of the file in memory, in KiB a connection; the operating system has the rest.
 	pageCache = 2048
-
-	// indexHeader is the length of the header of the WAL index, in bytes: see internal/localstore.
-	indexHeader = 48
 )
-
-//go:embed migrations
-var migrations embed.FS
 
 // Options of a Catalog.
 type Options struct {
 	// Now is the clock; nil is time.Now.
 	Now func() time.Time
+	// Wait is how long a write waits for one of another process; 0 is 10 s.
+	Wait time.Duration
 }
 
 // Catalog keeps a catalog in a file.
@@ -53,7 +48,7 @@ type Catalog struct {
 	now    func() time.Time
 	reads  *sql.DB
 	writes *writer
-	shm    *os.File
+	shm    *index
 	seed   maphash.Seed
 
 	mu       sync.Mutex
@@ -73,19 +68,18 @@ func Open(ctx context.Context, path string, opts Options) (*Catalog, error) {
 }
 
 func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error) {
-	// It holds secret keys: nobody else may read it, nor the files that SQLite makes beside it, which get its mode.
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
+	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
 	}
-	if err := f.Close(); err != nil {
+	if err := create(path); err != nil {
 		return nil, err
 	}
 	c := &Catalog{now: opts.Now, seed: maphash.MakeSeed(), prepared: make(map[string]*sql.Stmt)}
 	if c.now == nil {
 		c.now = time.Now
 	}
-	db, err := sql.Open("sqlite", dataSource(path, "_txlock=immediate", "_pragma=journal_mode(wal)", "_pragma=synchronous(full)"))
+	wait := cmp.Or(opts.Wait, defaultWait)
+	db, err := sql.Open("sqlite", dataSource(path, wait, "_txlock=immediate", "_pragma=journal_mode(wal)", "_pragma=synchronous(full)"))
 	if err != nil {
 		return nil, err
 	}
@@ -98,56 +92,38 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	if err := migrate(ctx, db); err != nil {
 		return nil, err
 	}
-	if c.reads, err = sql.Open("sqlite", dataSource(path, "mode=ro", "_pragma=query_only(1)")); err != nil {
+	if c.reads, err = sql.Open("sqlite", dataSource(path, wait, "mode=ro", "_pragma=query_only(1)")); err != nil {
 		return nil, err
 	}
 	c.reads.SetMaxOpenConns(maxReaders)
 	c.reads.SetMaxIdleConns(maxReaders)
-	if c.shm, err = os.Open(path + "-shm"); err != nil {
+	if c.shm, err = openIndex(path + "-shm"); err != nil {
 		return nil, errors.Join(err, c.reads.Close())
 	}
 	if c.writes, err = newWriter(ctx, db); err != nil {
-		return nil, errors.Join(err, c.reads.Close(), c.shm.Close())
+		return nil, errors.Join(err, c.reads.Close(), c.shm.close())
 	}
 	return c, nil
 }
 
-func dataSource(path string, query ...string) string {
-	query = append(query, fmt.Sprintf("_pragma=busy_timeout(%d)", busyTimeout.Milliseconds()),
-		"_pragma=foreign_keys(1)", fmt.Sprintf("_pragma=cache_size(-%d)", pageCache))
-	return (&url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(query, "&")}).String()
-}
-
-// migrate brings the file up to date.
-func migrate(ctx context.Context, db *sql.DB) error {
-	steps, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
-	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, db, steps)
-	if err != nil {
-		return err
-	}
-	sources := p.ListSources()
-	newest := sources[len(sources)-1].Version
-	has, err := p.GetDBVersion(ctx)
-	if err != nil {
-		return fmt.Errorf("%w: %w", catalog.ErrUnavailable, err)
-	}
-	switch {
-	case has > newest:
-		return fmt.Errorf("it was written by a newer firn: it has version %d, and this firn knows up to %d", has, newest)
-	case has == newest:
+// create makes an empty file if there is none. It will hold secret keys: nobody else may read it,
+// nor the files that SQLite makes beside it, which get its mode.
+// One that is there is not opened: closing it would end the locks that this process has on it.
+func create(path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
-	// Two processes may come here at once. The second finds the tables there, and that everything is as it should be.
-	if _, err := p.Up(ctx); err != nil {
-		if has, again := p.GetDBVersion(ctx); again == nil && has == newest {
-			return nil
-		}
-		return fmt.Errorf("%w: %w", catalog.ErrUnavailable, err)
+	if err != nil {
+		return err
 	}
-	return nil
+	return f.Close()
+}
+
+func dataSource(path string, wait time.Duration, query ...string) string {
+	query = append(query, fmt.Sprintf("_pragma=busy_timeout(%d)", wait.Milliseconds()),
+		"_pragma=foreign_keys(1)", fmt.Sprintf("_pragma=cache_size(-%d)", pageCache))
+	return (&url.URL{Scheme: "file", Path: path, RawQuery: strings.Join(query, "&")}).String()
 }
 
 // Close ends all use.
@@ -160,16 +136,7 @@ func (c *Catalog) Close() error {
 	c.closed = true
 	c.mu.Unlock()
 	// The WAL index is closed last: closing a file ends all locks of this process on it.
-	return errors.Join(c.writes.close(), c.reads.Close(), c.shm.Close())
-}
-
-// Version is a hash of the header of the WAL index, which every commit changes.
-func (c *Catalog) Version() (version uint64, ok bool) {
-	var header [indexHeader]byte
-	if n, _ := c.shm.ReadAt(header[:], 0); n < len(header) {
-		return 0, false
-	}
-	return maphash.Bytes(c.seed, header[:]), true
+	return errors.Join(c.writes.close(), c.reads.Close(), c.shm.close())
 }
 
 // Check asks the database something.

@@ -1,24 +1,267 @@
 package sqlite
 
 import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"os"
 	"path/filepath"
+	"strings"
+	"sync"
 	"testing"
+	"time"
+
+	"go.uber.org/goleak"
 
 	"firn/internal/depot/catalog"
 	"firn/internal/depot/catalog/catalogtest"
+	"firn/nix"
 )
 
 func TestCatalog(t *testing.T) {
 	catalogtest.Test(t, func(t testing.TB, clock *catalogtest.Clock) catalog.Catalog {
-		c, err := Open(t.Context(), filepath.Join(t.TempDir(), "catalog.db"), Options{Now: clock.Now})
+		c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{Now: clock.Now})
+		t.Cleanup(func() { checkFile(t, c) })
+		return c
+	})
+}
+
+func TestOpen(t *testing.T) {
+	defer goleak.VerifyNone(t)
+	t.Run("modes and odd names", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "a b?c%20#d.db")
+		c := openAt(t, path, Options{})
+		if _, err := addCache(t.Context(), c, "main"); err != nil {
+			t.Fatal(err)
+		}
+		for _, suffix := range []string{"", "-wal", "-shm"} {
+			info, err := os.Stat(path + suffix)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info.Mode() != 0o600 {
+				t.Errorf("mode of %s is %v", path+suffix, info.Mode())
+			}
+		}
+	})
+	t.Run("newer", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "catalog.db")
+		c, err := Open(t.Context(), path, Options{})
 		if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() {
+		if err := c.write(t.Context(), func(x *change) error {
+			return x.exec("INSERT INTO goose_db_version (version_id, is_applied) VALUES (9999, 1)")
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "written by a newer firn") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("something else", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "catalog.db")
+		if err := os.WriteFile(path, []byte(strings.Repeat("no database ", 1000)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "not a database") {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("no directory", func(t *testing.T) {
+		if _, err := Open(t.Context(), filepath.Join(t.TempDir(), "x", "catalog.db"), Options{}); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("error %v", err)
+		}
+	})
+	t.Run("twice", func(t *testing.T) {
+		path := filepath.Join(t.TempDir(), "catalog.db")
+		a := openAt(t, path, Options{})
+		b, err := Open(t.Context(), path, Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _ := a.Version()
+		if _, err := addCache(t.Context(), b, "main"); err != nil {
+			t.Fatal(err)
+		}
+		if after, ok := a.Version(); after == before || !ok {
+			t.Error("the version stays")
+		}
+		if err := b.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if _, ok := a.Version(); !ok {
+			t.Error("closing one catalog takes the version from the other")
+		}
+	})
+	t.Run("closed", func(t *testing.T) {
+		c, err := Open(t.Context(), filepath.Join(t.TempDir(), "catalog.db"), Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
 			if err := c.Close(); err != nil {
 				t.Error(err)
 			}
-		})
-		return c
+		}
+		if _, err := addCache(t.Context(), c, "main"); !errors.Is(err, catalog.ErrUnavailable) {
+			t.Errorf("write: error %v", err)
+		}
+		if err := c.Check(t.Context()); !errors.Is(err, catalog.ErrUnavailable) {
+			t.Errorf("read: error %v", err)
+		}
+		if _, ok := c.Version(); ok {
+			t.Error("a closed catalog has a version")
+		}
 	})
+}
+
+// While another process is writing, reading goes on, and writing is refused after a while; later all is well.
+func TestLocked(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	c := openAt(t, path, Options{Wait: 20 * time.Millisecond})
+	cache, err := addCache(t.Context(), c, "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := push(t.Context(), c, cache, "one"); err != nil {
+		t.Fatal(err)
+	}
+	other, err := sql.Open("sqlite", dataSource(path, time.Second, "_txlock=immediate"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	tx, err := other.BeginTx(t.Context(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.ExecContext(t.Context(), "UPDATE caches SET priority = 5"); err != nil {
+		t.Fatal(err)
+	}
+	_, p := catalogtest.Sample("one", cache)
+	if _, err := c.Path(t.Context(), cache, p.Info.Path.Hash()); err != nil {
+		t.Errorf("read: %v", err)
+	}
+	if err := push(t.Context(), c, cache, "two"); !errors.Is(err, catalog.ErrUnavailable) {
+		t.Errorf("write: error %v", err)
+	}
+	if err := tx.Commit(); err != nil {
+		t.Fatal(err)
+	}
+	if err := push(t.Context(), c, cache, "two"); err != nil {
+		t.Errorf("write: %v", err)
+	}
+}
+
+// A full disk fails what is under way, and nothing else.
+func TestFull(t *testing.T) {
+	c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{})
+	cache, err := addCache(t.Context(), c, "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	setPages := func(n int) {
+		t.Helper()
+		if err := c.write(t.Context(), func(x *change) error {
+			_, err := x.get(fmt.Sprintf("PRAGMA max_page_count = %d", n), nil, new(int64))
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var pages int
+	for round := range 3 {
+		if err := c.queryRow(t.Context(), "PRAGMA page_count").scan(&pages, nil); err != nil {
+			t.Fatal(err)
+		}
+		setPages(pages + 40)
+		var mu sync.Mutex
+		var good []string
+		var group sync.WaitGroup
+		for i := range 16 {
+			group.Go(func() {
+				for j := 0; ; j++ {
+					name := fmt.Sprintf("p%d-%d-%d", round, i, j)
+					if err := push(t.Context(), c, cache, name); err != nil {
+						if !errors.Is(err, catalog.ErrUnavailable) {
+							t.Error(err)
+						}
+						return
+					}
+					mu.Lock()
+					good = append(good, name)
+					mu.Unlock()
+				}
+			})
+		}
+		group.Wait()
+		setPages(1 << 30)
+		if err := push(t.Context(), c, cache, fmt.Sprint("after", round)); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range good {
+			_, p := catalogtest.Sample(name, cache)
+			if _, err := c.Path(t.Context(), cache, p.Info.Path.Hash()); err != nil {
+				t.Error(err)
+			}
+		}
+		if len(good) == 0 {
+			t.Error("nothing was written")
+		}
+	}
+	checkFile(t, c)
+}
+
+// An iteration has no transaction open while it is used.
+func TestIterations(t *testing.T) {
+	c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{})
+	cache, err := addCache(t.Context(), c, "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var group sync.WaitGroup
+	const many = page + 50
+	for i := range many {
+		group.Go(func() {
+			if err := push(t.Context(), c, cache, fmt.Sprint("p", i)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	idle := func() {
+		t.Helper()
+		if used := c.reads.Stats().InUse; used != 0 {
+			t.Errorf("%d connections in use", used)
+		}
+	}
+	seen := 0
+	for p, err := range c.AllPaths(t.Context(), cache, nix.PathHash{}, false) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle()
+		if err := c.DeletePath(t.Context(), cache, p.Info.Path.Hash()); err != nil {
+			t.Fatal(err)
+		}
+		seen++
+	}
+	if seen != many {
+		t.Errorf("%d paths, want %d", seen, many)
+	}
+	seen = 0
+	for _, err := range c.AllNARs(t.Context(), 0) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		idle()
+		seen++
+	}
+	if seen != many {
+		t.Errorf("%d NARs, want %d", seen, many)
+	}
 }

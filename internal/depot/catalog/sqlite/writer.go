@@ -122,7 +122,7 @@ func (w *writer) transact(batch []*write, errs []error) error {
 			if errs[i] = unavailable(wr.do(x)); errs[i] != nil {
 				// Fails where the error has ended the whole transaction, such as a full disk does.
 				if err := x.exec("ROLLBACK TO one"); err != nil {
-					return errs[i]
+					return fmt.Errorf("%w, after: %v", err, errs[i])
 				}
 			}
 			if err := x.exec("RELEASE one"); err != nil {

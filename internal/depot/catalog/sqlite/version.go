@@ -1,0 +1,73 @@
+package sqlite
+
+import (
+	"hash/maphash"
+	"os"
+	"sync"
+)
+
+// indexHeader is the length of the header of the WAL index, in bytes.
+// No two states of the database have the same, as long as somebody has it open: see internal/localstore.
+const indexHeader = 48
+
+// index is the file of the WAL index, for reading its header.
+//
+// SQLite has locks on that file, and any process that closes it loses all its locks on it.
+// So all catalogs of a process that have the same file share one, which is closed after the last of them.
+type index struct {
+	*os.File
+	users int
+}
+
+var indices struct {
+	mu   sync.Mutex
+	open []*index
+}
+
+// openIndex opens an index. The database is open.
+func openIndex(path string) (*index, error) {
+	indices.mu.Lock()
+	defer indices.mu.Unlock()
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	for _, i := range indices.open {
+		if ours, err := i.Stat(); err == nil && os.SameFile(ours, info) {
+			i.users++
+			return i, nil
+		}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	i := &index{f, 1}
+	indices.open = append(indices.open, i)
+	return i, nil
+}
+
+// close is called after the database is closed.
+func (i *index) close() error {
+	indices.mu.Lock()
+	defer indices.mu.Unlock()
+	if i.users--; i.users > 0 {
+		return nil
+	}
+	for at, other := range indices.open {
+		if other == i {
+			indices.open = append(indices.open[:at], indices.open[at+1:]...)
+			break
+		}
+	}
+	return i.Close()
+}
+
+// Version is a hash of the header of the WAL index, which every commit changes.
+func (c *Catalog) Version() (version uint64, ok bool) {
+	var header [indexHeader]byte
+	if n, _ := c.shm.ReadAt(header[:], 0); n < len(header) {
+		return 0, false
+	}
+	return maphash.Bytes(c.seed, header[:]), true
+}
