@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"firn/internal/cache"
@@ -35,7 +36,7 @@ func (a *announcement) print(w io.Writer) error {
 	var b strings.Builder
 	switch {
 	case a.store != "" && a.depot:
-		fmt.Fprintf(&b, "firn %s serves %s, and what was pushed to it, at\n\n", a.version, a.store)
+		fmt.Fprintf(&b, "firn %s serves %s and what was pushed to it at\n\n", a.version, a.store)
 	case a.store != "":
 		fmt.Fprintf(&b, "firn %s serves %s at\n\n", a.version, a.store)
 	case a.depot:
@@ -56,7 +57,11 @@ func (a *announcement) print(w io.Writer) error {
 		fmt.Fprintf(&b, "\nIt serves no local store: %s.\n", a.noStore)
 		if !a.depot {
 			b.WriteString("To push to it, make a token, put it into the netrc-file of the Nix that pushes, and push:\n\n")
-			fmt.Fprintf(&b, "  firn token create --state %s --push %s NAME\n", a.state, cache.Main)
+			state, err := filepath.Abs(a.state)
+			if err != nil {
+				state = a.state
+			}
+			fmt.Fprintf(&b, "  firn token create --state %s --push %s NAME\n", state, cache.Main)
 			fmt.Fprintf(&b, "  nix copy --to %s PATH…\n", cmp.Or(client, clientUnknown))
 		}
 	}

@@ -3,10 +3,12 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 
@@ -38,48 +40,36 @@ func (s *cacheSettings) apply(c *catalog.Cache) error {
 		c.AllowMissingReferences = *s.AllowMissingReferences
 	}
 	if s.Priority != nil {
-		if *s.Priority < 0 || *s.Priority > 65535 {
-			return fmt.Errorf("--priority: %d is not a number from 0 to 65535", *s.Priority)
-		}
 		c.Priority = *s.Priority
 	}
 	if s.Source != nil {
-		c.Sources = nil
-		for _, source := range s.Source {
-			for _, other := range c.Sources {
-				if other == source {
-					return fmt.Errorf("--source: %s is there twice", source)
-				}
-			}
-			c.Sources = append(c.Sources, source)
-		}
+		c.Sources = s.Source
 	}
 	if s.Host != nil {
 		c.Hosts = nil
 		for _, host := range s.Host {
-			if host == "" { // --host "" takes all away
-				continue
+			if host != "" { // --host "" takes all away
+				c.Hosts = append(c.Hosts, strings.ToLower(host))
 			}
-			if strings.ContainsAny(host, "/:@ ") {
-				return fmt.Errorf("--host: %q is not a host name; want one without port and scheme, such as cache.example.org", host)
-			}
-			c.Hosts = append(c.Hosts, strings.ToLower(host))
 		}
 	}
 	if s.Key != nil {
 		c.Keys = nil
-		for _, file := range s.Key {
-			key, err := keyfile.Load(file, slog.New(slog.NewTextHandler(os.Stderr, nil)))
-			if err != nil {
-				return err
-			}
-			for _, other := range c.Keys {
-				if other.Name() == key.Name() {
-					return fmt.Errorf("--key: two keys are named %s, and clients tell keys apart by their names", key.Name())
-				}
-			}
-			c.Keys = append(c.Keys, key)
+		if err := addKeys(c, s.Key); err != nil {
+			return err
 		}
+	}
+	return nil
+}
+
+// addKeys adds the keys in files.
+func addKeys(c *catalog.Cache, files []string) error {
+	for _, file := range files {
+		key, err := keyfile.Load(file, slog.New(slog.NewTextHandler(os.Stderr, nil)))
+		if err != nil {
+			return err
+		}
+		c.Keys = append(c.Keys[:len(c.Keys):len(c.Keys)], key)
 	}
 	return nil
 }
@@ -103,8 +93,8 @@ Examples:
 }
 
 func (c *cacheCreateCommand) Run(k *kong.Context) error {
-	if err := catalog.CheckCacheName(c.Name); err != nil {
-		return err
+	if c.Name == cache.Main {
+		return fmt.Errorf("the cache %s always exists; firn cache set changes it", cache.Main)
 	}
 	r := caches.Record(c.Name)
 	var err error
@@ -114,6 +104,9 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 	if err := c.apply(r); err != nil {
 		return err
 	}
+	if err := caches.Check(r); err != nil {
+		return err
+	}
 	if len(r.Keys) == 0 {
 		key, err := nix.GenerateKey(c.Name + "-1")
 		if err != nil {
@@ -121,20 +114,27 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 		}
 		r.Keys = []nix.SecretKey{key}
 	}
-	r.Created = now()
 	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
+	cat, err := c.makeCatalog(ctx)
 	if err != nil {
 		return err
 	}
 	defer cat.Close()
 	if err := cat.AddCache(ctx, r); err != nil {
-		return err
+		return conflict(err)
 	}
 	for _, key := range r.Keys {
 		fmt.Fprintln(k.Stdout, key.Public())
 	}
 	return nil
+}
+
+// conflict says what a person can do about a name that is taken.
+func conflict(err error) error {
+	if errors.Is(err, catalog.ErrConflict) {
+		return fmt.Errorf("%w; choose another, or change what there is with firn cache set", err)
+	}
+	return err
 }
 
 type cacheListCommand struct {
@@ -256,21 +256,31 @@ func (c *cacheShowCommand) Run(k *kong.Context) error {
 type cacheSetCommand struct {
 	stateFlags
 	cacheSettings
-	Name string `arg:"" help:"The name of the cache."`
+	AddKey  []string `placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE too, which is copied. May be given several times."`
+	DropKey []string `placeholder:"NAME" help:"Sign no more with the key of this name, and forget it. May be given several times."`
+	Name    string   `arg:"" help:"The name of the cache."`
 }
 
 func (*cacheSetCommand) Help() string {
 	return `What is not named stays as it is. What is named, and may be there several times, is replaced as a whole.
-A server that runs heeds it at once.
+A server that runs heeds it at once. --host '' takes all host names away.
+
+To change a key, add the new one, give its public key to the clients, and drop the old one after 30 days:
+so long clients remember signatures.
 
 Examples:
 
     firn cache set team --private
     firn cache set team --no-private --priority 20
+    firn cache set team --add-key /etc/firn/team-2
+    firn cache set team --drop-key team-1
     firn cache set main --host cache.example.org --host cache`
 }
 
 func (c *cacheSetCommand) Run() error {
+	if c.Name == cache.Main && c.Priority != nil {
+		return fmt.Errorf("the priority of the cache %s is a setting of the server: see firn serve --priority", cache.Main)
+	}
 	ctx := context.Background()
 	cat, err := c.openCatalog(ctx)
 	if err != nil {
@@ -285,7 +295,23 @@ func (c *cacheSetCommand) Run() error {
 	if err := c.apply(&changed); err != nil {
 		return err
 	}
-	return cat.SetCache(ctx, &changed)
+	for _, name := range c.DropKey {
+		rest := slices.DeleteFunc(slices.Clone(changed.Keys), func(k nix.SecretKey) bool { return k.Name() == name })
+		if len(rest) == len(changed.Keys) {
+			return fmt.Errorf("--drop-key: the cache %s has no key named %s; firn cache show %s shows those that it has", c.Name, name, c.Name)
+		}
+		changed.Keys = rest
+	}
+	if err := addKeys(&changed, c.AddKey); err != nil {
+		return err
+	}
+	if len(changed.Keys) == 0 && c.Name != cache.Main {
+		return fmt.Errorf("the cache %s would have no key, and clients would trust nothing that it serves; add another one with --add-key", c.Name)
+	}
+	if err := caches.Check(&changed); err != nil {
+		return err
+	}
+	return conflict(cat.SetCache(ctx, &changed))
 }
 
 type cacheDeleteCommand struct {
@@ -317,7 +343,12 @@ func (c *cacheDeleteCommand) Run() error {
 	if err != nil {
 		return err
 	}
-	if err := confirm("Deleting the cache "+c.Name+" and all that was pushed to it", c.Yes); err != nil {
+	counts, err := cat.Count(ctx, &r.ID)
+	if err != nil {
+		return err
+	}
+	what := fmt.Sprintf("Deleting the cache %s and what was pushed to it, %s,", c.Name, plural(counts.Paths, "path"))
+	if err := confirm(what, c.Yes); err != nil {
 		return err
 	}
 	return cat.DeleteCache(ctx, r.ID)

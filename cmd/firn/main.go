@@ -32,6 +32,8 @@ type commandLine struct {
 		Revoke tokenRevokeCommand `cmd:"" help:"Revoke a token."`
 	} `cmd:"" help:"Make and revoke tokens."`
 	Verify verifyCommand `cmd:"" help:"Compare what was pushed with its hashes."`
+	Export exportCommand `cmd:"" help:"Write a cache as files that any web server serves."`
+	Import importCommand `cmd:"" help:"Take over another binary cache."`
 	Stats  statsCommand  `cmd:"" help:"Show how much is kept."`
 	Config struct {
 		Check configCheckCommand `cmd:"" help:"Check a configuration file, the environment and the keys they name."`

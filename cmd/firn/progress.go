@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/term"
+
+	"firn/internal/transfer"
 )
 
 const (
@@ -33,6 +35,25 @@ func newProgress(what string) *progress {
 
 // bytes tells how many bytes are done, of how many.
 func (p *progress) bytes(done, total int64) {
+	p.show(done, total, func() string {
+		return fmt.Sprintf("of %s, %s/s", size(total), p.rate(done))
+	})
+}
+
+// paths tells how far a transfer is.
+func (p *progress) paths(now transfer.Progress) {
+	p.show(int64(now.Paths), int64(now.Known), func() string {
+		return fmt.Sprintf("of %s, %s, %s/s", plural(int64(now.Known), "path"), size(now.Bytes), p.rate(now.Bytes))
+	})
+}
+
+// rate is how many bytes there were in a second, so far.
+func (p *progress) rate(bytes int64) string {
+	return size(int64(float64(bytes) / time.Since(p.begun).Seconds()))
+}
+
+// show shows that a part of the whole is done, if it is time for that, with the rest of the line.
+func (p *progress) show(done, total int64, rest func() string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	interval := lineInterval
@@ -43,14 +64,13 @@ func (p *progress) bytes(done, total int64) {
 		return
 	}
 	p.last = time.Now()
-	share := float64(done) / float64(max(total, 1))
-	rate := size(int64(float64(done) / time.Since(p.begun).Seconds()))
+	share := min(1, float64(done)/float64(max(total, 1)))
 	if !p.terminal {
-		fmt.Fprintf(os.Stderr, "%s: %.0f %% of %s, %s/s\n", p.what, 100*share, size(total), rate)
+		fmt.Fprintf(os.Stderr, "%s: %.0f %% %s\n", p.what, 100*share, rest())
 		return
 	}
-	filled := min(barWidth, int(share*barWidth))
-	fmt.Fprintf(os.Stderr, "\r%s [%s%s] %3.0f %% of %s, %s/s \x1b[K", p.what, strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), 100*share, size(total), rate)
+	filled := int(share * barWidth)
+	fmt.Fprintf(os.Stderr, "\r%s [%s%s] %3.0f %% %s\x1b[K", p.what, strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), 100*share, rest())
 }
 
 // end takes the bar away.

@@ -81,9 +81,9 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		opts.Collectors = append(opts.Collectors, encoder)
 	}
 	if directory.Compress && a.store != "" {
-		a.store += ", compressed with zstd"
+		a.store += ", compressed with zstd,"
 	}
-	kept, err := openDepot(ctx, c.State, depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Logger: log})
+	kept, err := openDepot(ctx, &c.Config, log)
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -44,6 +45,24 @@ func (f *stateFlags) openCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
+	if !hasDepot(c.State) {
+		return nil, errNoDepot(c.State)
+	}
+	return openCatalog(ctx, c.State)
+}
+
+// makeCatalog is openCatalog for what can be prepared before the first start of a server: it makes the depot if there is none, and says so.
+func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
+	c, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	if !hasDepot(c.State) {
+		if err := checkOwner(c.State); err != nil {
+			return nil, err
+		}
+		fmt.Fprintf(os.Stderr, "No server has kept anything in %s yet. The one that is started with --state %s will find this there.\n", c.State, c.State)
+	}
 	return openCatalog(ctx, c.State)
 }
 
@@ -53,7 +72,34 @@ func (f *stateFlags) openDepot(ctx context.Context) (*openedDepot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return openDepot(ctx, c.State, depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Logger: newLogger(c, os.Stderr)})
+	if !hasDepot(c.State) {
+		return nil, errNoDepot(c.State)
+	}
+	return openDepot(ctx, c, newLogger(c, os.Stderr))
+}
+
+// hasDepot reports whether a state directory has, or may have, a depot, so that a word typed wrong does not make one.
+func hasDepot(state string) bool {
+	_, err := os.Stat(filepath.Join(state, depotDir, catalogName))
+	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR)
+}
+
+func errNoDepot(state string) error {
+	return fmt.Errorf("there is no depot in %s; name the state directory of the server with --state, or start `firn serve` once", state)
+}
+
+// checkOwner refuses to write, as root, into the state of a server that runs as somebody else, who could not read it.
+func checkOwner(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil // it is made, or that fails
+	}
+	owner, ok := info.Sys().(*syscall.Stat_t)
+	if !ok || os.Geteuid() != 0 || owner.Uid == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s belongs to the user with number %d, who could not read what root writes there; run this as that user: "+
+		"setpriv --reuid=%d --regid=%d --clear-groups firn …", path, owner.Uid, owner.Uid, owner.Gid)
 }
 
 // The depot lies in the state directory.
@@ -94,15 +140,16 @@ type openedDepot struct {
 }
 
 // openDepot opens, or makes, the depot in a state directory.
-func openDepot(ctx context.Context, state string, opts depot.Options) (*openedDepot, error) {
-	cat, err := openCatalog(ctx, state)
+func openDepot(ctx context.Context, c *config.Config, log *slog.Logger) (*openedDepot, error) {
+	cat, err := openCatalog(ctx, c.State)
 	if err != nil {
 		return nil, err
 	}
-	blobs, err := dir.Open(filepath.Join(state, depotDir, packsName), dir.Options{})
+	blobs, err := dir.Open(filepath.Join(c.State, depotDir, packsName), dir.Options{})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open depot: %w%s", err, stateAdvice(err)), cat.Close())
 	}
+	opts := depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Logger: log}
 	return &openedDepot{depot.New(cat, blobs, opts), cat}, nil
 }
 

@@ -95,13 +95,21 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		return err
 	}
 	if last := shown[len(shown)-1]; last.Kept != nil {
-		fmt.Fprintf(k.Stdout, "\n%s kept in %d packs, with %d chunks that NARs can share", size(*last.Kept), *last.Packs, *last.Chunks)
+		fmt.Fprintf(k.Stdout, "\n%s kept in %s, with %s that NARs can share", size(*last.Kept), plural(*last.Packs, "pack"), plural(*last.Chunks, "chunk"))
 		if last.Ratio != nil {
 			fmt.Fprintf(k.Stdout, ": %.2f bytes of NARs for each byte kept", *last.Ratio)
 		}
 		fmt.Fprintln(k.Stdout)
 	}
 	return nil
+}
+
+// plural is a number of things.
+func plural(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 func size(n int64) string { return humanize.IBytes(uint64(max(n, 0))) }

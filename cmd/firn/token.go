@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"text/tabwriter"
@@ -64,7 +66,7 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 		return err
 	}
 	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
+	cat, err := c.makeCatalog(ctx)
 	if err != nil {
 		return err
 	}
@@ -75,10 +77,27 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 		}
 		return err
 	}
+	if err := warnUnmatched(ctx, cat, grants); err != nil {
+		return err
+	}
 	fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
 		"    machine HOST login %s password TOKEN\n\nThen: nix copy --to http://HOST:5000 --option netrc-file /etc/nix/netrc PATH\n\n", c.Name)
 	_, err = fmt.Fprintln(k.Stdout, secret)
 	return err
+}
+
+// warnUnmatched tells of patterns that match no cache, as a name that is typed wrong.
+func warnUnmatched(ctx context.Context, cat catalog.Catalog, grants []catalog.Grant) error {
+	all, err := records(ctx, cat)
+	if err != nil {
+		return err
+	}
+	for _, g := range grants {
+		if !slices.ContainsFunc(all, func(r *catalog.Cache) bool { ok, _ := path.Match(g.Pattern, r.Name); return ok }) {
+			fmt.Fprintf(os.Stderr, "No cache matches %s yet.\n", g.Pattern)
+		}
+	}
+	return nil
 }
 
 // parsePeriod parses a duration that may be in days.

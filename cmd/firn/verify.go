@@ -57,8 +57,14 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 	if errors.Is(err, context.Canceled) {
 		return errors.New("ended by a signal; what was verified so far is not told")
 	}
+	if errors.Is(err, depot.ErrNoCache) {
+		return fmt.Errorf("%w; firn cache list shows those that there are", err)
+	}
 	if err != nil {
 		return err
+	}
+	if c.Path != "" && report.NARs == 0 && len(report.Damaged) == 0 {
+		return fmt.Errorf("%s was not pushed here", c.Path)
 	}
 	if c.JSON {
 		if err := writeJSON(k.Stdout, shownReportOf(report)); err != nil {
@@ -72,7 +78,7 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 			}
 			fmt.Fprintf(k.Stdout, "damaged: %s (NAR %s): %v\n", where, damage.NARHash, damage.Reason)
 		}
-		fmt.Fprintf(k.Stdout, "%d NARs verified, %s: %d damaged, %d whole again\n", report.NARs, size(report.Bytes), len(report.Damaged), report.Healed)
+		fmt.Fprintf(k.Stdout, "%s verified, %s: %d damaged, %d whole again\n", plural(report.NARs, "NAR"), size(report.Bytes), len(report.Damaged), report.Healed)
 	}
 	if len(report.Damaged) == 0 {
 		return nil
@@ -114,7 +120,7 @@ func pathHashOf(text string) (nix.PathHash, error) {
 	base := text[strings.LastIndexByte(text, '/')+1:]
 	digits, _, _ := strings.Cut(base, "-")
 	hash, err := nix.ParsePathHash(digits)
-	if err != nil {
+	if err != nil || hash == (nix.PathHash{}) { // the hash of nothing stands for everything
 		return hash, fmt.Errorf("%q is neither a store path nor the hash of one", text)
 	}
 	return hash, nil
