@@ -61,7 +61,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
 	log := newLogger(cfg, os.Stderr)
-	keys, err := servingKeys(cfg, log) // a signature under the name of one of them has to be its own
+	keys, err := servingKeys(cfg, log)
 	if err != nil {
 		return err
 	}

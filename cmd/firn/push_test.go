@@ -1,0 +1,223 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+)
+
+// An admin runs commands on the state of a server that runs.
+type admin struct {
+	*testing.T
+	server *testServer
+	state  string
+}
+
+func newAdmin(t *testing.T, args ...string) *admin {
+	t.Helper()
+	state := filepath.Join(t.TempDir(), "state")
+	s := startServer(t, environment(t), append([]string{"--state", state, "--store", "off", "--listen", "127.0.0.1:0"}, args...)...)
+	return &admin{t, s, state}
+}
+
+// run runs a command and returns what it prints, and its exit code.
+func (a *admin) run(args ...string) (stdout string, code int) {
+	a.Helper()
+	cmd := exec.CommandContext(a.Context(), "firn", append(args, "--state", a.state)...)
+	cmd.Env = environment(a.T)
+	out, err := cmd.Output()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if err != nil && !ok {
+		a.Fatal(err)
+	}
+	if ok {
+		a.Logf("firn %v: %s", args, exit.Stderr)
+		code = exit.ExitCode()
+	}
+	return string(out), code
+}
+
+func (a *admin) mustRun(args ...string) string {
+	a.Helper()
+	out, code := a.run(args...)
+	if code != 0 {
+		a.Fatalf("firn %v: exit code %d", args, code)
+	}
+	return strings.TrimSpace(out)
+}
+
+// want sends a request with a token, if that is not empty, and wants a status and, in the body, some text.
+func (a *admin) want(method, path, token string, body []byte, status int, text string) {
+	a.Helper()
+	request, err := http.NewRequestWithContext(a.Context(), method, a.server.url+path, bytes.NewReader(body))
+	if err != nil {
+		a.Fatal(err)
+	}
+	if token != "" {
+		request.SetBasicAuth("anybody", token)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		a.Fatal(err)
+	}
+	defer answer.Body.Close()
+	got, err := io.ReadAll(answer.Body)
+	if err != nil {
+		a.Fatal(err)
+	}
+	if answer.StatusCode != status || !strings.Contains(string(got), text) {
+		a.Errorf("%s %s: %s\n%s\nwant %d with %q", method, path, answer.Status, got, status, text)
+	}
+}
+
+func (a *admin) isOK(path string) bool {
+	a.Helper()
+	answer, err := http.Get(a.server.url + path)
+	if err != nil {
+		a.Fatal(err)
+	}
+	answer.Body.Close()
+	return answer.StatusCode == http.StatusOK
+}
+
+// push pushes a path to the cache below prefix, and wants a status.
+func (a *admin) push(prefix, token string, p cachetest.Path, status int) {
+	a.Helper()
+	url := cachetest.URL(p.NAR, "")
+	info := nix.NARInfo{PathInfo: *p.Info, URL: url, Compression: nix.None, FileHash: p.Info.NARHash, FileSize: p.Info.NARSize}
+	a.want(http.MethodPut, prefix+"/"+url, token, p.NAR, status, "")
+	a.want(http.MethodPut, prefix+"/"+p.Info.Path.Hash().String()+".narinfo", token, info.AppendText(nil), status, "")
+}
+
+func narinfoOf(p cachetest.Path) string { return "/" + p.Info.Path.Hash().String() + ".narinfo" }
+
+// What commands change is so at the next request.
+func TestAdmin(t *testing.T) {
+	a := newAdmin(t)
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "hello", "hello\n")
+	token := a.mustRun("token", "create", "ci", "--push", "main", "--push", "team*")
+	reader := a.mustRun("token", "create", "reader", "--read", "*")
+
+	a.push("", "", p, http.StatusUnauthorized)
+	a.push("", "firn_wrong", p, http.StatusUnauthorized)
+	a.push("", reader, p, http.StatusForbidden)
+	a.push("", token, p, http.StatusCreated)
+	a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusOK, "\nSig: "+a.server.keyName()+":")
+
+	a.push("/team", token, p, http.StatusNotFound)
+	key := a.mustRun("cache", "create", "team", "--private", "--host", "team.example")
+	a.want(http.MethodGet, "/team"+narinfoOf(p), token, nil, http.StatusNotFound, "")
+	a.push("/team", token, p, http.StatusCreated)
+	name, _, _ := strings.Cut(key, ":")
+	a.want(http.MethodGet, "/team"+narinfoOf(p), token, nil, http.StatusOK, "\nSig: "+name+":")
+	a.want(http.MethodGet, "/team"+narinfoOf(p), reader, nil, http.StatusOK, "")
+	a.want(http.MethodGet, "/team"+narinfoOf(p), "", nil, http.StatusUnauthorized, "firn token create")
+	a.mustRun("cache", "set", "team", "--no-private")
+	for !a.isOK("/team" + narinfoOf(p)) { // within a moment
+		if t.Context().Err() != nil {
+			t.Fatal("the cache stays private")
+		}
+	}
+
+	stats := a.mustRun("stats")
+	if got := strings.Fields(strings.Split(stats, "\n")[1])[:3]; fmt.Sprint(got) != "[main 1 1]" || !strings.Contains(stats, "kept in 1 pack,") {
+		t.Errorf("the stats are\n%s", stats)
+	}
+	a.mustRun("cache", "delete", "team", "--yes")
+	for a.isOK("/team" + narinfoOf(p)) {
+		if t.Context().Err() != nil {
+			t.Fatal("the cache stays")
+		}
+	}
+	a.want(http.MethodGet, "/team"+narinfoOf(p), token, nil, http.StatusNotFound, "")
+	a.mustRun("token", "revoke", "ci")
+	a.push("", token, p, http.StatusUnauthorized)
+
+	// A later start knows all of it, and says so.
+	again := startServer(t, environment(t), "--state", a.state, "--store", "off", "--listen", "127.0.0.1:0")
+	if !strings.Contains(again.announced, " serves what was pushed to it at\n") || strings.Contains(again.announced, "To push to it") {
+		t.Errorf("a later start announced\n%s", again.announced)
+	}
+	if got := again.get(t, narinfoOf(p)); !strings.Contains(got, "StorePath: "+p.Info.Path.String()+"\n") {
+		t.Errorf("a later start serves\n%s", got)
+	}
+}
+
+// What is damaged on disk is found, withheld, and whole once it is pushed again.
+func TestVerifyDamage(t *testing.T) {
+	a := newAdmin(t)
+	p, other := cachetest.NewPath(t, nix.DefaultStoreDir, "a", strings.Repeat("a", 5000)), cachetest.NewPath(t, nix.DefaultStoreDir, "b", "b")
+	token := a.mustRun("token", "create", "ci", "--push", "main")
+	a.push("", token, p, http.StatusCreated)
+	packs, err := filepath.Glob(filepath.Join(a.state, "depot/packs/*/*"))
+	if err != nil || len(packs) != 1 {
+		t.Fatalf("the packs are %v, %v", packs, err)
+	}
+	a.push("", token, other, http.StatusCreated)
+	if got := a.mustRun("verify"); got != fmt.Sprintf("2 NARs verified, %s: 0 damaged, 0 whole again", size(p.Info.NARSize+other.Info.NARSize)) {
+		t.Errorf("verify says %q", got)
+	}
+
+	pack, err := os.ReadFile(packs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := bytes.Clone(pack)
+	broken[len(broken)-1] ^= 1
+	if err := os.WriteFile(packs[0], broken, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	wantDamaged := func(args ...string) {
+		t.Helper()
+		out, code := a.run(append([]string{"verify"}, args...)...)
+		if code != exitDamaged || !strings.Contains(out, p.Info.Path.String()) || strings.Contains(out, other.Info.Path.String()) {
+			t.Errorf("verify %v ended with %d and says\n%s", args, code, out)
+		}
+	}
+	wantDamaged()
+	wantDamaged("--cache", "main", "--json")
+	wantDamaged(p.Info.Path.String())
+	wantDamaged(p.Info.Path.Hash().String())
+	a.mustRun("verify", other.Info.Path.Base())
+	wantDamaged("--repair")
+	a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusNotFound, "")
+	a.want(http.MethodGet, narinfoOf(other), "", nil, http.StatusOK, "")
+
+	a.want(http.MethodPut, "/"+cachetest.URL(p.NAR, ""), token, p.NAR, http.StatusCreated, "") // its narinfo is there again with it
+	a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusOK, "")
+	a.mustRun("verify")
+}
+
+// What is exported can be imported, and is served as it was.
+func TestExportImport(t *testing.T) {
+	a := newAdmin(t)
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "hello", "hello\n")
+	a.push("", a.mustRun("token", "create", "ci", "--push", "main"), p, http.StatusCreated)
+	dir := filepath.Join(t.TempDir(), "out")
+	if got := a.mustRun("export", dir); got != "exported 1 path of 1" {
+		t.Errorf("export says %q", got)
+	}
+	narinfo, err := os.ReadFile(filepath.Join(dir, narinfoOf(p)))
+	if err != nil || string(narinfo) != a.server.get(t, narinfoOf(p)) {
+		t.Errorf("exported\n%s\n%v", narinfo, err)
+	}
+
+	into := newAdmin(t)
+	if got := into.mustRun("import", dir); got != "imported 1 path of 1" {
+		t.Errorf("import says %q", got)
+	}
+	if got := into.mustRun("import", dir); got != "imported 0 paths of 1, 1 were there" {
+		t.Errorf("a second import says %q", got)
+	}
+	into.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusOK, "\nSig: "+into.server.keyName()+":")
+}
