@@ -27,7 +27,7 @@ func TestPrecedence(t *testing.T) {
 	base := env{"STATE_DIRECTORY": "/var/lib/private/firn:/elsewhere"}
 	defaults := Config{
 		Listen: addresses(t, "[::]:5000"), Store: StoreAuto, Priority: 30,
-		Compression: CompressionNone, CompressionLevel: 3, CacheSize: "10GiB", DepotLevel: 3, MaxNARSize: "64GiB",
+		Compression: CompressionNone, CompressionLevel: 3, CacheSize: "10GiB", DepotLevel: 1, MaxNARSize: "64GiB",
 		State: "/var/lib/private/firn", LogLevel: "info", LogFormat: LogText,
 	}
 	from := func(edit func(*Config)) Config { c := defaults; edit(&c); return c }

@@ -36,7 +36,7 @@ import (
 
 // Options of a Depot. The zero Options will do.
 type Options struct {
-	// Level of compression on zstd's scale, 1 to 12. Zero: 3.
+	// Level of compression on zstd's scale, 1 to 12. Zero: 1.
 	Level int
 	// MaxNARSize bounds NARs, in bytes. Zero: 64 GiB.
 	MaxNARSize int64
@@ -51,8 +51,9 @@ type Options struct {
 }
 
 const (
-	// defaultLevel is what Nix's own caches have, and about as fast as two cores of a laptop can hash and send.
-	defaultLevel      = 3
+	// defaultLevel keeps less than Nix's own caches do, and takes half the time of 3, which keeps a twentieth less:
+	// see docs/adr/0021-chunk-size-and-level.md.
+	defaultLevel      = 1
 	defaultMaxNARSize = 64 << 30
 	defaultGrace      = 24 * time.Hour
 	defaultMemory     = 32 << 20

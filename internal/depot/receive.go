@@ -31,7 +31,13 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if u.NARHash.Algorithm() == nix.SHA256 {
 		// A NAR that is there already is not cut, but read and checked nevertheless.
 		n, err := p.d.catalog.NAR(ctx, catalog.Sum(u.NARHash.Sum()))
-		in.known = err == nil && !n.Damaged
+		if err == nil && !n.Damaged {
+			// What only other caches have costs as much as if nobody had it.
+			in.known, err = p.d.catalog.Leads(ctx, p.id, n.ID)
+		}
+		if err != nil && !errors.Is(err, catalog.ErrNotFound) {
+			return r, failure("look up NAR", err)
+		}
 	}
 	listing, err := in.parse()
 	if err != nil {
