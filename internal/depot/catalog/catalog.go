@@ -101,6 +101,7 @@ type Caches interface {
 	// SetCache replaces the record with the ID of c, but for Created. ErrNotFound, ErrConflict as above.
 	SetCache(ctx context.Context, c *Cache) error
 	// DeleteCache removes a cache with its paths, uploads and files. ErrNotFound if there is none.
+	// These may go after the cache, by and by, should it be cut off: sweeps go on with them.
 	DeleteCache(ctx context.Context, id CacheID) error
 }
 
@@ -189,7 +190,7 @@ type NARs interface {
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
 	// One that is damaged gets everything anew, under its old ID, is whole then, and counts as added.
 	// Chunks that are there already stay where they are.
-	// ErrGone if one of Packs is neither known nor the new one.
+	// ErrGone if one of Packs is neither known nor the new one, or the cache of the upload is not there any more.
 	// An upload that there is already is replaced.
 	AddNAR(ctx context.Context, n *NewNAR) (id NARID, added bool, err error)
 
@@ -206,7 +207,7 @@ type NARs interface {
 	// Listing returns the listing of a NAR. ErrNotFound if there is no such NAR.
 	Listing(ctx context.Context, hash Sum) ([]byte, error)
 
-	// AddUpload adds a name for a NAR that is known. ErrGone if it is not, or no more.
+	// AddUpload adds a name for a NAR that is known. ErrGone if it is not, or no more, or the cache is not.
 	AddUpload(ctx context.Context, u *Upload) error
 
 	// Upload returns what a client of a cache sent under a name. ErrNotFound if nothing.
@@ -216,7 +217,7 @@ type NARs interface {
 	// It holds no transaction open between two items.
 	AllNARs(ctx context.Context, after NARID) iter.Seq2[*NAR, error]
 
-	// Sweep forgets uploads made before the given time whose NAR is not published in their cache, then NARs that nothing leads to
+	// Sweep forgets uploads whose NAR is not published in their cache, and which were made, or last published there, before the given time, then NARs that nothing leads to
 	// and that were added before that time, and packs, with their chunks, that no NAR has referred to since then.
 	// At most limit of each in one call; it returns the names of the packs, whose blobs are to be deleted now,
 	// and whether there may be more.
@@ -244,7 +245,7 @@ type Paths interface {
 	// Publish makes a path visible in a cache, with its debug info.
 	// If the path is there already, it stays; with the same NAR, the signatures that are new are added to it.
 	// It returns what is there then, and whether this call added it.
-	// ErrGone if the NAR or the cache is not there any more. Signatures past 64 are refused with ErrConflict.
+	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld. Signatures past 64 are refused with ErrConflict.
 	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo) (there *Path, added bool, err error)
 
 	// AddSignatures adds the signatures that a path does not have yet. ErrNotFound if the path is not there.

@@ -32,9 +32,11 @@ func upload(name string, cache catalog.CacheID, nar catalog.NARID) *catalog.Uplo
 	return &catalog.Upload{Cache: cache, Name: "nar/" + name + ".nar.xz", NAR: nar, NARHash: sum("NAR " + name), NARSize: 1000, FileHash: sum("file " + name), FileSize: 77}
 }
 
-func storePath(name string) nix.StorePath {
+func storePath(name string) nix.StorePath { return pathIn(nix.DefaultStoreDir, name) }
+
+func pathIn(dir nix.StoreDir, name string) nix.StorePath {
 	digest := sum(name)
-	path, err := nix.DefaultStoreDir.ParseBase(nix.PathHash(digest[:20]).String() + "-" + name)
+	path, err := dir.ParseBase(nix.PathHash(digest[:20]).String() + "-" + name)
 	if err != nil {
 		panic(err)
 	}

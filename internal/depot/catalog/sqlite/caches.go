@@ -88,7 +88,7 @@ func (c *Catalog) Caches(ctx context.Context) ([]*catalog.Cache, error) {
 	}, `
 		SELECT id, name, store_dir, sources, priority, private, allow_missing, keys, created,
 			(SELECT group_concat(host, ' ' ORDER BY host) FROM cache_hosts WHERE cache = caches.id)
-		FROM caches ORDER BY name`)
+		FROM caches WHERE name IS NOT NULL ORDER BY name`)
 	if err != nil {
 		return nil, fmt.Errorf("read caches: %w", err)
 	}
@@ -104,7 +104,7 @@ func (c *Catalog) SetCache(ctx context.Context, r *catalog.Cache) error {
 		}
 		n, err := x.count(`
 			UPDATE caches SET name = ?, store_dir = ?, sources = ?, priority = ?, private = ?, allow_missing = ?, keys = ?
-			WHERE id = ?`, append(cacheColumns(r), int64(r.ID))...)
+			WHERE id = ? AND name IS NOT NULL`, append(cacheColumns(r), int64(r.ID))...)
 		if err != nil {
 			return err
 		}
@@ -119,13 +119,46 @@ func (c *Catalog) SetCache(ctx context.Context, r *catalog.Cache) error {
 	return nil
 }
 
+// removeBatch is how much of a cache that is deleted goes in one transaction: others wait for it, for some ten milliseconds.
+const removeBatch = 500
+
 // DeleteCache removes a cache and all that it has.
 func (c *Catalog) DeleteCache(ctx context.Context, id catalog.CacheID) error {
-	err := c.write(ctx, func(x *change) error { return found(x.count("DELETE FROM caches WHERE id = ?", int64(id))) })
+	err := c.write(ctx, func(x *change) error {
+		if err := x.exec("DELETE FROM cache_hosts WHERE cache = ?", int64(id)); err != nil {
+			return err
+		}
+		return found(x.count("UPDATE caches SET name = NULL, keys = '' WHERE id = ? AND name IS NOT NULL", int64(id)))
+	})
 	if err != nil {
 		return fmt.Errorf("delete cache: %w", err)
 	}
+	// The cache is gone. Should it fail from here on, a sweep removes the rest.
+	for more := true; more; {
+		if err := c.write(ctx, func(x *change) (err error) {
+			more, err = removeFrom(x, int64(id), removeBatch)
+			return err
+		}); err != nil {
+			break
+		}
+	}
 	return nil
+}
+
+// removeFrom removes some of what a deleted cache has, and at last its record.
+func removeFrom(x *change, cache int64, limit int) (more bool, err error) {
+	for _, text := range []string{
+		"DELETE FROM paths WHERE cache = ?1 AND hash IN (SELECT hash FROM paths WHERE cache = ?1 LIMIT ?2)",
+		"DELETE FROM uploads WHERE cache = ?1 AND name IN (SELECT name FROM uploads WHERE cache = ?1 LIMIT ?2)",
+		"DELETE FROM files WHERE cache = ?1 AND key IN (SELECT key FROM files WHERE cache = ?1 LIMIT ?2)",
+	} {
+		n, err := x.count(text, cache, limit)
+		if err != nil || n == int64(limit) {
+			return true, err
+		}
+		limit -= int(n)
+	}
+	return false, x.exec("DELETE FROM caches WHERE id = ?", cache)
 }
 
 // found is ErrNotFound if no row was changed.
@@ -228,7 +261,7 @@ func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, key string
 
 // hasCache is ErrGone if there is no such cache.
 func hasCache(x *change, cache catalog.CacheID) error {
-	ok, err := x.get("SELECT id FROM caches WHERE id = ?", []any{int64(cache)}, new(int64))
+	ok, err := x.get("SELECT id FROM caches WHERE id = ? AND name IS NOT NULL", []any{int64(cache)}, new(int64))
 	if err == nil && !ok {
 		return fmt.Errorf("%w: the cache", catalog.ErrGone)
 	}

@@ -226,7 +226,7 @@ func openAndClose(ctx context.Context, path string) error {
 
 // Several processes make and open the same file at once.
 func TestOpenAtOnce(t *testing.T) {
-	for range 5 {
+	for range 3 {
 		path := filepath.Join(t.TempDir(), "catalog.db")
 		var children []*exec.Cmd
 		for range 6 {

@@ -269,7 +269,7 @@ func (c *Catalog) AllNARs(ctx context.Context, after catalog.NARID) iter.Seq2[*c
 func (c *Catalog) Sweep(ctx context.Context, before time.Time, limit int) (packs []string, more bool, err error) {
 	err = c.write(ctx, func(x *change) error {
 		packs, more = nil, false
-		for _, step := range []func(*change, int64, int) (bool, []string, error){c.sweepUploads, c.sweepNARs, c.sweepPacks} {
+		for _, step := range []func(*change, int64, int) (bool, []string, error){c.sweepCaches, c.sweepUploads, c.sweepNARs, c.sweepPacks} {
 			again, gone, err := step(x, before.Unix(), limit)
 			if err != nil {
 				return err
@@ -282,6 +282,18 @@ func (c *Catalog) Sweep(ctx context.Context, before time.Time, limit int) (packs
 		return nil, false, fmt.Errorf("sweep catalog: %w", err)
 	}
 	return packs, more, nil
+}
+
+// sweepCaches goes on with what DeleteCache did not finish.
+func (c *Catalog) sweepCaches(x *change, _ int64, limit int) (more bool, _ []string, err error) {
+	caches, err := x.ids("SELECT id FROM caches WHERE name IS NULL LIMIT 1")
+	for _, id := range caches {
+		if more, err = removeFrom(x, id, limit); err != nil {
+			break
+		}
+		more = true // perhaps another cache
+	}
+	return more, nil, err
 }
 
 func (c *Catalog) sweepUploads(x *change, before int64, limit int) (more bool, _ []string, err error) {

@@ -299,7 +299,7 @@ func (c *Catalog) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Co
 			scanAll(nil, &n.Caches, &n.Paths, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
 	} else {
 		err = c.queryRow(ctx, `
-			SELECT (SELECT count(*) FROM caches), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
+			SELECT (SELECT count(*) FROM caches WHERE name IS NOT NULL), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
 				(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
 				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged), 0) FROM nars`).
 			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)

@@ -265,3 +265,54 @@ func TestIterations(t *testing.T) {
 		t.Errorf("%d NARs, want %d", seen, many)
 	}
 }
+
+// A sweep goes on with deleting a cache where that was cut off, and nobody sees the cache meanwhile.
+func TestHalfDeleted(t *testing.T) {
+	c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{})
+	var caches []catalog.CacheID
+	for _, name := range []string{"a", "b"} {
+		cache, err := addCache(t.Context(), c, name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		caches = append(caches, cache)
+		for i := range 5 {
+			if err := push(t.Context(), c, cache, fmt.Sprint("p", i)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := c.PutFile(t.Context(), cache, "log/x", nil, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// As far as DeleteCache goes in its first transaction.
+	if err := c.write(t.Context(), func(x *change) error {
+		return x.exec("UPDATE caches SET name = NULL WHERE id = ?", int64(caches[0]))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if all, err := c.Caches(t.Context()); err != nil || len(all) != 1 || all[0].Name != "b" {
+		t.Errorf("caches %v, %v", all, err)
+	}
+	if err := c.PutFile(t.Context(), caches[0], "log/y", nil, false); !errors.Is(err, catalog.ErrGone) {
+		t.Errorf("put into a deleted cache: %v", err)
+	}
+	if err := c.DeleteCache(t.Context(), caches[0]); !errors.Is(err, catalog.ErrNotFound) {
+		t.Errorf("delete it again: %v", err)
+	}
+	if _, err := addCache(t.Context(), c, "a"); err != nil {
+		t.Error(err)
+	}
+	for more := true; more; {
+		var err error
+		if _, more, err = c.Sweep(t.Context(), time.Now().Add(-time.Hour), 2); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var left int
+	if err := c.queryRow(t.Context(), "SELECT (SELECT count(*) FROM paths) + (SELECT count(*) FROM uploads) + (SELECT count(*) FROM files) + (SELECT count(*) FROM caches)").
+		scan(&left, nil); err != nil || left != 5+5+1+2 {
+		t.Errorf("%d records left, %v", left, err)
+	}
+	checkFile(t, c)
+}

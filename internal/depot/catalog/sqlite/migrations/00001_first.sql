@@ -1,7 +1,7 @@
 -- +goose Up
 CREATE TABLE caches (
 	id            INTEGER PRIMARY KEY AUTOINCREMENT,
-	name          TEXT NOT NULL UNIQUE,
+	name          TEXT UNIQUE, -- NULL: deleted, and what it has goes bit by bit
 	store_dir     TEXT NOT NULL,
 	sources       TEXT NOT NULL, -- separated by spaces
 	priority      INTEGER NOT NULL,
@@ -86,8 +86,8 @@ CREATE TABLE paths (
 	sigs       TEXT NOT NULL, -- separated by spaces
 	ca         TEXT NOT NULL,
 	registered INTEGER NOT NULL,
-	PRIMARY KEY (cache, hash)
-) STRICT, WITHOUT ROWID;
+	PRIMARY KEY (cache, hash) -- with rowid: rows of this size would leave few keys a page
+) STRICT;
 CREATE INDEX paths_by_nar ON paths (nar, cache);
 
 CREATE TABLE debug_info (
@@ -96,7 +96,7 @@ CREATE TABLE debug_info (
 	hash     BLOB NOT NULL,
 	member   TEXT NOT NULL,
 	PRIMARY KEY (cache, build_id),
-	FOREIGN KEY (cache, hash) REFERENCES paths ON DELETE CASCADE
+	FOREIGN KEY (cache, hash) REFERENCES paths (cache, hash) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX debug_info_by_path ON debug_info (cache, hash);
 

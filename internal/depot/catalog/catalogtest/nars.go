@@ -1,0 +1,228 @@
+package catalogtest
+
+import (
+	"slices"
+	"strings"
+
+	"firn/internal/depot/catalog"
+)
+
+func (s *suite) nars() {
+	cache := s.cache("main")
+	id, n := s.nar("one", cache)
+	got, err := s.c.NAR(s.Context(), n.Hash)
+	s.ok(err)
+	want := n.NAR
+	want.ID = id
+	s.equal(got, &want)
+	_, err = s.c.NAR(s.Context(), sum("nothing"))
+	s.want(err, catalog.ErrNotFound)
+	listing, err := s.c.Listing(s.Context(), n.Hash)
+	s.ok(err)
+	s.equal(string(listing), "listing of one")
+	_, err = s.c.Listing(s.Context(), sum("nothing"))
+	s.want(err, catalog.ErrNotFound)
+
+	again := newNAR("one", cache)
+	again.Pack, again.Packs = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}
+	same, added, err := s.c.AddNAR(s.Context(), again)
+	s.ok(err)
+	if same != id || added {
+		s.Errorf("the same NAR again: %d, added %v", same, added)
+	}
+	known, err := s.c.KnownPacks(s.Context(), []string{"pack-one", "pack-new", "x"})
+	s.ok(err)
+	s.equal(known, []string{"pack-one"})
+
+	second, _ := s.nar("two", cache, "one")
+	got, err = s.c.NAR(s.Context(), sum("NAR two"))
+	s.ok(err)
+	s.equal(got.Packs, []string{"pack-two", "pack-one"})
+	_, _, err = s.c.AddNAR(s.Context(), newNAR("three", cache, "gone"))
+	s.want(err, catalog.ErrGone)
+	known, err = s.c.KnownPacks(s.Context(), []string{"pack-three"})
+	s.ok(err)
+	s.equal(len(known), 0)
+
+	// A chunk that is there stays where it is.
+	third := newNAR("four", cache)
+	third.Chunks = append(third.Chunks, catalog.Chunk{Hash: sum("chunk one"), Pack: "pack-four", Offset: 9, Length: 9, Size: 9})
+	_, _, err = s.c.AddNAR(s.Context(), third)
+	s.ok(err)
+	chunks, err := s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk one"), sum("nothing"), sum("chunk two")})
+	s.ok(err)
+	slices.SortFunc(chunks, func(a, b catalog.Chunk) int { return strings.Compare(a.Pack, b.Pack) })
+	s.equal(chunks, []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}, {Hash: sum("chunk two"), Pack: "pack-two", Offset: 1, Length: 2, Size: 3}})
+	_, err = s.c.Chunks(s.Context(), make([]catalog.Sum, 257))
+	if err == nil {
+		s.Error("257 chunks at once: no error")
+	}
+	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{5}))
+	s.ok(s.c.ForgetChunks(s.Context(), "pack-two", nil))
+	chunks, err = s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk one"), sum("chunk two")})
+	s.ok(err)
+	s.equal(len(chunks), 1)
+	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{1}))
+	chunks, err = s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk one")})
+	s.ok(err)
+	s.equal(len(chunks), 0)
+
+	var ids []catalog.NARID
+	for n, err := range s.c.AllNARs(s.Context(), id) {
+		s.ok(err)
+		ids = append(ids, n.ID)
+	}
+	if len(ids) != 2 || ids[0] != second {
+		s.Errorf("NARs after the first: %v", ids)
+	}
+}
+
+func (s *suite) damaged() {
+	cache := s.cache("main")
+	id, _ := s.nar("one", cache)
+	s.publish(cache, path("p", id, "one"))
+	s.ok(s.c.Withhold(s.Context(), id, true))
+	s.want(s.c.Withhold(s.Context(), 999, true), catalog.ErrNotFound)
+	_, err := s.c.Path(s.Context(), cache, storePath("p").Hash())
+	s.want(err, catalog.ErrNotFound)
+	s.equal(s.all(cache, false), []string(nil))
+	s.equal(s.all(cache, true), []string{"p"})
+	n, err := s.c.NAR(s.Context(), sum("NAR one"))
+	s.ok(err)
+	if !n.Damaged {
+		s.Error("the NAR is not damaged")
+	}
+	again := newNAR("one", cache)
+	again.Pack, again.Packs, again.Chunks, again.Recipe = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}, nil, []byte("new recipe")
+	same, added, err := s.c.AddNAR(s.Context(), again)
+	s.ok(err)
+	if same != id || !added {
+		s.Errorf("a damaged NAR again: %d, added %v", same, added)
+	}
+	n, err = s.c.NAR(s.Context(), sum("NAR one"))
+	s.ok(err)
+	if n.Damaged || string(n.Recipe) != "new recipe" || !slices.Equal(n.Packs, []string{"pack-new"}) {
+		s.Errorf("after it was sent again: %+v", n)
+	}
+	s.equal(s.all(cache, false), []string{"p"})
+}
+
+func (s *suite) uploads() {
+	a, b := s.cache("a"), s.cache("b")
+	id, _ := s.nar("one", a)
+	u, err := s.c.Upload(s.Context(), a, "nar/one.nar.xz")
+	s.ok(err)
+	s.equal(u, upload("one", a, id))
+	_, err = s.c.Upload(s.Context(), b, "nar/one.nar.xz")
+	s.want(err, catalog.ErrNotFound)
+	for cache, want := range map[catalog.CacheID]bool{a: true, b: false} {
+		leads, err := s.c.Leads(s.Context(), cache, id)
+		s.ok(err)
+		s.equal(leads, want)
+	}
+	s.ok(s.c.AddUpload(s.Context(), upload("one", b, id)))
+	_, err = s.c.Upload(s.Context(), b, "nar/one.nar.xz")
+	s.ok(err)
+	s.want(s.c.AddUpload(s.Context(), upload("one", b, 999)), catalog.ErrGone)
+	s.want(s.c.AddUpload(s.Context(), upload("one", 999, id)), catalog.ErrGone)
+	second, _ := s.nar("two", a)
+	moved := upload("one", a, second)
+	s.ok(s.c.AddUpload(s.Context(), moved))
+	u, err = s.c.Upload(s.Context(), a, "nar/one.nar.xz")
+	s.ok(err)
+	s.equal(u.NAR, second)
+}
+
+// refusedNARs leave nothing behind.
+func (s *suite) refusedNARs() {
+	cache := s.cache("main")
+	for name, n := range map[string]*catalog.NewNAR{
+		"gone pack":  newNAR("one", cache, "gone"),
+		"gone cache": newNAR("one", 999),
+	} {
+		_, _, err := s.c.AddNAR(s.Context(), n)
+		if s.want(err, catalog.ErrGone); s.Failed() {
+			s.Fatal(name)
+		}
+	}
+	_, err := s.c.NAR(s.Context(), sum("NAR one"))
+	s.want(err, catalog.ErrNotFound)
+	_, err = s.c.Upload(s.Context(), cache, "nar/one.nar.xz")
+	s.want(err, catalog.ErrNotFound)
+	counts, err := s.c.Count(s.Context(), nil)
+	s.ok(err)
+	s.equal(counts, catalog.Counts{Caches: 1})
+	s.nar("one", cache) // now it goes
+}
+
+// bareNARs have nothing that is new, or nothing at all.
+func (s *suite) bareNARs() {
+	s.nar("one", 0)
+	_, err := s.c.Upload(s.Context(), 1, "")
+	s.want(err, catalog.ErrNotFound)
+	for _, n := range []*catalog.NewNAR{
+		{NAR: catalog.NAR{Hash: sum("NAR a"), Size: 1, Packs: []string{"pack-one"}}},
+		{NAR: catalog.NAR{Hash: sum("NAR b")}},
+	} {
+		_, added, err := s.c.AddNAR(s.Context(), n)
+		s.ok(err)
+		s.equal(added, true)
+		got, err := s.c.NAR(s.Context(), n.Hash)
+		s.ok(err)
+		s.equal(got.Packs, n.Packs)
+		s.equal(len(got.Recipe), 0)
+		listing, err := s.c.Listing(s.Context(), n.Hash)
+		s.ok(err)
+		s.equal(len(listing), 0)
+	}
+	none, err := s.c.Chunks(s.Context(), nil)
+	s.ok(err)
+	s.equal(len(none), 0)
+	known, err := s.c.KnownPacks(s.Context(), nil)
+	s.ok(err)
+	s.equal(len(known), 0)
+	if _, err := s.c.KnownPacks(s.Context(), make([]string, 257)); err == nil {
+		s.Error("257 packs at once: no error")
+	}
+	// As many as may be.
+	hashes, names := make([]catalog.Sum, 256), make([]string, 256)
+	hashes[255], names[255] = sum("chunk one"), "pack-one"
+	chunks, err := s.c.Chunks(s.Context(), hashes)
+	s.ok(err)
+	s.equal(len(chunks), 1)
+	known, err = s.c.KnownPacks(s.Context(), names)
+	s.ok(err)
+	s.equal(known, []string{"pack-one"})
+}
+
+// uploadsOfKnown add a name, in whatever cache, and nothing else.
+func (s *suite) uploadsOfKnown() {
+	a, b := s.cache("a"), s.cache("b")
+	id, _ := s.nar("one", a)
+	again := newNAR("one", b)
+	again.Pack, again.Packs, again.Chunks = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"},
+		[]catalog.Chunk{{Hash: sum("chunk new"), Pack: "pack-new"}}
+	again.Upload.FileSize = 5
+	same, added, err := s.c.AddNAR(s.Context(), again)
+	s.ok(err)
+	if same != id || added {
+		s.Errorf("NAR %d, added %v", same, added)
+	}
+	u, err := s.c.Upload(s.Context(), b, "nar/one.nar.xz")
+	s.ok(err)
+	if u.NAR != id || u.FileSize != 5 || u.NARSize != 1000 || u.NARHash != sum("NAR one") {
+		s.Errorf("upload %+v", u)
+	}
+	chunks, err := s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk new")})
+	s.ok(err)
+	s.equal(len(chunks), 0)
+	again.Upload.FileSize = 6
+	_, _, err = s.c.AddNAR(s.Context(), again)
+	s.ok(err)
+	u, err = s.c.Upload(s.Context(), b, "nar/one.nar.xz")
+	s.ok(err)
+	s.equal(u.FileSize, int64(6))
+	u, err = s.c.Upload(s.Context(), a, "nar/one.nar.xz")
+	s.ok(err)
+	s.equal(u.FileSize, int64(77))
+}

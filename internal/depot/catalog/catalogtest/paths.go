@@ -1,0 +1,212 @@
+package catalogtest
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
+	s.Helper()
+	there, added, err := s.c.Publish(s.Context(), cache, p, nil)
+	s.ok(err)
+	if !added {
+		s.Error("not added")
+	}
+	s.equal(there, p)
+}
+
+func (s *suite) all(cache catalog.CacheID, damaged bool) (names []string) {
+	s.Helper()
+	for p, err := range s.c.AllPaths(s.Context(), cache, nix.PathHash{}, damaged) {
+		s.ok(err)
+		names = append(names, p.Info.Path.Name())
+	}
+	return names
+}
+
+func (s *suite) paths() {
+	a, b := s.cache("a"), s.cache("b")
+	id, _ := s.nar("one", a)
+	other, _ := s.nar("two", a)
+	p := path("p", id, "one")
+	s.publish(a, p)
+	got, err := s.c.Path(s.Context(), a, p.Info.Path.Hash())
+	s.ok(err)
+	s.equal(got, p)
+	_, err = s.c.Path(s.Context(), b, p.Info.Path.Hash())
+	s.want(err, catalog.ErrNotFound)
+
+	second := path("p", other, "two")
+	second.Info.Signatures = []nix.Signature{signature("new")}
+	there, added, err := s.c.Publish(s.Context(), a, second, nil)
+	s.ok(err)
+	if added {
+		s.Error("another NAR took the place of the first")
+	}
+	s.equal(there, p)
+	_, _, err = s.c.Publish(s.Context(), a, path("q", 999, "x"), nil)
+	s.want(err, catalog.ErrGone)
+	_, _, err = s.c.Publish(s.Context(), 999, path("q", id, "one"), nil)
+	s.want(err, catalog.ErrGone)
+
+	bare := &catalog.Path{NAR: id, Info: nix.PathInfo{Path: storePath("bare"), NARHash: p.Info.NARHash, NARSize: 1000}}
+	there, _, err = s.c.Publish(s.Context(), a, bare, nil)
+	s.ok(err)
+	if there.Info.RegistrationTime != s.clock.Now() {
+		s.Errorf("registered at %v", there.Info.RegistrationTime)
+	}
+	for i := range 450 {
+		s.ok(errOf(s.c.Publish(s.Context(), b, path(fmt.Sprint("n", i), id, "one"), nil)))
+	}
+	names := s.all(b, false)
+	slices.Sort(names)
+	if len(names) != 450 || len(slices.Compact(names)) != 450 {
+		s.Errorf("%d paths", len(names))
+	}
+	counts, err := s.c.Count(s.Context(), &b)
+	s.ok(err)
+	s.equal(counts, catalog.Counts{Caches: 1, Paths: 450, NARs: 1, NARBytes: 450_000, FileBytes: 225_000})
+	counts, err = s.c.Count(s.Context(), nil)
+	s.ok(err)
+	s.equal(counts, catalog.Counts{Caches: 2, Paths: 452, NARs: 2, Chunks: 2, Packs: 2, NARBytes: 2000, FileBytes: 1000, PackBytes: 1200})
+	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	s.want(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()), catalog.ErrNotFound)
+	_, err = s.c.Path(s.Context(), a, p.Info.Path.Hash())
+	s.want(err, catalog.ErrNotFound)
+}
+
+func (s *suite) signatures() {
+	a := s.cache("a")
+	id, _ := s.nar("one", a)
+	p := path("p", id, "one")
+	s.publish(a, p)
+	hash := p.Info.Path.Hash()
+	s.ok(s.c.AddSignatures(s.Context(), a, hash, []nix.Signature{signature("two"), signature("one")}))
+	s.want(s.c.AddSignatures(s.Context(), a, nix.PathHash{}, []nix.Signature{signature("two")}), catalog.ErrNotFound)
+	again := path("p", id, "one")
+	again.Info.Signatures = []nix.Signature{signature("three")}
+	there, added, err := s.c.Publish(s.Context(), a, again, nil)
+	s.ok(err)
+	if added {
+		s.Error("added again")
+	}
+	want := []nix.Signature{signature("one"), signature("two"), signature("three")}
+	s.equal(there.Info.Signatures, want)
+	got, err := s.c.Path(s.Context(), a, hash)
+	s.ok(err)
+	s.equal(got.Info.Signatures, want)
+	var many []nix.Signature
+	for i := range 62 {
+		many = append(many, signature(fmt.Sprint("k", i)))
+	}
+	s.want(s.c.AddSignatures(s.Context(), a, hash, many), catalog.ErrConflict)
+	got, err = s.c.Path(s.Context(), a, hash)
+	s.ok(err)
+	s.equal(got.Info.Signatures, want)
+	s.ok(s.c.AddSignatures(s.Context(), a, hash, many[:61]))
+}
+
+func (s *suite) debug() {
+	a := s.cache("a")
+	id, _ := s.nar("one", a)
+	p := path("p", id, "one")
+	build := strings.Repeat("ab", 20)
+	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}})
+	s.ok(err)
+	got, err := s.c.DebugInfo(s.Context(), a, build)
+	s.ok(err)
+	s.equal(got, &catalog.DebugInfo{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"})
+	for _, id := range []string{strings.Repeat("cd", 20), "", "x"} {
+		_, err = s.c.DebugInfo(s.Context(), a, id)
+		s.want(err, catalog.ErrNotFound)
+	}
+	b := s.cache("b")
+	_, err = s.c.DebugInfo(s.Context(), b, build)
+	s.want(err, catalog.ErrNotFound)
+	s.ok(s.c.Withhold(s.Context(), id, true))
+	_, err = s.c.DebugInfo(s.Context(), a, build)
+	s.want(err, catalog.ErrNotFound)
+	s.ok(s.c.Withhold(s.Context(), id, false))
+	// Another path with the same build ID does no harm.
+	_, _, err = s.c.Publish(s.Context(), a, path("q", id, "one"), []catalog.DebugInfo{{BuildID: build, Path: storePath("q").Hash(), Member: "lib/y"}})
+	s.ok(err)
+	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	_, err = s.c.DebugInfo(s.Context(), a, build)
+	s.want(err, catalog.ErrNotFound)
+}
+
+func (s *suite) refusedPaths() {
+	a := s.cache("a")
+	id, _ := s.nar("one", a)
+	p := path("p", id, "one")
+	for i := range 64 {
+		p.Info.Signatures = append(p.Info.Signatures, signature(fmt.Sprint("k", i)))
+	}
+	_, _, err := s.c.Publish(s.Context(), a, p, nil)
+	s.want(err, catalog.ErrConflict)
+	s.ok(s.c.Withhold(s.Context(), id, true))
+	p.Info.Signatures = p.Info.Signatures[:64]
+	_, _, err = s.c.Publish(s.Context(), a, p, nil)
+	s.want(err, catalog.ErrGone)
+	s.equal(s.all(a, true), []string(nil))
+	s.ok(s.c.Withhold(s.Context(), id, false))
+	s.publish(a, p)
+	p.Info.Signatures = []nix.Signature{signature("one-too-many")}
+	_, _, err = s.c.Publish(s.Context(), a, p, nil)
+	s.want(err, catalog.ErrConflict)
+	s.want(s.c.AddSignatures(s.Context(), 999, p.Info.Path.Hash(), nil), catalog.ErrNotFound)
+	s.want(s.c.DeletePath(s.Context(), 999, p.Info.Path.Hash()), catalog.ErrNotFound)
+}
+
+// wholePaths come back as they were given, whatever they lack.
+func (s *suite) wholePaths() {
+	dir := nix.StoreDir("/x/y/store")
+	a := &catalog.Cache{Name: "a", StoreDir: dir, Sources: []string{catalog.SourceDepot}, Created: s.clock.Now()}
+	s.ok(s.c.AddCache(s.Context(), a))
+	id, _ := s.nar("one", a.ID)
+	ca, err := nix.ParseContentAddress("fixed:r:sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s")
+	s.ok(err)
+	bare := &catalog.Path{NAR: id, Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
+	full := &catalog.Path{NAR: id, Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
+		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b")}, CA: ca}}
+	for _, p := range []*catalog.Path{bare, full} {
+		s.publish(a.ID, p)
+		got, err := s.c.Path(s.Context(), a.ID, p.Info.Path.Hash())
+		s.ok(err)
+		s.equal(got, p)
+	}
+}
+
+// order is that of path hashes, and goes on after any.
+func (s *suite) order() {
+	a := s.cache("a")
+	id, _ := s.nar("one", a)
+	var hashes []nix.PathHash
+	for i := range 260 {
+		p := path(fmt.Sprint("n", i), id, "one")
+		s.publish(a, p)
+		hashes = append(hashes, p.Info.Path.Hash())
+	}
+	slices.SortFunc(hashes, func(a, b nix.PathHash) int { return slices.Compare(a[:], b[:]) })
+	for _, from := range []int{0, 1, 57, 259, 260} {
+		var after nix.PathHash
+		if from > 0 {
+			after = hashes[from-1]
+		}
+		var got []nix.PathHash
+		for p, err := range s.c.AllPaths(s.Context(), a, after, false) {
+			s.ok(err)
+			got = append(got, p.Info.Path.Hash())
+		}
+		if !slices.Equal(got, hashes[from:]) {
+			s.Errorf("after %d: %d paths, or not in order", from, len(got))
+		}
+	}
+	for range s.c.AllPaths(s.Context(), a, nix.PathHash{}, false) {
+		break
+	}
+}
