@@ -87,22 +87,24 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 			return 0, err
 		}
 	}
-	recipe, listing := notNil(n.Recipe), notNil(n.Listing)
 	if id == 0 {
-		if _, err := x.get("INSERT INTO nars (hash, size, file_size, recipe, added) VALUES (?, ?, ?, ?, ?) RETURNING id",
-			[]any{n.Hash[:], n.Size, n.FileSize, recipe, c.seconds()}, &id); err != nil {
+		if _, err := x.get("INSERT INTO nars (hash, size, file_size, added) VALUES (?, ?, ?, ?) RETURNING id",
+			[]any{n.Hash[:], n.Size, n.FileSize, c.seconds()}, &id); err != nil {
 			return 0, err
 		}
 	} else {
-		if err := x.exec("UPDATE nars SET size = ?, file_size = ?, recipe = ?, damaged = 0, added = ? WHERE id = ?",
-			n.Size, n.FileSize, recipe, c.seconds(), int64(id)); err != nil {
+		if err := x.exec("UPDATE nars SET size = ?, file_size = ?, damaged = 0, added = ? WHERE id = ?",
+			n.Size, n.FileSize, c.seconds(), int64(id)); err != nil {
 			return 0, err
 		}
 		if err := x.exec("DELETE FROM nar_packs WHERE nar = ?", int64(id)); err != nil {
 			return 0, err
 		}
 	}
-	if err := x.exec("INSERT INTO listings VALUES (?, ?) ON CONFLICT DO UPDATE SET listing = excluded.listing", int64(id), listing); err != nil {
+	if err := x.exec("INSERT INTO recipes VALUES (?, ?) ON CONFLICT DO UPDATE SET recipe = excluded.recipe", int64(id), notNil(n.Recipe)); err != nil {
+		return 0, err
+	}
+	if err := x.exec("INSERT INTO listings VALUES (?, ?) ON CONFLICT DO UPDATE SET listing = excluded.listing", int64(id), notNil(n.Listing)); err != nil {
 		return 0, err
 	}
 	for i, name := range n.Packs {
@@ -171,7 +173,7 @@ func (c *Catalog) NAR(ctx context.Context, hash catalog.Sum) (*catalog.NAR, erro
 		}
 		return nil
 	}, `SELECT nars.id, nars.size, file_size, CASE WHEN coalesce(idx, 0) = 0 THEN recipe END, damaged, packs.name
-		FROM nars LEFT JOIN nar_packs ON nar = nars.id LEFT JOIN packs ON packs.id = pack
+		FROM nars JOIN recipes ON recipes.nar = nars.id LEFT JOIN nar_packs ON nar_packs.nar = nars.id LEFT JOIN packs ON packs.id = pack
 		WHERE hash = ? ORDER BY idx`, hash[:])
 	if err == nil && first {
 		err = catalog.ErrNotFound

@@ -316,3 +316,54 @@ func TestHalfDeleted(t *testing.T) {
 	}
 	checkFile(t, c)
 }
+
+// What a catalog adds to recipes and listings stays small: the second generation of a store that differs in hashes only
+// has a path, an upload, a NAR, a pack, and two packs that it refers to, but hardly any chunk of its own.
+func TestSize(t *testing.T) {
+	const paths, recipeSize, listingSize = 720, 2000, 600
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	c := openAt(t, path, Options{})
+	cache, err := addCache(t.Context(), c, "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := func() (pages int64) {
+		t.Helper()
+		if err := c.queryRow(t.Context(), "PRAGMA page_count").scan(&pages, nil); err != nil {
+			t.Fatal(err)
+		}
+		return pages * 4096
+	}
+	empty := size()
+	var group sync.WaitGroup
+	queue := make(chan int)
+	for range 16 {
+		group.Go(func() {
+			for i := range queue {
+				n, p := catalogtest.Sample(fmt.Sprintf("a-name-of-usual-length-%d", i), cache)
+				n.Recipe, n.Listing = make([]byte, recipeSize), make([]byte, listingSize)
+				n.Pack.Name = fmt.Sprintf("%032d", i)
+				n.Packs = []string{n.Pack.Name, n.Pack.Name}
+				n.Chunks = nil
+				id, _, err := c.AddNAR(t.Context(), n)
+				if err != nil {
+					t.Error(err)
+				}
+				p.NAR = id
+				if _, _, err := c.Publish(t.Context(), cache, p, nil); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	for i := range paths {
+		queue <- i
+	}
+	close(queue)
+	group.Wait()
+	each := (size() - empty) / paths
+	t.Logf("%d bytes a path", each)
+	if each > 2*(recipeSize+listingSize) {
+		t.Errorf("%d bytes a path with a recipe of %d and a listing of %d", each, recipeSize, listingSize)
+	}
+}

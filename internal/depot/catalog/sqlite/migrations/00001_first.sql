@@ -45,11 +45,21 @@ CREATE TABLE nars (
 	hash      BLOB NOT NULL UNIQUE,
 	size      INTEGER NOT NULL,
 	file_size INTEGER NOT NULL,
-	recipe    BLOB NOT NULL,
 	damaged   INTEGER NOT NULL DEFAULT 0,
 	added     INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX nars_damaged ON nars (id) WHERE damaged;
+
+-- Apart from nars, which every look-up of a path reads: these may be long.
+CREATE TABLE recipes (
+	nar    INTEGER PRIMARY KEY REFERENCES nars ON DELETE CASCADE,
+	recipe BLOB NOT NULL
+) STRICT;
+
+CREATE TABLE listings (
+	nar     INTEGER PRIMARY KEY REFERENCES nars ON DELETE CASCADE,
+	listing BLOB NOT NULL
+) STRICT;
 
 CREATE TABLE nar_packs (
 	nar  INTEGER NOT NULL REFERENCES nars ON DELETE CASCADE,
@@ -58,11 +68,6 @@ CREATE TABLE nar_packs (
 	PRIMARY KEY (nar, idx)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX nar_packs_by_pack ON nar_packs (pack);
-
-CREATE TABLE listings (
-	nar     INTEGER PRIMARY KEY REFERENCES nars ON DELETE CASCADE,
-	listing BLOB NOT NULL
-) STRICT;
 
 CREATE TABLE uploads (
 	cache     INTEGER NOT NULL REFERENCES caches ON DELETE CASCADE,
