@@ -58,7 +58,7 @@ def content_size(frame):
 
 def read_nar(depot, nar_hash):
     catalog = sqlite3.connect(f"file:{depot / 'catalog.db'}?mode=ro", uri=True)
-    row = catalog.execute("SELECT id, size, recipe FROM nars WHERE hash = ?", (nar_hash,)).fetchone()
+    row = catalog.execute("SELECT id, size, recipe FROM nars JOIN recipes ON nar = id WHERE hash = ?", (nar_hash,)).fetchone()
     if row is None:
         raise Damaged("no such NAR")
     nar_id, nar_size, recipe = row

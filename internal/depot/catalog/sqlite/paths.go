@@ -110,7 +110,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 		return addSignatures(x, cache, old, p.Info.Signatures)
 	}
 	if len(p.Info.Signatures) > maxSignatures {
-		return tooManySignatures
+		return errTooManySignatures
 	}
 	ok, err := x.get("SELECT id FROM nars WHERE id = ? AND NOT damaged", []any{int64(p.NAR)}, new(int64))
 	if err != nil {
@@ -155,7 +155,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	return err
 }
 
-var tooManySignatures = fmt.Errorf("%w: more than %d signatures", catalog.ErrConflict, maxSignatures)
+var errTooManySignatures = fmt.Errorf("%w: more than %d signatures", catalog.ErrConflict, maxSignatures)
 
 // getPath returns a path as it is in the transaction, withheld or not; nil if there is none.
 func getPath(x *change, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
@@ -185,7 +185,7 @@ func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix
 		return nil
 	}
 	if len(all) > maxSignatures {
-		return tooManySignatures
+		return errTooManySignatures
 	}
 	p.Info.Signatures = all
 	hash := p.Info.Path.Hash()
