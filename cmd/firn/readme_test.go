@@ -9,11 +9,40 @@ import (
 	"testing"
 )
 
-// The walk of the README works as it stands: its blocks marked sh run in one shell, from the root of the repository,
-// with a store of their own and on a port that is free.
+// The walk of the README works as it stands, with a store of its own.
 func TestReadme(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "README.md", "NIX_STORE_DIR="+dir+"/store", "NIX_STATE_DIR="+dir+"/var", "NIX_LOG_DIR="+dir+"/log")
+	if !strings.Contains(out, "\nSig: demo-1:") {
+		t.Errorf("the walk shows no signature:\n%s", out)
+	}
+}
+
+// So does that of the handbook's page on pushing, which takes a store below a directory: the cache is one of /nix/store.
+func TestPushingWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/pushing.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if strings.Contains(out, "was not pushed") {
+		t.Errorf("the hook pushed nothing:\n%s", out)
+	}
+}
+
+// goEnv returns a setting of the go command, which follows from HOME where the environment does not say it.
+func goEnv(t *testing.T, name string) string {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "env", name).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(out))
+}
+
+// walk runs the blocks of a page that are marked sh, in one shell, from the root of the repository and on a port that is free.
+// It returns what they print.
+func walk(t *testing.T, page string, vars ...string) string {
+	t.Helper()
 	needNix(t)
-	text, err := os.ReadFile("../../README.md")
+	text, err := os.ReadFile("../../" + page)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,16 +62,12 @@ func TestReadme(t *testing.T) {
 	free := l.Addr().String()
 	l.Close()
 
-	dir := t.TempDir()
 	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", strings.ReplaceAll(script.String(), address, free))
 	cmd.Dir = "../.."
-	cmd.Env = append(os.Environ(), "TMPDIR="+dir,
-		"NIX_STORE_DIR="+dir+"/store", "NIX_STATE_DIR="+dir+"/var", "NIX_LOG_DIR="+dir+"/log")
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+t.TempDir()), vars...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("the walk failed: %v\n%s", err, out)
 	}
-	if !strings.Contains(string(out), "\nSig: demo-1:") {
-		t.Errorf("the walk shows no signature:\n%s", out)
-	}
+	return string(out)
 }
