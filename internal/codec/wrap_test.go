@@ -121,6 +121,7 @@ func TestWrapRanges(t *testing.T) {
 				for range rapid.IntRange(1, 4).Draw(t, "ranges") {
 					a, b := offset.Draw(t, "from"), offset.Draw(t, "to")
 					a, b = min(a, b), max(a, b)
+					b = min(b, a+400_000) // no longer, for the sake of time: blocks of lz4 have 4 MiB
 					var got bytes.Buffer
 					if err := n.WriteRange(context.Background(), &got, a, b-a); err != nil {
 						t.Fatalf("%d to %d: %v", a, b, err)
