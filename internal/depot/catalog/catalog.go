@@ -244,6 +244,7 @@ type DebugInfo struct {
 type Paths interface {
 	// Publish makes a path visible in a cache, with its debug info.
 	// If the path is there already, it stays; with the same NAR, the signatures that are new are added to it.
+	// One that is withheld makes way for another NAR, with its debug info.
 	// It returns what is there then, and whether this call added it.
 	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld. Signatures past 64 are refused with ErrConflict.
 	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo) (there *Path, added bool, err error)

@@ -21,7 +21,9 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		return nil, false, fmt.Errorf("publish %s: %w: the cache", p.Info.Path, catalog.ErrGone)
 	}
 	hash := p.Info.Path.Hash()
-	if old := r.paths[hash]; old != nil {
+	old := r.paths[hash]
+	withheld := old != nil && old.NAR != p.NAR && m.nars[old.NAR].Damaged
+	if old != nil && !withheld {
 		if old.NAR == p.NAR {
 			if err := m.sign(old, p.Info.Signatures); err != nil {
 				return nil, false, fmt.Errorf("publish %s: %w", p.Info.Path, err)
@@ -35,6 +37,9 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	n := m.nars[p.NAR]
 	if n == nil || n.Damaged {
 		return nil, false, fmt.Errorf("publish %s: %w: the NAR", p.Info.Path, catalog.ErrGone)
+	}
+	if withheld {
+		m.deletePath(r, hash)
 	}
 	path := new(*p)
 	path.Info.NARHash, path.Info.NARSize = nix.SHA256Sum(n.Hash), n.Size
@@ -130,10 +135,15 @@ func (m *Memory) AllPaths(_ context.Context, cache catalog.CacheID, after nix.Pa
 func (m *Memory) DeletePath(_ context.Context, cache catalog.CacheID, hash nix.PathHash) error {
 	defer m.lock()()
 	r := m.room(cache)
-	p := r.paths[hash]
-	if p == nil {
+	if r.paths[hash] == nil {
 		return fmt.Errorf("delete %s: %w", hash, catalog.ErrNotFound)
 	}
+	m.deletePath(r, hash)
+	return nil
+}
+
+func (m *Memory) deletePath(r *room, hash nix.PathHash) {
+	p := r.paths[hash]
 	delete(r.paths, hash)
 	maps.DeleteFunc(r.debug, func(_ string, d catalog.DebugInfo) bool { return d.Path == hash })
 	if !r.publishes(p.NAR) {
@@ -144,7 +154,6 @@ func (m *Memory) DeletePath(_ context.Context, cache catalog.CacheID, hash nix.P
 		}
 	}
 	m.changed()
-	return nil
 }
 
 // DebugInfo returns the debug info of a build ID.

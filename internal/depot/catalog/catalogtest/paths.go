@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"firn/internal/depot/catalog"
 	"firn/nix"
@@ -108,6 +109,39 @@ func (s *suite) signatures() {
 	s.ok(err)
 	s.equal(got.Info.Signatures, want)
 	s.ok(s.c.AddSignatures(s.Context(), a, hash, many[:61]))
+}
+
+// A path whose NAR is lost can be pushed as another build made it.
+func (s *suite) replaceWithheld() {
+	a := s.cache("a")
+	id, _ := s.nar("one", a)
+	other, _ := s.nar("two", a)
+	p, second := path("p", id, "one"), path("p", other, "two")
+	build := strings.Repeat("ab", 20)
+	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}})
+	s.ok(err)
+	s.ok(s.c.Withhold(s.Context(), id, true))
+	there, added, err := s.c.Publish(s.Context(), a, second, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/y"}})
+	s.ok(err)
+	if !added || there.NAR != other {
+		s.Errorf("NAR %d is there, added %v", there.NAR, added)
+	}
+	got, err := s.c.Path(s.Context(), a, p.Info.Path.Hash())
+	s.ok(err)
+	s.equal(got, second)
+	debug, err := s.c.DebugInfo(s.Context(), a, build)
+	s.ok(err)
+	s.equal(debug.Member, "lib/y")
+	s.ok(s.c.Withhold(s.Context(), id, false))
+	got, err = s.c.Path(s.Context(), a, p.Info.Path.Hash())
+	s.ok(err)
+	s.equal(got, second)
+	for range 2 { // what led to the first NAR goes, and then the NAR
+		s.clock.Advance(61 * time.Minute)
+		s.sweep()
+	}
+	_, err = s.c.NAR(s.Context(), sum("NAR one"))
+	s.want(err, catalog.ErrNotFound)
 }
 
 func (s *suite) debug() {

@@ -58,6 +58,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"all of a path", (*suite).wholePaths},
 		{"paths in order", (*suite).order},
 		{"signatures", (*suite).signatures},
+		{"paths that are withheld", (*suite).replaceWithheld},
 		{"debug info", (*suite).debug},
 		{"files", (*suite).files},
 		{"sweeps", (*suite).sweeps},

@@ -102,11 +102,21 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if err != nil {
 		return err
 	}
-	if old != nil {
-		*there = old
-		if old.NAR != p.NAR {
+	if old != nil && old.NAR != p.NAR {
+		withheld, err := x.get("SELECT id FROM nars WHERE id = ? AND damaged", []any{int64(old.NAR)}, new(int64))
+		if err != nil {
+			return err
+		}
+		if !withheld {
+			*there = old
 			return nil
 		}
+		// Nobody is served the old one, and whoever pushes this one is told that it is there.
+		if err := c.deletePath(x, cache, hash); err != nil {
+			return err
+		}
+	} else if old != nil {
+		*there = old
 		return addSignatures(x, cache, old, p.Info.Signatures)
 	}
 	if len(p.Info.Signatures) > maxSignatures {
@@ -252,22 +262,23 @@ func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix
 
 // DeletePath removes a path.
 func (c *Catalog) DeletePath(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) error {
-	err := c.write(ctx, func(x *change) error {
-		var nar int64
-		ok, err := x.get("DELETE FROM paths WHERE cache = ? AND hash = ? RETURNING nar", []any{int64(cache), hash[:]}, &nar)
-		if err == nil && !ok {
-			err = catalog.ErrNotFound
-		}
-		if err != nil {
-			return err
-		}
-		return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",
-			c.seconds(), nar, int64(cache))
-	})
-	if err != nil {
+	if err := c.write(ctx, func(x *change) error { return c.deletePath(x, cache, hash) }); err != nil {
 		return fmt.Errorf("delete %s: %w", hash, err)
 	}
 	return nil
+}
+
+func (c *Catalog) deletePath(x *change, cache catalog.CacheID, hash nix.PathHash) error {
+	var nar int64
+	ok, err := x.get("DELETE FROM paths WHERE cache = ? AND hash = ? RETURNING nar", []any{int64(cache), hash[:]}, &nar)
+	if err == nil && !ok {
+		err = catalog.ErrNotFound
+	}
+	if err != nil {
+		return err
+	}
+	return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",
+		c.seconds(), nar, int64(cache))
 }
 
 // DebugInfo returns the debug info of a build ID.
