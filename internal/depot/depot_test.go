@@ -470,6 +470,24 @@ func TestDebugInfo(tt *testing.T) {
 	}
 }
 
+// A NAR of a great many files with debug information is published, and found by the first of them.
+func TestMuchDebugInfo(tt *testing.T) {
+	t := newTester(tt, depot.Options{})
+	const most = 16 << 10
+	base := "lib/debug/.build-id"
+	objects := []object{dir(""), dir("lib"), dir("lib/debug"), dir(base), dir(base + "/01")}
+	for i := range most + 1 {
+		objects = append(objects, file(fmt.Sprintf("%s/01/%038x.debug", base, i), nil))
+	}
+	nar := archive(t, objects...)
+	t.wantNAR(t.push(nar), nar)
+	for i, want := range map[int]error{0: nil, most - 1: nil, most: cache.ErrNotFound} {
+		if _, _, err := t.DebugInfo(t.Context(), fmt.Sprintf("01%038x", i)); !errors.Is(err, want) {
+			t.Errorf("DebugInfo of file %d: %v, want %v", i, err, want)
+		}
+	}
+}
+
 // TestOnDisk keeps what it was sent on a disk, and finds it there when it is opened again.
 func TestOnDisk(tt *testing.T) {
 	path := tt.TempDir()

@@ -90,22 +90,33 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, 
 // debugDir is where files with debug information are, named by their build IDs: xx/yyy….debug.
 const debugDir = "lib/debug/.build-id/"
 
-// debugInfo finds the debug information in a NAR.
-func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHash) ([]catalog.DebugInfo, error) {
-	text, err := d.catalog.Listing(ctx, hash)
-	if err != nil {
-		return nil, failure("read listing", err)
-	}
-	var found []catalog.DebugInfo
-	for h, err := range d.coders.entries(text) {
-		if err != nil {
-			return nil, err
+// maxDebug bounds the files with debug information that are to be found of one path, some 300 bytes each in memory and a row in the catalog:
+// a NAR may have a million, and all that is pushed waits for their transaction. A kernel with all its modules has some thousands.
+const maxDebug = 16 << 10
+
+// debugInfo finds the debug information in a NAR, or the first of it where that is more than maxDebug files.
+func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHash) (found []catalog.DebugInfo, err error) {
+	// A listing may be large, and many paths be published at once.
+	d.coders.work(func() {
+		var text []byte
+		if text, err = d.catalog.Listing(ctx, hash); err != nil {
+			err = failure("read listing", err)
+			return
 		}
-		if id, ok := buildID(h); ok {
-			found = append(found, catalog.DebugInfo{BuildID: id, Path: path, Member: h.Path})
+		for h, wrong := range d.coders.entries(text) {
+			if wrong != nil {
+				err = wrong
+				return
+			}
+			if id, ok := buildID(h); ok {
+				found = append(found, catalog.DebugInfo{BuildID: id, Path: path, Member: h.Path})
+				if len(found) == maxDebug {
+					return
+				}
+			}
 		}
-	}
-	return found, nil
+	})
+	return found, err
 }
 
 // buildID returns the build ID of a file with debug information.
