@@ -45,6 +45,21 @@ func (c *Cache) Received(ctx context.Context, url string) (Received, error) {
 	return r, nil
 }
 
+// Renew has what was uploaded under a URL, and now came once more, wait for its narinfo for as long as if it were new.
+func (c *Cache) Renew(ctx context.Context, url string) error {
+	if c.sink == nil {
+		return errNoSink
+	}
+	err := c.sink.Renew(ctx, url)
+	if errors.Is(err, ErrNotFound) {
+		return fmt.Errorf("renew upload %s: %w: it was swept while it came again", url, ErrUnavailable)
+	}
+	if err != nil {
+		return fmt.Errorf("renew upload %s: %w", url, err)
+	}
+	return nil
+}
+
 // OpenReceived opens what was uploaded under a URL, uncompressed. The caller closes the NAR.
 func (c *Cache) OpenReceived(ctx context.Context, url string) (NAR, Received, error) {
 	r, err := c.Received(ctx, url)

@@ -23,6 +23,9 @@ type Sink interface {
 	// Received returns what was kept from an upload under this URL, or ErrNotFound.
 	Received(ctx context.Context, url string) (Received, error)
 
+	// Renew has an upload that Received knows, and that came once more, stay for as long as one that is new. ErrNotFound if it is gone.
+	Renew(ctx context.Context, url string) error
+
 	// OpenReceived opens what Received returns, uncompressed.
 	OpenReceived(ctx context.Context, r Received) (NAR, error)
 

@@ -20,7 +20,9 @@ import (
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/depot"
+	"firn/internal/depot/blob/blobtest"
 	blobdir "firn/internal/depot/blob/dir"
+	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -449,6 +451,31 @@ func TestSweep(tt *testing.T) {
 	wantError(t, "Received", err, cache.ErrNotFound)
 	t.wantClean()
 	t.wantNAR(t.push(gone), gone)
+}
+
+// An upload that comes once more has all of the grace for its narinfo.
+func TestRenew(tt *testing.T) {
+	clock := catalogtest.NewClock()
+	t := newTesterOn(tt, catalogtest.NewMemory(clock.Now), blobtest.NewMemory(), depot.Options{Now: clock.Now})
+	wantError(t, "Renew of what is not there", t.Renew(t.Context(), "nar/x.nar"), cache.ErrNotFound)
+	got, err := t.Receive(t.Context(), cache.Upload{URL: "nar/x.nar", NAR: bytes.NewReader(archive(t, file("", text(300_000, 1))))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		clock.Advance(23 * time.Hour)
+		if err := t.Renew(t.Context(), "nar/x.nar"); err != nil {
+			t.Error(err)
+		}
+		clock.Advance(2 * time.Hour)
+		if err := t.depot.Tick(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		again, err := t.Received(t.Context(), "nar/x.nar")
+		if err != nil || again != got {
+			t.Fatalf("got %v, %v", again, err)
+		}
+	}
 }
 
 func TestDebugInfo(tt *testing.T) {

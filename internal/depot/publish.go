@@ -27,6 +27,18 @@ func (p *Part) Received(ctx context.Context, url string) (cache.Received, error)
 	}, nil
 }
 
+// Renew begins the grace of an upload anew.
+func (p *Part) Renew(ctx context.Context, url string) error {
+	u, err := p.d.catalog.Upload(ctx, p.id, url)
+	if err == nil {
+		err = p.d.catalog.AddUpload(ctx, u)
+	}
+	if errors.Is(err, catalog.ErrGone) {
+		return fmt.Errorf("renew upload %q: %w: %w", url, cache.ErrNotFound, err)
+	}
+	return failure(fmt.Sprintf("renew upload %q", url), err)
+}
+
 // OpenReceived opens a NAR that Received returned, to be decompressed while it is sent.
 func (p *Part) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
 	k, err := p.own(ctx, r.NARHash)

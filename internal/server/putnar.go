@@ -43,6 +43,9 @@ func (s *Server) putNAR(x *exchange) error {
 		if _, _, err := in.file(); err != nil {
 			return err
 		}
+		if err := x.cache.Renew(x.r.Context(), url); err != nil {
+			return err
+		}
 		return x.kept(false)
 	case !errors.Is(err, cache.ErrNotFound):
 		return err

@@ -81,6 +81,12 @@ func (m *Memory) Received(ctx context.Context, url string) (cache.Received, erro
 	return get(ctx, m, m.uploads, url)
 }
 
+// Renew implements [cache.Sink]. Nothing goes by itself.
+func (m *Memory) Renew(ctx context.Context, url string) error {
+	_, err := m.Received(ctx, url)
+	return err
+}
+
 // OpenReceived implements [cache.Sink].
 func (m *Memory) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
 	archive, err := get(ctx, m, m.nars, r.NARHash)
