@@ -1,8 +1,9 @@
-// Package access finds out who a request comes from: tokens become principals.
+// Package access finds out who a request comes from: tokens and SSH keys become principals.
 //
 //	secret, record, err := access.NewToken("ci", grants, expires) // the secret is shown once, the record kept
 //	a := access.New(catalog, catalog.Version, access.Options{})
 //	who, err := a.Authenticate(ctx, header.Get("Authorization"), remote)
+//	who, err := a.SSHKey(ctx, key, user)
 //
 // A token is 256 random bits, of which only the SHA-256 is kept. So whoever reads the catalog cannot use it,
 // and no comparison tells by its time how near a guess was: what is looked up is the hash of the guess.
@@ -20,7 +21,6 @@ import (
 	"fmt"
 	"net/netip"
 	"strings"
-	"sync"
 	"time"
 
 	"firn/internal/cache"
@@ -33,9 +33,6 @@ const (
 
 	// defaultPause is the time between failures of an address that has failed too often. A person who has mended the netrc waits no longer.
 	defaultPause = 5 * time.Second
-
-	// maxKnown bounds the tokens that are remembered, of some kilobytes each at the most.
-	maxKnown = 4096
 
 	// maxHeader bounds what is looked at of an Authorization header, in bytes: a token has 48, and user names are short.
 	maxHeader = 1 << 10
@@ -51,28 +48,32 @@ type Options struct {
 	Now func() time.Time
 }
 
-// Access knows tokens. It is safe for concurrent use.
-type Access struct {
-	tokens  catalog.Tokens
-	version func() (uint64, bool)
-	now     func() time.Time
-	slow    *slowdown
-
-	mu    sync.RWMutex
-	known map[catalog.Sum]*principal // tokens that were right
+// Records are what a catalog has of those who may do something.
+type Records interface {
+	catalog.Tokens
+	catalog.SSHKeys
 }
 
-// New returns an Access that finds tokens in a catalog, and remembers them as long as version stays the same: see [catalog.Catalog].
-func New(tokens catalog.Tokens, version func() (uint64, bool), opts Options) *Access {
+// Access knows tokens and SSH keys. It is safe for concurrent use.
+type Access struct {
+	records Records
+	now     func() time.Time
+	slow    *slowdown
+	// Apart, so that no secret can be the bytes of a public key.
+	tokens, keys *memory
+}
+
+// New returns an Access that finds tokens and keys in a catalog, and remembers them as long as version stays the same: see [catalog.Catalog].
+func New(records Records, version func() (uint64, bool), opts Options) *Access {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
 	return &Access{
-		tokens:  tokens,
-		version: version,
+		records: records,
 		now:     opts.Now,
 		slow:    newSlowdown(cmp.Or(opts.Burst, defaultBurst), cmp.Or(opts.Pause, defaultPause)),
-		known:   map[catalog.Sum]*principal{},
+		tokens:  newMemory(version, opts.Now),
+		keys:    newMemory(version, opts.Now),
 	}
 }
 
@@ -96,51 +97,30 @@ func (a *Access) Authenticate(ctx context.Context, authorization string, remote 
 	return nil, fmt.Errorf("authenticate: %w", err)
 }
 
+// Failed counts a failure of an address to say who it is, other than one that Authenticate has seen.
+func (a *Access) Failed(remote netip.Addr) { a.slow.failed(remote, a.now()) }
+
+// Wait returns how long an address has to wait before it may fail once more; zero if it need not.
+func (a *Access) Wait(remote netip.Addr) time.Duration { return a.slow.wait(remote, a.now()) }
+
 // find finds the principal of a secret, which may be anything.
 func (a *Access) find(ctx context.Context, secret string) (*principal, error) {
 	hash := sha256.Sum256([]byte(secret))
-	version, vouched := a.version() // before the question: a token that is revoked after it is forgotten then
-	a.mu.RLock()
-	p := a.known[hash]
-	a.mu.RUnlock()
-	if p == nil || !vouched || p.version != version {
-		t, err := a.tokens.TokenByHash(ctx, hash)
+	return a.tokens.find(hash, func() (*principal, error) {
+		t, err := a.records.TokenByHash(ctx, hash)
 		if err != nil {
-			a.forget(hash)
-			if errors.Is(err, catalog.ErrNotFound) {
-				return nil, fmt.Errorf("%w: no such token", cache.ErrUnauthenticated)
-			}
-			return nil, fmt.Errorf("look up token: %w: %w", cache.ErrUnavailable, err)
+			return nil, missing("token", err)
 		}
-		p = &principal{token: t, version: version}
-		if vouched {
-			a.remember(hash, p)
-		}
-	}
-	if e := p.token.Expires; !e.IsZero() && !a.now().Before(e) {
-		return nil, fmt.Errorf("%w: the token %s expired on %s", cache.ErrUnauthenticated, p.token.Name, e.Format(time.DateOnly))
-	}
-	return p, nil
+		return &principal{name: t.Name, expires: t.Expires, grants: t.Grants}, nil
+	})
 }
 
-func (a *Access) remember(hash catalog.Sum, p *principal) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if len(a.known) >= maxKnown {
-		clear(a.known) // those in use are back with their next request
+// missing says of an error of the catalog whether the credential is wrong, or that could not be told.
+func missing(what string, err error) error {
+	if errors.Is(err, catalog.ErrNotFound) {
+		return fmt.Errorf("%w: no such %s", cache.ErrUnauthenticated, what)
 	}
-	a.known[hash] = p
-}
-
-func (a *Access) forget(hash catalog.Sum) {
-	a.mu.RLock()
-	_, there := a.known[hash]
-	a.mu.RUnlock()
-	if there { // rarely: what fails is mostly unknown
-		a.mu.Lock()
-		delete(a.known, hash)
-		a.mu.Unlock()
-	}
+	return fmt.Errorf("look up %s: %w: %w", what, cache.ErrUnavailable, err)
 }
 
 // secretOf returns the secret in the value of an Authorization header, "" if there is none.

@@ -44,6 +44,18 @@ func (s *slowdown) failed(remote netip.Addr, now time.Time) (wait time.Duration)
 	return 0
 }
 
+// wait returns how long an address has to wait before it may fail; zero if it need not.
+func (s *slowdown) wait(remote netip.Addr, now time.Time) time.Duration {
+	slot := maphash.Comparable(s.seed, place(remote)) % slots
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	owed := s.owed[slot]
+	if owed.Before(now) {
+		return 0
+	}
+	return max(0, owed.Add(s.pause).Sub(now)-s.burst)
+}
+
 // place returns what stands for an address: itself, or the network of an IPv6 address, of which one machine has as many as it likes.
 func place(remote netip.Addr) netip.Addr {
 	remote = remote.Unmap().WithZone("")

@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/base64"
-	"errors"
 	"fmt"
 	"path"
 	"time"
@@ -27,16 +26,11 @@ const (
 // NewToken makes a token that allows what the grants say until it expires, which a zero time never does.
 // The secret is what its holder sends; it is in no record. An error says what is wrong with the arguments.
 func NewToken(name string, grants []catalog.Grant, expires time.Time) (secret string, t *catalog.Token, err error) {
-	if err := checkName(name); err != nil {
+	if err := checkName("a token", name); err != nil {
 		return "", nil, fmt.Errorf("make token: %w", err)
 	}
-	if len(grants) == 0 || len(grants) > maxGrants {
-		return "", nil, fmt.Errorf("make token %s: it has %d rights, want 1 to %d", name, len(grants), maxGrants)
-	}
-	for _, g := range grants {
-		if _, err := path.Match(g.Pattern, ""); err != nil || g.Pattern == "" {
-			return "", nil, fmt.Errorf("make token %s: %q is not a pattern of cache names, such as main, team-* or *", name, g.Pattern)
-		}
+	if err := checkGrants(grants); err != nil {
+		return "", nil, fmt.Errorf("make token %s: %w", name, err)
 	}
 	random := make([]byte, secretSize)
 	_, _ = rand.Read(random) // never fails
@@ -50,35 +44,50 @@ func NewToken(name string, grants []catalog.Grant, expires time.Time) (secret st
 	}, nil
 }
 
-// checkName says what is wrong with the name of a token, which is shown in terminals and logs.
-func checkName(name string) error {
+// checkName says what is wrong with the name of something, which is shown in terminals and logs.
+func checkName(of, name string) error {
 	if name == "" || len(name) > maxName {
-		return fmt.Errorf("the name of a token has %d bytes, want 1 to %d", len(name), maxName)
+		return fmt.Errorf("the name of %s has %d bytes, want 1 to %d", of, len(name), maxName)
 	}
 	for i := range len(name) {
 		switch c := name[i]; {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9':
 		case i > 0 && (c == '-' || c == '_' || c == '.' || c == '@'):
 		default:
-			return errors.New("the name of a token begins with a letter or digit, and has letters, digits, -, _, . and @")
+			return fmt.Errorf("the name of %s begins with a letter or digit, and has letters, digits, -, _, . and @", of)
 		}
 	}
 	return nil
 }
 
-// A principal is the holder of a token.
+// checkGrants says what is wrong with the rights of something.
+func checkGrants(grants []catalog.Grant) error {
+	if len(grants) == 0 || len(grants) > maxGrants {
+		return fmt.Errorf("it has %d rights, want 1 to %d", len(grants), maxGrants)
+	}
+	for _, g := range grants {
+		if _, err := path.Match(g.Pattern, ""); err != nil || g.Pattern == "" {
+			return fmt.Errorf("%q is not a pattern of cache names, such as main, team-* or *", g.Pattern)
+		}
+	}
+	return nil
+}
+
+// A principal is the holder of a token or a key.
 type principal struct {
-	token   *catalog.Token
+	name    string
+	expires time.Time // zero: never
+	grants  []catalog.Grant
 	version uint64 // of the catalog, at which it was read
 }
 
-// Name returns the name of the token.
-func (p *principal) Name() string { return p.token.Name }
+// Name returns the name of the token or the key.
+func (p *principal) Name() string { return p.name }
 
 // May reports whether the grants together give all of the rights in a cache.
 func (p *principal) May(rights cache.Rights, name string) bool {
 	var have cache.Rights
-	for _, g := range p.token.Grants {
+	for _, g := range p.grants {
 		if ok, err := path.Match(g.Pattern, name); err == nil && ok {
 			have |= cache.Rights(g.Rights)
 		}

@@ -52,7 +52,7 @@ var rules = map[string]rule{
 
 	"internal/depot/chunk": {rooms: []string{"nix"}},
 
-	"internal/access": {rooms: []string{"internal/cache", "internal/depot/catalog"}},
+	"internal/access": {rooms: []string{"internal/cache", "internal/depot/catalog"}, libraries: true},
 	"internal/caches": {rooms: []string{"internal/cache", "internal/depot", "internal/depot/catalog", "nix"}},
 
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},

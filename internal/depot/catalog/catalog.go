@@ -55,6 +55,7 @@ type (
 type Catalog interface {
 	Caches
 	Tokens
+	SSHKeys
 	NARs
 	Paths
 	Files
@@ -130,6 +131,30 @@ type Tokens interface {
 	TokenByHash(ctx context.Context, hash Sum) (*Token, error)
 	// RevokeToken removes a token. ErrNotFound if there is none.
 	RevokeToken(ctx context.Context, name string) error
+}
+
+// An SSHKey is the record of a public key whose holder may use caches, or of an authority whose certificates say who may.
+type SSHKey struct {
+	Name      string // unique among those that are not revoked
+	Key       []byte // as it goes over the wire; unique
+	Authority bool   // it signs certificates, and logs nobody in by itself
+	// Users are the principals of which a certificate has to have one. None: it has to have the name of the cache.
+	Users   []string
+	Created time.Time
+	Expires time.Time // zero: never
+	Grants  []Grant
+}
+
+// SSHKeys keeps the records of SSH keys.
+type SSHKeys interface {
+	// AddSSHKey adds a key. ErrConflict if there is one of this name, or the key itself is there.
+	AddSSHKey(ctx context.Context, k *SSHKey) error
+	// SSHKeys returns all keys by name, expired ones too.
+	SSHKeys(ctx context.Context) ([]*SSHKey, error)
+	// SSHKey returns the record of a key, also if it has expired. ErrNotFound if there is none.
+	SSHKey(ctx context.Context, key []byte) (*SSHKey, error)
+	// RevokeSSHKey removes a key. ErrNotFound if there is none.
+	RevokeSSHKey(ctx context.Context, name string) error
 }
 
 // A Chunk says where a piece of NARs lies.

@@ -29,8 +29,9 @@ type Memory struct {
 	version uint64
 	lastID  int64 // of caches, of NARs
 	caches  map[catalog.CacheID]*room
-	tokens  map[string]*catalog.Token // by name
-	packs   map[string]*pack          // by name
+	tokens  map[string]*catalog.Token  // by name
+	sshKeys map[string]*catalog.SSHKey // by name
+	packs   map[string]*pack           // by name
 	chunks  map[catalog.Sum]catalog.Chunk
 	nars    map[catalog.NARID]*kept
 	narIDs  map[catalog.Sum]catalog.NARID
@@ -69,13 +70,14 @@ func NewMemory(now func() time.Time) *Memory {
 		now = time.Now
 	}
 	return &Memory{
-		now:    now,
-		caches: make(map[catalog.CacheID]*room),
-		tokens: make(map[string]*catalog.Token),
-		packs:  make(map[string]*pack),
-		chunks: make(map[catalog.Sum]catalog.Chunk),
-		nars:   make(map[catalog.NARID]*kept),
-		narIDs: make(map[catalog.Sum]catalog.NARID),
+		now:     now,
+		caches:  make(map[catalog.CacheID]*room),
+		tokens:  make(map[string]*catalog.Token),
+		sshKeys: make(map[string]*catalog.SSHKey),
+		packs:   make(map[string]*pack),
+		chunks:  make(map[catalog.Sum]catalog.Chunk),
+		nars:    make(map[catalog.NARID]*kept),
+		narIDs:  make(map[catalog.Sum]catalog.NARID),
 	}
 }
 

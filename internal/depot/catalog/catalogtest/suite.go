@@ -47,6 +47,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 	}{
 		{"caches", (*suite).caches},
 		{"tokens", (*suite).tokens},
+		{"SSH keys", (*suite).sshKeys},
 		{"NARs", (*suite).nars},
 		{"NARs that are refused", (*suite).refusedNARs},
 		{"NARs of little", (*suite).bareNARs},
@@ -190,6 +191,40 @@ func (s *suite) tokens() {
 	_, err = s.c.TokenByHash(s.Context(), sum("secret"))
 	s.want(err, catalog.ErrNotFound)
 	s.ok(s.c.AddToken(s.Context(), &catalog.Token{Name: "ci", Hash: sum("secret"), Created: s.clock.Now()}))
+}
+
+func (s *suite) sshKeys() {
+	k := &catalog.SSHKey{
+		Name: "ci", Key: []byte("key\x00"), Created: s.clock.Now(), Expires: s.clock.Now().Add(time.Hour),
+		Grants: []catalog.Grant{{Pattern: "main", Rights: 3}, {Pattern: "x*", Rights: 1}},
+	}
+	s.ok(s.c.AddSSHKey(s.Context(), k))
+	got, err := s.c.SSHKey(s.Context(), []byte("key\x00"))
+	s.ok(err)
+	s.equal(got, k)
+	s.want(s.c.AddSSHKey(s.Context(), &catalog.SSHKey{Name: "ci", Key: []byte("other")}), catalog.ErrConflict)
+	s.want(s.c.AddSSHKey(s.Context(), &catalog.SSHKey{Name: "other", Key: []byte("key\x00")}), catalog.ErrConflict)
+	b := &catalog.SSHKey{Name: "b", Key: []byte("b"), Authority: true, Users: []string{"alice", "bob"}, Created: s.clock.Now()}
+	s.ok(s.c.AddSSHKey(s.Context(), b))
+	all, err := s.c.SSHKeys(s.Context())
+	s.ok(err)
+	if len(all) != 2 {
+		s.Fatalf("keys %+v", all)
+	}
+	s.equal(all[0], b)
+	s.clock.Advance(2 * time.Hour)
+	got, err = s.c.SSHKey(s.Context(), k.Key)
+	s.ok(err)
+	s.equal(got, k) // expired, and there
+	before, _ := s.c.Version()
+	s.ok(s.c.RevokeSSHKey(s.Context(), "ci"))
+	if after, _ := s.c.Version(); after == before {
+		s.Error("a key was revoked, and the version is the same")
+	}
+	s.want(s.c.RevokeSSHKey(s.Context(), "ci"), catalog.ErrNotFound)
+	_, err = s.c.SSHKey(s.Context(), k.Key)
+	s.want(err, catalog.ErrNotFound)
+	s.ok(s.c.AddSSHKey(s.Context(), &catalog.SSHKey{Name: "ci", Key: k.Key, Created: s.clock.Now()}))
 }
 
 func errOf[A, B any](_ A, _ B, err error) error { return err }

@@ -1,0 +1,56 @@
+package catalogtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"firn/internal/depot/catalog"
+)
+
+// AddSSHKey adds a key.
+func (m *Memory) AddSSHKey(_ context.Context, k *catalog.SSHKey) error {
+	defer m.lock()()
+	for _, other := range m.sshKeys {
+		if other.Name == k.Name || bytes.Equal(other.Key, k.Key) {
+			return fmt.Errorf("add SSH key %s: %w", k.Name, catalog.ErrConflict)
+		}
+	}
+	m.sshKeys[k.Name] = new(*k)
+	m.changed()
+	return nil
+}
+
+// SSHKeys returns all keys.
+func (m *Memory) SSHKeys(context.Context) ([]*catalog.SSHKey, error) {
+	defer m.lock()()
+	var all []*catalog.SSHKey
+	for _, name := range slices.Sorted(maps.Keys(m.sshKeys)) {
+		all = append(all, new(*m.sshKeys[name]))
+	}
+	return all, nil
+}
+
+// SSHKey returns the record of a key.
+func (m *Memory) SSHKey(_ context.Context, key []byte) (*catalog.SSHKey, error) {
+	defer m.lock()()
+	for _, k := range m.sshKeys {
+		if bytes.Equal(k.Key, key) {
+			return new(*k), nil
+		}
+	}
+	return nil, fmt.Errorf("look up SSH key: %w", catalog.ErrNotFound)
+}
+
+// RevokeSSHKey removes a key.
+func (m *Memory) RevokeSSHKey(_ context.Context, name string) error {
+	defer m.lock()()
+	if m.sshKeys[name] == nil {
+		return fmt.Errorf("revoke SSH key %s: %w", name, catalog.ErrNotFound)
+	}
+	delete(m.sshKeys, name)
+	m.changed()
+	return nil
+}
