@@ -31,6 +31,11 @@ type commandLine struct {
 		List   tokenListCommand   `cmd:"" help:"List the tokens."`
 		Revoke tokenRevokeCommand `cmd:"" help:"Revoke a token."`
 	} `cmd:"" help:"Make and revoke tokens."`
+	SSHKey struct {
+		Add    sshkeyAddCommand    `cmd:"" help:"Let the holder of an SSH key use caches."`
+		List   sshkeyListCommand   `cmd:"" help:"List the SSH keys."`
+		Revoke sshkeyRevokeCommand `cmd:"" help:"Revoke an SSH key."`
+	} `cmd:"" name:"sshkey" help:"Add and revoke SSH keys."`
 	Verify verifyCommand `cmd:"" help:"Compare what was pushed with its hashes."`
 	Export exportCommand `cmd:"" help:"Write a cache as files that any web server serves."`
 	Import importCommand `cmd:"" help:"Take over another binary cache."`

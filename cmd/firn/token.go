@@ -23,11 +23,39 @@ func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
 
 type tokenCreateCommand struct {
 	stateFlags
-	Name    string   `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
+	Name string `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
+	rightsFlags
+}
+
+// rightsFlags say what a token or a key allows, and for how long.
+type rightsFlags struct {
 	Read    []string `placeholder:"PATTERN" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
 	Push    []string `placeholder:"PATTERN" help:"Push to the caches whose names match, and read them."`
 	Admin   []string `placeholder:"PATTERN" help:"Push to, read and delete from the caches whose names match."`
 	Expires string   `placeholder:"TIME" help:"How long it is good for, such as 12h or 90d. By default until it is revoked."`
+}
+
+// grants returns the rights that are given, and the time at which they end, zero if they do not.
+func (f *rightsFlags) grants(what string) (grants []catalog.Grant, expires time.Time, err error) {
+	for _, g := range []struct {
+		patterns []string
+		rights   cache.Rights
+	}{{f.Read, cache.Read}, {f.Push, cache.Push}, {f.Admin, cache.Admin}} {
+		for _, pattern := range g.patterns {
+			grants = append(grants, catalog.Grant{Pattern: pattern, Rights: uint8(g.rights)})
+		}
+	}
+	if len(grants) == 0 {
+		return nil, time.Time{}, fmt.Errorf("the %s would be good for nothing: say --push, --read or --admin with the name of a cache, such as --push main", what)
+	}
+	if f.Expires != "" {
+		d, err := parsePeriod(f.Expires)
+		if err != nil {
+			return nil, time.Time{}, fmt.Errorf("--expires: %w", err)
+		}
+		expires = now().Add(d)
+	}
+	return grants, expires, nil
 }
 
 func (*tokenCreateCommand) Help() string {
@@ -41,25 +69,9 @@ Examples:
 }
 
 func (c *tokenCreateCommand) Run(k *kong.Context) error {
-	var grants []catalog.Grant
-	for _, g := range []struct {
-		patterns []string
-		rights   cache.Rights
-	}{{c.Read, cache.Read}, {c.Push, cache.Push}, {c.Admin, cache.Admin}} {
-		for _, pattern := range g.patterns {
-			grants = append(grants, catalog.Grant{Pattern: pattern, Rights: uint8(g.rights)})
-		}
-	}
-	if len(grants) == 0 {
-		return errors.New("the token would be good for nothing: say --push, --read or --admin with the name of a cache, such as --push main")
-	}
-	var expires time.Time
-	if c.Expires != "" {
-		d, err := parsePeriod(c.Expires)
-		if err != nil {
-			return fmt.Errorf("--expires: %w", err)
-		}
-		expires = now().Add(d)
+	grants, expires, err := c.grants("token")
+	if err != nil {
+		return err
 	}
 	secret, token, err := access.NewToken(c.Name, grants, expires)
 	if err != nil {
@@ -152,14 +164,7 @@ func (c *tokenListCommand) Run(k *kong.Context) error {
 	}
 	shown := make([]shownToken, len(all))
 	for i, t := range all {
-		s := shownToken{Name: t.Name, Created: t.Created.Format(time.RFC3339), Grants: []shownGrant{}}
-		if !t.Expires.IsZero() {
-			s.Expires, s.Expired = t.Expires.Format(time.RFC3339), !t.Expires.After(now())
-		}
-		for _, g := range t.Grants {
-			s.Grants = append(s.Grants, shownGrant{rightName(cache.Rights(g.Rights)), g.Pattern})
-		}
-		shown[i] = s
+		shown[i] = show(t.Name, t.Created, t.Expires, t.Grants)
 	}
 	if c.JSON {
 		return writeJSON(k.Stdout, shown)
@@ -167,20 +172,40 @@ func (c *tokenListCommand) Run(k *kong.Context) error {
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tEXPIRES")
 	for _, s := range shown {
-		expires := s.Expires
-		switch {
-		case s.Expired:
-			expires += " (expired)"
-		case expires == "":
-			expires = "never"
-		}
-		var rights []string
-		for _, g := range s.Grants {
-			rights = append(rights, g.Right+" "+g.Pattern)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, strings.Join(rights, ", "), s.Created, expires)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.end())
 	}
 	return w.Flush()
+}
+
+func show(name string, created, expires time.Time, grants []catalog.Grant) shownToken {
+	s := shownToken{Name: name, Created: created.Format(time.RFC3339), Grants: []shownGrant{}}
+	if !expires.IsZero() {
+		s.Expires, s.Expired = expires.Format(time.RFC3339), !expires.After(now())
+	}
+	for _, g := range grants {
+		s.Grants = append(s.Grants, shownGrant{rightName(cache.Rights(g.Rights)), g.Pattern})
+	}
+	return s
+}
+
+// rights are the grants for a table.
+func (s *shownToken) rights() string {
+	var rights []string
+	for _, g := range s.Grants {
+		rights = append(rights, g.Right+" "+g.Pattern)
+	}
+	return strings.Join(rights, ", ")
+}
+
+// end is the time of expiry for a table.
+func (s *shownToken) end() string {
+	switch {
+	case s.Expired:
+		return s.Expires + " (expired)"
+	case s.Expires == "":
+		return "never"
+	}
+	return s.Expires
 }
 
 func rightName(r cache.Rights) string {
