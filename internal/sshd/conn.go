@@ -1,0 +1,192 @@
+package sshd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"firn/internal/cache"
+)
+
+// whoKey is where the principal of a key is in the permissions.
+type whoKey struct{}
+
+// serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection is cut.
+func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
+	c := &idleConn{Conn: nc, idle: s.idle}
+	defer c.Close()
+	remote := addrOf(nc)
+	place := remote.Unmap().WithZone("")
+	log := s.log.With("remote", remote.String())
+	if !s.begin(place) {
+		log.Debug("turned away: too many connections that have not logged in")
+		return
+	}
+	defer context.AfterFunc(work, func() { c.Close() })()
+
+	sc, channels, requests, err := s.handshake(ctx, c, remote)
+	s.begun(place, err == nil)
+	if err != nil {
+		log.Debug("no login", "error", err)
+		return
+	}
+	defer s.end()
+	defer sc.Close()
+	key := sc.Permissions.ExtraData[whoKey{}].(ssh.PublicKey)
+	l := &Login{User: sc.User(), Remote: remote, Who: func(ctx context.Context) (cache.Principal, error) {
+		return s.access.SSHKey(ctx, key, sc.User())
+	}}
+	log = log.With("user", l.User, "key", ssh.FingerprintSHA256(key))
+	log.Debug("logged in", "client", string(sc.ClientVersion()))
+
+	var others sync.WaitGroup
+	others.Go(func() { ssh.DiscardRequests(requests) }) // all are refused: there is nothing to forward
+	s.serveChannels(ctx, work, l, channels, log)
+	sc.Close()
+	others.Wait()
+}
+
+// handshake lets a client log in.
+func (s *Server) handshake(ctx context.Context, c *idleConn, remote netip.Addr) (*ssh.ServerConn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
+	if err := c.SetDeadline(time.Now().Add(loginLimit)); err != nil {
+		return nil, nil, nil, err
+	}
+	stop := context.AfterFunc(ctx, func() { c.Close() }) // nobody is waiting for an answer yet
+	tried, waited := false, false
+	config := s.config
+	config.PublicKeyCallback = func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
+		tried = true
+		if _, err := s.access.SSHKey(ctx, key, meta.User()); err != nil {
+			// Only those who are wrong wait, and the right key is good at once, whatever others behind the same address do.
+			if wait := min(maxWait, s.access.Wait(remote)); wait > 0 && !waited && errors.Is(err, cache.ErrUnauthenticated) {
+				waited = true
+				select {
+				case <-time.After(wait):
+				case <-ctx.Done():
+				}
+			}
+			return nil, err
+		}
+		permissions := &ssh.Permissions{}
+		if cert, ok := key.(*ssh.Certificate); ok {
+			*permissions = cert.Permissions // the library sees to source-address
+		}
+		permissions.ExtraData = map[any]any{whoKey{}: key}
+		return permissions, nil
+	}
+	sc, channels, requests, err := ssh.NewServerConn(c, &config)
+	if !stop() && err == nil {
+		sc.Close()
+		err = fmt.Errorf("the server is ending: %w", context.Cause(ctx))
+	}
+	if err != nil {
+		if tried && ctx.Err() == nil {
+			s.access.Failed(remote)
+		}
+		return nil, nil, nil, err
+	}
+	return sc, channels, requests, c.begin()
+}
+
+// serveChannels answers the sessions of a connection, until the client hangs up or, once ctx has ended, they have.
+func (s *Server) serveChannels(ctx, work context.Context, l *Login, channels <-chan ssh.NewChannel, log *slog.Logger) {
+	var sessions sync.WaitGroup
+	defer sessions.Wait()
+	var open atomic.Int64
+	ended := make(chan struct{}, 1) // holds something when a session has ended since it was last looked at
+	done := ctx.Done()
+	for {
+		select {
+		case n, ok := <-channels:
+			switch {
+			case !ok:
+				return
+			case ctx.Err() != nil:
+				n.Reject(ssh.ConnectionFailed, "the server is ending")
+			case n.ChannelType() != "session":
+				n.Reject(ssh.Prohibited, "this is a Nix cache: it forwards nothing")
+			case open.Load() >= maxChannels:
+				n.Reject(ssh.ResourceShortage, "too many sessions on one connection")
+			default:
+				open.Add(1)
+				sessions.Go(func() {
+					defer func() {
+						open.Add(-1)
+						select {
+						case ended <- struct{}{}:
+						default:
+						}
+					}()
+					s.serveSession(ctx, work, l, n, log)
+				})
+			}
+		case <-done:
+			done = nil
+		case <-ended:
+		}
+		if ctx.Err() != nil && open.Load() == 0 {
+			return
+		}
+	}
+}
+
+// maxChannels bounds the sessions on one connection, as OpenSSH's MaxSessions does.
+const maxChannels = 10
+
+// addrOf returns where a connection comes from, the zero Addr if it has no IP address.
+func addrOf(nc net.Conn) netip.Addr {
+	if a, ok := nc.RemoteAddr().(*net.TCPAddr); ok {
+		return a.AddrPort().Addr()
+	}
+	return netip.Addr{}
+}
+
+// An idleConn is a connection that ends when nothing was sent in either direction for a while, once it has begun.
+type idleConn struct {
+	net.Conn
+	idle time.Duration
+	next atomic.Int64 // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
+}
+
+// deadlineSteps is how often the deadline is moved while idle passes: not with every packet.
+const deadlineSteps = 16
+
+func (c *idleConn) begin() error {
+	now := time.Now()
+	c.next.Store(now.Add(c.idle / deadlineSteps).UnixNano())
+	return c.SetDeadline(now.Add(c.idle))
+}
+
+func (c *idleConn) touch() {
+	next := c.next.Load()
+	if next == 0 {
+		return
+	}
+	if now := time.Now(); now.UnixNano() >= next && c.next.CompareAndSwap(next, now.Add(c.idle/deadlineSteps).UnixNano()) {
+		c.SetDeadline(now.Add(c.idle)) // fails only when it is closed, which the next call tells
+	}
+}
+
+func (c *idleConn) Read(p []byte) (int, error) {
+	n, err := c.Conn.Read(p)
+	if n > 0 {
+		c.touch()
+	}
+	return n, err
+}
+
+func (c *idleConn) Write(p []byte) (int, error) {
+	n, err := c.Conn.Write(p)
+	if n > 0 {
+		c.touch()
+	}
+	return n, err
+}

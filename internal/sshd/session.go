@@ -1,0 +1,115 @@
+package sshd
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+)
+
+const (
+	// commandLimit is how long a session may take to say what it wants, and maxRequests how much it may say before.
+	commandLimit = time.Minute
+	maxRequests  = 100
+
+	exitFailure = 1
+)
+
+// noShell is for those who came with nothing but ssh.
+const noShell = "hello: this is a Nix cache, and there is no shell. Use it with nix copy --to, or --from, ssh://%s@HOST or ssh-ng://%[1]s@HOST"
+
+// serveSession answers the one command of a session.
+func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChannel, log *slog.Logger) {
+	ch, requests, err := n.Accept()
+	if err != nil {
+		return
+	}
+	var rest sync.WaitGroup
+	defer rest.Wait()
+	defer ch.Close()
+	command, ok := wanted(ctx, requests, l)
+	// The client may go on asking, as for a change of its window, and is refused.
+	rest.Go(func() { ssh.DiscardRequests(requests) })
+	if !ok {
+		return
+	}
+	err = command.run(func(line string) error {
+		log := log.With("command", line)
+		log.Debug("session begins")
+		start := time.Now()
+		if err := s.sessions.Acquire(ctx, 1); err != nil {
+			return fmt.Errorf("the server is ending")
+		}
+		defer s.sessions.Release(1)
+		defer context.AfterFunc(work, func() { ch.Close() })()
+		err := s.answer(ctx, l, line, &channel{ch})
+		log.Debug("session ends", "duration", time.Since(start), "error", err)
+		return err
+	})
+	status := struct{ Status uint32 }{}
+	if err != nil {
+		fmt.Fprintf(ch.Stderr(), "firn: %s\n", err)
+		status.Status = exitFailure
+	}
+	ch.CloseWrite()
+	ch.SendRequest("exit-status", false, ssh.Marshal(&status))
+}
+
+// A channel is what an answer reads and writes.
+type channel struct{ ssh.Channel }
+
+// goodbyeLimit is how long saying goodbye may take.
+const goodbyeLimit = time.Second
+
+// Close ends all reading and writing, as soon as the client has heard of it, and says why.
+func (c *channel) Close() error {
+	defer time.AfterFunc(goodbyeLimit, func() { c.Channel.Close() }).Stop() // of a client that does not read
+	fmt.Fprintln(c.Stderr(), "firn: the server is ending")
+	return c.Channel.Close()
+}
+
+// A command is what a client wants to run.
+type command struct {
+	line  string
+	shell string // what is said instead, of one who wants a shell
+}
+
+func (c *command) run(answer func(line string) error) error {
+	if c.shell != "" {
+		return fmt.Errorf("%s", c.shell)
+	}
+	return answer(c.line)
+}
+
+// wanted waits until a client says what it wants; ok is false if it does not.
+func wanted(ctx context.Context, requests <-chan *ssh.Request, l *Login) (c *command, ok bool) {
+	timer := time.NewTimer(commandLimit)
+	defer timer.Stop()
+	for range maxRequests {
+		var r *ssh.Request
+		select {
+		case r = <-requests:
+		case <-timer.C:
+		case <-ctx.Done():
+		}
+		if r == nil {
+			return nil, false
+		}
+		switch r.Type {
+		case "exec":
+			var payload struct{ Command string }
+			if err := ssh.Unmarshal(r.Payload, &payload); err == nil {
+				r.Reply(true, nil)
+				return &command{line: payload.Command}, true
+			}
+		case "shell":
+			r.Reply(true, nil) // to be told why not
+			return &command{shell: fmt.Sprintf(noShell, l.User)}, true
+		}
+		r.Reply(false, nil)
+	}
+	return nil, false
+}

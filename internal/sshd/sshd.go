@@ -1,0 +1,208 @@
+// Package sshd is the door for ssh:// and ssh-ng://: an SSH server that runs no program.
+//
+//	keys, made, err := sshd.HostKeys(dir)
+//	door := sshd.New(access, answer, sshd.Options{HostKeys: keys})
+//	err = door.Serve(ctx, listener)
+//
+// Clients log in with a public key, as a user who is named as a cache. All that they can do then is to say a command line,
+// any number of times on one connection: [Answer] reads what they send to it, and writes what they get.
+// There is no shell, no terminal, no forwarding and no environment.
+package sshd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+	"golang.org/x/sync/semaphore"
+
+	"firn/internal/cache"
+)
+
+const (
+	// defaultIdle is how long nothing may be sent in either direction. Nix keeps connections for as long as it runs,
+	// so this is longer than most builds.
+	defaultIdle = time.Hour
+
+	// defaultSessions is how many commands are answered at once: each takes about a megabyte, and up to two more when its client
+	// sends faster than can be kept.
+	defaultSessions = 256
+
+	// loginLimit is how long a client may take to log in: somebody may have to touch a key.
+	loginLimit = time.Minute
+
+	// maxStarting bounds the connections that have not logged in yet, and maxStartingFrom those from one address.
+	// Each costs some milliseconds of a core and some 100 KiB.
+	maxStarting, maxStartingFrom = 128, 32
+
+	// maxConnections bounds those that have logged in. Some may wait for their turn, or for a client that builds something.
+	maxConnections = 1024
+
+	// maxTries is how many keys a client may offer, as one with an agent does.
+	maxTries = 20
+
+	// maxWait bounds how long an answer is held back that says that a key is wrong. Longer waits are not slower for whoever comes back.
+	maxWait = 10 * time.Second
+
+	// graceLimit is how long connections may go on after they were asked to end, like those over HTTP.
+	graceLimit = 2 * time.Minute
+)
+
+// Access tells who a client is. All methods may be called at once.
+type Access interface {
+	// SSHKey tells who holds a key or a certificate, if it logs in as a user. cache.ErrUnauthenticated: nobody who may.
+	SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error)
+	// Failed counts a connection from an address that did not log in.
+	Failed(remote netip.Addr)
+	// Wait returns how long an address that has failed too often should wait.
+	Wait(remote netip.Addr) time.Duration
+}
+
+// A Login is a client that has shown who it is.
+type Login struct {
+	User   string     // as which it logged in
+	Remote netip.Addr // zero if there is none
+	// Who returns who it is now: cache.ErrUnauthenticated if its key was revoked or has expired since.
+	Who func(ctx context.Context) (cache.Principal, error)
+}
+
+// Answer answers a command line that a client wants to run. It reads what the client sends to the command from conn, and writes what the client gets.
+// The text of its error is for the client. Once ctx ends it should find an end soon, where the conversation can be broken off.
+// Close of conn ends all reading and writing, and may be called while these go on.
+type Answer func(ctx context.Context, l *Login, command string, conn io.ReadWriteCloser) error
+
+// Options of a Server.
+type Options struct {
+	// HostKeys show clients which server this is. One at the least.
+	HostKeys []ssh.Signer
+	// Version is told to clients in the first line: no spaces. "" says nothing.
+	Version string
+	// Idle is how long a connection may be silent, an hour if zero.
+	Idle time.Duration
+	// Sessions is how many commands are answered at once; others wait. 256 if zero.
+	Sessions int64
+	// Logger is told who comes. Nil discards.
+	Logger *slog.Logger
+}
+
+// Server is an SSH server. It is safe for concurrent use.
+type Server struct {
+	config   ssh.ServerConfig
+	access   Access
+	answer   Answer
+	idle     time.Duration
+	sessions *semaphore.Weighted
+	log      *slog.Logger
+
+	mu       sync.Mutex
+	starting map[netip.Addr]int // connections that have not logged in, by where they come from; none is zero
+	count    int                // of these in all
+	open     int                // connections that have
+}
+
+// New returns a Server.
+func New(access Access, answer Answer, opts Options) *Server {
+	s := &Server{
+		access:   access,
+		answer:   answer,
+		idle:     cmp.Or(opts.Idle, defaultIdle),
+		sessions: semaphore.NewWeighted(cmp.Or(opts.Sessions, defaultSessions)),
+		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		starting: map[netip.Addr]int{},
+	}
+	s.config = ssh.ServerConfig{
+		Config:                  algorithms(),
+		PublicKeyAuthAlgorithms: publicKeyAlgorithms,
+		MaxAuthTries:            maxTries,
+		ServerVersion:           "SSH-2.0-firn",
+	}
+	if opts.Version != "" {
+		s.config.ServerVersion += "_" + opts.Version
+	}
+	for _, k := range opts.HostKeys {
+		s.config.AddHostKey(k)
+	}
+	return s
+}
+
+// Serve answers on a listener until ctx ends, and then until what is being answered can be broken off. It closes the listener.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	work, cut := context.WithCancel(context.WithoutCancel(ctx))
+	defer cut()
+	var conns sync.WaitGroup
+	for {
+		nc, err := l.Accept()
+		if err != nil {
+			if ctx.Err() == nil {
+				if temporary(err) {
+					s.log.Warn("a connection could not be accepted", "error", err)
+					time.Sleep(acceptPause)
+					continue
+				}
+				l.Close()
+				cut()
+				conns.Wait()
+				return fmt.Errorf("serve %s: %w", l.Addr(), err)
+			}
+			break
+		}
+		conns.Go(func() { s.serveConn(ctx, work, nc) })
+	}
+	ended := make(chan struct{})
+	go func() { conns.Wait(); close(ended) }()
+	select {
+	case <-ended:
+	case <-time.After(graceLimit):
+		s.log.Warn("cut the sessions that were still going on", "listener", l.Addr().String())
+		cut()
+		<-ended
+	}
+	return nil
+}
+
+// acceptPause is the pause after a connection that could not be accepted, as when there are no more file descriptors.
+const acceptPause = 50 * time.Millisecond
+
+// temporary reports whether a listener may go on after err.
+func temporary(err error) bool { return !errors.Is(err, net.ErrClosed) }
+
+// begin counts a connection that has not logged in yet; ok is false if there are too many.
+func (s *Server) begin(from netip.Addr) (ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.count >= maxStarting || s.open >= maxConnections || from.IsValid() && s.starting[from] >= maxStartingFrom {
+		return false
+	}
+	s.count++
+	s.starting[from]++
+	return true
+}
+
+// begun counts it no more.
+func (s *Server) begun(from netip.Addr, loggedIn bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.count--
+	if s.starting[from]--; s.starting[from] == 0 {
+		delete(s.starting, from)
+	}
+	if loggedIn {
+		s.open++
+	}
+}
+
+func (s *Server) end() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+}
