@@ -48,6 +48,7 @@ var rules = map[string]rule{
 	"internal/depot/catalog/catalogtest": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
 	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
 	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
+	"internal/session":                   {rooms: []string{"internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/sshd":                      {rooms: []string{"internal/cache"}, libraries: true},
 	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
 

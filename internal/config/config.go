@@ -28,6 +28,8 @@ import (
 // help and placeholder are for people, complete tells a shell what a value is.
 type Config struct {
 	Listen           []listen.Address `toml:"listen" default:"[::]:5000" sep:"none" placeholder:"ADDRESS" help:"Where to listen: HOST:PORT, :PORT or unix:PATH. May be given several times."`
+	SSH              []listen.Address `toml:"ssh" sep:"none" placeholder:"ADDRESS" help:"Where to listen for ssh:// and ssh-ng://, such as :2222. May be given several times. Without one there is no SSH. Who may log in: see firn sshkey."`
+	SSHStore         bool             `toml:"ssh-store" default:"false" negatable:"" help:"Put what is pushed over SSH to a cache of this machine's own store into that store, through the Nix daemon, and not into the depot."`
 	Key              []string         `toml:"key" sep:"none" placeholder:"FILE" complete:"file" help:"Sign what the cache main serves with the secret key in FILE. May be given several times. Without one, the first start makes a key in the state directory."`
 	Store            Store            `toml:"store" default:"auto" placeholder:"ROOT" complete:"dir" help:"Serve the store below ROOT, laid out as nix --store ROOT does. auto is this machine's own store where there is one, off none."`
 	Priority         Priority         `toml:"priority" default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first: that of the cache main. cache.nixos.org has 40."`

@@ -42,13 +42,16 @@ func TestPrecedence(t *testing.T) {
 		{
 			name: "file",
 			file: "listen = [\":1\", \"unix:/s\"]\nkey = ['/a', '/b,c']\nstore = \"/mnt\"\npriority = 0\nstate = '/state'\nlog-level = 'debug'\nlog-format = 'json'\n" +
-				"compression = 'zstd'\ncompression-level = 19\ncache-size = '500MB'\ndepot-level = 12\nmax-nar-size = '1GB'\n",
+				"compression = 'zstd'\ncompression-level = 19\ncache-size = '500MB'\ndepot-level = 12\nmax-nar-size = '1GB'\n" +
+				"ssh = [':22']\nssh-store = true\n",
 			want: Config{
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b,c"}, Store: "/mnt", Priority: 0,
 				Compression: CompressionZstd, CompressionLevel: 19, CacheSize: "500MB", DepotLevel: 12, MaxNARSize: "1GB",
 				State: "/state", LogLevel: "debug", LogFormat: LogJSON,
+				SSH: addresses(t, ":22"), SSHStore: true,
 			},
 			origins: Origins{
+				"ssh": "FILE:13", "ssh-store": "FILE:14",
 				"listen": "FILE:1", "key": "FILE:2", "store": "FILE:3", "priority": "FILE:4",
 				"state": "FILE:5", "log-level": "FILE:6", "log-format": "FILE:7",
 				"compression": "FILE:8", "compression-level": "FILE:9", "cache-size": "FILE:10",
@@ -136,6 +139,8 @@ func TestErrors(t *testing.T) {
 			want: "FILE:2: unknown key prioirty\nFILE:3: unknown key Listen\nFILE:4: unknown key table"},
 		{name: "a key with a comma", file: "\n'a,b' = 1\n", want: `FILE: unknown key "a,b"`},
 		{name: "a dotted key", file: "\na.b = 1\na.c = 1\n", want: "FILE:2: unknown key a.b"},
+		{name: "switches", file: "ssh-store = 1\n", want: "FILE:1: ssh-store: want true or false"},
+		{name: "a switch in the environment", env: env{"FIRN_SSH_STORE": "maybe"}, want: `FIRN_SSH_STORE: "maybe" is not true or false`},
 		{name: "types", file: "listen = ':1'\nstore = 5\npriority = '30'\nkey = ['a', 3]\nstate = true\n",
 			want: "FILE:1: listen: want a list of strings\nFILE:2: store: want a string\nFILE:3: priority: want a number\n" +
 				"FILE:4: key: want a list of strings\nFILE:5: state: want a string"},

@@ -118,6 +118,13 @@ func (c *Config) texts(s Setting, value any) ([]string, error) {
 		}
 		return []string{strconv.FormatInt(n, 10)}, nil
 	}
+	if c.field(s).Kind() == reflect.Bool {
+		on, ok := value.(bool)
+		if !ok {
+			return nil, errors.New("want true or false")
+		}
+		return []string{strconv.FormatBool(on)}, nil
+	}
 	text, ok := value.(string)
 	if !ok {
 		return nil, errors.New("want a string")
@@ -228,6 +235,14 @@ func (c *Config) set(s Setting, values []string) error {
 func setText(field reflect.Value, text string) error {
 	if u, ok := field.Addr().Interface().(encoding.TextUnmarshaler); ok {
 		return u.UnmarshalText([]byte(text))
+	}
+	if field.Kind() == reflect.Bool {
+		on, err := strconv.ParseBool(text)
+		if err != nil {
+			return fmt.Errorf("%q is not true or false", text)
+		}
+		field.SetBool(on)
+		return nil
 	}
 	field.SetString(text)
 	return nil
