@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"strings"
 
+	"golang.org/x/crypto/ssh"
+
 	"firn/internal/cache"
 	"firn/internal/listen"
 	"firn/nix"
@@ -29,6 +31,8 @@ type announcement struct {
 	madeKey   string // the file of the key that this start made, empty if it made none
 	keys      []nix.PublicKey
 	listeners []net.Listener
+	ssh       []net.Listener  // for SSH
+	hostKeys  []ssh.PublicKey // of this server
 }
 
 // print writes it, with the lines for clients ready to copy.
@@ -53,6 +57,7 @@ func (a *announcement) print(w io.Writer) error {
 			client = at
 		}
 	}
+	a.printSSH(&b, hostname)
 	if a.store == "" {
 		fmt.Fprintf(&b, "\nIt serves no local store: %s.\n", a.noStore)
 		if !a.depot {
@@ -77,6 +82,32 @@ func (a *announcement) print(w io.Writer) error {
 	b.WriteString("\n\n")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// printSSH writes where SSH is to be had, and how clients know that it is this server.
+func (a *announcement) printSSH(b *strings.Builder, hostname string) {
+	if len(a.ssh) == 0 {
+		return
+	}
+	b.WriteString("\nand over SSH, for the keys that `firn sshkey list` shows, at\n\n")
+	for _, l := range a.ssh {
+		host, port := l.Addr().String(), ""
+		if tcp, ok := l.Addr().(*net.TCPAddr); ok {
+			host, port = cmp.Or(hostname, "localhost"), fmt.Sprint(tcp.Port)
+			if !tcp.IP.IsUnspecified() {
+				host = tcp.IP.String()
+			}
+		}
+		fmt.Fprintf(b, "  ssh://%s@%s", cache.Main, host)
+		if port != "" && port != "22" {
+			fmt.Fprintf(b, " with NIX_SSHOPTS='-p %s'", port)
+		}
+		b.WriteString("\n")
+	}
+	b.WriteString("\nIts host keys are\n\n")
+	for _, k := range a.hostKeys {
+		fmt.Fprintf(b, "  %s %s\n", ssh.FingerprintSHA256(k), k.Type())
+	}
 }
 
 func isLoopback(text string) bool {

@@ -36,6 +36,8 @@ type commandLine struct {
 		List   sshkeyListCommand   `cmd:"" help:"List the SSH keys."`
 		Revoke sshkeyRevokeCommand `cmd:"" help:"Revoke an SSH key."`
 	} `cmd:"" name:"sshkey" help:"Add and revoke SSH keys."`
+	Stdio  stdioCommand  `cmd:"" help:"Serve a cache on standard input and output, as Nix's ssh:// and ssh-ng:// do."`
+	Daemon daemonCommand `cmd:"" help:"Serve a cache on a socket, as the Nix daemon serves a store."`
 	Verify verifyCommand `cmd:"" help:"Compare what was pushed with its hashes."`
 	Export exportCommand `cmd:"" help:"Write a cache as files that any web server serves."`
 	Import importCommand `cmd:"" help:"Take over another binary cache."`

@@ -63,7 +63,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeLocal()) }()
-	listeners, err := c.listen(ctx)
+	listeners, err := openAll(ctx, c.Listen)
 	if err != nil {
 		return err
 	}
@@ -107,9 +107,15 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	opts.Access = access.New(kept.catalog, kept.catalog.Version, access.Options{})
+	who := access.New(kept.catalog, kept.catalog.Version, access.Options{})
+	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
 	door := server.New(all, opts)
+	sshDoor, sshListeners, err := c.sshDoor(ctx, all, who, log, &a)
+	if err != nil {
+		return err
+	}
+	defer closeAll(sshListeners)
 
 	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
 	a.listeners, a.keys = listeners, main.PublicKeys()
@@ -123,6 +129,9 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return door.Serve(ctx, l) })
+	}
+	for _, l := range sshListeners {
+		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
 	group.Go(func() error { return sweep(ctx, kept.Depot, log) })
 	return group.Wait()
@@ -239,20 +248,6 @@ func localOptions(c *config.Config, log *slog.Logger) (localstore.Options, error
 		opts.StateDir, opts.LogDir, opts.DaemonSocket = env.StateDir, env.LogDir, env.DaemonSocket
 	}
 	return opts, nil
-}
-
-// listen opens all addresses, or none.
-func (c *serveCommand) listen(ctx context.Context) ([]net.Listener, error) {
-	var listeners []net.Listener
-	for _, address := range c.Listen {
-		l, err := address.Open(ctx)
-		if err != nil {
-			closeAll(listeners)
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
 }
 
 func closeAll(listeners []net.Listener) {

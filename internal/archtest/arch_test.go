@@ -32,6 +32,7 @@ type rule struct {
 var rules = map[string]rule{
 	"nix":             {},
 	"nix/nar":         {rooms: []string{"nix"}},
+	"nix/protocol":    {rooms: []string{"nix"}},
 	"nix/nar/nartest": {rooms: []string{"nix/nar"}},
 
 	"internal/cache":                     {rooms: []string{"nix", "nix/nar"}, libraries: true},

@@ -264,3 +264,13 @@ func equal(a, b *nix.PathInfo) bool {
 		slices.Equal(a.References, b.References) &&
 		slices.Equal(a.Signatures, b.Signatures)
 }
+
+// Origin returns what the first source that has a path knows of it, which the caller must not change:
+// what Lookup does, for those who need neither the signatures of the cache nor a narinfo. A miss is ErrNotFound itself.
+func (c *Cache) Origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	info, err := c.origin(ctx, hash)
+	if err != nil && err != ErrNotFound {
+		return nil, fmt.Errorf("look up %s: %w", hash, err)
+	}
+	return info, err
+}

@@ -56,6 +56,9 @@ func (c *Config) Check() error {
 			return errors.New("key: this is a secret key itself; want the path of a file that holds it")
 		}
 	}
+	if c.SSHStore && c.Store != StoreAuto {
+		return errors.New("ssh-store: it is for this machine's own store, which another one, or none, is served instead of")
+	}
 	if c.State == "" {
 		return errors.New("state: there is no directory; name one with --state, or set HOME")
 	}

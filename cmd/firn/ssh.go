@@ -1,0 +1,88 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+
+	"firn/internal/access"
+	"firn/internal/cache"
+	"firn/internal/config"
+	"firn/internal/listen"
+	"firn/internal/session"
+	"firn/internal/sshd"
+)
+
+// sshDir is where the host keys are in the state directory.
+const sshDir = "ssh"
+
+// sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
+func (c *serveCommand) sshDoor(ctx context.Context, all cache.Directory, who *access.Access, log *slog.Logger, a *announcement) (*sshd.Server, []net.Listener, error) {
+	if len(c.SSH) == 0 {
+		return nil, nil, nil
+	}
+	listeners, err := openAll(ctx, c.SSH)
+	if err != nil {
+		return nil, nil, fmt.Errorf("ssh: %w", err)
+	}
+	keys, err := sshd.HostKeys(filepath.Join(c.State, sshDir), log)
+	if err != nil {
+		closeAll(listeners)
+		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
+	}
+	var daemon string
+	if c.SSHStore {
+		if daemon, err = daemonSocket(); err != nil {
+			closeAll(listeners)
+			return nil, nil, err
+		}
+	}
+	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
+		command, err := session.ParseCommand(line)
+		if err != nil {
+			return err
+		}
+		return session.Serve(ctx, conn, command, session.Options{
+			Name:    l.User,
+			Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
+			Who:     l.Who,
+			Daemon:  daemon,
+			Version: "firn " + a.version,
+			Logger:  log.With("remote", l.Remote.String(), "cache", l.User),
+		})
+	}
+	a.ssh = listeners
+	for _, k := range keys {
+		a.hostKeys = append(a.hostKeys, k.PublicKey())
+	}
+	return sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Logger: log}), listeners, nil
+}
+
+// daemonSocket returns where the Nix daemon of this machine listens.
+func daemonSocket() (string, error) {
+	env, err := config.NixEnvironment(os.LookupEnv)
+	if err != nil {
+		return "", err
+	}
+	state := cmp.Or(env.StateDir, "/nix/var/nix")
+	return cmp.Or(env.DaemonSocket, filepath.Join(state, "daemon-socket", "socket")), nil
+}
+
+// openAll opens all addresses, or none.
+func openAll(ctx context.Context, addresses []listen.Address) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, address := range addresses {
+		l, err := address.Open(ctx)
+		if err != nil {
+			closeAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}

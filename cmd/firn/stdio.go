@@ -1,0 +1,218 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"firn/internal/cache"
+	"firn/internal/caches"
+	"firn/internal/config"
+	"firn/internal/listen"
+	"firn/internal/session"
+)
+
+// cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
+type cacheFlags struct {
+	stateFlags
+	Cache    string `default:"main" placeholder:"NAME" help:"The cache to serve."`
+	ReadOnly bool   `help:"Let nobody push."`
+}
+
+// open opens the cache, and returns what a conversation about it needs, and what closes it again.
+func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll func() error, err error) {
+	cfg, err := f.load()
+	if err != nil {
+		return session.Options{}, nil, err
+	}
+	if err := checkOwner(cfg.State); err != nil {
+		return session.Options{}, nil, err
+	}
+	log := newLogger(cfg, os.Stderr)
+	var closers []func() error
+	closeAll = func() (err error) {
+		for i := len(closers) - 1; i >= 0; i-- {
+			err = errors.Join(err, closers[i]())
+		}
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, closeAll())
+		}
+	}()
+	kept, err := openDepot(ctx, cfg, log)
+	if err != nil {
+		return session.Options{}, nil, err
+	}
+	closers = append(closers, kept.Close)
+	keys, err := servingKeys(cfg, log)
+	if err != nil {
+		return session.Options{}, nil, err
+	}
+	directory := caches.Options{Keys: keys, Priority: int(cfg.Priority), Logger: log}
+	if cfg.Store != config.StoreOff {
+		local, err := existingStore(ctx, cfg, log)
+		if err != nil {
+			return session.Options{}, nil, err
+		}
+		if local != nil {
+			closers = append(closers, local.Close)
+			directory.Local = local
+		}
+	}
+	if err := caches.Prepare(ctx, kept.catalog, kept.Depot, directory.Local); err != nil {
+		return session.Options{}, nil, err
+	}
+	all, err := caches.New(ctx, kept.catalog, kept.Depot, directory)
+	if err != nil {
+		return session.Options{}, nil, err
+	}
+	if _, err := all.ByName(ctx, f.Cache); err != nil {
+		return session.Options{}, nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", f.Cache)
+	}
+	return session.Options{
+		Name:    f.Cache,
+		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
+		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },
+		Version: "firn " + version(),
+		Logger:  log,
+	}, closeAll, nil
+}
+
+// An owner is whoever may read the state of the server: the files say what it may do.
+type owner struct{ readOnly bool }
+
+func (owner) Name() string { return "this machine" }
+
+func (o owner) May(r cache.Rights, _ string) bool { return r == cache.Read || !o.readOnly }
+
+type stdioCommand struct {
+	cacheFlags
+}
+
+func (*stdioCommand) Help() string {
+	return `This is for a key in an authorized_keys of OpenSSH, with which Nix then uses a cache as ssh:// and ssh-ng://,
+and for any other program that connects standard input and output with Nix. It runs as the user that the server runs as, also beside it.
+
+Examples:
+
+    restrict,command="firn stdio --cache main" ssh-ed25519 AAAA… alice@laptop
+    restrict,command="firn stdio --cache main --read-only" ssh-ed25519 AAAA… bob@laptop`
+}
+
+// pipe is standard input and output.
+type pipe struct {
+	io.Reader
+	io.Writer
+}
+
+// Close ends reading.
+func (pipe) Close() error { return os.Stdin.Close() }
+
+func (c *stdioCommand) Run() (err error) {
+	ctx, cancel := untilSignal()
+	defer cancel()
+	in := bufio.NewReader(os.Stdin)
+	command, err := wantedCommand(os.Getenv("SSH_ORIGINAL_COMMAND"), in)
+	if err != nil {
+		return err
+	}
+	opts, closeAll, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeAll()) }()
+	command.ReadOnly = command.ReadOnly || c.ReadOnly
+	return session.Serve(ctx, pipe{in, os.Stdout}, command, opts)
+}
+
+// The first bytes of both protocols, which tell them apart.
+const (
+	legacyMagic = 0x390c9deb
+	workerMagic = 0x6e697863
+)
+
+// wantedCommand tells what a client wants: what sshd says that it asked for, else what it begins with.
+func wantedCommand(line string, in *bufio.Reader) (session.Command, error) {
+	if line != "" {
+		return session.ParseCommand(line)
+	}
+	first, err := in.Peek(8)
+	if err != nil {
+		return session.Command{}, errors.New("there is no client on standard input; firn stdio --help says what this is for")
+	}
+	switch binary.LittleEndian.Uint64(first) {
+	case legacyMagic:
+		return session.Command{Protocol: session.Legacy}, nil
+	case workerMagic:
+		return session.Command{Protocol: session.Worker}, nil
+	}
+	return session.Command{}, errors.New("what comes on standard input is neither of Nix's protocols; firn stdio --help says what this is for")
+}
+
+type daemonCommand struct {
+	cacheFlags
+	Socket string `required:"" placeholder:"PATH" complete:"file" help:"The socket to listen on. Who may enter its directory may use the cache."`
+}
+
+func (*daemonCommand) Help() string {
+	return `Nix on this machine then reads and writes the cache as --store unix://PATH. It runs as the user that the server runs as, also beside it.
+
+Examples:
+
+    firn daemon --socket /run/firn/main.sock
+    nix copy --to unix:///run/firn/main.sock PATH`
+}
+
+func (c *daemonCommand) Run() (err error) {
+	ctx, cancel := untilSignal()
+	defer cancel()
+	address, err := listen.ParseAddress("unix:" + c.Socket)
+	if err != nil {
+		return err
+	}
+	opts, closeAll, err := c.open(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, closeAll()) }()
+	l, err := address.Open(ctx)
+	if err != nil {
+		return err
+	}
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	defer l.Close()
+	opts.Logger.Info("listening", "socket", c.Socket, "cache", c.Cache)
+
+	group := &errgroup.Group{}
+	group.SetLimit(maxDaemonSessions) // others wait for their turn
+	for {
+		conn, err := l.Accept()
+		if err != nil {
+			if waited := group.Wait(); ctx.Err() != nil {
+				return waited
+			}
+			return fmt.Errorf("listen on %s: %w", c.Socket, err)
+		}
+		group.Go(func() error {
+			defer conn.Close()
+			command := session.Command{Protocol: session.Worker, ReadOnly: c.ReadOnly}
+			if err := session.Serve(ctx, conn, command, opts); err != nil && !errors.Is(err, net.ErrClosed) {
+				opts.Logger.Debug("a session failed", "error", err)
+			}
+			return nil
+		})
+	}
+}
+
+// maxDaemonSessions bounds the clients at once. Each takes about a megabyte.
+const maxDaemonSessions = 256

@@ -1,0 +1,165 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"io"
+	"sync"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+// maxUnsettled is how many NARs of one conversation are kept at once: the last bytes of some are compressed and made durable
+// while the next one comes in. Several that are made durable at once share the time of the disk.
+const maxUnsettled = 16
+
+// pushes are the paths of a conversation that were read, and are not published yet.
+type pushes struct {
+	mu     sync.Mutex
+	paths  map[nix.StorePath]*push
+	failed error // the first that did
+}
+
+// A push is one path on its way in.
+type push struct {
+	settled chan struct{} // closed when it is published, or has failed
+}
+
+// ReadNAR reads a NAR, and returns when it is read: it is published by and by, after those that were read before it and to which it refers.
+// Settle says whether it was.
+func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) error {
+	c, done, err := s.begin(ctx, cache.Push)
+	if err != nil {
+		return err
+	}
+	p, before, err := s.push.add(info)
+	if err != nil {
+		done()
+		return err
+	}
+	ended := &ending{r: r, ended: make(chan struct{})}
+	go func() {
+		defer done()
+		err := s.tell(s.keep(ctx, c, info, ended, before))
+		if ended.end(err) { // before it was read: that is what reading it comes to
+			err = nil
+		}
+		s.push.settle(info.Path, p, err)
+	}()
+	<-ended.ended
+	return ended.err
+}
+
+// Settle waits until all that was read is published, or has failed, and returns the first failure since it was last asked.
+func (s *store) Settle(context.Context) error {
+	for {
+		var p *push
+		s.push.mu.Lock()
+		for _, p = range s.push.paths {
+			break
+		}
+		if p == nil {
+			err := s.push.failed
+			s.push.failed = nil
+			s.push.mu.Unlock()
+			return err
+		}
+		s.push.mu.Unlock()
+		<-p.settled
+	}
+}
+
+// keep receives a NAR and publishes it after those that were read before it and to which it refers.
+func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r io.Reader, before []*push) error {
+	if s.daemon != nil {
+		return s.daemon.addNAR(ctx, info, r)
+	}
+	got, err := c.Receive(ctx, cache.Upload{NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
+	if err != nil {
+		return err
+	}
+	for _, b := range before {
+		<-b.settled
+	}
+	added, err := c.Publish(ctx, &nix.NARInfo{
+		PathInfo: *info,
+		URL:      "nar/" + got.NARHash.Nix32() + ".nar", // the name of an upload that has none
+		// What was sent is the NAR itself.
+		Compression: nix.None, FileHash: got.NARHash, FileSize: got.NARSize,
+	})
+	if added {
+		s.Logger.Debug("published", "path", info.Path.String(), "cache", c.Name())
+	}
+	return err
+}
+
+// add adds a path that is being read, and returns those that it has to wait for. It waits until there are few enough.
+func (p *pushes) add(info *nix.PathInfo) (own *push, before []*push, err error) {
+	for {
+		p.mu.Lock()
+		other := p.paths[info.Path] // twice the same waits for itself
+		if other == nil && len(p.paths) >= maxUnsettled {
+			for _, other = range p.paths {
+				break
+			}
+		}
+		if other == nil {
+			break
+		}
+		p.mu.Unlock()
+		<-other.settled
+	}
+	defer p.mu.Unlock()
+	if p.failed != nil {
+		err, p.failed = p.failed, nil
+		return nil, nil, err // before more is sent in vain
+	}
+	for _, ref := range info.References {
+		if b := p.paths[ref]; b != nil {
+			before = append(before, b)
+		}
+	}
+	if p.paths == nil {
+		p.paths = map[nix.StorePath]*push{}
+	}
+	own = &push{make(chan struct{})}
+	p.paths[info.Path] = own
+	return own, before, nil
+}
+
+func (p *pushes) settle(path nix.StorePath, own *push, err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.paths, path)
+	if p.failed == nil {
+		p.failed = err
+	}
+	close(own.settled)
+}
+
+// An ending is a reader that tells when it has ended.
+type ending struct {
+	r     io.Reader
+	once  sync.Once
+	ended chan struct{}
+	err   error // nil: all was read
+}
+
+func (e *ending) Read(p []byte) (int, error) {
+	n, err := e.r.Read(p)
+	if errors.Is(err, io.EOF) {
+		e.end(nil)
+	}
+	return n, err
+}
+
+// end says that nothing is read any more. Only the first time counts, which is told.
+func (e *ending) end(err error) (first bool) {
+	e.once.Do(func() {
+		first = true
+		e.err = err
+		close(e.ended)
+	})
+	return first
+}

@@ -1,0 +1,324 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+
+	"firn/internal/cache"
+	"firn/nix"
+	"firn/nix/protocol"
+)
+
+// maxClosure bounds how many paths a closure may have, of some 100 bytes each.
+const maxClosure = 1 << 18
+
+// Options say whose conversation with which cache it is.
+type Options struct {
+	// Cache returns the cache, as it is now. cache.ErrNotFound if there is none of this name.
+	Cache func(ctx context.Context) (*cache.Cache, error)
+	// Who returns who the client is, as is known now. cache.ErrUnauthenticated: nobody any more.
+	Who func(ctx context.Context) (cache.Principal, error)
+	// Name is that of the cache, as the client has said it.
+	Name string
+	// Version is told to clients as that of Nix, such as "firn 1.0".
+	Version string
+	// Daemon is the socket of the Nix daemon. Where the cache is first of all the store of this machine, what is pushed is put there.
+	// Empty: into the sink of the cache.
+	Daemon string
+	// Logger is told what the client is not. Nil discards.
+	Logger *slog.Logger
+}
+
+// A store is a cache as one client may use it. Rights are looked at for every question anew:
+// a key that is revoked is good for nothing from then on, also in the middle of a conversation.
+//
+// All errors that it returns have texts for the client.
+type store struct {
+	Options
+	dir    nix.StoreDir
+	daemon *daemon      // nil: paths go into the sink
+	busy   atomic.Int32 // questions that are being answered
+	push   pushes
+}
+
+var _ protocol.Store = (*store)(nil)
+
+// StoreDir returns the store directory of the cache, as it was at the beginning.
+func (s *store) StoreDir() nix.StoreDir { return s.dir }
+
+// begin begins to answer a question that needs rights. done ends it.
+func (s *store) begin(ctx context.Context, rights cache.Rights) (c *cache.Cache, done func(), err error) {
+	c, err = s.open(ctx, rights)
+	if err != nil {
+		return nil, nil, s.tell(err)
+	}
+	s.busy.Add(1)
+	return c, func() { s.busy.Add(-1) }, nil
+}
+
+func (s *store) open(ctx context.Context, rights cache.Rights) (*cache.Cache, error) {
+	who, err := s.Who(ctx)
+	if err != nil {
+		return nil, err
+	}
+	c, err := s.Cache(ctx)
+	if errors.Is(err, cache.ErrNotFound) || err == nil && c.Allow(who, cache.Read) != nil {
+		// The same for both: that there is a private cache is for those who may read it.
+		return nil, cache.Refuse(cache.ErrDenied, "there is no cache named %s that this key may use", s.Name)
+	}
+	if err == nil && c.Allow(who, rights) != nil {
+		return nil, cache.Refuse(cache.ErrDenied, "this key may not push to the cache %s", s.Name)
+	}
+	if err == nil && c.Info().StoreDir != s.dir && s.dir != "" {
+		return nil, cache.Refuse(cache.ErrUnavailable, "the store directory of the cache %s was changed; connect again", s.Name)
+	}
+	return c, err
+}
+
+// ValidPaths returns which of the paths are there. There is nothing to substitute: what a cache can get, it has.
+func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+	c, done, err := s.begin(ctx, cache.Read)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	var valid []nix.StorePath
+	for _, p := range paths {
+		switch info, err := c.Origin(ctx, p.Hash()); {
+		case err == nil && info.Path == p:
+			valid = append(valid, p)
+		case err != nil && !errors.Is(err, cache.ErrNotFound):
+			return nil, s.tell(err)
+		}
+	}
+	return valid, nil
+}
+
+// PathInfo returns what is known of a path, signed.
+func (s *store) PathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error) {
+	info, err := s.PathFromHash(ctx, path.Hash())
+	if err == nil && info.Path != path {
+		return nil, protocol.ErrNotFound
+	}
+	return info, err
+}
+
+// PathFromHash returns what is known of the path with a path hash, signed.
+func (s *store) PathFromHash(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	c, done, err := s.begin(ctx, cache.Read)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	info, err := c.Lookup(ctx, hash)
+	if err != nil {
+		return nil, s.tell(err)
+	}
+	return &info.PathInfo, nil
+}
+
+// WriteNAR writes the NAR of a path.
+func (s *store) WriteNAR(ctx context.Context, w io.Writer, info *nix.PathInfo) error {
+	c, done, err := s.begin(ctx, cache.Read)
+	if err != nil {
+		return err
+	}
+	defer done()
+	n, _, err := c.OpenNAR(ctx, cache.Archive{Path: info.Path.Hash(), NARHash: info.NARHash})
+	if err != nil {
+		return s.tell(err)
+	}
+	defer n.Close()
+	if err := n.WriteRange(ctx, w, 0, n.Size()); err != nil {
+		return s.tell(fmt.Errorf("send NAR of %s: %w", info.Path, err))
+	}
+	return nil
+}
+
+// AllPaths iterates over all paths.
+func (s *store) AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
+	return func(yield func(nix.StorePath, error) bool) {
+		c, done, err := s.begin(ctx, cache.Read)
+		if err != nil {
+			yield(nix.StorePath{}, err)
+			return
+		}
+		defer done()
+		for info, err := range c.Paths(ctx) {
+			if err != nil {
+				yield(nix.StorePath{}, s.tell(err))
+				return
+			}
+			if !yield(info.Path, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Closure returns the paths with all that they refer to, however indirectly, in any order. protocol.ErrNotFound if one of them is not there.
+func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	c, done, err := s.begin(ctx, cache.Read)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	seen := map[nix.StorePath]bool{}
+	var all []nix.StorePath
+	add := func(paths []nix.StorePath) {
+		for _, p := range paths {
+			if !seen[p] {
+				seen[p] = true
+				all = append(all, p)
+			}
+		}
+	}
+	add(paths)
+	for i := 0; i < len(all); i++ {
+		if len(all) > maxClosure {
+			return nil, s.tell(cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure))
+		}
+		info, err := c.Origin(ctx, all[i].Hash())
+		switch {
+		case err == nil && info.Path == all[i]:
+			add(info.References)
+		case err == nil || errors.Is(err, cache.ErrNotFound):
+			if slices.Contains(paths, all[i]) {
+				return nil, protocol.ErrNotFound
+			}
+			// A reference may be missing in a cache that allows that.
+			all = slices.Delete(all, i, i+1)
+			i--
+		default:
+			return nil, s.tell(err)
+		}
+	}
+	return all, nil
+}
+
+// AddSignatures adds signatures to a path that is there.
+func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error {
+	c, done, err := s.begin(ctx, cache.Push)
+	if err != nil {
+		return err
+	}
+	defer done()
+	if s.daemon != nil {
+		return s.tell(s.daemon.addSignatures(ctx, path, sigs))
+	}
+	info, err := c.Lookup(ctx, path.Hash())
+	if err != nil {
+		return s.tell(err)
+	}
+	if info.Path != path {
+		return protocol.ErrNotFound
+	}
+	n := *info // its URL is our own, under which a narinfo comes back with more signatures
+	n.Signatures = sigs
+	_, err = c.Publish(ctx, &n)
+	return s.tell(err)
+}
+
+// Realisation returns what a derivation output was built to.
+func (s *store) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
+	c, done, err := s.begin(ctx, cache.Read)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	r, err := c.Realisation(ctx, id)
+	return r, s.tell(err)
+}
+
+// PutRealisation keeps what a derivation output was built to.
+func (s *store) PutRealisation(ctx context.Context, r *nix.Realisation) error {
+	c, done, err := s.begin(ctx, cache.Push)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.tell(c.PutRealisation(ctx, r))
+}
+
+// BuildTrace returns what a derivation output was built to, as Nix from 2.35 on names it.
+func (s *store) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
+	c, done, err := s.begin(ctx, cache.Read)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	t, err := c.BuildTrace(ctx, drv, output)
+	return t, s.tell(err)
+}
+
+// PutBuildTrace keeps it.
+func (s *store) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
+	c, done, err := s.begin(ctx, cache.Push)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.tell(c.PutBuildTrace(ctx, t))
+}
+
+// PutBuildLog keeps the build log of a derivation.
+func (s *store) PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader) error {
+	c, done, err := s.begin(ctx, cache.Push)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return s.tell(c.PutLog(ctx, drv, r))
+}
+
+// A told is an error whose text is for the client.
+type told struct {
+	text string
+	error
+}
+
+func (t *told) Error() string { return t.text }
+func (t *told) Unwrap() error { return t.error }
+
+// tell returns what the client hears of an error. What it does not hear is logged.
+func (s *store) tell(err error) error {
+	text := "internal error"
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, new(*told)) || errors.Is(err, protocol.ErrNotFound):
+		return err
+	case errors.Is(err, context.Canceled), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe):
+		text = "the connection broke"
+	case errors.Is(err, cache.ErrNotFound):
+		if e, ok := errors.AsType[*cache.Refusal](err); ok {
+			return &told{e.Text(), protocol.ErrNotFound}
+		}
+		return protocol.ErrNotFound
+	case errors.Is(err, cache.ErrUnauthenticated):
+		text = "this key has expired or was revoked"
+	case errors.Is(err, cache.ErrDenied):
+		text = "this key may not do that"
+	case errors.Is(err, cache.ErrTooLarge):
+		text = "this is too large"
+	case errors.Is(err, cache.ErrConflict):
+		text = "this is there already, and is something else"
+	case errors.Is(err, cache.ErrInvalid):
+		text = "this is not as it should be"
+	case errors.Is(err, cache.ErrUnavailable):
+		text = "this cannot be answered now; try again later"
+		s.Logger.Warn("unavailable", "error", err)
+	default:
+		s.Logger.Error("failed", "error", err)
+	}
+	if e, ok := errors.AsType[*cache.Refusal](err); ok {
+		text = e.Text()
+	}
+	return &told{text, err}
+}
