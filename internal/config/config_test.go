@@ -43,12 +43,12 @@ func TestPrecedence(t *testing.T) {
 			name: "file",
 			file: "listen = [\":1\", \"unix:/s\"]\nkey = ['/a', '/b,c']\nstore = \"/mnt\"\npriority = 0\nstate = '/state'\nlog-level = 'debug'\nlog-format = 'json'\n" +
 				"compression = 'zstd'\ncompression-level = 19\ncache-size = '500MB'\ndepot-level = 12\nmax-nar-size = '1GB'\n" +
-				"ssh = [':22']\nssh-store = true\n",
+				"ssh = [':22']\nssh-store = false\n",
 			want: Config{
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b,c"}, Store: "/mnt", Priority: 0,
 				Compression: CompressionZstd, CompressionLevel: 19, CacheSize: "500MB", DepotLevel: 12, MaxNARSize: "1GB",
 				State: "/state", LogLevel: "debug", LogFormat: LogJSON,
-				SSH: addresses(t, ":22"), SSHStore: true,
+				SSH: addresses(t, ":22"),
 			},
 			origins: Origins{
 				"ssh": "FILE:13", "ssh-store": "FILE:14",
@@ -57,6 +57,11 @@ func TestPrecedence(t *testing.T) {
 				"compression": "FILE:8", "compression-level": "FILE:9", "cache-size": "FILE:10",
 				"depot-level": "FILE:11", "max-nar-size": "FILE:12",
 			},
+		},
+		{
+			name: "a switch", file: "ssh-store = false\n", env: env{"FIRN_SSH_STORE": "true"},
+			want:    from(func(c *Config) { c.State, c.SSHStore = "/var/lib/private/firn", true }),
+			origins: Origins{"ssh-store": "FIRN_SSH_STORE"},
 		},
 		{
 			name: "environment",
@@ -207,7 +212,8 @@ func TestCheck(t *testing.T) {
 		"key: this is a secret key itself; want the path of a file that holds it": func(c *Config) {
 			c.Key = []string{"k-1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8DoQe/884Qvh1w3RjnS8CZZ+TWMJulDV8d3IZkElUxuA=="}
 		},
-		"state: there is no directory; name one with --state, or set HOME": func(c *Config) { c.State = "" },
+		"ssh-store: it is for this machine's own store, which another one, or none, is served instead of": func(c *Config) { c.SSHStore, c.Store = true, StoreOff },
+		"state: there is no directory; name one with --state, or set HOME":                                func(c *Config) { c.State = "" },
 	} {
 		c, _, err := Load("", env{"STATE_DIRECTORY": "/s"}.lookup)
 		if err != nil {
