@@ -27,7 +27,7 @@ import (
 	"firn/nix/nar"
 )
 
-// killRounds is how often the server is killed, unless FIRN_KILL_ROUNDS says otherwise.
+// killRounds is how often a server, or a client, is killed, unless FIRN_KILL_ROUNDS says otherwise.
 const killRounds = 20
 
 // A victim is a server that is killed again and again.
@@ -253,18 +253,26 @@ func newClient(t testing.TB) *http.Client {
 // A server that is killed at any moment has all that it acknowledged, whole, and nothing that is half there.
 func TestKilledWhilePushing(t *testing.T) {
 	t.Parallel()
-	rounds := killRounds
-	if text := os.Getenv("FIRN_KILL_ROUNDS"); text != "" {
-		var err error
-		if rounds, err = strconv.Atoi(text); err != nil {
-			t.Fatal(err)
-		}
-	}
+	rounds := roundsToKill(t)
 	// Each server is killed a number of times, and then another begins with nothing: every verification reads all that there is.
 	const most = 25
 	for first := 0; first < rounds; first += most {
 		t.Run(fmt.Sprint("from ", first), func(t *testing.T) { killWhilePushing(t, uint64(first), min(most, rounds-first)) })
 	}
+}
+
+// roundsToKill returns how often something is killed.
+func roundsToKill(t testing.TB) int {
+	t.Helper()
+	text := os.Getenv("FIRN_KILL_ROUNDS")
+	if text == "" {
+		return killRounds
+	}
+	rounds, err := strconv.Atoi(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return rounds
 }
 
 // killWhilePushing kills a server so many times.

@@ -164,7 +164,8 @@ type daemonCommand struct {
 }
 
 func (*daemonCommand) Help() string {
-	return `Nix on this machine then reads and writes the cache as --store unix://PATH. It runs as the user that the server runs as, also beside it.
+	return `Nix on this machine then pushes to the cache, and asks what it has, as unix://PATH. It does not fetch from there: Nix reads the files
+of a store that it reaches over a socket itself. This runs as the user that the server runs as, also beside it.
 
 Examples:
 
