@@ -75,7 +75,8 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 	if s.daemon != nil {
 		return s.daemon.addNAR(ctx, info, r)
 	}
-	got, err := c.Receive(ctx, cache.Upload{NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
+	url := "nar/" + info.NARHash.Nix32() + ".nar" // as it would be called over HTTP
+	got, err := c.Receive(ctx, cache.Upload{URL: url, NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 	}
 	added, err := c.Publish(ctx, &nix.NARInfo{
 		PathInfo: *info,
-		URL:      "nar/" + got.NARHash.Nix32() + ".nar", // the name of an upload that has none
+		URL:      url,
 		// What was sent is the NAR itself.
 		Compression: nix.None, FileHash: got.NARHash, FileSize: got.NARSize,
 	})

@@ -53,6 +53,8 @@ func (f *frames) drain() {
 	}
 }
 
+var errMore = errors.New("there is more than was announced")
+
 // framed runs f on what the client sends in frames. An error is told at once, so that the client may stop before it has sent all in vain.
 func (s *workerServer) framed(f func(r io.Reader) error, put func()) error {
 	if s.err != nil {
@@ -65,7 +67,7 @@ func (s *workerServer) framed(f func(r io.Reader) error, put func()) error {
 	}
 	if err == nil {
 		if n, _ := in.Read(make([]byte, 1)); n > 0 {
-			err = errors.New("there is more than was announced")
+			err = errMore
 		}
 	}
 	if err != nil {
@@ -159,6 +161,11 @@ func (s *workerServer) addMultipleToStore(ctx context.Context) error {
 			if err := s.store.ReadNAR(ctx, info, exactly(in.r, info.NARSize)); err != nil {
 				in.fail(err)
 				break
+			}
+		}
+		if in.err == nil {
+			if _, err := in.r.Peek(1); err == nil {
+				in.fail(errMore)
 			}
 		}
 		err := s.store.Settle(ctx) // also what was read before a failure stays

@@ -1,0 +1,199 @@
+package session
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+	"firn/nix/protocol"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// rights are what the client of a test may do, until that changes.
+type rights struct{ now atomic.Uint32 }
+
+func (r *rights) Name() string { return "somebody" }
+func (r *rights) May(want cache.Rights, _ string) bool {
+	return cache.Rights(r.now.Load())&want == want
+}
+
+// A tester is a conversation with a cache in memory.
+type tester struct {
+	*testing.T
+	sink   *cachetest.Memory
+	cache  *cache.Cache
+	rights rights
+	gone   atomic.Bool // the key of the client was revoked
+	conn   net.Conn
+	client *protocol.WorkerClient
+	cancel context.CancelFunc // ends the server
+	ended  chan error
+}
+
+func start(t *testing.T) *tester {
+	t.Helper()
+	s := &tester{T: t, sink: cachetest.NewMemory(), ended: make(chan error, 1)}
+	s.rights.now.Store(uint32(cache.Read | cache.Push))
+	var err error
+	if s.cache, err = cache.New([]cache.Source{s.sink}, cache.Options{Sink: s.sink, Private: true}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	s.cancel = cancel
+	ours, theirs := net.Pipe()
+	s.conn = ours
+	go func() {
+		defer theirs.Close()
+		s.ended <- Serve(ctx, theirs, Command{Protocol: Worker}, Options{
+			Name:  "main",
+			Cache: func(context.Context) (*cache.Cache, error) { return s.cache, nil },
+			Who: func(context.Context) (cache.Principal, error) {
+				if s.gone.Load() {
+					return nil, cache.ErrUnauthenticated
+				}
+				return &s.rights, nil
+			},
+		})
+	}()
+	t.Cleanup(func() { ours.Close(); cancel() })
+	if s.client, err = protocol.DialWorker(ours, nix.DefaultStoreDir); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func (t *tester) path(name, contents string) cachetest.Path {
+	return cachetest.NewPath(t, nix.DefaultStoreDir, name, contents)
+}
+
+func (t *tester) push(p cachetest.Path) error { return t.client.AddNAR(p.Info, bytes.NewReader(p.NAR)) }
+
+// refused checks that the client was told why, in words that are for it.
+func (t *tester) refused(err error, words string) {
+	t.Helper()
+	var answer *protocol.AnswerError
+	if !errors.As(err, &answer) || !strings.Contains(answer.Message, words) {
+		t.Errorf("got %v, want an answer with %q", err, words)
+	}
+}
+
+func TestPush(t0 *testing.T) {
+	t := start(t0)
+	a := t.path("a", "contents")
+	for range 2 {
+		if err := t.push(a); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := t.client.PathInfo(a.Info.Path)
+	if err != nil || info.NARHash != a.Info.NARHash || info.CA != a.Info.CA {
+		t.Errorf("path info %+v, %v", info, err)
+	}
+	var nar bytes.Buffer
+	if err := t.client.WriteNAR(&nar, info); err != nil || !bytes.Equal(nar.Bytes(), a.NAR) {
+		t.Errorf("the NAR has %d bytes, %v", nar.Len(), err)
+	}
+
+	// What is not as it is said to be is refused, the conversation goes on, and nothing of it is there.
+	for words, change := range map[string]func(p *cachetest.Path){
+		"this is no NAR": func(p *cachetest.Path) { p.NAR[0]++ },
+		"this NAR has":   func(p *cachetest.Path) { p.NAR[len(p.NAR)-30]++ },
+		"ends too early": func(p *cachetest.Path) { p.NAR = p.NAR[:len(p.NAR)-8]; p.Info.NARSize -= 8 },
+		"the connection": func(p *cachetest.Path) { p.NAR = p.NAR[:len(p.NAR)-8] },
+		"CA: ":           func(p *cachetest.Path) { p.Info.CA = a.Info.CA },
+		"refers to what ": func(p *cachetest.Path) {
+			p.Info.References, p.Info.CA = []nix.StorePath{t.path("x", "x").Info.Path}, nix.ContentAddress{}
+		},
+	} {
+		p := t.path("bad", "other contents, which are longer")
+		change(&p)
+		t.refused(t.push(p), words)
+		if _, err := t.client.PathInfo(p.Info.Path); !errors.Is(err, protocol.ErrNotFound) {
+			t.Errorf("%s: it is there: %v", words, err)
+		}
+	}
+	if err := t.push(t.path("bad", "other contents, which are longer")); err != nil {
+		t.Error(err)
+	}
+}
+
+// Rights are looked at for each question.
+func TestRights(t0 *testing.T) {
+	t := start(t0)
+	a, b := t.path("a", "a"), t.path("b", "b")
+	if err := t.push(a); err != nil {
+		t.Fatal(err)
+	}
+	t.rights.now.Store(uint32(cache.Read))
+	t.refused(t.push(b), "this key may not push to the cache main")
+	t.refused(t.client.AddSignatures(a.Info.Path, nil), "this key may not push")
+	if _, err := t.client.PathInfo(a.Info.Path); err != nil {
+		t.Error(err)
+	}
+	t.rights.now.Store(0)
+	_, err := t.client.PathInfo(a.Info.Path)
+	t.refused(err, "there is no cache named main that this key may use")
+	t.rights.now.Store(uint32(cache.Read | cache.Push))
+	t.gone.Store(true)
+	t.refused(t.push(b), "this key has expired or was revoked")
+	t.gone.Store(false)
+	if err := t.push(b); err != nil {
+		t.Error(err)
+	}
+	t.sink.Fail(errors.New("a secret of the machine"))
+	_, err = t.client.PathInfo(t.path("c", "c").Info.Path)
+	t.refused(err, "try again later")
+	t.sink.Fail(nil)
+	t.conn.Close()
+	if err := <-t.ended; err != nil {
+		t.Errorf("the conversation ended with %v", err)
+	}
+}
+
+// A server that ends hangs up between two questions, and not in the middle of one.
+func TestEnd(t0 *testing.T) {
+	t := start(t0)
+	a := t.path("a", strings.Repeat("contents", 10000))
+	half, rest := io.Pipe()
+	pushed := make(chan error, 1)
+	go func() { pushed <- t.client.AddNAR(a.Info, half) }()
+	rest.Write(a.NAR[:50000])
+	t.cancel()
+	rest.Write(a.NAR[50000:])
+	rest.Close()
+	if err := <-pushed; err != nil {
+		t.Errorf("a push ended with %v", err)
+	}
+	if _, err := t.sink.PathInfo(t.Context(), a.Info.Path.Hash()); err != nil {
+		t.Error(err)
+	}
+	<-t.ended
+}
+
+// A cache that there is not, or that a key may not use, is the same to a client.
+func TestNoCache(t *testing.T) {
+	for _, find := range []func(context.Context) (*cache.Cache, error){
+		func(context.Context) (*cache.Cache, error) { return nil, cache.ErrNotFound },
+		func(context.Context) (*cache.Cache, error) { return cache.New(nil, cache.Options{Private: true}) },
+	} {
+		ours, theirs := net.Pipe()
+		err := Serve(t.Context(), theirs, Command{Protocol: Legacy}, Options{
+			Name: "x", Cache: find, Who: func(context.Context) (cache.Principal, error) { return cache.Anybody, nil },
+		})
+		if err == nil || err.Error() != "there is no cache named x that this key may use" {
+			t.Errorf("got %v", err)
+		}
+		ours.Close()
+	}
+}
