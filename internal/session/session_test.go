@@ -110,7 +110,7 @@ func TestPush(t0 *testing.T) {
 		"this is no NAR": func(p *cachetest.Path) { p.NAR[0]++ },
 		"this NAR has":   func(p *cachetest.Path) { p.NAR[len(p.NAR)-30]++ },
 		"ends too early": func(p *cachetest.Path) { p.NAR = p.NAR[:len(p.NAR)-8]; p.Info.NARSize -= 8 },
-		"the connection": func(p *cachetest.Path) { p.NAR = p.NAR[:len(p.NAR)-8] },
+		"unexpected EOF": func(p *cachetest.Path) { p.NAR = p.NAR[:len(p.NAR)-8] },
 		"CA: ":           func(p *cachetest.Path) { p.Info.CA = a.Info.CA },
 		"refers to what ": func(p *cachetest.Path) {
 			p.Info.References, p.Info.CA = []nix.StorePath{t.path("x", "x").Info.Path}, nix.ContentAddress{}
