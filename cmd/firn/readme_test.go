@@ -27,6 +27,15 @@ func TestPushingWalk(t *testing.T) {
 	}
 }
 
+// So does that of the page on SSH.
+func TestSSHWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/ssh.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if !strings.Contains(out, "Permission denied (publickey)") {
+		t.Errorf("a revoked key was not refused:\n%s", out)
+	}
+}
+
 // goEnv returns a setting of the go command, which follows from HOME where the environment does not say it.
 func goEnv(t *testing.T, name string) string {
 	t.Helper()
@@ -52,17 +61,12 @@ func walk(t *testing.T, page string, vars ...string) string {
 		script.WriteString(block[1])
 	}
 	const address = "127.0.0.1:5000"
-	if n := strings.Count(script.String(), address); n < 4 {
+	if n := strings.Count(script.String(), address); n < 3 {
 		t.Fatalf("the walk has %s %d times, want it to serve there and to ask there:\n%s", address, n, &script)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	free := l.Addr().String()
-	l.Close()
+	ports := strings.NewReplacer("5000", freePort(t), "2222", freePort(t))
 
-	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", strings.ReplaceAll(script.String(), address, free))
+	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", ports.Replace(script.String()))
 	cmd.Dir = "../.."
 	cmd.Env = append(append(os.Environ(), "TMPDIR="+t.TempDir()), vars...)
 	out, err := cmd.CombinedOutput()
@@ -70,4 +74,19 @@ func walk(t *testing.T, page string, vars ...string) string {
 		t.Fatalf("the walk failed: %v\n%s", err, out)
 	}
 	return string(out)
+}
+
+// freePort returns a port that nobody listens on.
+func freePort(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	_, port, err := net.SplitHostPort(l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return port
 }
