@@ -91,7 +91,7 @@ func parsePublicKey(text []byte) (ssh.PublicKey, error) {
 // checkStrength refuses keys that are not safe any more.
 func checkStrength(key ssh.PublicKey) error {
 	switch key.Type() {
-	case ssh.InsecureKeyAlgoDSA:
+	case "ssh-dss":
 		return errors.New("DSA keys are not safe any more; use an Ed25519 key")
 	case ssh.KeyAlgoRSA:
 		if k, ok := key.(ssh.CryptoPublicKey); ok {

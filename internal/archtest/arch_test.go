@@ -27,7 +27,7 @@ type rule struct {
 // that is the moment to ask whether its room is the right one.
 //
 //	cmd -> everything
-//	doors (server) -> the hall (cache) -> nix/nar -> nix
+//	doors (server, sshd, session) -> the hall (cache) -> nix/nar -> nix
 //	sources (localstore) -> the hall's types, nix/...; never each other, never a door
 var rules = map[string]rule{
 	"nix":             {},

@@ -103,8 +103,10 @@ func (m *memory) AddSignatures(_ context.Context, p nix.StorePath, sigs []nix.Si
 func (m *memory) AllPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
 		for p := range m.paths {
-			if !yield(p, nil) || !yield(p, nil) {
-				return
+			for range 2 {
+				if !yield(p, nil) {
+					return
+				}
 			}
 		}
 	}
