@@ -261,7 +261,7 @@ func TestWorkerAdd(t0 *testing.T) {
 	t.putString("fixed:r:sha256")
 	t.putPaths(nil)
 	t.put(0)
-	t.putFrames(narA, 1000)
+	t.putFrames(narB, 1000)
 	t.wantError(minor, "cannot add name")
 
 	t.put(opAddMultipleToStore, 0, 0, 1<<32)
