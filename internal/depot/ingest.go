@@ -235,17 +235,21 @@ func (in *ingest) settle(b *room, before, own turns) {
 		in.hash.Write(b.buf[:b.cut])
 		close(own.hashed)
 	})
-	if err := in.keep(b, before, own); err != nil {
-		in.stop(err)
-	}
+	in.keep(b, before, own) // a failure has ended the work
 	hashing.Wait()
 }
 
 // keep writes the frames of a room that are new. It closes own.claimed and own.written.
-func (in *ingest) keep(b *room, before, own turns) error {
+// If it fails, the work is ended before that: the room after this one must not be written as if this one were.
+func (in *ingest) keep(b *room, before, own turns) (err error) {
 	claimed := sync.OnceFunc(func() { close(own.claimed) })
 	defer close(own.written)
 	defer claimed()
+	defer func() {
+		if err != nil {
+			in.stop(err)
+		}
+	}()
 	if in.known {
 		return nil
 	}
@@ -447,6 +451,9 @@ func (in *ingest) sum() catalog.Sum {
 func (in *ingest) end() error {
 	in.cut(in.room)
 	err := in.keep(in.room, in.last, newTurns())
+	if err == nil {
+		err = in.whole()
+	}
 	if err == nil && in.pack != nil {
 		if err = in.pack.Commit(in.ctx); err != nil {
 			err = fmt.Errorf("commit pack: %w: %w", cache.ErrUnavailable, err)
@@ -456,4 +463,16 @@ func (in *ingest) end() error {
 		return context.Cause(in.ctx) // what a room before failed with
 	}
 	return err
+}
+
+// whole checks that the frames are all of the NAR, once they are written.
+func (in *ingest) whole() error {
+	var size int64
+	for _, f := range in.frames {
+		size += int64(f.size)
+	}
+	if !in.known && size != in.size {
+		return fmt.Errorf("%w: the frames have %d bytes of a NAR of %d", cache.ErrUnavailable, size, in.size)
+	}
+	return nil
 }
