@@ -30,6 +30,7 @@ type announcement struct {
 	state     string // the state directory
 	madeKey   string // the file of the key that this start made, empty if it made none
 	keys      []nix.PublicKey
+	https     []net.Listener // with TLS
 	listeners []net.Listener
 	ssh       []net.Listener  // for SSH
 	hostKeys  []ssh.PublicKey // of this server
@@ -50,10 +51,21 @@ func (a *announcement) print(w io.Writer) error {
 	}
 	hostname, _ := os.Hostname() // without one, listen.URL says localhost
 	var client string            // where clients find it: rather not an address that only this machine has
+	type place struct {
+		scheme string
+		net.Listener
+	}
+	var places []place
+	for _, l := range a.https {
+		places = append(places, place{"https", l})
+	}
 	for _, l := range a.listeners {
-		at := listen.URL(l, hostname)
+		places = append(places, place{"http", l})
+	}
+	for _, l := range places {
+		at := listen.URL(l.scheme, l, hostname)
 		fmt.Fprintf(&b, "  %s\n", cmp.Or(at, "unix:"+l.Addr().String()))
-		if client == "" || at != "" && isLoopback(client) {
+		if client == "" || at != "" && isLoopback(client) && !isLoopback(at) {
 			client = at
 		}
 	}

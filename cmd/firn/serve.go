@@ -25,6 +25,7 @@ import (
 	"firn/internal/config"
 	"firn/internal/depot"
 	"firn/internal/keyfile"
+	"firn/internal/listen"
 	"firn/internal/localstore"
 	"firn/internal/server"
 	"firn/internal/zstdcache"
@@ -46,6 +47,7 @@ Examples:
     firn serve --key /etc/firn/secret --listen 127.0.0.1:5000
     firn serve --listen unix:/run/firn/firn.sock --listen :5000
     firn serve --compression zstd --cache-size 50GiB
+    firn serve --listen :80 --acme you@example.org
     firn serve --store /mnt --priority 50 --config /etc/firn/firn.toml`
 }
 
@@ -63,17 +65,22 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeLocal()) }()
-	listeners, err := openAll(ctx, c.Listen)
+	listeners, err := openAll(ctx, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners) // of a start that fails; a server closes its own
+	https, err := c.openHTTPS(ctx)
+	if err != nil {
+		return err
+	}
+	defer closeAll(https)
 
 	encoder, err := c.encoder(log)
 	if err != nil {
 		return err
 	}
-	directory := caches.Options{Local: local, Priority: int(c.Priority), Logger: log}
+	directory := caches.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
 	opts := server.Options{Version: a.version, Logger: log}
 	if encoder != nil {
 		defer func() { err = errors.Join(err, encoder.Close()) }()
@@ -88,6 +95,11 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, kept.Close()) }()
+	tls, err := c.certificates(kept.catalog, listeners, log)
+	if err != nil {
+		return err
+	}
+	c.doorOptions(&opts, tls, https)
 	if err := caches.Prepare(ctx, kept.catalog, kept.Depot, local); err != nil {
 		return err
 	}
@@ -118,7 +130,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	defer closeAll(sshListeners)
 
 	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
-	a.listeners, a.keys = listeners, main.PublicKeys()
+	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()
 	if err := a.print(k.Stdout); err != nil {
 		log.Warn("the start could not be announced", "error", err)
 	}
@@ -129,6 +141,13 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return door.Serve(ctx, l) })
+	}
+	for _, l := range https {
+		group.Go(func() error { return door.ServeTLS(ctx, l, tls.Config()) })
+	}
+	if tls != nil {
+		group.Go(func() error { return certify(ctx, tls, all) })
+		group.Go(func() error { return reload(ctx, tls) })
 	}
 	for _, l := range sshListeners {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })

@@ -26,7 +26,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, all cache.Directory, who *ac
 	if len(c.SSH) == 0 {
 		return nil, nil, nil
 	}
-	listeners, err := openAll(ctx, c.SSH)
+	listeners, err := openAll(ctx, c.SSH, listen.Options{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("ssh: %w", err)
 	}
@@ -74,10 +74,10 @@ func daemonSocket() (string, error) {
 }
 
 // openAll opens all addresses, or none.
-func openAll(ctx context.Context, addresses []listen.Address) ([]net.Listener, error) {
+func openAll(ctx context.Context, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
 	var listeners []net.Listener
 	for _, address := range addresses {
-		l, err := address.Open(ctx)
+		l, err := address.Open(ctx, opts)
 		if err != nil {
 			closeAll(listeners)
 			return nil, err

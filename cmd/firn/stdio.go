@@ -185,7 +185,7 @@ func (c *daemonCommand) Run() (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
-	l, err := address.Open(ctx)
+	l, err := address.Open(ctx, listen.Options{})
 	if err != nil {
 		return err
 	}

@@ -25,6 +25,7 @@ type tokenCreateCommand struct {
 	stateFlags
 	Name string `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
 	rightsFlags
+	Certificate string `placeholder:"FILE" complete:"file" help:"Instead of a secret that is printed, take the certificate in FILE: whoever shows it over TLS, to a server with --client-certs, may do this. If it is that of an authority, so may whoever shows one that it signed, followed by the authority's own."`
 }
 
 // rightsFlags say what a token or a key allows, and for how long.
@@ -65,7 +66,8 @@ It is good at once, also on a server that runs. Clients send it as the password 
 Examples:
 
     firn token create --push main ci
-    firn token create --read 'team-*' --expires 90d laptop-of-alice`
+    firn token create --read 'team-*' --expires 90d laptop-of-alice
+    firn token create --push main --certificate builder.pem builder`
 }
 
 func (c *tokenCreateCommand) Run(k *kong.Context) error {
@@ -73,7 +75,16 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	secret, token, err := access.NewToken(c.Name, grants, expires)
+	var secret string
+	var token *catalog.Token
+	if c.Certificate != "" {
+		var text []byte
+		if text, err = readPublicKey(c.Certificate); err == nil {
+			token, err = access.NewCertificate(c.Name, text, grants, expires)
+		}
+	} else {
+		secret, token, err = access.NewToken(c.Name, grants, expires)
+	}
 	if err != nil {
 		return err
 	}
@@ -84,6 +95,9 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	}
 	defer cat.Close()
 	if err := cat.AddToken(ctx, token); err != nil {
+		if errors.Is(err, catalog.ErrConflict) && c.Certificate != "" {
+			return fmt.Errorf("there is a token named %s already, or one of this very certificate; firn token list shows them, and firn token revoke removes one", c.Name)
+		}
 		if errors.Is(err, catalog.ErrConflict) {
 			return fmt.Errorf("there is a token named %s already; choose another name, or revoke it with firn token revoke %s", c.Name, c.Name)
 		}
@@ -91,6 +105,9 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	}
 	if err := warnUnmatched(ctx, cat, grants); err != nil {
 		return err
+	}
+	if secret == "" {
+		return nil
 	}
 	fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
 		"    machine HOST login %s password TOKEN\n\nThen: nix copy --to http://HOST:5000 --option netrc-file /etc/nix/netrc PATH\n\n", c.Name)

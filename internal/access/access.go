@@ -1,9 +1,10 @@
-// Package access finds out who a request comes from: tokens and SSH keys become principals.
+// Package access finds out who a request comes from: tokens, SSH keys and certificates become principals.
 //
 //	secret, record, err := access.NewToken("ci", grants, expires) // the secret is shown once, the record kept
 //	a := access.New(catalog, catalog.Version, access.Options{})
 //	who, err := a.Authenticate(ctx, header.Get("Authorization"), remote)
 //	who, err := a.SSHKey(ctx, key, user)
+//	who, err := a.Certificate(ctx, chain, remote)
 //
 // A token is 256 random bits, of which only the SHA-256 is kept. So whoever reads the catalog cannot use it,
 // and no comparison tells by its time how near a guess was: what is looked up is the hash of the guess.
@@ -60,7 +61,7 @@ type Access struct {
 	now     func() time.Time
 	slow    *slowdown
 	// Apart, so that no secret can be the bytes of a public key.
-	tokens, keys *memory
+	tokens, keys, certificates *memory
 }
 
 // New returns an Access that finds tokens and keys in a catalog, and remembers them as long as version stays the same: see [catalog.Catalog].
@@ -74,6 +75,8 @@ func New(records Records, version func() (uint64, bool), opts Options) *Access {
 		slow:    newSlowdown(cmp.Or(opts.Burst, defaultBurst), cmp.Or(opts.Pause, defaultPause)),
 		tokens:  newMemory(version, opts.Now),
 		keys:    newMemory(version, opts.Now),
+
+		certificates: newMemory(version, opts.Now),
 	}
 }
 

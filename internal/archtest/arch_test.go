@@ -58,6 +58,8 @@ var rules = map[string]rule{
 	"internal/access": {rooms: []string{"internal/cache", "internal/depot/catalog"}, libraries: true},
 	"internal/caches": {rooms: []string{"internal/cache", "internal/depot", "internal/depot/catalog", "nix"}},
 
+	"internal/certs": {rooms: []string{"internal/cache", "internal/depot/catalog"}, libraries: true},
+
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},

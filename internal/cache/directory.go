@@ -11,7 +11,8 @@ type Directory interface {
 	// ByName returns the cache of this name. ErrNotFound if there is none.
 	ByName(ctx context.Context, name string) (*Cache, error)
 
-	// ByHost returns the cache that answers at the root of this host: the one that has the host name, else [Main].
+	// ByHost returns the cache that answers at the root of this host: the one that has the host name,
+	// else [Main], or ErrNotFound where a server is told to refuse names that it does not know.
 	// The host is as in the header of a request, with or without a port.
 	ByHost(ctx context.Context, host string) (*Cache, error)
 

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -53,6 +54,9 @@ type Options struct {
 
 	// Priority is that of the cache main. Zero is a priority.
 	Priority int
+
+	// RefuseUnknown has ByHost find nothing for a host name that no cache has.
+	RefuseUnknown bool
 
 	// Logger is told what goes wrong. Nil discards.
 	Logger *slog.Logger
@@ -175,7 +179,7 @@ func (d *Directory) ByName(ctx context.Context, name string) (*cache.Cache, erro
 	return c, nil
 }
 
-// ByHost returns the cache that has this host name, else main.
+// ByHost returns the cache that has this host name, else main, or cache.ErrNotFound with Options.RefuseUnknown.
 func (d *Directory) ByHost(ctx context.Context, host string) (*cache.Cache, error) {
 	s := d.current(ctx, false)
 	if len(s.byHost) > 0 {
@@ -183,7 +187,15 @@ func (d *Directory) ByHost(ctx context.Context, host string) (*cache.Cache, erro
 			return c, nil
 		}
 	}
+	if d.opts.RefuseUnknown {
+		return nil, fmt.Errorf("find cache of host %q: %w", host, cache.ErrNotFound)
+	}
 	return s.main, nil
+}
+
+// Hosts returns the host names of all caches, in order.
+func (d *Directory) Hosts(ctx context.Context) []string {
+	return slices.Sorted(maps.Keys(d.current(ctx, true).byHost))
 }
 
 // All returns all caches by name.

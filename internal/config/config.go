@@ -28,6 +28,19 @@ import (
 // help and placeholder are for people, complete tells a shell what a value is.
 type Config struct {
 	Listen           []listen.Address `toml:"listen" default:"[::]:5000" sep:"none" placeholder:"ADDRESS" help:"Where to listen: HOST:PORT, :PORT or unix:PATH. May be given several times."`
+	HTTPS            []listen.Address `toml:"https" sep:"none" placeholder:"ADDRESS" help:"Where to listen with TLS, such as :443, which it is where there are certificates. May be given several times."`
+	TLSCert          []string         `toml:"tls-cert" sep:"none" placeholder:"FILE" complete:"file" help:"The certificate in FILE, with those between it and its authority. May be given several times: the name that a client asks for chooses. Read again when the file changes."`
+	TLSKey           []string         `toml:"tls-key" sep:"none" placeholder:"FILE" complete:"file" help:"The key of a --tls-cert, in the same order."`
+	ACME             string           `toml:"acme" placeholder:"EMAIL" help:"Get certificates for the host names of all caches, and renew them, from an ACME authority, which is told this address; so its terms are agreed to. It has to reach this server at port 443 or 80 of these names."`
+	ACMEDirectory    string           `toml:"acme-directory" default:"https://acme-v02.api.letsencrypt.org/directory" placeholder:"URL" help:"The ACME authority."`
+	ACMECA           string           `toml:"acme-ca" placeholder:"FILE" complete:"file" help:"What the server of the ACME authority itself is known by: certificates of the authorities that it may have its own from. Without it, those of this machine."`
+	ACMEChallenge    []ACMEChallenge  `toml:"acme-challenge" sep:"none" placeholder:"KIND" complete:"tls-alpn-01,http-01" help:"How the ACME authority may see that a name is ours: tls-alpn-01, at port 443, or http-01, at port 80. May be given twice. Without it, tls-alpn-01, and http-01 where a --listen address has port 80."`
+	PlainHTTP        PlainHTTP        `toml:"plain-http" default:"serve" placeholder:"WHAT" complete:"serve,redirect" help:"What becomes of requests to --listen addresses where there are certificates: serve them, or redirect them to HTTPS."`
+	HTTP2            bool             `toml:"http2" default:"true" negatable:"" help:"Speak HTTP/2 over TLS."`
+	ClientCerts      bool             `toml:"client-certs" default:"false" negatable:"" help:"Ask clients for a certificate, which is good for what firn token create --certificate says."`
+	UnknownHost      UnknownHost      `toml:"unknown-host" default:"main" placeholder:"WHAT" complete:"main,refuse" help:"What becomes of requests for a host name that no cache has: answer them from the cache main, or refuse them."`
+	TrustedProxy     []Proxy          `toml:"trusted-proxy" sep:"none" default:"local" placeholder:"WHO" complete:"local,unix,none" help:"Whom to believe when they say for whom they ask, in X-Forwarded-For and its like: an address, a range such as 10.0.0.0/8, local for this machine, unix for Unix sockets, or none. May be given several times."`
+	SocketMode       SocketMode       `toml:"socket-mode" default:"666" placeholder:"MODE" help:"The permissions of the Unix sockets of --listen, in octal."`
 	SSH              []listen.Address `toml:"ssh" sep:"none" placeholder:"ADDRESS" help:"Where to listen for ssh:// and ssh-ng://, such as :2222. May be given several times. Without one there is no SSH. Who may log in: see firn sshkey."`
 	SSHStore         bool             `toml:"ssh-store" default:"false" negatable:"" help:"Put what is pushed over SSH to a cache of this machine's own store into that store, through the Nix daemon, and not into the depot."`
 	Key              []string         `toml:"key" sep:"none" placeholder:"FILE" complete:"file" help:"Sign what the cache main serves with the secret key in FILE. May be given several times. Without one, the first start makes a key in the state directory."`
@@ -55,6 +68,9 @@ func (c *Config) Check() error {
 		if _, err := nix.ParseSecretKey(path); err == nil {
 			return errors.New("key: this is a secret key itself; want the path of a file that holds it")
 		}
+	}
+	if err := c.checkTLS(); err != nil {
+		return err
 	}
 	if c.SSHStore && c.Store != StoreAuto {
 		return errors.New("ssh-store: it is for this machine's own store, which another one, or none, is served instead of")

@@ -28,6 +28,8 @@ func TestPrecedence(t *testing.T) {
 	defaults := Config{
 		Listen: addresses(t, "[::]:5000"), Store: StoreAuto, Priority: 30,
 		Compression: CompressionNone, CompressionLevel: 3, CacheSize: "10GiB", DepotLevel: 1, MaxNARSize: "64GiB",
+		ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory", PlainHTTP: PlainServe, HTTP2: true,
+		UnknownHost: UnknownMain, TrustedProxy: []Proxy{ProxyLocal}, SocketMode: "666",
 		State: "/var/lib/private/firn", LogLevel: "info", LogFormat: LogText,
 	}
 	from := func(edit func(*Config)) Config { c := defaults; edit(&c); return c }
@@ -43,8 +45,14 @@ func TestPrecedence(t *testing.T) {
 			name: "file",
 			file: "listen = [\":1\", \"unix:/s\"]\nkey = ['/a', '/b,c']\nstore = \"/mnt\"\npriority = 0\nstate = '/state'\nlog-level = 'debug'\nlog-format = 'json'\n" +
 				"compression = 'zstd'\ncompression-level = 19\ncache-size = '500MB'\ndepot-level = 12\nmax-nar-size = '1GB'\n" +
-				"ssh = [':22']\nssh-store = false\n",
+				"ssh = [':22']\nssh-store = false\n" +
+				"https = [':443']\ntls-cert = ['/c']\ntls-key = ['/k']\nacme = 'a@b'\nacme-directory = 'https://ca/dir'\nacme-ca = '/ca'\n" +
+				"acme-challenge = ['http-01']\nplain-http = 'redirect'\nhttp2 = false\nclient-certs = true\nunknown-host = 'refuse'\n" +
+				"trusted-proxy = ['10.0.0.0/8', 'unix']\nsocket-mode = '0660'\n",
 			want: Config{
+				HTTPS: addresses(t, ":443"), TLSCert: []string{"/c"}, TLSKey: []string{"/k"}, ACME: "a@b", ACMEDirectory: "https://ca/dir", ACMECA: "/ca",
+				ACMEChallenge: []ACMEChallenge{ChallengeHTTP}, PlainHTTP: PlainRedirect, ClientCerts: true, UnknownHost: UnknownRefuse,
+				TrustedProxy: []Proxy{"10.0.0.0/8", ProxyUnix}, SocketMode: "0660",
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b,c"}, Store: "/mnt", Priority: 0,
 				Compression: CompressionZstd, CompressionLevel: 19, CacheSize: "500MB", DepotLevel: 12, MaxNARSize: "1GB",
 				State: "/state", LogLevel: "debug", LogFormat: LogJSON,
@@ -52,6 +60,9 @@ func TestPrecedence(t *testing.T) {
 			},
 			origins: Origins{
 				"ssh": "FILE:13", "ssh-store": "FILE:14",
+				"https": "FILE:15", "tls-cert": "FILE:16", "tls-key": "FILE:17", "acme": "FILE:18", "acme-directory": "FILE:19", "acme-ca": "FILE:20",
+				"acme-challenge": "FILE:21", "plain-http": "FILE:22", "http2": "FILE:23", "client-certs": "FILE:24", "unknown-host": "FILE:25",
+				"trusted-proxy": "FILE:26", "socket-mode": "FILE:27",
 				"listen": "FILE:1", "key": "FILE:2", "store": "FILE:3", "priority": "FILE:4",
 				"state": "FILE:5", "log-level": "FILE:6", "log-format": "FILE:7",
 				"compression": "FILE:8", "compression-level": "FILE:9", "cache-size": "FILE:10",
@@ -70,9 +81,12 @@ func TestPrecedence(t *testing.T) {
 				"FIRN_STATE": "/state", "FIRN_LOG_LEVEL": "error", "FIRN_LOG_FORMAT": "json",
 				"FIRN_COMPRESSION": "zstd", "FIRN_COMPRESSION_LEVEL": "1", "FIRN_CACHE_SIZE": "1 TiB",
 				"FIRN_DEPOT_LEVEL": "1", "FIRN_MAX_NAR_SIZE": "64MiB",
+				"FIRN_ACME_DIRECTORY": "https://acme/dir", "FIRN_TRUSTED_PROXY": "10.0.0.1,2001:db8::/32",
 			},
 			want: Config{
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b c"}, Store: StoreOff, Priority: 65535,
+				ACMEDirectory: "https://acme/dir", PlainHTTP: PlainServe, HTTP2: true, UnknownHost: UnknownMain,
+				TrustedProxy: []Proxy{"10.0.0.1", "2001:db8::/32"}, SocketMode: "666",
 				Compression: CompressionZstd, CompressionLevel: 1, CacheSize: "1 TiB", DepotLevel: 1, MaxNARSize: "64MiB",
 				State: "/state", LogLevel: "error", LogFormat: LogJSON,
 			},
@@ -81,6 +95,7 @@ func TestPrecedence(t *testing.T) {
 				"state": "FIRN_STATE", "log-level": "FIRN_LOG_LEVEL", "log-format": "FIRN_LOG_FORMAT",
 				"compression": "FIRN_COMPRESSION", "compression-level": "FIRN_COMPRESSION_LEVEL", "cache-size": "FIRN_CACHE_SIZE",
 				"depot-level": "FIRN_DEPOT_LEVEL", "max-nar-size": "FIRN_MAX_NAR_SIZE",
+				"acme-directory": "FIRN_ACME_DIRECTORY", "trusted-proxy": "FIRN_TRUSTED_PROXY",
 			},
 		},
 		{
@@ -163,6 +178,10 @@ func TestErrors(t *testing.T) {
 		{name: "little size", file: "cache-size = '1MB'\n", want: "FILE:1: cache-size: 1MB is less than 64 MiB"},
 		{name: "depot", file: "depot-level = 13\nmax-nar-size = '64MB'\n",
 			want: "FILE:1: depot-level: \"13\" is not a number from 1 to 12\nFILE:2: max-nar-size: 64MB is less than 64 MiB"},
+		{name: "network", file: "socket-mode = '999'\nplain-http = 'x'\ntrusted-proxy = ['10.0.0.0/99']\nacme-challenge = ['dns-01']\n",
+			want: "FILE:1: socket-mode: \"999\" is not a mode such as 660\nFILE:2: plain-http: \"x\" is not one of [\"serve\" \"redirect\"]\n" +
+				"FILE:3: trusted-proxy: \"10.0.0.0/99\" is not an address or a range such as 10.0.0.0/8, and none of local, unix and none\n" +
+				"FILE:4: acme-challenge: \"dns-01\" is not one of [\"tls-alpn-01\" \"http-01\"]"},
 		{name: "syntax", file: "priority = 1\nlisten = [\n", want: "FILE:2: unexpected EOF; expected value"},
 		{name: "twice", file: "priority = 1\npriority = 2\n", want: "FILE:2: Key 'priority' has already been defined."},
 		{name: "too long", file: strings.Repeat("#", maxFile+1), want: "read configuration: read FILE: longer than 65536 bytes"},

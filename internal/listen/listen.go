@@ -41,6 +41,12 @@ type Address struct {
 	name    string // "host:port" or the path of the socket
 }
 
+// Options of a listener. The zero Options will do.
+type Options struct {
+	// Mode are the permissions of a Unix socket. Zero lets every local user connect.
+	Mode fs.FileMode
+}
+
 // ParseAddress reads the text form of an address.
 // A HOST that is an IPv6 address stands in brackets; the empty HOST and "[::]" mean every address of this machine, IPv4 too,
 // and "0.0.0.0" every IPv4 address.
@@ -97,17 +103,17 @@ func (a *Address) UnmarshalText(text []byte) (err error) {
 // On a machine whose kernel has no IPv6, "[::]" falls back to every IPv4 address.
 // A Unix socket that a crash left behind is replaced, one that still answers is an error;
 // the socket is removed when the listener is closed. Errors say what to do.
-func (a Address) Open(ctx context.Context) (net.Listener, error) {
-	ln, err := a.open(ctx, net.ListenConfig{})
+func (a Address) Open(ctx context.Context, opts Options) (net.Listener, error) {
+	ln, err := a.open(ctx, net.ListenConfig{}, cmp.Or(opts.Mode, socketMode))
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w%s", a, cause(err), advice(err))
 	}
 	return ln, nil
 }
 
-func (a Address) open(ctx context.Context, lc net.ListenConfig) (net.Listener, error) {
+func (a Address) open(ctx context.Context, lc net.ListenConfig, mode fs.FileMode) (net.Listener, error) {
 	if a.network == "unix" {
-		return openUnix(ctx, lc, a.name)
+		return openUnix(ctx, lc, a.name, mode)
 	}
 	ln, err := lc.Listen(ctx, a.network, a.name)
 	if host, port, _ := net.SplitHostPort(a.name); host == "::" && errors.Is(err, syscall.EAFNOSUPPORT) {
@@ -116,10 +122,10 @@ func (a Address) open(ctx context.Context, lc net.ListenConfig) (net.Listener, e
 	return ln, err
 }
 
-// openUnix listens on the socket at path.
+// openUnix listens on the socket at path, with its mode.
 // Telling a dead socket from a live one, removing it and binding the new one are three steps;
 // a lock on the directory makes them one for all who come through here, so that two starts at once cannot remove each other's socket.
-func openUnix(ctx context.Context, lc net.ListenConfig, path string) (net.Listener, error) {
+func openUnix(ctx context.Context, lc net.ListenConfig, path string, mode fs.FileMode) (net.Listener, error) {
 	unlock, err := lockDir(filepath.Dir(path))
 	if err != nil {
 		return nil, err
@@ -128,15 +134,29 @@ func openUnix(ctx context.Context, lc net.ListenConfig, path string) (net.Listen
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
+	// Linux makes the socket with the mode of its descriptor, so that nobody can connect in between who may not.
+	lc.Control = func(_, _ string, c syscall.RawConn) error {
+		var failed error
+		err := c.Control(func(fd uintptr) { failed = syscall.Fchmod(int(fd), uint32(mode)) })
+		return errors.Join(err, ignoreInvalid(failed))
+	}
 	ln, err := lc.Listen(ctx, "unix", path)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, socketMode); err != nil {
+	if err := os.Chmod(path, mode); err != nil { // whatever the umask has taken away
 		ln.Close()
 		return nil, err
 	}
 	return ln, nil
+}
+
+// ignoreInvalid drops the error of a system whose sockets have no mode before they have a path.
+func ignoreInvalid(err error) error {
+	if errors.Is(err, syscall.EINVAL) {
+		return nil
+	}
+	return err
 }
 
 // errNotSocket: there is a file at the path, and it is not ours to remove.
@@ -221,9 +241,9 @@ func advice(err error) string {
 	return ""
 }
 
-// URL returns the URL of a server that listens on ln, as clients on other machines write it when this machine
+// URL returns the URL of a server that listens on ln, with scheme http or https, as clients on other machines write it when this machine
 // listens on all its addresses, and "" for a Unix socket. hostname is this machine's name; empty means localhost.
-func URL(ln net.Listener, hostname string) string {
+func URL(scheme string, ln net.Listener, hostname string) string {
 	addr, ok := ln.Addr().(*net.TCPAddr)
 	if !ok {
 		return ""
@@ -235,11 +255,11 @@ func URL(ln net.Listener, hostname string) string {
 	if addr.IP.IsUnspecified() {
 		host = cmp.Or(hostname, "localhost")
 	}
-	if addr.Port == 80 {
+	if addr.Port == map[string]int{"http": 80, "https": 443}[scheme] {
 		if strings.Contains(host, ":") {
 			host = "[" + host + "]"
 		}
-		return "http://" + host
+		return scheme + "://" + host
 	}
-	return "http://" + net.JoinHostPort(host, strconv.Itoa(addr.Port))
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(addr.Port))
 }

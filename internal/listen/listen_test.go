@@ -80,7 +80,7 @@ func TestOpenWithoutIPv6(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := addr.open(t.Context(), noIPv6)
+	ln, err := addr.open(t.Context(), noIPv6, socketMode)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,7 +91,7 @@ func TestOpenWithoutIPv6(t *testing.T) {
 	if addr, err = ParseAddress("[::1]:0"); err != nil {
 		t.Fatal(err)
 	}
-	if ln, err := addr.open(t.Context(), noIPv6); err == nil {
+	if ln, err := addr.open(t.Context(), noIPv6, socketMode); err == nil {
 		ln.Close()
 		t.Error("an address of a family that is not there was replaced by another")
 	}
@@ -103,7 +103,7 @@ func TestOpenPortInUse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = addr.Open(t.Context())
+	_, err = addr.Open(t.Context(), Options{})
 	want := "listen on " + ln.Addr().String() + ": address already in use; stop the server that listens there, or choose another address with --listen"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %q, want %q", err, want)
@@ -118,7 +118,7 @@ func TestOpenUnknownHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = addr.Open(t.Context())
+	_, err = addr.Open(t.Context(), Options{})
 	want := "listen on *:0: lookup *: no such host; choose an address of this machine, or [::] for all, with --listen"
 	if err == nil || err.Error() != want {
 		t.Errorf("error %q, want %q", err, want)
@@ -137,7 +137,7 @@ func TestUnixSocket(t *testing.T) {
 	}
 
 	addr := Address{network: "unix", name: path}
-	if _, err := addr.Open(t.Context()); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := addr.Open(t.Context(), Options{}); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Errorf("opening a live socket: %v, want EADDRINUSE", err)
 	}
 	if conn, err := net.Dial("unix", path); err != nil {
@@ -148,7 +148,7 @@ func TestUnixSocket(t *testing.T) {
 
 	ln.(*net.UnixListener).SetUnlinkOnClose(false) // as a crash leaves it
 	ln.Close()
-	ln, err = addr.Open(t.Context())
+	ln, err = addr.Open(t.Context(), Options{})
 	if err != nil {
 		t.Fatalf("opening a stale socket: %v", err)
 	}
@@ -163,7 +163,7 @@ func TestUnixSocketKeepsOtherFiles(t *testing.T) {
 	if err := os.WriteFile(path, []byte("precious"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := (Address{network: "unix", name: path}).Open(t.Context()); !errors.Is(err, errNotSocket) {
+	if _, err := (Address{network: "unix", name: path}).Open(t.Context(), Options{}); !errors.Is(err, errNotSocket) {
 		t.Errorf("error %v, want %v", err, errNotSocket)
 	}
 	if got, err := os.ReadFile(path); err != nil || string(got) != "precious" {
@@ -183,7 +183,7 @@ func TestUnixSocketRace(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 16 {
 		wg.Go(func() {
-			ln, err := (Address{network: "unix", name: path}).Open(t.Context())
+			ln, err := (Address{network: "unix", name: path}).Open(t.Context(), Options{})
 			if err != nil {
 				if !errors.Is(err, syscall.EADDRINUSE) {
 					t.Error(err)
@@ -223,9 +223,30 @@ func TestURL(t *testing.T) {
 		{&net.TCPAddr{IP: net.ParseIP("fe80::1"), Zone: "eth0", Port: 1}, "snow", "http://[fe80::1%25eth0]:1"},
 		{&net.UnixAddr{Name: "/run/s", Net: "unix"}, "snow", ""},
 	} {
-		if got := URL(fixed{addr: test.addr}, test.host); got != test.want {
+		if got := URL("http", fixed{addr: test.addr}, test.host); got != test.want {
 			t.Errorf("URL(%v, %q) = %q, want %q", test.addr, test.host, got, test.want)
 		}
+	}
+	if got := URL("https", fixed{addr: &net.TCPAddr{IP: net.IPv6unspecified, Port: 443}}, "snow"); got != "https://snow" {
+		t.Errorf("the URL with TLS is %q", got)
+	}
+}
+
+// A socket has its mode whatever the umask, and before anybody can connect.
+func TestUnixSocketMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s")
+	addr := Address{network: "unix", name: path}
+	ln, err := addr.Open(t.Context(), Options{Mode: 0o660})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	fi, err := os.Stat(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if fi.Mode().Perm() != 0o660 {
+		t.Errorf("mode %v, want 660", fi.Mode())
 	}
 }
 
@@ -243,7 +264,7 @@ func open(t *testing.T, text string) net.Listener {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ln, err := addr.Open(t.Context())
+	ln, err := addr.Open(t.Context(), Options{})
 	if err != nil {
 		t.Fatal(err)
 	}

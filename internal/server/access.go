@@ -3,21 +3,28 @@ package server
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
-	"strings"
 
 	"firn/internal/cache"
 )
 
 // find finds the cache that a request is of: x.cache stays nil if there is none of its name.
 func (s *Server) find(x *exchange) (err error) {
-	if x.target.cache == "" {
-		x.cache, err = s.caches.ByHost(x.r.Context(), x.r.Host)
-		if err != nil {
-			return fmt.Errorf("find cache of host: %w: %w", cache.ErrUnavailable, err)
+	c, err := s.caches.ByHost(x.r.Context(), x.r.Host)
+	if errors.Is(err, cache.ErrNotFound) {
+		// Some proxies ask under a name of their own. What is a name of ours is never overruled:
+		// a client could say another one, and a proxy that keeps answers would then give them to others.
+		if o := s.originOf(x.r); o.host != "" {
+			c, err = s.caches.ByHost(x.r.Context(), o.host)
 		}
+	}
+	switch {
+	case errors.Is(err, cache.ErrNotFound):
+		return errMisdirected
+	case err != nil:
+		return fmt.Errorf("find cache of host: %w: %w", cache.ErrUnavailable, err)
+	case x.target.cache == "":
+		x.cache = c
 		return nil
 	}
 	x.cache, err = s.caches.ByName(x.r.Context(), x.target.cache)
@@ -34,6 +41,8 @@ var (
 		"Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
 	errWrongToken = cache.Refuse(cache.ErrUnauthenticated, "this token is not known, has expired, or was revoked: "+
 		"`firn token create` on the server prints a new one. Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
+	errWrongCertificate = cache.Refuse(cache.ErrUnauthenticated, "this certificate is not known, or is not valid now: "+
+		"`firn token create --certificate` on the server says what one is good for")
 	errMayNotRead = cache.Refuse(cache.ErrDenied, "this token may not read here")
 	errMayNotPush = cache.Refuse(cache.ErrDenied, "this token may not push here")
 )
@@ -73,37 +82,27 @@ func (s *Server) allow(x *exchange) error {
 // authenticate finds out who asks.
 func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
 	authorization := x.r.Header.Get("Authorization")
-	if s.access == nil || authorization == "" {
+	var who cache.Principal
+	var err error
+	certificates, ok := s.access.(CertificateAuthenticator)
+	switch {
+	case s.access != nil && authorization != "":
+		who, err = s.access.Authenticate(x.r.Context(), authorization, s.originOf(x.r).addr)
+		if errors.Is(err, cache.ErrUnauthenticated) {
+			return nil, errWrongToken
+		}
+	case ok && x.r.TLS != nil && len(x.r.TLS.PeerCertificates) > 0:
+		who, err = certificates.Certificate(x.r.Context(), x.r.TLS.PeerCertificates, s.originOf(x.r).addr)
+		if errors.Is(err, cache.ErrUnauthenticated) {
+			return nil, errWrongCertificate
+		}
+	default:
 		return cache.Anybody, nil
-	}
-	who, err := s.access.Authenticate(x.r.Context(), authorization, remote(x.r))
-	if errors.Is(err, cache.ErrUnauthenticated) {
-		return nil, errWrongToken
 	}
 	if err != nil {
 		return nil, fmt.Errorf("authenticate: %w", err)
 	}
 	return who, nil
-}
-
-// remote returns the address of the client, for counting its failures; the zero Addr if it has none.
-// A proxy on this machine is believed when it says for whom it asks. Nobody else is: they could say anybody.
-func remote(r *http.Request) netip.Addr {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
-	if err != nil {
-		host = r.RemoteAddr
-	}
-	addr, _ := netip.ParseAddr(host) // of a Unix socket there is none
-	if addr.IsValid() && !addr.IsLoopback() {
-		return addr.Unmap()
-	}
-	if said := r.Header.Values("X-Forwarded-For"); len(said) > 0 {
-		last := said[len(said)-1]
-		if client, err := netip.ParseAddr(strings.TrimSpace(last[strings.LastIndexByte(last, ',')+1:])); err == nil {
-			return client.Unmap().WithZone("")
-		}
-	}
-	return addr.Unmap()
 }
 
 // missing returns an ErrNotFound that says what is not there.

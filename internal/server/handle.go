@@ -221,7 +221,7 @@ func isBuildID(s string) bool {
 func (s *Server) serveHealth(x *exchange) error {
 	ctx, cancel := context.WithTimeout(x.r.Context(), healthLimit)
 	defer cancel()
-	c, err := s.caches.ByHost(ctx, "")
+	c, err := s.caches.ByName(ctx, cache.Main)
 	if err == nil {
 		err = c.Check(ctx)
 	}

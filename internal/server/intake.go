@@ -71,7 +71,7 @@ func (x *exchange) hasBody() bool {
 // drain reads some of the body of a request that has been answered without it.
 // A client that waits to be asked for it sends none.
 func (x *exchange) drain() {
-	if x.status == 0 || x.r.Header["Expect"] != nil && x.intake == nil {
+	if x.status == 0 || x.r.ProtoMajor != 1 || x.r.Header["Expect"] != nil && x.intake == nil {
 		return
 	}
 	control := http.NewResponseController(x.w)

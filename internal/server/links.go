@@ -1,6 +1,7 @@
 package server
 
 import (
+	"crypto/tls"
 	"net"
 	"net/http"
 	"sync"
@@ -83,6 +84,9 @@ func (ls *links) remove(l *link) {
 
 // connState passes on to a link what an http.Server does with it.
 func connState(c net.Conn, s http.ConnState) {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
 	if l, ok := c.(*link); ok {
 		l.state(s)
 	}

@@ -133,7 +133,7 @@ func (m *metrics) answered(x *exchange, took time.Duration) {
 
 // verifiedOf returns what the sources of the cache at the root have verified. All caches have the same sources, or fewer.
 func verifiedOf(caches cache.Directory) (right, wrong int64) {
-	c, err := caches.ByHost(context.Background(), "")
+	c, err := caches.ByName(context.Background(), cache.Main)
 	if err != nil {
 		return 0, 0
 	}

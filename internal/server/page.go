@@ -2,6 +2,7 @@ package server
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	_ "embed"
 	"encoding/base64"
@@ -10,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"regexp"
-	"strings"
 )
 
 //go:embed page.html
@@ -51,7 +51,7 @@ func (s *Server) servePage(x *exchange) error {
 		Keys     []template.HTML
 		Version  string
 	}{
-		URL:      shownURL(x.r),
+		URL:      s.shownURL(x.r),
 		Private:  x.secret,
 		StoreDir: string(info.StoreDir),
 		Priority: info.Priority,
@@ -89,34 +89,19 @@ var (
 	prefixPattern = regexp.MustCompile(`^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*){0,16}$`)
 )
 
-// shownURL returns the URL at which the client, or the proxy before us, says that it reached this cache.
+// shownURL returns the URL at which the client says that it reached this cache, or a proxy that is believed.
 // It is for showing only. Whoever asks may say anything, so what is not plainly a host or a path is not repeated.
-func shownURL(r *http.Request) string {
-	forwarded := func(name string) string {
-		first, _, _ := strings.Cut(r.Header.Get(name), ",") // the proxy nearest to the client
-		return strings.TrimSpace(first)
-	}
-
-	scheme := "http"
-	if r.TLS != nil {
-		scheme = "https"
-	}
-	if said := forwarded("X-Forwarded-Proto"); said == "http" || said == "https" {
-		scheme = said
-	}
+func (s *Server) shownURL(r *http.Request) string {
+	o := s.originOf(r)
 	host := "localhost"
 	if local, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok && hostPattern.MatchString(local.String()) {
 		host = local.String()
 	}
-	for _, said := range []string{forwarded("X-Forwarded-Host"), r.Host} {
+	for _, said := range []string{o.host, r.Host} {
 		if hostPattern.MatchString(said) {
 			host = said
 			break
 		}
 	}
-	prefix := strings.TrimRight(forwarded("X-Forwarded-Prefix"), "/")
-	if !prefixPattern.MatchString(prefix) {
-		prefix = ""
-	}
-	return scheme + "://" + host + prefix
+	return cmp.Or(o.scheme, "http") + "://" + host + o.prefix
 }

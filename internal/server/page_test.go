@@ -4,9 +4,12 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"net/http/httptest"
+	"net/netip"
 	"regexp"
 	"strings"
 	"testing"
+
+	"firn/internal/cache"
 )
 
 func TestPage(t *testing.T) {
@@ -47,6 +50,7 @@ func TestPage(t *testing.T) {
 }
 
 func TestShownURL(t *testing.T) {
+	s := New(cache.Only(nil), Options{Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}}) // as httptest has it
 	for _, test := range []struct {
 		name    string
 		host    string
@@ -85,7 +89,7 @@ func TestShownURL(t *testing.T) {
 				name, value, _ := strings.Cut(h, ": ")
 				r.Header.Set(name, value)
 			}
-			if got := shownURL(r); got != test.want {
+			if got := s.shownURL(r); got != test.want {
 				t.Errorf("URL is %q, want %q", got, test.want)
 			}
 		})

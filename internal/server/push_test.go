@@ -554,26 +554,3 @@ func TestPageOfCache(t *testing.T) {
 		t.Errorf("Location is %q, want team/, which is right behind any proxy", got)
 	}
 }
-
-func TestRemote(t *testing.T) {
-	for _, test := range []struct{ remote, forwarded, want string }{
-		{"192.0.2.1:1234", "", "192.0.2.1"},
-		{"192.0.2.1:1234", "198.51.100.1", "192.0.2.1"},
-		{"[2001:db8::1]:1234", "", "2001:db8::1"},
-		{"[::ffff:192.0.2.1]:1234", "", "192.0.2.1"},
-		{"127.0.0.1:1234", "", "127.0.0.1"},
-		{"127.0.0.1:1234", "203.0.113.1, 198.51.100.1", "198.51.100.1"},
-		{"[::1]:1234", "198.51.100.1", "198.51.100.1"},
-		{"@", "198.51.100.1", "198.51.100.1"},
-		{"@", "", "invalid IP"},
-		{"127.0.0.1:1234", "unknown", "127.0.0.1"},
-	} {
-		r := &http.Request{RemoteAddr: test.remote, Header: http.Header{}}
-		if test.forwarded != "" {
-			r.Header.Set("X-Forwarded-For", test.forwarded)
-		}
-		if got := remote(r).String(); got != test.want {
-			t.Errorf("a client at %s, forwarded for %q, is %s, want %s", test.remote, test.forwarded, got, test.want)
-		}
-	}
-}

@@ -51,6 +51,9 @@ var (
 	cacheNever   = &caching{[]string{"no-store"}, []string{"no-store"}}
 )
 
+// errMisdirected is the answer to a request for a host name that no cache has.
+var errMisdirected = errors.New("unknown host")
+
 // errMethod is the answer to a method that the thing asked for does not have.
 var errMethod = errors.New("method not allowed")
 
@@ -61,6 +64,7 @@ var statuses = []struct {
 	text   string
 }{
 	{cache.ErrNotFound, http.StatusNotFound, "not found"},
+	{errMisdirected, http.StatusMisdirectedRequest, "no cache has this host name"},
 	{errMethod, http.StatusMethodNotAllowed, "this method is not answered here"},
 	{cache.ErrUnauthenticated, http.StatusUnauthorized, "a token is needed here"},
 	{errSlow, http.StatusRequestTimeout, "the body came too slowly"},
@@ -233,10 +237,17 @@ func (s *Server) fail(x *exchange, err error) {
 		s.log.Error("failed", "path", x.r.URL.Path, "error", err)
 	}
 	if x.hasBody() {
-		h["Connection"] = closed
+		x.close()
 	}
 	// An error means that the client has gone, which is not worth a word now.
 	_ = x.answer(status, typeText, caching, []byte(text+"\n"))
+}
+
+// close has the connection closed after the answer. One of HTTP/2 carries other answers too, and ends a request by itself.
+func (x *exchange) close() {
+	if x.r.ProtoMajor == 1 {
+		x.w.Header()["Connection"] = closed
+	}
 }
 
 // cut makes sure that the client does not take the end of the connection for that of the body, as one of HTTP/1.0 does
@@ -254,7 +265,7 @@ func (x *exchange) cut() {
 }
 
 // attributes are what the log says of an exchange.
-func (x *exchange) attributes(start time.Time) []any {
+func (s *Server) attributes(x *exchange, start time.Time) []any {
 	return []any{
 		"method", x.r.Method,
 		"path", x.r.URL.Path,
@@ -262,7 +273,7 @@ func (x *exchange) attributes(start time.Time) []any {
 		"status", x.status,
 		"bytes", x.sent,
 		"duration", time.Since(start).String(), // with its unit in JSON too
-		"remote", x.r.RemoteAddr,
+		"remote", s.originOf(x.r).client(x.r),
 	}
 }
 

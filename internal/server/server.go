@@ -13,6 +13,7 @@ package server
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"html/template"
@@ -84,6 +85,18 @@ type Options struct {
 	// MaxUpload bounds the size in bytes of what is uploaded, as sent. 64 GiB if zero.
 	MaxUpload int64
 
+	// Proxies are believed when they say for whom they ask; with the zero value nobody is.
+	Proxies Proxies
+
+	// Redirect is the port of HTTPS, to which requests without TLS are redirected. They are answered if it is zero.
+	Redirect int
+
+	// NoHTTP2 has ServeTLS speak HTTP/1 only.
+	NoHTTP2 bool
+
+	// Challenger answers ACME authorities. Nil: nobody does.
+	Challenger Challenger
+
 	// Collectors add to what /metrics shows.
 	Collectors []prometheus.Collector
 }
@@ -106,6 +119,11 @@ type Server struct {
 	page    *template.Template
 	policy  []string // Content-Security-Policy of the front page
 
+	proxies    Proxies
+	httpsPort  int // to redirect to; 0: none
+	noHTTP2    bool
+	challenger Challenger // nil: none
+
 	listing *semaphore.Weighted // of listingMakers
 	listed  *semaphore.Weighted // of listingBytes
 
@@ -123,6 +141,12 @@ func New(caches cache.Directory, opts Options) *Server {
 		version: cmp.Or(opts.Version, "unknown"),
 		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		metrics: newMetrics(caches, opts.Collectors),
+
+		proxies:    opts.Proxies,
+		httpsPort:  opts.Redirect,
+		noHTTP2:    opts.NoHTTP2,
+		challenger: opts.Challenger,
+
 		listing: semaphore.NewWeighted(listingMakers),
 		listed:  semaphore.NewWeighted(listingBytes),
 
@@ -143,7 +167,14 @@ func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.answer) }
 
 // Serve answers requests that come through the listener until ctx ends, closes it,
 // and returns when all answers have been sent, or cut after a minute. It may run on several listeners at once.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+func (s *Server) Serve(ctx context.Context, l net.Listener) error { return s.serve(ctx, l, nil) }
+
+// ServeTLS is Serve with TLS, for which config has the certificates.
+func (s *Server) ServeTLS(ctx context.Context, l net.Listener, config *tls.Config) error {
+	return s.serve(ctx, l, config)
+}
+
+func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) error {
 	// Ending ctx ends the acceptance of work; only cut ends the work.
 	work, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
@@ -156,8 +187,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		BaseContext:       func(net.Listener) context.Context { return work },
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
+	s.protocols(srv, config)
 	served := make(chan error, 1)
-	go func() { served <- srv.Serve(newLinks(l, mostLinks())) }()
+	go func() {
+		links := newLinks(l, mostLinks())
+		if config != nil {
+			served <- srv.ServeTLS(links, "", "")
+		} else {
+			served <- srv.Serve(links)
+		}
+	}()
 
 	select {
 	case err := <-served:
@@ -183,17 +222,20 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 // answer answers one request: it finds the handler, counts, and logs.
 func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
+	if r.ProtoMajor >= 2 {
+		w = newStream(w)
+	}
 	x := &exchange{w: w, r: r, target: parsePath(r.URL.Path)}
 	s.metrics.inFlight.Add(1)
 	defer func() {
 		s.metrics.inFlight.Add(-1)
 		s.metrics.answered(x, time.Since(start))
 		if s.log.Enabled(r.Context(), slog.LevelDebug) {
-			s.log.Debug("answered", x.attributes(start)...)
+			s.log.Debug("answered", s.attributes(x, start)...)
 		}
 	}()
 	if r.ContentLength != 0 && r.Method != http.MethodPut {
-		x.w.Header()["Connection"] = closed
+		x.close()
 	}
 
 	err := s.handle(x)
@@ -216,7 +258,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	}
 	by := abortedBy(r, err)
 	s.metrics.aborts[by].Inc()
-	s.log.Info("aborted", append(x.attributes(start), "by", by.String(), "error", err)...)
+	s.log.Info("aborted", append(s.attributes(x, start), "by", by.String(), "error", err)...)
 	x.cut()
 	panic(http.ErrAbortHandler) // closes the connection
 }
@@ -228,6 +270,9 @@ func (s *Server) handle(x *exchange) error {
 	case http.MethodGet, http.MethodHead, http.MethodPut:
 	default:
 		return errMethod
+	}
+	if done, err := s.redirected(x); done {
+		return err
 	}
 	if !x.target.route.ofServer() {
 		if err := s.find(x); err != nil {
@@ -269,6 +314,8 @@ func (s *Server) handle(x *exchange) error {
 		return s.serveMetrics(x)
 	case routeNoSlash:
 		return s.redirect(x)
+	case routeChallenge:
+		return s.serveChallenge(x)
 	case routeRobots:
 		return x.bytes(typeText, cacheShort, []byte("User-agent: *\nDisallow: /\n"))
 	}

@@ -25,6 +25,7 @@ const (
 	routeHealth
 	routeMetrics
 	routeRobots
+	routeChallenge
 
 	// Uploads are counted by themselves: they take other times.
 	routePutNAR
@@ -39,13 +40,13 @@ const (
 // routeNames are the routes in metrics and logs.
 var routeNames = [routes]string{
 	"other", "page", "nix-cache-info", "narinfo", "nar", "nar.zst", "ls", "log", "realisation", "build-trace", "debuginfo",
-	"version", "health", "metrics", "robots", "upload nar", "upload narinfo", "upload other",
+	"version", "health", "metrics", "robots", "acme", "upload nar", "upload narinfo", "upload other",
 }
 
 func (r route) String() string { return routeNames[r] }
 
 // ofServer reports whether it is asked of the whole server, not of a cache.
-func (r route) ofServer() bool { return routeVersion <= r && r <= routeRobots }
+func (r route) ofServer() bool { return routeVersion <= r && r <= routeChallenge }
 
 // canBePut reports whether clients upload things of this kind.
 func (r route) canBePut() bool { return routeCacheInfo <= r && r <= routeDebugInfo }
@@ -121,6 +122,7 @@ func mayBeCache(s string) bool {
 //	realisations/<id>.doi                   routeRealisation  <id>
 //	build-trace-v2/<derivation>/<output>.doi  routeBuildTrace   <derivation>/<output>
 //	debuginfo/<build id>                    routeDebugInfo    <build id>
+//	.well-known/acme-challenge/<token>      routeChallenge    <token>
 func parseTarget(path string) target {
 	dir, rest, inDir := strings.Cut(path, "/")
 	if !inDir {
@@ -164,6 +166,10 @@ func parseTarget(path string) target {
 	case "build-trace-v2":
 		if name, ok := strings.CutSuffix(rest, ".doi"); ok {
 			return target{route: routeBuildTrace, name: name}
+		}
+	case ".well-known":
+		if token, ok := strings.CutPrefix(rest, "acme-challenge/"); ok {
+			return target{route: routeChallenge, name: token}
 		}
 	case "debuginfo":
 		return target{route: routeDebugInfo, name: rest}

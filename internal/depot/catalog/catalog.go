@@ -35,6 +35,8 @@ var (
 	ErrGone = errors.New("swept meanwhile")
 	// ErrUnavailable: the catalog cannot be asked now, such as for a lock that is held or a disk that is full.
 	ErrUnavailable = errors.New("catalog unavailable")
+	// ErrTooLarge: a note, or all of them, are larger than they may be.
+	ErrTooLarge = errors.New("too large for the catalog")
 )
 
 // Sum is a SHA-256.
@@ -56,6 +58,7 @@ type Catalog interface {
 	Caches
 	Tokens
 	SSHKeys
+	Notes
 	NARs
 	Paths
 	Files
@@ -155,6 +158,32 @@ type SSHKeys interface {
 	SSHKey(ctx context.Context, key []byte) (*SSHKey, error)
 	// RevokeSSHKey removes a key. ErrNotFound if there is none.
 	RevokeSSHKey(ctx context.Context, name string) error
+}
+
+// Bounds of notes: of the key and the value of one, in bytes, and of how many there are.
+const (
+	MaxNoteKey = 512
+	MaxNote    = 64 << 10
+	MaxNotes   = 16 << 10
+)
+
+// A Note is something small that the nodes of a server share, such as a certificate.
+type Note struct {
+	Key     string // such as acme/certificate/<host>
+	Value   []byte
+	Expires time.Time // zero: never; then it is not there any more. To the second.
+}
+
+// Notes keeps notes.
+type Notes interface {
+	// PutNote keeps a note, in place of the one under its key. ErrTooLarge if it is, or there are too many.
+	PutNote(ctx context.Context, n *Note) error
+	// AddNote keeps a note. ErrConflict if there is one under its key; ErrTooLarge as above.
+	AddNote(ctx context.Context, n *Note) error
+	// Note returns a note. ErrNotFound if there is none, or it has expired.
+	Note(ctx context.Context, key string) (*Note, error)
+	// DeleteNote removes a note. It is no error if there is none.
+	DeleteNote(ctx context.Context, key string) error
 }
 
 // A Chunk says where a piece of NARs lies.

@@ -31,7 +31,8 @@ type Memory struct {
 	caches  map[catalog.CacheID]*room
 	tokens  map[string]*catalog.Token  // by name
 	sshKeys map[string]*catalog.SSHKey // by name
-	packs   map[string]*pack           // by name
+	notes   map[string]*catalog.Note
+	packs   map[string]*pack // by name
 	chunks  map[catalog.Sum]catalog.Chunk
 	nars    map[catalog.NARID]*kept
 	narIDs  map[catalog.Sum]catalog.NARID
@@ -74,6 +75,7 @@ func NewMemory(now func() time.Time) *Memory {
 		caches:  make(map[catalog.CacheID]*room),
 		tokens:  make(map[string]*catalog.Token),
 		sshKeys: make(map[string]*catalog.SSHKey),
+		notes:   make(map[string]*catalog.Note),
 		packs:   make(map[string]*pack),
 		chunks:  make(map[catalog.Sum]catalog.Chunk),
 		nars:    make(map[catalog.NARID]*kept),

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -48,6 +49,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"caches", (*suite).caches},
 		{"tokens", (*suite).tokens},
 		{"SSH keys", (*suite).sshKeys},
+		{"notes", (*suite).notes},
 		{"NARs", (*suite).nars},
 		{"NARs that are refused", (*suite).refusedNARs},
 		{"NARs of little", (*suite).bareNARs},
@@ -225,6 +227,61 @@ func (s *suite) sshKeys() {
 	_, err = s.c.SSHKey(s.Context(), k.Key)
 	s.want(err, catalog.ErrNotFound)
 	s.ok(s.c.AddSSHKey(s.Context(), &catalog.SSHKey{Name: "ci", Key: k.Key, Created: s.clock.Now()}))
+}
+
+func (s *suite) notes() {
+	lease := &catalog.Note{Key: "lease", Expires: s.clock.Now().Add(time.Minute), Value: []byte("a")}
+	_, err := s.c.Note(s.Context(), "lease")
+	s.want(err, catalog.ErrNotFound)
+	s.ok(s.c.AddNote(s.Context(), lease))
+	s.want(s.c.AddNote(s.Context(), &catalog.Note{Key: "lease"}), catalog.ErrConflict)
+	got, err := s.c.Note(s.Context(), "lease")
+	s.ok(err)
+	s.equal(got, lease)
+	s.clock.Advance(time.Minute)
+	_, err = s.c.Note(s.Context(), "lease")
+	s.want(err, catalog.ErrNotFound)
+	lease.Expires = lease.Expires.Add(time.Minute)
+	s.ok(s.c.AddNote(s.Context(), lease))
+	s.ok(s.c.DeleteNote(s.Context(), "lease"))
+	s.ok(s.c.DeleteNote(s.Context(), "lease"))
+
+	before, _ := s.c.Version()
+	for _, value := range []string{"one", "two"} {
+		s.ok(s.c.PutNote(s.Context(), &catalog.Note{Key: "k", Value: []byte(value)}))
+	}
+	if after, _ := s.c.Version(); after == before {
+		s.Error("a note was put, and the version is the same")
+	}
+	s.clock.Advance(1000 * time.Hour)
+	got, err = s.c.Note(s.Context(), "k")
+	s.ok(err)
+	s.equal(got, &catalog.Note{Key: "k", Value: []byte("two")})
+
+	s.ok(s.c.PutNote(s.Context(), &catalog.Note{Key: strings.Repeat("k", catalog.MaxNoteKey), Value: make([]byte, catalog.MaxNote)}))
+	s.want(s.c.PutNote(s.Context(), &catalog.Note{Key: strings.Repeat("k", catalog.MaxNoteKey+1)}), catalog.ErrTooLarge)
+	s.want(s.c.PutNote(s.Context(), &catalog.Note{Key: "large", Value: make([]byte, catalog.MaxNote+1)}), catalog.ErrTooLarge)
+
+	// One of many at once gets it.
+	won := make(chan bool)
+	for range 8 {
+		go func() {
+			err := s.c.AddNote(s.Context(), &catalog.Note{Key: "race"})
+			if err != nil && !errors.Is(err, catalog.ErrConflict) {
+				s.Error(err)
+			}
+			won <- err == nil
+		}()
+	}
+	n := 0
+	for range 8 {
+		if <-won {
+			n++
+		}
+	}
+	if n != 1 {
+		s.Errorf("%d of 8 got the lease", n)
+	}
 }
 
 func errOf[A, B any](_ A, _ B, err error) error { return err }

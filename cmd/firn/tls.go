@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"time"
+
+	"firn/internal/caches"
+	"firn/internal/certs"
+	"firn/internal/config"
+	"firn/internal/depot/catalog"
+	"firn/internal/listen"
+	"firn/internal/server"
+)
+
+const (
+	// certificateInterval is the time between two looks at the files of certificates, and at what there is to be got and renewed.
+	certificateInterval = 5 * time.Second
+
+	// maxRoots bounds the file of --acme-ca, in bytes.
+	maxRoots = 4 << 20
+)
+
+// defaultHTTPS is where HTTPS is, where there are certificates and nobody says it.
+const defaultHTTPS = ":443"
+
+// openHTTPS opens the addresses for HTTPS: none without certificates.
+func (c *serveCommand) openHTTPS(ctx context.Context) ([]net.Listener, error) {
+	if !c.HasTLS() {
+		return nil, nil
+	}
+	addresses := c.HTTPS
+	if len(addresses) == 0 {
+		address, err := listen.ParseAddress(defaultHTTPS)
+		if err != nil {
+			return nil, err
+		}
+		addresses = []listen.Address{address}
+	}
+	listeners, err := openAll(ctx, addresses, listen.Options{Mode: c.SocketMode.Mode()})
+	if err != nil {
+		return nil, fmt.Errorf("https: %w", err)
+	}
+	return listeners, nil
+}
+
+// certificates makes what has the certificates, nil if there are none to be had.
+func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, log *slog.Logger) (*certs.Certs, error) {
+	if !c.HasTLS() {
+		return nil, nil
+	}
+	opts := certs.Options{ClientCerts: c.ClientCerts, Logger: log}
+	for i, cert := range c.TLSCert {
+		opts.Pairs = append(opts.Pairs, certs.Pair{Cert: cert, Key: c.TLSKey[i]})
+	}
+	if c.ACME != "" {
+		roots, err := readRoots(c.ACMECA)
+		if err != nil {
+			return nil, err
+		}
+		opts.ACME = &certs.ACME{
+			Email: c.ACME, Directory: c.ACMEDirectory, Roots: roots, Version: version(), Notes: notes,
+			ALPN: slices.Contains(c.ACMEChallenge, config.ChallengeALPN),
+			HTTP: slices.Contains(c.ACMEChallenge, config.ChallengeHTTP),
+		}
+		if len(c.ACMEChallenge) == 0 {
+			opts.ACME.ALPN = true
+			opts.ACME.HTTP = slices.ContainsFunc(plain, func(l net.Listener) bool { return portOf(l) == 80 })
+		}
+	}
+	return certs.New(opts)
+}
+
+// readRoots reads the certificates of authorities. No path means those of this machine, which are nil.
+func readRoots(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read acme-ca: %w", err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxRoots))
+	if err != nil {
+		return nil, fmt.Errorf("read acme-ca: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, fmt.Errorf("read acme-ca %s: there is no certificate in it", path)
+	}
+	return pool, nil
+}
+
+// doorOptions adds to opts what the settings say of the network.
+func (c *serveCommand) doorOptions(opts *server.Options, tls *certs.Certs, https []net.Listener) {
+	opts.Proxies.Ranges, opts.Proxies.Unix = c.Proxies()
+	opts.NoHTTP2 = !c.HTTP2
+	if tls == nil {
+		return
+	}
+	opts.Challenger = tls
+	if c.PlainHTTP == config.PlainRedirect {
+		opts.Redirect = portOf(https[0])
+	}
+}
+
+func portOf(l net.Listener) int {
+	if addr, ok := l.Addr().(*net.TCPAddr); ok {
+		return addr.Port
+	}
+	return 0
+}
+
+// certify gets certificates for the host names of all caches, renews them, and reads those in files anew, until ctx ends.
+func certify(ctx context.Context, c *certs.Certs, all *caches.Directory) error {
+	ticker := time.NewTicker(certificateInterval)
+	defer ticker.Stop()
+	for {
+		c.Tick(ctx, all.Hosts(ctx))
+		select {
+		case <-ticker.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// reload reads the certificates in files that have changed, until ctx ends. It waits for no authority.
+func reload(ctx context.Context, c *certs.Certs) error {
+	ticker := time.NewTicker(certificateInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			c.Reload()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

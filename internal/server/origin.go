@@ -1,0 +1,229 @@
+package server
+
+import (
+	"net"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+
+	"firn/internal/cache"
+)
+
+// maxHops bounds the proxies that are looked at of one request.
+const maxHops = 32
+
+// Proxies are believed when they say for whom they ask. Nobody else is: they could say anybody.
+type Proxies struct {
+	Ranges []netip.Prefix
+	Unix   bool // whoever asks through a Unix socket
+}
+
+// An origin is where a request comes from, and how the client wrote its URL: what proxies say of that, as far as they are believed.
+type origin struct {
+	addr   netip.Addr // of the client; the zero Addr if it has none, such as one on a Unix socket
+	scheme string     // "http" or "https"; "" if that cannot be told
+	host   string     // "" if only the request itself says it
+	prefix string     // of the paths that the client asks for, which a proxy has taken away
+}
+
+// originOf finds out where a request comes from.
+func (s *Server) originOf(r *http.Request) origin {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		host = r.RemoteAddr
+	}
+	peer, _ := netip.ParseAddr(host) // of a Unix socket there is none
+	o := origin{addr: peer.Unmap().WithZone("")}
+	local, _ := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+	unix := local != nil && local.Network() == "unix"
+	switch {
+	case r.TLS != nil:
+		o.scheme = "https"
+	case !unix:
+		o.scheme = "http"
+	}
+	if unix && !s.proxies.Unix || !unix && !s.proxies.have(o.addr) {
+		return o
+	}
+
+	said := r.Header["X-Forwarded-For"]
+	hops := forwardedHops(r.Header["Forwarded"])
+	switch {
+	case said != nil && hops != nil:
+		// A proxy that knows one of the two passes on whatever its client says in the other.
+		if a, b := s.client(o.addr, split(said)), s.client(o.addr, addresses(hops)); a == b {
+			o.addr = a
+		}
+	case said != nil:
+		o.addr = s.client(o.addr, split(said))
+	case hops != nil:
+		o.addr = s.client(o.addr, addresses(hops))
+	}
+
+	var first hop
+	if hops != nil && said == nil {
+		first = hops[0]
+	}
+	header := func(name, other string) string {
+		value, _, _ := strings.Cut(r.Header.Get(name), ",") // the proxy nearest to the client
+		if value = strings.TrimSpace(value); value == "" {
+			return other
+		}
+		return value
+	}
+	if scheme := strings.ToLower(header("X-Forwarded-Proto", first.proto)); scheme == "http" || scheme == "https" {
+		o.scheme = scheme
+	}
+	if host := header("X-Forwarded-Host", first.host); hostPattern.MatchString(host) {
+		o.host = host
+	}
+	if prefix := strings.TrimRight(header("X-Forwarded-Prefix", ""), "/"); prefixPattern.MatchString(prefix) {
+		o.prefix = prefix
+	}
+	return o
+}
+
+// client returns the address of the client for logs: with its port where no proxy is between.
+func (o origin) client(r *http.Request) string {
+	if !o.addr.IsValid() || strings.HasPrefix(r.RemoteAddr, o.addr.String()+":") || strings.HasPrefix(r.RemoteAddr, "["+o.addr.String()+"]:") {
+		return r.RemoteAddr
+	}
+	return o.addr.String()
+}
+
+// have reports whether an address is that of a proxy.
+func (p Proxies) have(addr netip.Addr) bool {
+	return slices.ContainsFunc(p.Ranges, func(r netip.Prefix) bool { return r.Contains(addr) })
+}
+
+// client returns the address for which peer asks, given the addresses that it passes on, the nearest last:
+// the last that is not a proxy's.
+func (s *Server) client(peer netip.Addr, said []string) netip.Addr {
+	for _, text := range slices.Backward(said[max(0, len(said)-maxHops):]) {
+		addr, err := netip.ParseAddr(bare(text))
+		if err != nil {
+			break // such as "unknown"
+		}
+		peer = addr.Unmap().WithZone("")
+		if !s.proxies.have(peer) {
+			break
+		}
+	}
+	return peer
+}
+
+// bare returns the address in what a proxy says, without brackets and port.
+func bare(text string) string {
+	if host, _, err := net.SplitHostPort(text); err == nil {
+		return host
+	}
+	return strings.Trim(text, "[]")
+}
+
+// split returns the elements of lists that are separated by commas.
+func split(lists []string) (all []string) {
+	for _, list := range lists {
+		for text := range strings.SplitSeq(list, ",") {
+			all = append(all, strings.TrimSpace(text))
+		}
+	}
+	return all
+}
+
+// A hop is one element of a Forwarded header.
+type hop struct{ addr, proto, host string }
+
+func addresses(hops []hop) []string {
+	all := make([]string, len(hops))
+	for i, h := range hops {
+		all[i] = h.addr
+	}
+	return all
+}
+
+// forwardedHops parses Forwarded headers, RFC 7239: for=192.0.2.60;proto=https, for="[2001:db8::17]:4711".
+// They are nil if there are none, or one is malformed: half of it is not to be believed.
+func forwardedHops(lists []string) []hop {
+	var hops []hop
+	for _, list := range lists {
+		hops = append(hops, hop{})
+		for rest := list; rest != ""; {
+			name, value, ok := strings.Cut(rest, "=")
+			if !ok {
+				return nil
+			}
+			if value, rest, ok = parameter(value); !ok {
+				return nil
+			}
+			h := &hops[len(hops)-1]
+			switch strings.ToLower(strings.TrimSpace(name)) {
+			case "for":
+				h.addr = value
+			case "proto":
+				h.proto = value
+			case "host":
+				h.host = value
+			}
+			rest = strings.TrimLeft(rest, " \t")
+			if rest == "" {
+				break
+			}
+			if rest[0] == ',' {
+				hops = append(hops, hop{})
+			}
+			rest = rest[1:]
+		}
+	}
+	return hops
+}
+
+// parameter takes the value, a token or a string in quotes, off the front of what follows a name.
+// What follows it begins with a comma or a semicolon.
+func parameter(s string) (value, rest string, ok bool) {
+	if !strings.HasPrefix(s, `"`) {
+		i := strings.IndexAny(s, ",;")
+		if i < 0 {
+			i = len(s)
+		}
+		return strings.TrimSpace(s[:i]), s[i:], true
+	}
+	var text strings.Builder
+	for i := 1; i < len(s); i++ {
+		switch s[i] {
+		case '"':
+			rest = strings.TrimLeft(s[i+1:], " \t")
+			return text.String(), rest, rest == "" || rest[0] == ',' || rest[0] == ';'
+		case '\\':
+			i++
+		}
+		if i < len(s) {
+			text.WriteByte(s[i])
+		}
+	}
+	return "", "", false
+}
+
+// redirected answers a request without TLS with where it is to be had with TLS, if that is wanted, and reports whether it did.
+// What a monitor asks for is answered either way, and so is one of whom it cannot be told.
+func (s *Server) redirected(x *exchange) (bool, error) {
+	if s.httpsPort == 0 || x.r.TLS != nil || x.target.route.ofServer() || s.originOf(x.r).scheme != "http" {
+		return false, nil
+	}
+	if !hostPattern.MatchString(x.r.Host) {
+		return true, cache.Refuse(cache.ErrInvalid, "this needs the name of the host, and https")
+	}
+	host := x.r.Host
+	if name, _, err := net.SplitHostPort(host); err == nil {
+		host = name
+	}
+	host = strings.Trim(host, "[]")
+	if s.httpsPort != 443 {
+		host = net.JoinHostPort(host, strconv.Itoa(s.httpsPort))
+	} else if strings.Contains(host, ":") {
+		host = "[" + host + "]"
+	}
+	x.w.Header()["Location"] = []string{"https://" + host + x.r.URL.RequestURI()}
+	return true, x.answer(http.StatusPermanentRedirect, typeText, cacheNever, []byte("it is served with https only\n"))
+}

@@ -1,0 +1,101 @@
+package server
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"firn/internal/cache"
+)
+
+const (
+	// mostStreams is how many requests may be answered at once over one connection of HTTP/2. curl, and so Nix, sends up to 100.
+	mostStreams = 250
+
+	// streamBytes is how much of an upload may be on its way over HTTP/2 at once, in bytes: a link of 100 ms
+	// then takes 40 MB a second.
+	streamBytes = 4 << 20
+)
+
+// A CertificateAuthenticator is an Authenticator that knows certificates of clients too.
+type CertificateAuthenticator interface {
+	// Certificate tells who has shown a chain of certificates, of which the first is its own, and has proved that it has the key of that.
+	// Nothing else of the chain has been looked at. Errors are as of Authenticate.
+	Certificate(ctx context.Context, chain []*x509.Certificate, remote netip.Addr) (cache.Principal, error)
+}
+
+// A Challenger knows the answers to what an ACME authority asks, to see that a host name is ours.
+type Challenger interface {
+	// Challenge returns what a token stands for. cache.ErrNotFound if that is not known.
+	Challenge(ctx context.Context, token string) (string, error)
+}
+
+// serveChallenge answers an ACME authority, which asks over HTTP.
+func (s *Server) serveChallenge(x *exchange) error {
+	if s.challenger == nil {
+		return x.missing("nothing here")
+	}
+	text, err := s.challenger.Challenge(x.r.Context(), x.target.name)
+	if errors.Is(err, cache.ErrNotFound) {
+		return x.missing("nobody has asked for a certificate with this token")
+	}
+	if err != nil {
+		return fmt.Errorf("answer challenge: %w", err)
+	}
+	return x.bytes(typeText, cacheNever, []byte(text))
+}
+
+// protocols sets what an http.Server speaks.
+func (s *Server) protocols(srv *http.Server, config *tls.Config) {
+	srv.Protocols = new(http.Protocols)
+	srv.Protocols.SetHTTP1(true)
+	if config == nil {
+		return
+	}
+	srv.TLSConfig = config.Clone() // which net/http changes
+	srv.Protocols.SetHTTP2(!s.noHTTP2)
+	srv.HTTP2 = &http.HTTP2Config{
+		MaxConcurrentStreams:          mostStreams,
+		MaxReceiveBufferPerStream:     streamBytes,
+		MaxReceiveBufferPerConnection: 2 * streamBytes,
+		SendPingTimeout:               patience,
+		WriteByteTimeout:              patience,
+	}
+}
+
+// stream is the way of an answer over HTTP/2, and gives up on a client that takes it too slowly, as link does:
+// there the connection goes on, and it is the window of the stream that stays closed.
+type stream struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	left    int // bytes until the client gets time for another slice
+}
+
+func newStream(w http.ResponseWriter) *stream {
+	return &stream{ResponseWriter: w, control: http.NewResponseController(w)}
+}
+
+// Unwrap is for http.ResponseController.
+func (s *stream) Unwrap() http.ResponseWriter { return s.ResponseWriter }
+
+func (s *stream) Write(p []byte) (n int, err error) {
+	for {
+		if s.left <= 0 {
+			if err := s.control.SetWriteDeadline(time.Now().Add(patience)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+				return n, err
+			}
+			s.left = slice
+		}
+		m, err := s.ResponseWriter.Write(p[n:min(n+s.left, len(p))])
+		n += m
+		s.left -= m
+		if err != nil || n == len(p) {
+			return n, err
+		}
+	}
+}
