@@ -86,6 +86,7 @@ root=$1 nix=$2 tmp=$3
 shift 3
 if [ -n "$root" ]; then
 	mkdir -p "$root$tmp"
+	[ -e "$root/etc/hosts" ] || : >"$root/etc/hosts"
 	mount --bind "$root" "$root"
 	mount -t proc proc "$root/proc"
 	mount --rbind /dev "$root/dev"

@@ -209,7 +209,8 @@ func (a *authority) certificate(ctx context.Context, host string) (*tls.Certific
 		a.pauses[host] = pause{a.now().Add(wait), wait}
 		return cmp.Or(fresh, cert), fmt.Errorf("get certificate, again in %s: %w", wait, err)
 	}
-	delete(a.pauses, host)
+	// Where a clock is wrong, a new certificate may be due at once. The next one is not got at once.
+	a.pauses[host] = pause{until: a.now().Add(min(maxPause, fresh.Leaf.NotAfter.Sub(fresh.Leaf.NotBefore)/(2*renewAt)))}
 	a.log.Info("got a certificate", "host", host, "until", fresh.Leaf.NotAfter)
 	return fresh, nil
 }
