@@ -36,6 +36,24 @@ func TestSSHWalk(t *testing.T) {
 	}
 }
 
+// So does that of the page on TLS.
+func TestTLSWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/tls.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if !strings.Contains(out, "StoreDir: /nix/store") {
+		t.Errorf("the server did not answer:\n%s", out)
+	}
+}
+
+// So does that of the page on proxies.
+func TestProxyWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/behind-a-proxy.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if !strings.Contains(out, "StorePath: /nix/store/") {
+		t.Errorf("nothing was pushed:\n%s", out)
+	}
+}
+
 // goEnv returns a setting of the go command, which follows from HOME where the environment does not say it.
 func goEnv(t *testing.T, name string) string {
 	t.Helper()
