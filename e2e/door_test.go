@@ -158,10 +158,10 @@ func wantNARInfo(t testing.TB, s *server, p nix.StorePath, url string, dial func
 	}
 }
 
-// fenced returns the code blocks of a language in the README.
-func fenced(t testing.TB, language string) []string {
+// fenced returns the code blocks of a language in a page of the repository.
+func fenced(t testing.TB, page, language string) []string {
 	t.Helper()
-	text, err := os.ReadFile("../README.md")
+	text, err := os.ReadFile("../" + page)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -170,17 +170,17 @@ func fenced(t testing.TB, language string) []string {
 		blocks = append(blocks, string(m[1]))
 	}
 	if len(blocks) == 0 {
-		t.Fatalf("README.md has no block marked %s", language)
+		t.Fatalf("%s has no block marked %s", page, language)
 	}
 	return blocks
 }
 
-// The README's configuration for nginx, with a real nginx, at its root and below a path.
+// The handbook's configuration for nginx, with a real nginx, at its root and below a path.
 func TestBehindNginx(t *testing.T) {
 	t.Parallel()
-	location := regexp.MustCompile(`(?s)location / \{.*?\n    \}`).FindString(fenced(t, "nginx")[0])
+	location := regexp.MustCompile(`(?s)location / \{.*?\n    \}`).FindString(fenced(t, proxyPage, "nginx")[0])
 	if location == "" {
-		t.Fatal("README.md has no location for nginx")
+		t.Fatal("the handbook has no location for nginx")
 	}
 	dir := tempDir(t)
 	socket := filepath.Join(dir, "socket")

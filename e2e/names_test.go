@@ -166,3 +166,9 @@ func shown(t testing.TB, address, name string, roots *x509.CertPool) *x509.Certi
 	defer conn.Close()
 	return conn.(*tls.Conn).ConnectionState().PeerCertificates[0]
 }
+
+// tlsFor returns how to reach the server localhost that has the certificate in a file.
+func tlsFor(t testing.TB, cert string) *tls.Config {
+	t.Helper()
+	return &tls.Config{RootCAs: pool(t, cert), ServerName: "localhost"}
+}
