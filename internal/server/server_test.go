@@ -94,7 +94,8 @@ func (t *tester) listen(address string) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error)
-	go func() { served <- t.server.Serve(ctx, l) }()
+	server := t.server // a test may make another
+	go func() { served <- server.Serve(ctx, l) }()
 	t.connect(l.Addr().String())
 	t.Cleanup(func() {
 		t.client.CloseIdleConnections()

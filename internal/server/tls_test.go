@@ -57,7 +57,8 @@ func (t *tester) serveTLS(config *tls.Config, client *tls.Config) {
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	served := make(chan error)
-	go func() { served <- t.server.ServeTLS(ctx, l, config) }()
+	server := t.server
+	go func() { served <- server.ServeTLS(ctx, l, config) }()
 	t.url = "https://" + l.Addr().String()
 	t.client = &http.Client{
 		Transport:     &http.Transport{DisableCompression: true, ForceAttemptHTTP2: true, TLSClientConfig: client},
