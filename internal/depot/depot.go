@@ -10,8 +10,8 @@
 // go into one pack, a blob. The recipe of the NAR says where its frames lie, in order, and these frames one after the
 // other are the compressed NAR, so nothing is left to do when it is served. docs/format.md describes all of it.
 //
-// A chunk is looked up by its hash before it is compressed, and not compressed if it is there. Its bytes are not read again
-// then: a pack that is damaged on disk would damage what refers to it later, too, so what [Depot.Verify] finds damaged,
+// A chunk is looked up by its hash before it is compressed, and not kept again if it is there; where only other caches have it,
+// it is compressed for show. Its bytes are not read again then: a pack that is damaged on disk would damage what refers to it later, too, so what [Depot.Verify] finds damaged,
 // or whoever sends it does, is neither served nor referred to any more.
 package depot
 

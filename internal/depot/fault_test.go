@@ -48,8 +48,8 @@ type faultyCatalog struct {
 	*faults
 }
 
-func (c faultyCatalog) Chunks(ctx context.Context, hashes []catalog.Sum) (got []catalog.Chunk, err error) {
-	return got, c.call(func() error { got, err = c.Catalog.Chunks(ctx, hashes); return err })
+func (c faultyCatalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []catalog.Sum) (got []catalog.Chunk, err error) {
+	return got, c.call(func() error { got, err = c.Catalog.Chunks(ctx, cache, hashes); return err })
 }
 
 func (c faultyCatalog) AddNAR(ctx context.Context, n *catalog.NewNAR) (id catalog.NARID, added bool, err error) {

@@ -3,13 +3,11 @@ package depot
 import (
 	"bufio"
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"strings"
 	"sync"
 
 	"firn/internal/cache"
@@ -49,10 +47,11 @@ type piece struct {
 // what was read through it is also cut, hashed, compressed and written to a new pack, room by room.
 // The rooms of a NAR do so at once, each on a goroutine, and wait for their turn where order matters.
 type ingest struct {
-	d    *Depot
-	ctx  context.Context
-	stop context.CancelCauseFunc
-	work sync.WaitGroup
+	d     *Depot
+	cache catalog.CacheID // that it comes to
+	ctx   context.Context
+	stop  context.CancelCauseFunc
+	work  sync.WaitGroup
 
 	// Of the goroutine that reads.
 	src    io.Reader
@@ -80,7 +79,9 @@ type ingest struct {
 	pack     blob.Writer // nil: nothing was written
 	packName string
 	packSize int64
-	own      int32 // index of the pack
+	own      int32         // index of the pack
+	uses     []catalog.Sum // chunks that the cache had not led to
+	decoy    decoy
 }
 
 // turns are closed when the rooms up to one have passed a stage.
@@ -97,8 +98,8 @@ func newTurns() turns {
 	return turns{make(chan struct{}), make(chan struct{}), make(chan struct{})}
 }
 
-func (d *Depot) newIngest(ctx context.Context, dir nix.StoreDir, src io.Reader) *ingest {
-	in := &ingest{d: d, src: src, room: d.rooms.small(), cutter: chunk.NewCutter(dir), hash: sha256.New(), last: passed, own: -1}
+func (d *Depot) newIngest(ctx context.Context, id catalog.CacheID, dir nix.StoreDir, src io.Reader) *ingest {
+	in := &ingest{d: d, cache: id, src: src, room: d.rooms.small(), cutter: chunk.NewCutter(dir), hash: sha256.New(), last: passed, own: -1}
 	in.ctx, in.stop = context.WithCancelCause(ctx)
 	return in
 }
@@ -111,6 +112,7 @@ func (in *ingest) close() {
 	if in.pack != nil {
 		in.pack.Abort()
 	}
+	in.decoy.abort()
 }
 
 // Read gives the next bytes of the NAR.
@@ -273,10 +275,13 @@ func (in *ingest) keep(b *room, before, own turns) (err error) {
 		e := in.d.coders.encoder()
 		defer in.d.coders.putEncoder(e)
 		for i := range b.pieces {
-			if p := &b.pieces[i]; p.isNew() {
+			switch p := &b.pieces[i]; {
+			case p.isNew():
 				p.out = len(b.out)
 				b.out = e.EncodeAll(p.data, b.out)
 				p.length = len(b.out) - p.out
+			case p.isUnseen():
+				b.unseen = e.EncodeAll(p.data, b.unseen)
 			}
 		}
 	})
@@ -289,6 +294,9 @@ func (in *ingest) keep(b *room, before, own turns) (err error) {
 
 func (p *piece) isNew() bool { return p.known == nil && p.like < 0 }
 
+// isUnseen reports whether only other caches have it: that must cost this one as much as if nobody had.
+func (p *piece) isUnseen() bool { return p.known != nil && !p.known.Led && p.like < 0 }
+
 // look finds out which pieces are kept already.
 func (in *ingest) look(pieces []piece) error {
 	sums := make([]catalog.Sum, 0, min(len(pieces), maxAsked))
@@ -297,7 +305,7 @@ func (in *ingest) look(pieces []piece) error {
 		if len(sums) == 0 {
 			return nil
 		}
-		chunks, err := in.d.catalog.Chunks(in.ctx, sums)
+		chunks, err := in.d.catalog.Chunks(in.ctx, in.cache, sums)
 		if err != nil {
 			return failure("look up chunks", err)
 		}
@@ -336,7 +344,7 @@ func (in *ingest) claim(pieces []piece) {
 		number := in.claimed
 		in.claimed++
 		p := &pieces[i]
-		if !p.shared || p.known != nil {
+		if !p.shared || p.known != nil && p.known.Led {
 			continue
 		}
 		if first, ok := in.seen[p.sum]; ok {
@@ -353,7 +361,7 @@ func (in *ingest) claim(pieces []piece) {
 // write notes where the frames of a room lie, and writes those that are new to the pack.
 func (in *ingest) write(b *room) error {
 	if len(b.out) > 0 && in.pack == nil {
-		in.packName = strings.ToLower(rand.Text()) + ".pack"
+		in.packName = newPackName()
 		w, err := in.d.blobs.Create(in.ctx, in.packName)
 		if err != nil {
 			return fmt.Errorf("create pack: %w: %w", cache.ErrUnavailable, err)
@@ -363,6 +371,9 @@ func (in *ingest) write(b *room) error {
 	for i := range b.pieces {
 		p := &b.pieces[i]
 		at := place{size: int32(len(p.data))}
+		if p.shared && (p.isNew() || p.isUnseen()) {
+			in.uses = append(in.uses, p.sum)
+		}
 		switch {
 		case p.known != nil:
 			at.pack, at.off, at.length = in.index(p.known.Pack), p.known.Offset, int32(p.known.Length)
@@ -375,6 +386,9 @@ func (in *ingest) write(b *room) error {
 			}
 		}
 		in.frames = append(in.frames, at)
+	}
+	if err := in.decoy.write(in.ctx, in.d.blobs, b.unseen); err != nil {
+		return err
 	}
 	if len(b.out) == 0 {
 		return nil
@@ -455,9 +469,9 @@ func (in *ingest) end() error {
 		err = in.whole()
 	}
 	if err == nil && in.pack != nil {
-		if err = in.pack.Commit(in.ctx); err != nil {
-			err = fmt.Errorf("commit pack: %w: %w", cache.ErrUnavailable, err)
-		}
+		err = commit(in.ctx, in.pack)
+	} else if err == nil {
+		err = in.decoy.commit(in.ctx)
 	}
 	if err != nil && in.ctx.Err() != nil {
 		return context.Cause(in.ctx) // what a room before failed with

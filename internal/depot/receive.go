@@ -26,18 +26,15 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if u.NARSize > p.d.opts.MaxNARSize {
 		return r, cache.Refuse(cache.ErrTooLarge, "this NAR has more than %d bytes", p.d.opts.MaxNARSize)
 	}
-	in := p.d.newIngest(ctx, p.dir, u.NAR)
+	in := p.d.newIngest(ctx, p.id, p.dir, u.NAR)
 	defer in.close()
 	if u.NARHash.Algorithm() == nix.SHA256 {
 		// A NAR that is there already is not cut, but read and checked nevertheless.
-		n, err := p.d.catalog.NAR(ctx, catalog.Sum(u.NARHash.Sum()))
-		if err == nil && !n.Damaged {
-			// What only other caches have costs as much as if nobody had it.
-			in.known, err = p.d.catalog.Leads(ctx, p.id, n.ID)
+		n, err := p.leadsTo(ctx, catalog.Sum(u.NARHash.Sum()))
+		if err != nil {
+			return r, err
 		}
-		if err != nil && !errors.Is(err, catalog.ErrNotFound) {
-			return r, failure("look up NAR", err)
-		}
+		in.known = n != nil
 	}
 	listing, err := in.parse()
 	if err != nil {
@@ -78,16 +75,31 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	return r, p.add(ctx, in, upload, listing)
 }
 
-// again adds an upload of a NAR that is there, and returns whether it is.
+// leadsTo returns a whole NAR that this cache leads to, or nil.
+// What only other caches have costs as much as if nobody had it.
+func (p *Part) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
+	n, err := p.d.catalog.NAR(ctx, hash)
+	if errors.Is(err, catalog.ErrNotFound) {
+		return nil, nil
+	}
+	leads := false
+	if err == nil && !n.Damaged {
+		leads, err = p.d.catalog.Leads(ctx, p.id, n.ID)
+	}
+	if err != nil {
+		return nil, failure("look up NAR", err)
+	}
+	if !leads {
+		return nil, nil
+	}
+	return n, nil
+}
+
+// again adds an upload of a NAR that this cache leads to, and returns whether it does.
 func (p *Part) again(ctx context.Context, u *catalog.Upload) (bool, error) {
-	n, err := p.d.catalog.NAR(ctx, u.NARHash)
-	switch {
-	case errors.Is(err, catalog.ErrNotFound):
-		return false, nil
-	case err != nil:
-		return false, failure("look up NAR", err)
-	case n.Damaged:
-		return false, nil
+	n, err := p.leadsTo(ctx, u.NARHash)
+	if n == nil {
+		return false, err
 	}
 	u.NAR = n.ID
 	err = p.d.catalog.AddUpload(ctx, u)
@@ -115,15 +127,24 @@ func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	if in.pack != nil {
 		n.Pack = &catalog.Pack{Name: in.packName, Size: in.packSize}
 	}
+	u.Uses = in.uses
 	_, added, err := p.d.catalog.AddNAR(ctx, n)
 	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds the pack.
 	if in.pack != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
-		if derr := p.d.blobs.Delete(context.WithoutCancel(ctx), in.packName); derr != nil {
-			p.d.log.Warn("a pack that nobody needs is left for the next sweep", "pack", in.packName, "error", derr)
-		}
+		p.d.discard(ctx, in.packName)
+	}
+	if in.pack == nil && in.decoy.w != nil {
+		p.d.discard(ctx, in.decoy.name)
 	}
 	if err == nil && added {
 		p.d.recipes.known.drop(u.NARHash) // that of a NAR that was damaged
 	}
 	return failure("add NAR", err)
+}
+
+// discard deletes a pack that nobody needs.
+func (d *Depot) discard(ctx context.Context, name string) {
+	if err := d.blobs.Delete(context.WithoutCancel(ctx), name); err != nil {
+		d.log.Warn("a pack that nobody needs is left for the next sweep", "pack", name, "error", err)
+	}
 }

@@ -39,6 +39,7 @@ type room struct {
 	pieces []piece // what they were cut into, and
 	cut    int     // the end of these
 	out    []byte  // frames of pieces
+	unseen []byte  // frames of pieces that are kept already, of which the cache may not know
 
 	from chan struct{} // what it holds something of; nil for a small one
 }
@@ -91,4 +92,6 @@ func (r *rooms) put(b *room) {
 }
 
 // reset makes the room an empty one.
-func (b *room) reset() { b.n, b.cut, b.pieces, b.out = 0, 0, b.pieces[:0], b.out[:0] }
+func (b *room) reset() {
+	b.n, b.cut, b.pieces, b.out, b.unseen = 0, 0, b.pieces[:0], b.out[:0], b.unseen[:0]
+}

@@ -186,7 +186,7 @@ func (d *Depot) forgetDamaged(ctx context.Context, r *recipe) error {
 		if len(sums) == 0 {
 			return nil
 		}
-		known, err := d.catalog.Chunks(ctx, sums)
+		known, err := d.catalog.Chunks(ctx, 0, sums)
 		if err != nil {
 			return failure("look up chunks", err)
 		}

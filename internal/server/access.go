@@ -105,6 +105,19 @@ func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
 	return who, nil
 }
 
+// forwarding are the headers of which a proxy sets at least one, unless it is told to hide that it is one.
+var forwarding = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Via", "X-Forwarded-Host", "X-Forwarded-Proto"}
+
+// fromHere reports whether a request comes from this machine, and not through a proxy on it.
+func (s *Server) fromHere(x *exchange) bool {
+	for _, name := range forwarding {
+		if len(x.r.Header.Values(name)) > 0 {
+			return false
+		}
+	}
+	return s.originOf(x.r).addr.IsLoopback()
+}
+
 // missing returns an ErrNotFound that says what is not there.
 func (x *exchange) missing(what string) error {
 	if x.cache != nil && len(x.cache.Sources()) == 0 {

@@ -25,7 +25,8 @@ const (
 
 // metrics are what /metrics shows. Every counter is looked up once, here, and not for each request.
 type metrics struct {
-	handler http.Handler
+	handler http.Handler // for everybody
+	inside  http.Handler // with what the process takes, which shows what uploads of others cost, and so what they have
 
 	inFlight atomic.Int64
 	requests [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
@@ -116,10 +117,12 @@ func newMetrics(caches cache.Directory, more []prometheus.Collector) *metrics {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
 		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts, m.uploadBytes, m.nars, m.published, refused,
-		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	)
 	registry.MustRegister(more...)
+	process := prometheus.NewRegistry()
+	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})
+	m.inside = promhttp.HandlerFor(prometheus.Gatherers{registry, process}, promhttp.HandlerOpts{DisableCompression: true})
 	return m
 }
 
@@ -183,8 +186,20 @@ func (s *Server) serveMetrics(x *exchange) error {
 	h := x.w.Header()
 	x.setCaching(h, cacheNever)
 	h["X-Content-Type-Options"] = noSniff
+	inside := s.fromHere(x)
+	if !inside {
+		who, err := s.authenticate(x)
+		if err != nil {
+			return err
+		}
+		inside = who.May(cache.Admin, cache.Main)
+	}
+	handler := s.metrics.handler
+	if inside {
+		handler = s.metrics.inside
+	}
 	// It sets no header before its first byte, which begins the answer.
-	s.metrics.handler.ServeHTTP(&counted{x.w, &body{x: x, status: http.StatusOK}}, x.r)
+	handler.ServeHTTP(&counted{x.w, &body{x: x, status: http.StatusOK}}, x.r)
 	return nil
 }
 

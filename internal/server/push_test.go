@@ -80,9 +80,11 @@ func as(token string) string {
 }
 
 var tokens = guard{
-	"push-main": {"a", map[string]cache.Rights{"main": cache.Read | cache.Push}},
-	"read-team": {"b", map[string]cache.Rights{"team": cache.Read}},
-	"push-team": {"c", map[string]cache.Rights{"team": cache.Read | cache.Push}},
+	"push-main":  {"a", map[string]cache.Rights{"main": cache.Read | cache.Push}},
+	"read-team":  {"b", map[string]cache.Rights{"team": cache.Read}},
+	"push-team":  {"c", map[string]cache.Rights{"team": cache.Read | cache.Push}},
+	"admin-main": {"e", map[string]cache.Rights{"main": cache.Read | cache.Push | cache.Admin}},
+	"admin-team": {"f", map[string]cache.Rights{"team": cache.Read | cache.Push | cache.Admin}},
 	"all": {"d", map[string]cache.Rights{
 		"main": cache.Read | cache.Push, "team": cache.Read | cache.Push, "empty": cache.Read, "nowhere": cache.Read | cache.Push}},
 }

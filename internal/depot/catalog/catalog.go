@@ -193,6 +193,9 @@ type Chunk struct {
 	Offset int64 // of its frame in the pack
 	Length int64 // of its frame
 	Size   int64 // of its bytes
+	// Led says that a NAR of the cache that asks consists of it, as far as Upload.Uses has told: only then may that cache
+	// be told, by how long something takes too, that it is there.
+	Led bool
 }
 
 // A NAR is what is kept of one.
@@ -233,12 +236,16 @@ type Upload struct {
 	NARSize  int64
 	FileHash Sum   // of what was sent
 	FileSize int64 // of what was sent
+	// Uses are chunks of the NAR to which this upload is the first of its cache to lead. Those that are not there are passed over.
+	// They are not returned.
+	Uses []Sum
 }
 
 // NARs keeps what is known of bytes.
 type NARs interface {
-	// Chunks returns those of the given chunks that there are, in any order. At most 256 are asked for at once.
-	Chunks(ctx context.Context, hashes []Sum) ([]Chunk, error)
+	// Chunks returns those of the given chunks that there are, in any order, with Led for a cache, which may be none.
+	// At most 256 are asked for at once.
+	Chunks(ctx context.Context, cache CacheID, hashes []Sum) ([]Chunk, error)
 
 	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.

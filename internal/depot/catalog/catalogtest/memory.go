@@ -34,8 +34,15 @@ type Memory struct {
 	notes   map[string]*catalog.Note
 	packs   map[string]*pack // by name
 	chunks  map[catalog.Sum]catalog.Chunk
+	uses    map[use]catalog.NARID
 	nars    map[catalog.NARID]*kept
 	narIDs  map[catalog.Sum]catalog.NARID
+}
+
+// A use is by which NAR a cache leads to a chunk.
+type use struct {
+	chunk catalog.Sum
+	cache catalog.CacheID
 }
 
 // room is what one cache has.
@@ -78,6 +85,7 @@ func NewMemory(now func() time.Time) *Memory {
 		notes:   make(map[string]*catalog.Note),
 		packs:   make(map[string]*pack),
 		chunks:  make(map[catalog.Sum]catalog.Chunk),
+		uses:    make(map[use]catalog.NARID),
 		nars:    make(map[catalog.NARID]*kept),
 		narIDs:  make(map[catalog.Sum]catalog.NARID),
 	}

@@ -12,14 +12,18 @@ import (
 )
 
 // Chunks returns those of the given chunks that there are.
-func (m *Memory) Chunks(_ context.Context, hashes []catalog.Sum) ([]catalog.Chunk, error) {
+func (m *Memory) Chunks(_ context.Context, cache catalog.CacheID, hashes []catalog.Sum) ([]catalog.Chunk, error) {
 	if len(hashes) > mostAtOnce {
 		return nil, fmt.Errorf("look up %d chunks at once, at most %d", len(hashes), mostAtOnce)
 	}
 	defer m.lock()()
 	var there []catalog.Chunk
 	for _, hash := range hashes {
-		if c, ok := m.chunks[hash]; ok && !slices.Contains(there, c) {
+		c, ok := m.chunks[hash]
+		if nar, used := m.uses[use{hash, cache}]; used {
+			c.Led = m.room(cache).leads(nar)
+		}
+		if ok && !slices.Contains(there, c) {
 			there = append(there, c)
 		}
 	}
@@ -72,18 +76,32 @@ func (m *Memory) keep(id catalog.NARID, n *catalog.NewNAR) {
 
 func (m *Memory) upload(u *catalog.Upload, id catalog.NARID) {
 	up := &made{Upload: *u, at: m.now()}
-	up.NAR = id
+	up.NAR, up.Uses = id, nil
+	for _, hash := range u.Uses {
+		if _, there := m.chunks[hash]; there {
+			m.uses[use{hash, u.Cache}] = id
+		}
+	}
 	m.caches[u.Cache].uploads[u.Name] = up
 }
 
 // ForgetChunks forgets chunks of a pack.
 func (m *Memory) ForgetChunks(_ context.Context, pack string, offsets []int64) error {
 	defer m.lock()()
-	maps.DeleteFunc(m.chunks, func(_ catalog.Sum, c catalog.Chunk) bool {
+	m.forget(func(c catalog.Chunk) bool {
 		return c.Pack == pack && (offsets == nil || slices.Contains(offsets, c.Offset))
 	})
 	m.changed()
 	return nil
+}
+
+// forget removes chunks.
+func (m *Memory) forget(which func(catalog.Chunk) bool) {
+	maps.DeleteFunc(m.chunks, func(_ catalog.Sum, c catalog.Chunk) bool { return which(c) })
+	maps.DeleteFunc(m.uses, func(u use, _ catalog.NARID) bool {
+		_, there := m.chunks[u.chunk]
+		return !there
+	})
 }
 
 // NAR returns what is kept under a NAR hash.
@@ -229,7 +247,7 @@ func (m *Memory) sweepPacks(before time.Time, limit int) (gone []string, more bo
 		case p.loose.Before(before):
 			gone = append(gone, name)
 			delete(m.packs, name)
-			maps.DeleteFunc(m.chunks, func(_ catalog.Sum, c catalog.Chunk) bool { return c.Pack == name })
+			m.forget(func(c catalog.Chunk) bool { return c.Pack == name })
 		}
 	}
 	return gone, more

@@ -49,21 +49,21 @@ func (s *suite) nars() {
 	third.Chunks = append(third.Chunks, catalog.Chunk{Hash: sum("chunk one"), Pack: "pack-four", Offset: 9, Length: 9, Size: 9})
 	_, _, err = s.c.AddNAR(s.Context(), third)
 	s.ok(err)
-	chunks, err := s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk one"), sum("nothing"), sum("chunk two")})
+	chunks, err := s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk one"), sum("nothing"), sum("chunk two")})
 	s.ok(err)
 	slices.SortFunc(chunks, func(a, b catalog.Chunk) int { return strings.Compare(a.Pack, b.Pack) })
 	s.equal(chunks, []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}, {Hash: sum("chunk two"), Pack: "pack-two", Offset: 1, Length: 2, Size: 3}})
-	_, err = s.c.Chunks(s.Context(), make([]catalog.Sum, 257))
+	_, err = s.c.Chunks(s.Context(), 0, make([]catalog.Sum, 257))
 	if err == nil {
 		s.Error("257 chunks at once: no error")
 	}
 	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{5}))
 	s.ok(s.c.ForgetChunks(s.Context(), "pack-two", nil))
-	chunks, err = s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk one"), sum("chunk two")})
+	chunks, err = s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk one"), sum("chunk two")})
 	s.ok(err)
 	s.equal(len(chunks), 1)
 	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{1}))
-	chunks, err = s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk one")})
+	chunks, err = s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk one")})
 	s.ok(err)
 	s.equal(len(chunks), 0)
 
@@ -155,6 +155,59 @@ func (s *suite) refusedNARs() {
 	s.nar("one", cache) // now it goes
 }
 
+// usesOfChunks are of one cache each, and for as long as that leads to the NAR.
+func (s *suite) usesOfChunks() {
+	a, b := s.cache("a"), s.cache("b")
+	led := func(cache catalog.CacheID, name string) bool {
+		s.Helper()
+		chunks, err := s.c.Chunks(s.Context(), cache, []catalog.Sum{sum("chunk " + name)})
+		s.ok(err)
+		if len(chunks) != 1 {
+			s.Fatalf("chunk %s: %v", name, chunks)
+		}
+		return chunks[0].Led
+	}
+	one := newNAR("one", a)
+	one.Upload.Uses = []catalog.Sum{sum("chunk one"), sum("nothing")}
+	id, _, err := s.c.AddNAR(s.Context(), one)
+	s.ok(err)
+	s.equal([]bool{led(a, "one"), led(b, "one"), led(0, "one")}, []bool{true, false, false})
+
+	// The same NAR in the other cache, and in none the chunk of which nothing was said.
+	again := newNAR("one", b)
+	again.Upload.Uses = one.Upload.Uses
+	_, _, err = s.c.AddNAR(s.Context(), again)
+	s.ok(err)
+	s.equal([]bool{led(a, "one"), led(b, "one")}, []bool{true, true})
+	s.nar("two", a)
+	s.equal(led(a, "two"), false)
+	u := upload("three", a, id)
+	u.Uses = []catalog.Sum{sum("chunk two")}
+	s.ok(s.c.AddUpload(s.Context(), u))
+	s.equal([]bool{led(a, "two"), led(b, "two")}, []bool{true, false})
+
+	// A name that leads to another NAR leads to that one's chunks.
+	third, _ := s.nar("three", b)
+	s.ok(s.c.AddUpload(s.Context(), upload("one", b, third)))
+	s.equal([]bool{led(a, "one"), led(b, "one")}, []bool{true, false})
+	s.publish(b, path("p", id, "one"))
+	s.equal(led(b, "one"), true)
+
+	// A later NAR takes over, and what is forgotten is led to by nobody.
+	u = upload("four", b, third)
+	u.Uses = []catalog.Sum{sum("chunk one")}
+	s.ok(s.c.AddUpload(s.Context(), u))
+	s.ok(s.c.DeletePath(s.Context(), b, storePath("p").Hash()))
+	s.equal(led(b, "one"), true)
+	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", nil))
+	_, _, err = s.c.AddNAR(s.Context(), &catalog.NewNAR{
+		NAR:    catalog.NAR{Hash: sum("NAR five"), Size: 1, Packs: []string{"pack-one"}},
+		Chunks: []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one"}},
+	})
+	s.ok(err)
+	s.equal([]bool{led(a, "one"), led(b, "one")}, []bool{false, false})
+}
+
 // bareNARs have nothing that is new, or nothing at all.
 func (s *suite) bareNARs() {
 	s.nar("one", 0)
@@ -175,7 +228,7 @@ func (s *suite) bareNARs() {
 		s.ok(err)
 		s.equal(len(listing), 0)
 	}
-	none, err := s.c.Chunks(s.Context(), nil)
+	none, err := s.c.Chunks(s.Context(), 0, nil)
 	s.ok(err)
 	s.equal(len(none), 0)
 	known, err := s.c.KnownPacks(s.Context(), nil)
@@ -187,7 +240,7 @@ func (s *suite) bareNARs() {
 	// As many as may be.
 	hashes, names := make([]catalog.Sum, 256), make([]string, 256)
 	hashes[255], names[255] = sum("chunk one"), "pack-one"
-	chunks, err := s.c.Chunks(s.Context(), hashes)
+	chunks, err := s.c.Chunks(s.Context(), 0, hashes)
 	s.ok(err)
 	s.equal(len(chunks), 1)
 	known, err = s.c.KnownPacks(s.Context(), names)
@@ -213,7 +266,7 @@ func (s *suite) uploadsOfKnown() {
 	if u.NAR != id || u.FileSize != 5 || u.NARSize != 1000 || u.NARHash != sum("NAR one") {
 		s.Errorf("upload %+v", u)
 	}
-	chunks, err := s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk new")})
+	chunks, err := s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk new")})
 	s.ok(err)
 	s.equal(len(chunks), 0)
 	again.Upload.FileSize = 6

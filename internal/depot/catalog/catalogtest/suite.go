@@ -56,6 +56,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"damaged NARs", (*suite).damaged},
 		{"uploads", (*suite).uploads},
 		{"uploads of NARs that are there", (*suite).uploadsOfKnown},
+		{"uses of chunks", (*suite).usesOfChunks},
 		{"paths", (*suite).paths},
 		{"paths that are refused", (*suite).refusedPaths},
 		{"all of a path", (*suite).wholePaths},

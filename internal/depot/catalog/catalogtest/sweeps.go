@@ -55,7 +55,7 @@ func (s *suite) sweeps() {
 	}
 	s.equal(s.sweep(), want)
 	for name, want := range map[string]int{"loose3": 0, "loose4": 1, "shared": 1, "published": 1, "using": 1} {
-		chunks, err := s.c.Chunks(s.Context(), []catalog.Sum{sum("chunk " + name)})
+		chunks, err := s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk " + name)})
 		s.ok(err)
 		if len(chunks) != want {
 			s.Errorf("%s: %d chunks, want %d", name, len(chunks), want)

@@ -11,29 +11,33 @@ import (
 )
 
 // Chunks returns those of the given chunks that there are.
-func (c *Catalog) Chunks(ctx context.Context, hashes []catalog.Sum) ([]catalog.Chunk, error) {
+func (c *Catalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []catalog.Sum) ([]catalog.Chunk, error) {
 	if err := atMost(len(hashes)); err != nil {
 		return nil, err
 	}
 	if len(hashes) == 0 {
 		return nil, nil
 	}
-	args := make([]any, padded(len(hashes)))
+	args := make([]any, 1+padded(len(hashes)))
+	args[0] = int64(cache)
 	for i := range hashes {
-		args[i] = hashes[i][:]
+		args[1+i] = hashes[i][:]
 	}
 	var there []catalog.Chunk
 	err := c.rows(ctx, func(scan func(...any) error) error {
 		var k catalog.Chunk
 		var hash []byte
-		if err := scan(&hash, &k.Pack, &k.Offset, &k.Length, &k.Size); err != nil {
+		if err := scan(&k.Led, &hash, &k.Pack, &k.Offset, &k.Length, &k.Size); err != nil {
 			return err
 		}
 		copy(k.Hash[:], hash)
 		there = append(there, k)
 		return nil
-	}, `SELECT chunks.hash, packs.name, "offset", length, chunks.size FROM chunks JOIN packs ON packs.id = pack
-		WHERE chunks.hash IN (`+marks(len(args))+`)`, args...)
+	}, `SELECT EXISTS (SELECT 1 FROM chunk_uses AS used WHERE used.hash = chunks.hash AND used.cache = ?1
+			AND (EXISTS (SELECT 1 FROM uploads WHERE uploads.nar = used.nar AND uploads.cache = ?1) OR
+				EXISTS (SELECT 1 FROM paths WHERE paths.nar = used.nar AND paths.cache = ?1))),
+			chunks.hash, packs.name, "offset", length, chunks.size FROM chunks JOIN packs ON packs.id = pack
+		WHERE chunks.hash IN (`+marks(len(args)-1)+`)`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("look up chunks: %w", err)
 	}
@@ -227,6 +231,12 @@ func (c *Catalog) AddUpload(ctx context.Context, u *catalog.Upload) error {
 }
 
 func (c *Catalog) addUpload(x *change, u *catalog.Upload, nar catalog.NARID) error {
+	for _, hash := range u.Uses {
+		if err := x.exec(`INSERT INTO chunk_uses SELECT hash, ?, ? FROM chunks WHERE hash = ? ON CONFLICT DO UPDATE SET nar = excluded.nar`,
+			int64(u.Cache), int64(nar), hash[:]); err != nil {
+			return err
+		}
+	}
 	return x.exec(`
 		INSERT INTO uploads VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN EXISTS (SELECT 1 FROM paths WHERE nar = ?3 AND cache = ?1) THEN NULL ELSE ?6 END)
 		ON CONFLICT DO UPDATE SET nar = excluded.nar, file_hash = excluded.file_hash, file_size = excluded.file_size, made = excluded.made`,
