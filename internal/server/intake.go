@@ -16,13 +16,23 @@ var (
 	errGone = errors.New("gone")
 )
 
+const (
+	// firstSlice is how many bytes a client has to send before it is trusted to go on.
+	// A body that never comes, and a small one, so holds its slot for seconds only.
+	firstSlice = 64 << 10
+	// firstPatience is the time that it gets for these beside what minRate gives it: a packet that is lost a few times over is late by that.
+	firstPatience = 30 * time.Second
+)
+
 // intake reads the body of an upload, and gives up on a client that sends as slowly as link gives up on one that takes slowly.
 type intake struct {
 	x     *exchange
-	n     int64 // bytes so far
-	next  int64 // with so many, the client gets time for another slice
-	ended bool  // all of it has been read
-	err   error // with which it broke
+	n     int64     // bytes so far
+	next  int64     // with so many, the client gets time for another slice
+	until time.Time // when that is over
+	read  time.Time // when Read returned last: the client is not to blame for what follows
+	ended bool      // all of it has been read
+	err   error     // with which it broke
 }
 
 // body returns the body of the request, which is an upload, for reading it.
@@ -41,12 +51,26 @@ func (i *intake) Read(p []byte) (n int, err error) {
 		return 0, i.err
 	}
 	control := http.NewResponseController(i.x.w)
+	now := time.Now()
 	if i.n >= i.next {
 		// What has no deadlines, as some tests, has no connection to hold up.
-		_ = control.SetReadDeadline(time.Now().Add(patience))
-		i.next = i.n + slice
+		part, limit := int64(slice), patience
+		if i.n < firstSlice {
+			part = firstSlice
+		}
+		if length := i.x.r.ContentLength; length >= 0 {
+			part = min(part, max(length-i.n, 1))
+		}
+		limit = min(limit, firstPatience+time.Duration(part)*time.Second/minRate)
+		i.until = now.Add(limit)
+		_ = control.SetReadDeadline(i.until)
+		i.next = i.n + part
+	} else if paused := now.Sub(i.read); paused > time.Second {
+		i.until = i.until.Add(paused)
+		_ = control.SetReadDeadline(i.until)
 	}
 	n, err = i.x.r.Body.Read(p)
+	i.read = time.Now()
 	i.n += int64(n)
 	switch {
 	case err == io.EOF:

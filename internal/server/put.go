@@ -1,16 +1,12 @@
 package server
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"strings"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
 	"firn/internal/codec"
@@ -54,7 +50,7 @@ func (s *Server) put(x *exchange) error {
 	if x.r.ContentLength > maxSmall {
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", maxSmall)
 	}
-	done, err := turn(x.r.Context(), s.small)
+	done, err := x.turn(s.small)
 	if err != nil {
 		return err
 	}
@@ -76,16 +72,6 @@ func (s *Server) put(x *exchange) error {
 		return s.putCacheInfo(x, text)
 	}
 	return errMethod
-}
-
-// turn waits until there is room for an upload. done makes room for the next one.
-func turn(ctx context.Context, room *semaphore.Weighted) (done func(), err error) {
-	ctx, cancel := context.WithTimeout(ctx, turnLimit)
-	defer cancel()
-	if err := room.Acquire(ctx, 1); err != nil {
-		return nil, fmt.Errorf("%w: too many uploads at once: %w", cache.ErrUnavailable, err)
-	}
-	return func() { room.Release(1) }, nil
 }
 
 // decoded returns the body of an upload without its Content-Encoding, which must be closed.
@@ -246,7 +232,7 @@ func (s *Server) putListing(x *exchange) error {
 	if _, err := nix.ParsePathHash(x.target.name); err != nil {
 		return cache.Refuse(cache.ErrInvalid, "this is not a path hash: it has 32 digits of Nix's base 32")
 	}
-	done, err := turn(x.r.Context(), s.small)
+	done, err := x.turn(s.small)
 	if err != nil {
 		return err
 	}
@@ -276,7 +262,7 @@ func (s *Server) putLog(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	done, err := turn(x.r.Context(), s.large)
+	done, err := x.turn(s.large)
 	if err != nil {
 		return err
 	}

@@ -25,7 +25,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if x.r.Header["Content-Encoding"] != nil {
 		return cache.Refuse(cache.ErrInvalid, "a NAR may not have a Content-Encoding: its compression is in its name")
 	}
-	done, err := turn(x.r.Context(), s.large)
+	done, err := x.turn(s.large)
 	if err != nil {
 		return err
 	}

@@ -79,7 +79,7 @@ type Options struct {
 	// Codec bounds the memory of what decodes uploads; nil for the limits that codec has by itself.
 	Codec *codec.Limits
 
-	// Uploads is how many NARs and logs may be received at once; others wait. 32 if zero.
+	// Uploads is how many NARs and logs may be received at once, half of them of one principal or from one address; others wait. 32 if zero.
 	Uploads int
 
 	// MaxUpload bounds the size in bytes of what is uploaded, as sent. 64 GiB if zero.
@@ -127,8 +127,8 @@ type Server struct {
 	listing *semaphore.Weighted // of listingMakers
 	listed  *semaphore.Weighted // of listingBytes
 
-	large     *semaphore.Weighted // of Options.Uploads
-	small     *semaphore.Weighted // of smallUploads
+	large     *slots // of Options.Uploads
+	small     *slots // of smallUploads
 	maxUpload int64
 }
 
@@ -150,8 +150,8 @@ func New(caches cache.Directory, opts Options) *Server {
 		listing: semaphore.NewWeighted(listingMakers),
 		listed:  semaphore.NewWeighted(listingBytes),
 
-		large:     semaphore.NewWeighted(int64(cmp.Or(opts.Uploads, 32))),
-		small:     semaphore.NewWeighted(smallUploads),
+		large:     newSlots(cmp.Or(opts.Uploads, 32)),
+		small:     newSlots(smallUploads),
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	if s.codec == nil {
