@@ -26,8 +26,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sync/semaphore"
-
 	"firn/internal/cache"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/catalog"
@@ -58,9 +56,8 @@ const (
 	defaultGrace      = 24 * time.Hour
 	defaultMemory     = 32 << 20
 
-	// maxDecoding bounds the bytes that all who are sent decompressed NARs have in memory, and maxLogs those of open logs.
+	// maxDecoding bounds the bytes that all who read decompressed NARs have in memory, beside what is just on its way to each.
 	maxDecoding = 64 << 20
-	maxLogs     = 64 << 20
 )
 
 // A Depot keeps NARs. It is safe for concurrent use.
@@ -74,9 +71,9 @@ type Depot struct {
 	rooms    *rooms
 	recipes  *recipes
 	packs    *packs
-	decoding *semaphore.Weighted // bytes
-	logs     *semaphore.Weighted // bytes
-	merging  sync.Mutex          // held while a realisation or build trace is replaced
+	decoding *loans
+	logs     logRooms
+	merging  sync.Mutex // held while a realisation or build trace is replaced
 	sweeps   sweeps
 
 	right, wrong atomic.Int64 // NARs that were compared with their hash
@@ -100,8 +97,8 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		rooms:    newRooms(runtime.GOMAXPROCS(0)),
 		recipes:  &recipes{known: newLRU[catalog.Sum, *kept](opts.RecipeMemory)},
 		packs:    newPacks(blobs),
-		decoding: semaphore.NewWeighted(maxDecoding),
-		logs:     semaphore.NewWeighted(maxLogs),
+		decoding: newLoans(maxDecoding),
+		logs:     newLogRooms(),
 	}
 }
 

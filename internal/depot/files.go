@@ -11,6 +11,7 @@ import (
 	"sync"
 
 	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
 	"firn/internal/depot/catalog"
@@ -21,14 +22,25 @@ const (
 	// maxLogText and maxLogKept bound a build log, in bytes, as text and compressed.
 	maxLogText = 256 << 20
 	maxLogKept = 32 << 20
-	// smallLog is how many compressed bytes of a log count as nothing.
+	// smallLog is how many compressed bytes of a log count as nothing while it comes. Nearly all logs are smaller.
 	smallLog = 1 << 20
+	// maxSmallLogs bounds the bytes of open logs that are small, and maxLargeLogs those of the others, and of the others that come:
+	// apart, so that two of the largest do not keep all the small ones waiting, nor who reads those who write.
+	maxSmallLogs = 96 << 20
+	maxLargeLogs = 64 << 20
 	// logPart is how many bytes of a log are compressed at once.
 	logPart = 256 << 10
 
 	// maxSignatures is how many signatures a realisation or build trace can have, for nix to parse it.
 	maxSignatures = 64
 )
+
+// logRooms are the memory for logs, in bytes.
+type logRooms struct{ small, large, coming *semaphore.Weighted }
+
+func newLogRooms() logRooms {
+	return logRooms{semaphore.NewWeighted(maxSmallLogs), semaphore.NewWeighted(maxLargeLogs), semaphore.NewWeighted(maxLargeLogs)}
+}
 
 func logKey(drv nix.StorePath) string { return "log/" + drv.Base() }
 
@@ -61,10 +73,10 @@ func (d *Depot) readLog(ctx context.Context, log io.Reader) (kept []byte, releas
 		size += n
 		d.coders.work(func() { kept = d.coders.encode(kept, part[:n]) })
 		if !large && len(kept) > smallLog {
-			if err := d.logs.Acquire(ctx, maxLogKept); err != nil {
+			if err := d.logs.coming.Acquire(ctx, maxLogKept); err != nil {
 				return nil, release, context.Cause(ctx)
 			}
-			large, release = true, func() { d.logs.Release(maxLogKept) }
+			large, release = true, func() { d.logs.coming.Release(maxLogKept) }
 		}
 		if size > maxLogText || len(kept) > maxLogKept {
 			return nil, release, cache.Refuse(cache.ErrTooLarge, "this log has more than %d bytes, or %d when it is compressed", maxLogText, maxLogKept)
@@ -81,8 +93,11 @@ func (p *Part) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error
 	if err != nil {
 		return nil, failure(fmt.Sprintf("open log of %v", drv), err)
 	}
-	weight := min(int64(len(kept))+2*logPart, maxLogs)
-	if !p.d.logs.TryAcquire(weight) {
+	room, weight := p.d.logs.small, int64(len(kept))+2*logPart
+	if len(kept) > smallLog {
+		room = p.d.logs.large
+	}
+	if !room.TryAcquire(weight) {
 		return nil, fmt.Errorf("open log of %v: %w: too many logs are open", drv, cache.ErrUnavailable)
 	}
 	z, err := p.d.coders.decoder()
@@ -90,12 +105,12 @@ func (p *Part) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error
 		err = z.Reset(bytes.NewReader(kept))
 	}
 	if err != nil {
-		p.d.logs.Release(weight)
+		room.Release(weight)
 		return nil, fmt.Errorf("open log of %v: %w", drv, err)
 	}
 	return &openLog{z: z, close: sync.OnceFunc(func() {
 		p.d.coders.putDecoder(z)
-		p.d.logs.Release(weight)
+		room.Release(weight)
 	})}, nil
 }
 

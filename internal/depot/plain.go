@@ -42,7 +42,8 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 		if err != nil {
 			return err
 		}
-		data = data[off-r.raw:]
+		skip := off - r.raw
+		data = data[skip:]
 		data = data[:min(n, int64(len(data)))]
 		if verify {
 			hash.Write(data)
@@ -54,7 +55,7 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 				p.d.right.Add(1)
 			}
 		}
-		if _, err := w.Write(data); err != nil {
+		if err := r.send(ctx, w, data, int(skip)); err != nil {
 			return err
 		}
 		off, n = off+int64(len(data)), n-int64(len(data))
@@ -83,11 +84,14 @@ type frameReader struct {
 	recipe *recipe
 	at     cursor // the next frame
 	weight int64
+	loan   *loan   // of the memory of packed and data
+	piece  *buffer // of what is being sent; nil until something is
 
-	packed *buffer
-	read   []byte // what was read of frames from at on
+	packed *buffer // nil, like data, when the loan was called in
+	read   []byte  // what was read of frames from at on
 	data   *buffer
-	raw    int64 // where the current frame begins in the NAR
+	raw    int64  // where the current frame begins in the NAR
+	start  cursor // the current frame
 	pack   *pack
 }
 
@@ -103,15 +107,22 @@ func (d *Depot) readFrames(ctx context.Context, r *recipe, off int64) (*frameRea
 	for _, f := range r.frames {
 		weight = max(weight, int64(f.size)+int64(f.length))
 	}
-	if err := d.decoding.Acquire(ctx, weight); err != nil {
-		return nil, context.Cause(ctx)
+	fr := &frameReader{d: d, recipe: r, at: r.find(off), weight: weight}
+	var err error
+	if fr.loan, err = d.decoding.take(ctx, weight, fr.drop); err != nil {
+		return nil, err
 	}
-	return &frameReader{d: d, recipe: r, at: r.find(off), weight: weight, packed: packeds.Get().(*buffer), data: datas.Get().(*buffer)}, nil
+	fr.fetch()
+	return fr, nil
 }
 
-func (r *frameReader) close() {
-	if r.pack != nil {
-		r.d.packs.release(r.pack)
+// fetch gets the buffers, for which there is a loan.
+func (r *frameReader) fetch() { r.packed, r.data = packeds.Get().(*buffer), datas.Get().(*buffer) }
+
+// drop gives the buffers up.
+func (r *frameReader) drop() {
+	if r.packed == nil {
+		return
 	}
 	if cap(r.packed.buf) == readSize {
 		packeds.Put(r.packed)
@@ -119,7 +130,55 @@ func (r *frameReader) close() {
 	if cap(r.data.buf) == readSize {
 		datas.Put(r.data)
 	}
-	r.d.decoding.Release(r.weight)
+	r.packed, r.data, r.read = nil, nil, nil
+}
+
+func (r *frameReader) close() {
+	if r.pack != nil {
+		r.d.packs.release(r.pack)
+	}
+	r.drop()
+	r.loan.end()
+	if r.piece != nil {
+		gathers.Put(r.piece)
+	}
+}
+
+// send writes data, which is the current frame from skip on, or a part of that, to a client, however slowly that takes it.
+// Meanwhile only a piece of it is sure to be in memory.
+func (r *frameReader) send(ctx context.Context, w io.Writer, data []byte, skip int) error {
+	if r.piece == nil {
+		r.piece = gathers.Get().(*buffer)
+	}
+	start := r.start
+	for n := len(data); n > 0; {
+		part := r.piece.buf[:copy(r.piece.buf, data)]
+		r.loan.rest()
+		_, err := w.Write(part)
+		held := r.loan.resume()
+		if err != nil {
+			return err
+		}
+		skip, n = skip+len(part), n-len(part)
+		if held {
+			data = data[len(part):]
+			continue
+		}
+		if err := r.loan.renew(ctx, r.weight); err != nil {
+			return err
+		}
+		r.fetch()
+		if n == 0 {
+			break
+		}
+		r.at = start
+		again, err := r.next(ctx)
+		if err != nil {
+			return err
+		}
+		data = again[skip : skip+n]
+	}
+	return nil
 }
 
 // more reports whether there is another frame.
@@ -129,7 +188,7 @@ func (r *frameReader) more() bool { return r.at.frame < len(r.recipe.frames) }
 // It goes on behind a frame that it fails at.
 func (r *frameReader) next(ctx context.Context) ([]byte, error) {
 	f := r.recipe.frames[r.at.frame]
-	r.raw = r.at.raw
+	r.raw, r.start = r.at.raw, r.at
 	err := ctx.Err()
 	if err != nil {
 		err = context.Cause(ctx)

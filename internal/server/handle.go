@@ -96,6 +96,11 @@ func (s *Server) serveLog(x *exchange) error {
 	if err != nil {
 		return err
 	}
+	done, err := x.slot(s.logs, logLimit)
+	if err != nil {
+		return fmt.Errorf("send log of %s: %w: too many are being sent: %w", drv, cache.ErrUnavailable, err)
+	}
+	defer done()
 	log, err := x.cache.OpenLog(x.r.Context(), drv)
 	if errors.Is(err, cache.ErrNotFound) {
 		return x.missing("no log of " + drv.Base() + " here")

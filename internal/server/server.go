@@ -60,6 +60,11 @@ const (
 	// listingMakers bounds how many listings are made at once, of which each takes a few times its text.
 	listingMakers = 4
 
+	// openLogs is how many build logs are sent at once, half of them to one address: a log may be in memory while it is.
+	openLogs = 64
+	// logLimit is how long a client waits for its log while others take theirs.
+	logLimit = 10 * time.Second
+
 	// healthLimit is how long the sources may take to say that they are well.
 	healthLimit = 5 * time.Second
 )
@@ -129,6 +134,7 @@ type Server struct {
 
 	large     *slots // of Options.Uploads
 	small     *slots // of smallUploads
+	logs      *slots // of openLogs
 	maxUpload int64
 }
 
@@ -152,6 +158,7 @@ func New(caches cache.Directory, opts Options) *Server {
 
 		large:     newSlots(cmp.Or(opts.Uploads, 32)),
 		small:     newSlots(smallUploads),
+		logs:      newSlots(openLogs),
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	if s.codec == nil {

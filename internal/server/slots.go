@@ -6,11 +6,12 @@ import (
 	"fmt"
 	"net/netip"
 	"sync"
+	"time"
 
 	"firn/internal/cache"
 )
 
-// slots bound how many uploads are received at once, and leave room for whoever comes next: nobody gets a slot while he has as many
+// slots bound how many uploads are received, or logs sent, at once, and leave room for whoever comes next: nobody gets a slot while he has as many
 // as are free. So one alone gets half of them, and each further one half of what the others have left.
 // Who has to wait does so in a queue, in which those who have too many are passed over.
 type slots struct {
@@ -90,18 +91,25 @@ func (s *slots) mayTake(owners []string) bool {
 
 // turn waits until there is a slot for an upload. done gives it back.
 func (x *exchange) turn(of *slots) (done func(), err error) {
-	ctx, cancel := context.WithTimeout(x.r.Context(), turnLimit)
-	defer cancel()
-	done, err = of.take(ctx, x.owners()...)
+	done, err = x.slot(of, turnLimit)
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many uploads at once: %w", cache.ErrUnavailable, err)
 	}
 	return done, nil
 }
 
-// owners are the names under which an upload takes a slot: who sends it, and from where, which is all that one machine is sure to have.
-func (x *exchange) owners() []string {
-	owners := []string{"principal " + x.who.Name()}
+// slot waits for a slot until a limit.
+func (x *exchange) slot(of *slots, limit time.Duration) (done func(), err error) {
+	ctx, cancel := context.WithTimeout(x.r.Context(), limit)
+	defer cancel()
+	return of.take(ctx, x.owners()...)
+}
+
+// owners are the names under which a request takes a slot: who makes it, where that is known, and from where.
+func (x *exchange) owners() (owners []string) {
+	if name := x.who.Name(); name != "" {
+		owners = append(owners, "principal "+name)
+	}
 	if addr := remote(x.r); addr.IsValid() {
 		if addr.Is6() { // one machine has as many of a network as it likes
 			addr = netip.PrefixFrom(addr, 64).Masked().Addr()

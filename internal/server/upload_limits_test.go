@@ -295,6 +295,44 @@ func TestSlotsAreShared(t *testing.T) {
 	}
 }
 
+// TestLogsAreShared: who takes nothing of many logs keeps nobody else from reading one.
+func TestLogsAreShared(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		target := "/log/" + absentHash + "-x.drv"
+		t.wantPutIn("main", target, strings.Repeat("a line\n", 100_000))
+		for range 2 * openLogs {
+			conn, _ := t.pipe.dial()
+			if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\n\r\n", target); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		conn, r := t.pipe.dial()
+		if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 198.51.100.1\r\nConnection: close\r\n\r\n", target); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		resp := t.wantAnswer(r, http.StatusOK)
+		if text, err := io.ReadAll(resp.Body); err != nil || len(text) != 700_000 {
+			t.Errorf("%d bytes, %v", len(text), err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("somebody else's log waited for %s", took)
+		}
+	})
+}
+
+// wantPutIn keeps a log in a cache.
+func (t *uploadTester) wantPutIn(name, target, body string) {
+	t.Helper()
+	conn, r := t.begin("/"+name+target, int64(len(body)), as("push-"+name))
+	if _, err := io.WriteString(conn, body); err != nil {
+		t.Fatal(err)
+	}
+	t.wantAnswer(r, http.StatusNoContent)
+	conn.Close()
+}
+
 // TestSlots: whoever has too many is passed over, and gets what is free when nobody else wants it.
 func TestSlots(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
