@@ -64,6 +64,9 @@ type Received struct {
 	NARSize  int64
 	FileHash nix.Hash // of what the client sent
 	FileSize int64
+	// Published says that a path of the cache has this NAR. Until then, it is nobody's but those who may push.
+	// Receive does not tell.
+	Published bool
 }
 
 // Compressed is a Source that keeps NARs in a compressed form, which its narinfos point to.

@@ -24,6 +24,7 @@ func (p *Part) Received(ctx context.Context, url string) (cache.Received, error)
 	return cache.Received{
 		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
 		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
+		Published: u.Published,
 	}, nil
 }
 

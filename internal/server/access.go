@@ -79,6 +79,21 @@ func (s *Server) allow(x *exchange) error {
 	return denied
 }
 
+// mayPush reports whether whoever reads may push here as well. A token that is not known is that of somebody who may not.
+func (s *Server) mayPush(x *exchange) (bool, error) {
+	if x.who == cache.Anybody {
+		who, err := s.authenticate(x)
+		if errors.Is(err, cache.ErrUnauthenticated) {
+			return false, nil
+		}
+		if err != nil {
+			return false, err
+		}
+		x.who = who
+	}
+	return x.cache.Allow(x.who, cache.Push) == nil, nil
+}
+
 // authenticate finds out who asks.
 func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
 	authorization := x.r.Header.Get("Authorization")

@@ -3,6 +3,7 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -132,6 +133,9 @@ func (u *upload) file() (nix.Hash, int64, error) {
 	return sum, u.x.intake.n, nil
 }
 
+// notUploaded is what those are told, too, who may not know.
+const notUploaded = "no NAR was uploaded under this name"
+
 // serveReceived answers with a NAR under the name of its upload, which clients remember for a month.
 // It is a container of the compression in its name, in which it is not compressed; where there is no such container,
 // only that it is there can be asked.
@@ -139,10 +143,19 @@ func (s *Server) serveReceived(x *exchange) error {
 	url := x.uploadURL()
 	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
 	if errors.Is(err, cache.ErrNotFound) {
-		return x.missing("no NAR was uploaded under this name")
+		return x.missing(notUploaded)
 	}
 	if err != nil {
 		return err
+	}
+	if !r.Published {
+		// What nobody has answered for yet is for those who may.
+		may, err := s.mayPush(x)
+		if err != nil || !may {
+			n.Close()
+			return cmp.Or(err, x.missing(notUploaded))
+		}
+		x.secret = true // no proxy may keep it for others
 	}
 	closing := n
 	defer func() { closing.Close() }()

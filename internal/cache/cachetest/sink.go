@@ -78,7 +78,16 @@ func readNAR(ctx context.Context, u cache.Upload) ([]byte, error) {
 
 // Received implements [cache.Sink].
 func (m *Memory) Received(ctx context.Context, url string) (cache.Received, error) {
-	return get(ctx, m, m.uploads, url)
+	r, err := get(ctx, m, m.uploads, url)
+	if err != nil {
+		return r, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.paths {
+		r.Published = r.Published || p.Info.NARHash == r.NARHash
+	}
+	return r, nil
 }
 
 // Renew implements [cache.Sink]. Nothing goes by itself.

@@ -30,6 +30,7 @@ func TestSink(t *testing.T, open func(t testing.TB) cache.Sink) {
 		{"ReceiveReader", testReceiveReader},
 		{"Publish", testPublish},
 		{"PublishUnreceived", testPublishUnreceived},
+		{"Published", testPublished},
 		{"PublishAgain", testPublishAgain},
 		{"Concurrent", testConcurrentSink},
 		{"Cancelled", testCancelledSink},
@@ -226,6 +227,26 @@ func testReceiveRefuses(t *sinkTester) {
 	// What was refused is not kept under its hash either.
 	if _, err := t.sink.Publish(t.Context(), p.Info); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Publish of what was refused: %v, want ErrNotFound", err)
+	}
+}
+
+// testPublished checks that an upload tells whether its NAR is published.
+func testPublished(t *sinkTester) {
+	for _, p := range samples(t) {
+		url := URL(p.NAR, "")
+		want := func(when string, published bool) {
+			t.Helper()
+			r, err := t.sink.Received(t.Context(), url)
+			if err != nil || r.Published != published {
+				t.Errorf("Received %s: published: %v, %v, want %v", when, r.Published, err, published)
+			}
+		}
+		t.receive(p)
+		want("before it is published", false)
+		t.publish(p.Info)
+		want("after it is published", true)
+		t.receive(p)
+		want("once more", true)
 	}
 }
 

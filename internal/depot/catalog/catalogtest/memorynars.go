@@ -168,6 +168,7 @@ func (m *Memory) Upload(_ context.Context, cache catalog.CacheID, name string) (
 	}
 	there := new(u.Upload)
 	there.NARHash, there.NARSize = m.nars[u.NAR].Hash, m.nars[u.NAR].Size
+	there.Published = m.room(cache).publishes(u.NAR)
 	return there, nil
 }
 

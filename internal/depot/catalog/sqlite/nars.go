@@ -247,8 +247,8 @@ func (c *Catalog) addUpload(x *change, u *catalog.Upload, nar catalog.NARID) err
 func (c *Catalog) Upload(ctx context.Context, cache catalog.CacheID, name string) (*catalog.Upload, error) {
 	u := &catalog.Upload{Cache: cache, Name: name}
 	var narHash, fileHash []byte
-	err := c.queryRow(ctx, "SELECT nar, hash, size, file_hash, uploads.file_size FROM uploads JOIN nars ON nars.id = nar WHERE cache = ? AND name = ?", int64(cache), name).
-		scanAll(catalog.ErrNotFound, &u.NAR, &narHash, &u.NARSize, &fileHash, &u.FileSize)
+	err := c.queryRow(ctx, "SELECT nar, hash, size, file_hash, uploads.file_size, made IS NULL FROM uploads JOIN nars ON nars.id = nar WHERE cache = ? AND name = ?", int64(cache), name).
+		scanAll(catalog.ErrNotFound, &u.NAR, &narHash, &u.NARSize, &fileHash, &u.FileSize, &u.Published)
 	if err != nil {
 		return nil, fmt.Errorf("look up upload %s: %w", name, err)
 	}

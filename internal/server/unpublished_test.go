@@ -1,0 +1,63 @@
+package server
+
+import (
+	"net/http"
+	"testing"
+
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+)
+
+// TestUnpublished: until somebody has answered for a NAR with a narinfo, only those get it who could do that.
+func TestUnpublished(t *testing.T) {
+	for name, in := range map[string]string{"public": "main", "private": "team"} {
+		t.Run(name, func(t *testing.T) {
+			p := newPushTester(t)
+			path := cachetest.NewPath(t, nix.DefaultStoreDir, "hello.txt", "another\n")
+			url := "/" + in + "/" + cachetest.URL(path.NAR, "")
+			others := map[string]int{"": 404, "no-such-token": 404, "push-main": 404, "push-team": 404, "read-team": 404}
+			if in == "team" {
+				others[""], others["no-such-token"], others["push-main"] = 401, 401, 403
+			}
+			want := func(when string, others map[string]int) {
+				t.Helper()
+				for token, status := range others {
+					p.wantGet(status, url, as(token))
+				}
+				p.wantGet(200, url, as("all"))
+				delete(others, "push-"+in)
+				p.wantGet(200, url, as("push-"+in))
+			}
+			nobody := p.answers(url)
+			p.wantPut(201, url, string(path.NAR), as("push-"+in))
+			delete(others, "push-"+in)
+			want("before", others)
+			if got := p.answers(url); got != nobody {
+				t.Errorf("that it is there shows:\n%s\nand where it is not:\n%s", got, nobody)
+			}
+			if resp, _ := p.do("GET", url, as("push-"+in)); resp.Header.Get("Cache-Control") != "private, max-age=31536000, immutable" || resp.Header.Get("Vary") != "Authorization" {
+				t.Errorf("proxies may keep it: %v", resp.Header)
+			}
+			p.wantPut(201, "/"+in+"/"+path.Info.Path.Hash().String()+".narinfo", text(narinfo(path, path.NAR, nix.None, "")), as("push-"+in))
+			for token := range others {
+				if others[token] == http.StatusNotFound {
+					others[token] = http.StatusOK
+				}
+			}
+			want("after", others)
+		})
+	}
+}
+
+// answers returns all that those are told of a NAR who may not push.
+func (p *pushTester) answers(url string) (all string) {
+	for _, token := range []string{"", "no-such-token", "read-team"} {
+		resp, body := p.do("GET", url, as(token))
+		resp.Header.Del("Date")
+		all += resp.Status + " " + string(body)
+		for _, key := range []string{"Cache-Control", "Vary", "ETag", "Content-Type", "WWW-Authenticate"} {
+			all += key + ": " + resp.Header.Get(key) + "\n"
+		}
+	}
+	return all
+}
