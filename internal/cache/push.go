@@ -205,8 +205,15 @@ func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
 	if len(missing) > 0 && !c.partial {
 		return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
 	}
-	if !c.partial {
-		// What refers to this path was published after it. Nothing that it refers to can be that.
+	awaited := c.partial
+	if !awaited {
+		// The cache may have allowed missing references once, or have lost a path.
+		if awaited, err = c.sink.Awaited(ctx, info.Path.Hash()); err != nil {
+			return fmt.Errorf("publish %s: %w", info.Path, err)
+		}
+	}
+	if !awaited {
+		// What refers to this path will be published after it. Nothing that it refers to can be that.
 		return c.publish(ctx, info)
 	}
 	whole, err := c.checkCycle(ctx, info)

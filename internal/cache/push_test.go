@@ -245,6 +245,30 @@ func TestCycle(t *testing.T) {
 	}
 }
 
+// A cycle is not closed either where missing references were allowed once, or a path is lost to which others refer.
+func TestLateCycle(t *testing.T) {
+	trees := make([]cachetest.Path, 3)
+	for i := range trees {
+		trees[i] = cachetest.NewTree(t, nix.DefaultStoreDir, "tree", map[string]string{"n": fmt.Sprint(i)})
+	}
+	a, b, d := trees[0], trees[1], trees[2]
+	c := newPushed(t, cache.Options{AllowMissingReferences: true})
+	c.publish(c.upload(refersTo(a, b)))
+	strict, err := cache.New([]cache.Source{c.sink}, cache.Options{Sink: c.sink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.Cache = strict
+	c.publish(c.upload(refersTo(d, a)))
+	c.wantRefused(c.upload(refersTo(b, a)), cache.ErrInvalid, "cycle")
+	c.wantRefused(c.upload(refersTo(b, d)), cache.ErrInvalid, "cycle")
+	c.publish(c.upload(refersTo(b)))
+
+	c.sink.Remove(a.Info.Path)
+	c.wantRefused(c.upload(refersTo(a, d)), cache.ErrInvalid, "cycle")
+	c.publish(c.upload(refersTo(a, b)))
+}
+
 // Misses and narinfos that were remembered are right after a push, whether or not the sink can tell that it has changed.
 func TestRememberedAfterPush(t *testing.T) {
 	for _, sink := range []cache.Sink{cachetest.NewMemory(), struct{ cache.Sink }{cachetest.NewMemory()}} {

@@ -35,6 +35,9 @@ type Sink interface {
 	// The result is what is there then.
 	Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error)
 
+	// Awaited reports whether a path that is not there may be referred to by one that is or was published. It may say so of others.
+	Awaited(ctx context.Context, hash nix.PathHash) (bool, error)
+
 	// PutLog keeps a build log, in the place of an older one.
 	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error
 

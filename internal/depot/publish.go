@@ -100,6 +100,12 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, 
 	return &there.Info, nil
 }
 
+// Awaited reports whether a path may be referred to by one that is published.
+func (p *Part) Awaited(ctx context.Context, hash nix.PathHash) (bool, error) {
+	awaited, err := p.d.catalog.Awaited(ctx, p.id, hash)
+	return awaited, failure("look up references to "+hash.String(), err)
+}
+
 // debugDir is where files with debug information are, named by their build IDs: xx/yyy….debug.
 const debugDir = "lib/debug/.build-id/"
 

@@ -133,6 +133,21 @@ func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo
 	return info, nil
 }
 
+// Awaited implements [cache.Sink].
+func (m *Memory) Awaited(ctx context.Context, hash nix.PathHash) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.paths {
+		if p.Info.Path.Hash() != hash && slices.ContainsFunc(p.Info.References, func(ref nix.StorePath) bool { return ref.Hash() == hash }) {
+			return true, m.failure
+		}
+	}
+	return false, m.failure
+}
+
 // merge returns the signatures of both.
 func merge(old, more []nix.Signature) []nix.Signature {
 	all := slices.Clone(old)

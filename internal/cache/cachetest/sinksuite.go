@@ -31,6 +31,7 @@ func TestSink(t *testing.T, open func(t testing.TB) cache.Sink) {
 		{"Publish", testPublish},
 		{"PublishUnreceived", testPublishUnreceived},
 		{"Published", testPublished},
+		{"Awaited", testAwaited},
 		{"PublishAgain", testPublishAgain},
 		{"Concurrent", testConcurrentSink},
 		{"Cancelled", testCancelledSink},
@@ -247,6 +248,21 @@ func testPublished(t *sinkTester) {
 		want("after it is published", true)
 		t.receive(p)
 		want("once more", true)
+	}
+}
+
+// testAwaited checks that what is referred to, and not there, is known to be.
+func testAwaited(t *sinkTester) {
+	all := samples(t)
+	p, other := all[0], all[1].Info.Path
+	info := *p.Info
+	info.References = nix.SortPaths([]nix.StorePath{info.Path, other})
+	for _, want := range []bool{false, true} {
+		if got, err := t.sink.Awaited(t.Context(), other.Hash()); err != nil || got != want {
+			t.Errorf("Awaited of %s: %v, %v, want %v", other, got, err, want)
+		}
+		t.receive(p)
+		t.publish(&info)
 	}
 }
 

@@ -312,6 +312,10 @@ type Paths interface {
 	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld. Signatures past 64 are refused with ErrConflict.
 	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo) (there *Path, added bool, err error)
 
+	// Awaited reports whether a path that is not to be had may be referred to already: a published path of the cache had this reference
+	// when nothing was published under it, or what was is withheld or was deleted. It may say so of one that nothing refers to any more.
+	Awaited(ctx context.Context, cache CacheID, hash nix.PathHash) (bool, error)
+
 	// AddSignatures adds the signatures that a path does not have yet. ErrNotFound if the path is not there.
 	AddSignatures(ctx context.Context, cache CacheID, hash nix.PathHash, sigs []nix.Signature) error
 

@@ -52,6 +52,7 @@ type room struct {
 	uploads map[string]*made
 	debug   map[string]catalog.DebugInfo
 	files   map[string][]byte
+	awaited map[nix.PathHash]bool
 }
 
 type made struct {
@@ -129,6 +130,7 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 		uploads: make(map[string]*made),
 		debug:   make(map[string]catalog.DebugInfo),
 		files:   make(map[string][]byte),
+		awaited: make(map[nix.PathHash]bool),
 	}
 	m.changed()
 	return nil

@@ -48,6 +48,12 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	}
 	path.Info.RegistrationTime = path.Info.RegistrationTime.Truncate(time.Second).UTC()
 	r.paths[hash] = path
+	for _, ref := range p.Info.References {
+		if r.paths[ref.Hash()] == nil {
+			r.awaited[ref.Hash()] = true
+		}
+	}
+	delete(r.awaited, hash)
 	for _, d := range debug {
 		if _, there := r.debug[d.BuildID]; !there {
 			d.Path = hash
@@ -72,6 +78,13 @@ func (m *Memory) sign(p *catalog.Path, sigs []nix.Signature) error {
 	p.Info.Signatures = all
 	m.changed()
 	return nil
+}
+
+// Awaited reports whether a path may be referred to.
+func (m *Memory) Awaited(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
+	defer m.lock()()
+	r := m.room(cache)
+	return r.awaited[hash] || r.paths[hash] != nil, nil
 }
 
 // AddSignatures adds signatures to a path.
@@ -145,6 +158,7 @@ func (m *Memory) DeletePath(_ context.Context, cache catalog.CacheID, hash nix.P
 func (m *Memory) deletePath(r *room, hash nix.PathHash) {
 	p := r.paths[hash]
 	delete(r.paths, hash)
+	r.awaited[hash] = true
 	maps.DeleteFunc(r.debug, func(_ string, d catalog.DebugInfo) bool { return d.Path == hash })
 	if !r.publishes(p.NAR) {
 		for _, u := range r.uploads {

@@ -244,3 +244,40 @@ func (s *suite) order() {
 		break
 	}
 }
+
+// awaitedPaths are referred to before they are published, or after they are gone, in one cache.
+func (s *suite) awaitedPaths() {
+	a, b := s.cache("a"), s.cache("b")
+	id, _ := s.nar("one", a)
+	want := func(cache catalog.CacheID, name string, want bool) {
+		s.Helper()
+		got, err := s.c.Awaited(s.Context(), cache, storePath(name).Hash())
+		s.ok(err)
+		if got != want {
+			s.Errorf("%s is awaited: %v", name, got)
+		}
+	}
+	p := path("p", id, "one") // it refers to a-p and b-p
+	p.Info.References = append(p.Info.References, p.Info.Path)
+	want(a, "a-p", false)
+	s.publish(a, p)
+	want(a, "a-p", true)
+	want(a, "b-p", true)
+	want(a, "c-p", false)
+	want(b, "a-p", false)
+	second, _ := s.nar("two", a)
+	first := path("a-p", second, "two")
+	first.Info.References = []nix.StorePath{storePath("p")}
+	s.publish(a, first)
+	want(a, "b-p", true)
+	s.ok(s.c.DeletePath(s.Context(), a, storePath("a-p").Hash()))
+	want(a, "a-p", true)
+	s.publish(a, first)
+
+	// What is withheld, and then comes with other bytes, may be referred to too.
+	s.ok(s.c.Withhold(s.Context(), second, true))
+	want(a, "a-p", true)
+	s.ok(s.c.DeleteCache(s.Context(), a))
+	want(a, "b-p", false)
+	want(a, "a-p", false)
+}

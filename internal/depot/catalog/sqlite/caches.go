@@ -151,6 +151,7 @@ func removeFrom(x *change, cache int64, limit int) (more bool, err error) {
 		"DELETE FROM paths WHERE cache = ?1 AND hash IN (SELECT hash FROM paths WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM uploads WHERE cache = ?1 AND name IN (SELECT name FROM uploads WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM files WHERE cache = ?1 AND key IN (SELECT key FROM files WHERE cache = ?1 LIMIT ?2)",
+		"DELETE FROM awaited WHERE cache = ?1 AND hash IN (SELECT hash FROM awaited WHERE cache = ?1 LIMIT ?2)",
 	} {
 		n, err := x.count(text, cache, limit)
 		if err != nil || n == int64(limit) {

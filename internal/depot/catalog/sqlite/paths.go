@@ -151,6 +151,19 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND cache = ?", int64(p.NAR), int64(cache)); err != nil {
 		return err
 	}
+	for _, ref := range p.Info.References {
+		if ref == p.Info.Path {
+			continue
+		}
+		to := ref.Hash()
+		if err := x.exec("INSERT INTO awaited SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2) ON CONFLICT DO NOTHING",
+			int64(cache), to[:]); err != nil {
+			return err
+		}
+	}
+	if err := x.exec("DELETE FROM awaited WHERE cache = ? AND hash = ?", int64(cache), hash[:]); err != nil {
+		return err
+	}
 	for _, d := range debug {
 		id, err := hex.DecodeString(d.BuildID)
 		if err != nil {
@@ -200,6 +213,17 @@ func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix
 	p.Info.Signatures = all
 	hash := p.Info.Path.Hash()
 	return x.exec("UPDATE paths SET sigs = ? WHERE cache = ? AND hash = ?", joinSignatures(all), int64(cache), hash[:])
+}
+
+// Awaited reports whether a path may be referred to.
+func (c *Catalog) Awaited(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
+	var awaited bool
+	err := c.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM awaited WHERE cache = ?1 AND hash = ?2) OR EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2)",
+		int64(cache), hash[:]).scan(&awaited, nil)
+	if err != nil {
+		return false, fmt.Errorf("look up references to %s: %w", hash, err)
+	}
+	return awaited, nil
 }
 
 // AddSignatures adds signatures to a path.
