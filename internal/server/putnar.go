@@ -156,6 +156,13 @@ func (s *Server) serveReceived(x *exchange) error {
 			return cmp.Or(err, x.missing(notUploaded))
 		}
 		x.secret = true // no proxy may keep it for others
+		if x.isHead() {
+			// Whoever is told that it is there does not send it again, so it has to stay until the narinfo comes.
+			if err := x.cache.Renew(x.r.Context(), url); err != nil {
+				n.Close()
+				return err
+			}
+		}
 	}
 	closing := n
 	defer func() { closing.Close() }()

@@ -1,9 +1,11 @@
 package server
 
 import (
+	"context"
 	"net/http"
 	"testing"
 
+	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/nix"
 )
@@ -60,4 +62,45 @@ func (p *pushTester) answers(url string) (all string) {
 		}
 	}
 	return all
+}
+
+// renewed is a sink that notes what is renewed.
+type renewed struct {
+	*cachetest.Memory
+	urls *[]string
+}
+
+func (r renewed) Renew(ctx context.Context, url string) error {
+	*r.urls = append(*r.urls, url)
+	return r.Memory.Renew(ctx, url)
+}
+
+// TestHeadRenews: who is told by a HEAD that a NAR is there, and therefore does not send it, finds it there with his narinfo.
+func TestHeadRenews(t *testing.T) {
+	p := newPushTester(t)
+	var urls []string
+	sink := renewed{cachetest.NewMemory(), &urls}
+	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.server.caches = cache.Only(c)
+	path := cachetest.NewPath(t, nix.DefaultStoreDir, "hello.txt", "another\n")
+	url := cachetest.URL(path.NAR, "")
+	p.wantPut(201, "/"+url, string(path.NAR))
+	for _, call := range []struct {
+		method, token string
+		status, want  int
+	}{
+		{"HEAD", "", 404, 0}, {"HEAD", "read-team", 404, 0}, {"GET", "push-main", 200, 0}, {"HEAD", "push-main", 200, 1}, {"HEAD", "push-main", 200, 2},
+	} {
+		resp, _ := p.do(call.method, "/"+url, as(call.token))
+		if resp.StatusCode != call.status || len(urls) != call.want {
+			t.Errorf("%s as %q: %s, renewed %q, want %d, %d times", call.method, call.token, resp.Status, urls, call.status, call.want)
+		}
+	}
+	p.wantPut(201, "/"+path.Info.Path.Hash().String()+".narinfo", text(narinfo(path, path.NAR, nix.None, "")))
+	if resp, _ := p.do("HEAD", "/"+url, as("push-main")); resp.StatusCode != 200 || len(urls) != 2 {
+		t.Errorf("what is published: %s, renewed %q", resp.Status, urls)
+	}
 }
