@@ -21,6 +21,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"sync/atomic"
@@ -222,6 +223,25 @@ func (c *Cache) Listing(ctx context.Context, hash nix.PathHash) (*nar.Listing, e
 		return nil, fmt.Errorf("list %s: %w", e.info.Path, err)
 	}
 	return listing, nil
+}
+
+// WriteListing writes the JSON form of the listing of the NAR of a store path, with narOffset. It writes nothing when it fails with ErrNotFound.
+func (c *Cache) WriteListing(ctx context.Context, hash nix.PathHash, w io.Writer) error {
+	e, err := c.find(ctx, hash)
+	if err != nil {
+		return err
+	}
+	if from, ok := e.from.(ListingWriter); ok {
+		if err := from.WriteListing(ctx, e.origin, w); err != nil {
+			return fmt.Errorf("list %s: %w", e.info.Path, err)
+		}
+		return nil
+	}
+	listing, err := c.Listing(ctx, hash)
+	if err != nil {
+		return err
+	}
+	return nar.WriteListing(w, listing.All())
 }
 
 // OpenLog opens the build log of a derivation, which the caller closes.

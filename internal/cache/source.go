@@ -91,6 +91,14 @@ type Lister interface {
 	Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error)
 }
 
+// ListingWriter is a Lister that can write a listing without having all of it in memory.
+type ListingWriter interface {
+	Lister
+
+	// WriteListing writes what nar.WriteListing does of what Listing returns. It writes nothing when it fails with ErrNotFound.
+	WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error
+}
+
 // Logger is a Source that keeps build logs.
 type Logger interface {
 	Source

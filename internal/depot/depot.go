@@ -125,7 +125,7 @@ var (
 	_ cache.Sink          = (*Part)(nil)
 	_ cache.Compressed    = (*Part)(nil)
 	_ cache.Versioned     = (*Part)(nil)
-	_ cache.Lister        = (*Part)(nil)
+	_ cache.ListingWriter = (*Part)(nil)
 	_ cache.Logger        = (*Part)(nil)
 	_ cache.Realiser      = (*Part)(nil)
 	_ cache.Checker       = (*Part)(nil)

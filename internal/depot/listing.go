@@ -17,8 +17,7 @@ const (
 	// listingVersion is the first byte of a listing as the catalog keeps it.
 	listingVersion = 1
 
-	// maxEntries bounds the objects of a NAR: a listing of so many takes some 200 MB of memory to show.
-	// The largest known trees of sources have half as many.
+	// maxEntries bounds the objects of a NAR: a listing of so many is some 100 MB of JSON. The largest known trees of sources have half as many.
 	maxEntries = 1 << 20
 	// maxText bounds the bytes of paths and targets in a listing, which files in a deep directory with a long name repeat.
 	maxText = 128 << 20

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"sync/atomic"
 
@@ -129,6 +130,19 @@ func (p *Part) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, e
 		return nil, fmt.Errorf("list NAR of %v: %w", info.Path, err)
 	}
 	return l, nil
+}
+
+// WriteListing writes the listing of a published path as JSON. In memory is only the form in which it is kept, which takes a tenth.
+func (p *Part) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
+	k, err := p.published(ctx, info)
+	if err != nil {
+		return err
+	}
+	text, err := p.d.catalog.Listing(ctx, k.hash)
+	if err != nil {
+		return fmt.Errorf("list NAR of %v: %w", info.Path, failure("read listing", err))
+	}
+	return nar.WriteListing(w, p.d.coders.entries(text))
 }
 
 func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, error) {

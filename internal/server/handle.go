@@ -57,39 +57,6 @@ func (x *exchange) noPath(hash string) error {
 	return x.missing("no store path with hash " + hash + " here")
 }
 
-func (s *Server) serveListing(x *exchange) error {
-	hash, err := nix.ParsePathHash(x.target.name)
-	if err != nil {
-		return x.noPath(x.target.name)
-	}
-	text, err := s.listingText(x, hash)
-	if errors.Is(err, cache.ErrNotFound) {
-		return x.noPath(x.target.name)
-	}
-	if err != nil {
-		return err
-	}
-	held := min(int64(len(text)), listingBytes)
-	if !s.listed.TryAcquire(held) {
-		return fmt.Errorf("send listing of %s: %w: too many are being sent", hash, cache.ErrUnavailable)
-	}
-	defer s.listed.Release(held)
-	return x.json(cacheShort, text)
-}
-
-func (s *Server) listingText(x *exchange, hash nix.PathHash) (json.RawMessage, error) {
-	ctx := x.r.Context()
-	if err := s.listing.Acquire(ctx, 1); err != nil {
-		return nil, err
-	}
-	defer s.listing.Release(1)
-	listing, err := x.cache.Listing(ctx, hash)
-	if err != nil {
-		return nil, err
-	}
-	return listing.MarshalJSON()
-}
-
 // serveLog answers with a build log.
 func (s *Server) serveLog(x *exchange) error {
 	drv, err := x.logged()

@@ -4,11 +4,11 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
-	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -282,12 +282,15 @@ func TestGraceIsLimited(t *testing.T) {
 	})
 }
 
-// crowded is a source whose listings take more than half of what all listings may.
+// crowded is a source whose listings are large.
 type crowded struct{ *cachetest.Memory }
 
 func (crowded) Listing(context.Context, *nix.PathInfo) (*nar.Listing, error) {
-	target := strings.Repeat("x", listingBytes/2+1)
-	return &nar.Listing{Entries: []nar.Header{{Type: nar.TypeSymlink, Target: target}}}, nil
+	l := &nar.Listing{Entries: []nar.Header{{Type: nar.TypeDirectory}}}
+	for i := range 2 * smallListing / 50 {
+		l.Entries = append(l.Entries, nar.Header{Path: fmt.Sprintf("%07d", i), Type: nar.TypeSymlink, Target: "x"})
+	}
+	return l, nil
 }
 
 // Clients that do not read their listings do not fill the memory.
@@ -300,9 +303,13 @@ func TestStalledListings(t *testing.T) {
 			t.Fatal(err)
 		}
 		t.server.caches = cache.Only(c)
-		stalled, r := t.dial()
-		if resp := t.ask(stalled, r, "/"+helloHash+".ls"); resp.StatusCode != http.StatusOK {
-			t.Errorf("the first: %s", resp.Status)
+		var stalled []net.Conn
+		for range largeListings {
+			conn, r := t.dial()
+			stalled = append(stalled, conn)
+			if resp := t.ask(conn, r, "/"+helloHash+".ls"); resp.StatusCode != http.StatusOK {
+				t.Errorf("one of the first: %s", resp.Status)
+			}
 		}
 		conn, r := t.dial()
 		resp := t.ask(conn, r, "/"+helloHash+".ls")
@@ -310,10 +317,17 @@ func TestStalledListings(t *testing.T) {
 			t.Errorf("one more: %s", resp.Status)
 		}
 		io.Copy(io.Discard, resp.Body)
-		stalled.Close()
+		for _, conn := range stalled {
+			conn.Close()
+		}
 		synctest.Wait()
-		if resp := t.ask(conn, r, "/"+helloHash+".ls"); resp.StatusCode != http.StatusOK {
-			t.Errorf("after the first has gone: %s", resp.Status)
+		resp = t.ask(conn, r, "/"+helloHash+".ls")
+		want, err := c.Listing(t.Context(), path.Info.Path.Hash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if text, err := io.ReadAll(resp.Body); err != nil || resp.StatusCode != http.StatusOK || string(text) != string(want.AppendJSON(nil))+"\n" {
+			t.Errorf("after the first have gone: %s, %d bytes, %v", resp.Status, len(text), err)
 		}
 		conn.Close()
 	})

@@ -53,13 +53,6 @@ const (
 	// systemd kills after 90 seconds.
 	graceLimit = time.Minute
 
-	// listingBytes bounds the listings, in bytes of their text, that are in memory while clients take them, however slowly.
-	// A larger one counts as this, so it is sent when no other is. 100 bytes a file make that some 300,000 files.
-	listingBytes = 32 << 20
-
-	// listingMakers bounds how many listings are made at once, of which each takes a few times its text.
-	listingMakers = 4
-
 	// openLogs is how many build logs are sent at once, half of them to one address: a log may be in memory while it is.
 	openLogs = 64
 	// logLimit is how long a client waits for its log while others take theirs.
@@ -130,11 +123,11 @@ type Server struct {
 	challenger Challenger // nil: none
 
 	listing *semaphore.Weighted // of listingMakers
-	listed  *semaphore.Weighted // of listingBytes
 
 	large     *slots // of Options.Uploads
 	small     *slots // of smallUploads
 	logs      *slots // of openLogs
+	listings  *slots // of largeListings
 	maxUpload int64
 }
 
@@ -154,11 +147,11 @@ func New(caches cache.Directory, opts Options) *Server {
 		challenger: opts.Challenger,
 
 		listing: semaphore.NewWeighted(listingMakers),
-		listed:  semaphore.NewWeighted(listingBytes),
 
 		large:     newSlots(cmp.Or(opts.Uploads, 32)),
 		small:     newSlots(smallUploads),
 		logs:      newSlots(openLogs),
+		listings:  newSlots(largeListings),
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	if s.codec == nil {

@@ -7,9 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 )
 
@@ -17,6 +17,17 @@ import (
 type Listing struct {
 	// Entries are all objects in the order of the NAR: the root first, a directory right before what lies in it.
 	Entries []Header
+}
+
+// All iterates over the entries, without an error.
+func (l *Listing) All() iter.Seq2[*Header, error] {
+	return func(yield func(*Header, error) bool) {
+		for i := range l.Entries {
+			if !yield(&l.Entries[i], nil) {
+				return
+			}
+		}
+	}
 }
 
 // MarshalJSON returns the JSON form, see [Listing.AppendJSON].
@@ -29,97 +40,6 @@ func (l *Listing) UnmarshalJSON(text []byte) error {
 		*l = *parsed
 	}
 	return err
-}
-
-// AppendJSON appends the JSON form to dst, with every field that Nix 2.35 writes:
-//
-//	{"version":1,"root":{"type":"directory","entries":{
-//		"hello":{"type":"regular","size":6,"executable":false,"narOffset":400},
-//		"link":{"type":"symlink","target":"hello"}}}}
-//
-// JSON is UTF-8, and names and targets are bytes: each byte that is not UTF-8 becomes U+FFFD.
-// An entry that would get the name of another one in its directory by that is left out, with all that lies in it.
-func (l *Listing) AppendJSON(dst []byte) []byte {
-	dst = append(dst, `{"version":1,"root":`...)
-	skip := l.clashes()
-	depth := 0 // how many directories are open
-	for i := range l.Entries {
-		if skip[i] {
-			continue
-		}
-		h := &l.Entries[i]
-		if h.Path != "" {
-			for d := strings.Count(h.Path, "/") + 1; depth > d; depth-- {
-				dst = append(dst, "}}"...)
-			}
-			if dst[len(dst)-1] != '{' {
-				dst = append(dst, ',')
-			}
-			dst = append(appendJSONString(dst, h.Path[strings.LastIndexByte(h.Path, '/')+1:]), ':')
-		}
-		switch h.Type {
-		case TypeDirectory:
-			dst = append(dst, `{"type":"directory","entries":{`...)
-			depth++
-		case TypeSymlink:
-			dst = append(dst, `{"type":"symlink","target":`...)
-			dst = append(appendJSONString(dst, h.Target), '}')
-		case TypeRegular:
-			dst = strconv.AppendInt(append(dst, `{"type":"regular","size":`...), h.Size, 10)
-			dst = strconv.AppendBool(append(dst, `,"executable":`...), h.Executable)
-			if h.Offset > 0 {
-				dst = strconv.AppendInt(append(dst, `,"narOffset":`...), h.Offset, 10)
-			}
-			dst = append(dst, '}')
-		}
-	}
-	for ; depth > 0; depth-- {
-		dst = append(dst, "}}"...)
-	}
-	return append(dst, '}')
-}
-
-// clashes returns the entries (by index) whose path becomes that of another when what is not UTF-8 is replaced,
-// and those below them. It is nil where all is UTF-8.
-func (l *Listing) clashes() map[int]bool {
-	if !slices.ContainsFunc(l.Entries, func(h Header) bool { return !utf8.ValidString(h.Path) }) {
-		return nil
-	}
-	skip, taken, below := make(map[int]bool), make(map[string]bool), ""
-	for _, valid := range []bool{true, false} { // those that keep their name come first
-		for i := range l.Entries {
-			path := l.Entries[i].Path
-			if utf8.ValidString(path) != valid {
-				continue
-			}
-			replaced := string([]rune(path))
-			if below != "" && strings.HasPrefix(path, below) {
-				skip[i] = true
-			} else if taken[replaced] {
-				skip[i], below = true, path+"/"
-			}
-			taken[replaced] = true
-		}
-	}
-	return skip
-}
-
-// appendJSONString appends s as a JSON string.
-func appendJSONString(dst []byte, s string) []byte {
-	const hex = "0123456789abcdef"
-	dst = append(dst, '"')
-	for _, r := range s {
-		switch {
-		case r == '"' || r == '\\':
-			dst = append(dst, '\\', byte(r))
-		case r < ' ':
-			dst = append(dst, `\u00`...)
-			dst = append(dst, hex[r>>4], hex[r&15])
-		default:
-			dst = utf8.AppendRune(dst, r)
-		}
-	}
-	return append(dst, '"')
 }
 
 // ParseListing parses the JSON form of a listing. Fields that it does not know are ignored, and entries may come in any order.

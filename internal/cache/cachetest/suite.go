@@ -321,6 +321,18 @@ func testLister(t *testing.T, f Fixture) {
 		if diff := cmp.Diff(want, got); diff != "" {
 			t.Errorf("Listing of %s (-want +got):\n%s", p.Info.Path, diff)
 		}
+		if w, ok := s.(cache.ListingWriter); ok {
+			var text bytes.Buffer
+			if err := w.WriteListing(t.Context(), info, &text); err != nil || text.String() != string(want.AppendJSON(nil)) {
+				t.Errorf("WriteListing of %s: %s, %v", p.Info.Path, &text, err)
+			}
+		}
+	}
+	if w, ok := s.(cache.ListingWriter); ok {
+		var text bytes.Buffer
+		if err := w.WriteListing(t.Context(), absentInfo(t, s), &text); !errors.Is(err, cache.ErrNotFound) || text.Len() > 0 {
+			t.Errorf("WriteListing of what is not there: %s, %v, want ErrNotFound", &text, err)
+		}
 	}
 	if _, err := s.Listing(t.Context(), absentInfo(t, s)); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Listing of what is not there: %v, want ErrNotFound", err)
