@@ -339,3 +339,36 @@ func TestHealed(tt *testing.T) {
 	_, err = t.depot.Verify(t.Context(), depot.VerifyOptions{Caches: []string{"absent"}})
 	wantError(t, "Verify", err, depot.ErrNoCache)
 }
+
+// forgetful is a catalog in which a chunk is forgotten after it was looked up.
+type forgetful struct {
+	catalog.Catalog
+	forget bool
+}
+
+func (c *forgetful) Chunks(ctx context.Context, id catalog.CacheID, hashes []catalog.Sum) ([]catalog.Chunk, error) {
+	found, err := c.Catalog.Chunks(ctx, id, hashes)
+	if c.forget && err == nil && len(found) > 0 {
+		c.forget = false
+		err = c.Catalog.ForgetChunks(ctx, found[0].Pack, []int64{found[0].Offset})
+	}
+	return found, err
+}
+
+// TestForgottenMeanwhile: a NAR is not built on a chunk that a repair forgot while it came in.
+func TestForgottenMeanwhile(tt *testing.T) {
+	c := &forgetful{Catalog: newCatalog(tt)}
+	t := newTesterOn(tt, c, blobtest.NewMemory(), depot.Options{})
+	shared := text(3_000_000, 1)
+	t.push(archive(tt, file("", shared)))
+	second := archive(tt, dir(""), file("a", shared), file("b", text(2000, 2)))
+	c.forget = true
+	_, err := t.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(second)})
+	wantError(t, "a NAR on a chunk that is forgotten", err, cache.ErrUnavailable)
+	if names, _ := t.packs(); len(names) != 1 {
+		t.Errorf("there are %d packs", len(names))
+	}
+	t.push(second)
+	t.wantPlain(second)
+	t.wantClean()
+}

@@ -75,8 +75,9 @@ type ingest struct {
 	frames   []place
 	packs    []string
 	indices  map[string]int32
-	chunks   []catalog.Chunk
-	pack     blob.Writer // nil: nothing was written
+	chunks   []catalog.Chunk // new ones
+	built    []catalog.Chunk // those that were there
+	pack     blob.Writer     // nil: nothing was written
 	packName string
 	packSize int64
 	own      int32         // index of the pack
@@ -377,6 +378,7 @@ func (in *ingest) write(b *room) error {
 		switch {
 		case p.known != nil:
 			at.pack, at.off, at.length = in.index(p.known.Pack), p.known.Offset, int32(p.known.Length)
+			in.built = append(in.built, *p.known)
 		case p.like >= 0:
 			at = in.frames[p.like]
 		default:

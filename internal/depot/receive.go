@@ -117,6 +117,7 @@ func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	n := &catalog.NewNAR{
 		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: in.packs},
 		Chunks:  in.chunks,
+		Built:   in.built,
 		Listing: listing,
 		Upload:  u,
 	}

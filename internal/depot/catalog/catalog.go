@@ -222,6 +222,7 @@ type NewNAR struct {
 	NAR             // without ID; Packs may have that of Pack
 	Pack    *Pack   // nil if all its frames were there
 	Chunks  []Chunk // the new ones that may be shared, all in Pack
+	Built   []Chunk // those that were there, and that its recipe refers to where they lay
 	Listing []byte  // its listing, in a form that is the depot's own
 	// Upload under which it came in, nil if under none. Its NAR field is not read.
 	Upload *Upload
@@ -253,7 +254,7 @@ type NARs interface {
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
 	// One that is damaged gets everything anew, under its old ID, is whole then, and counts as added.
 	// Chunks that are there already stay where they are.
-	// ErrGone if one of Packs is neither known nor the new one, or the cache of the upload is not there any more.
+	// ErrGone if one of Packs is neither known nor the new one, one of Built is not there any more or lies elsewhere, or the cache of the upload is not there any more.
 	// An upload that there is already is replaced.
 	AddNAR(ctx context.Context, n *NewNAR) (id NARID, added bool, err error)
 

@@ -43,6 +43,11 @@ func (m *Memory) AddNAR(_ context.Context, n *catalog.NewNAR) (id catalog.NARID,
 				return 0, false, fmt.Errorf("add NAR: %w: pack %s", catalog.ErrGone, name)
 			}
 		}
+		for _, c := range n.Built {
+			if at, ok := m.chunks[c.Hash]; !ok || at.Pack != c.Pack || at.Offset != c.Offset {
+				return 0, false, fmt.Errorf("add NAR: %w: a chunk in pack %s", catalog.ErrGone, c.Pack)
+			}
+		}
 		if !there {
 			id = catalog.NARID(m.draw())
 		}

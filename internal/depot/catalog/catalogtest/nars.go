@@ -133,6 +133,44 @@ func (s *suite) uploads() {
 	s.equal(u.NAR, second)
 }
 
+// builtNARs need the chunks that they are built on to be where they were.
+func (s *suite) builtNARs() {
+	cache := s.cache("main")
+	s.nar("one", cache)
+	built := catalog.Chunk{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}
+	elsewhere, other := built, built
+	elsewhere.Offset++
+	other.Hash = sum("chunk two")
+	for name, c := range map[string]catalog.Chunk{"elsewhere": elsewhere, "other": other} {
+		n := newNAR("two", cache, "one")
+		n.Built = []catalog.Chunk{built, c}
+		_, _, err := s.c.AddNAR(s.Context(), n)
+		if s.want(err, catalog.ErrGone); s.Failed() {
+			s.Fatal(name)
+		}
+	}
+	known, err := s.c.KnownPacks(s.Context(), []string{"pack-two"})
+	s.ok(err)
+	s.equal(len(known), 0)
+	n := newNAR("two", cache, "one")
+	n.Built = []catalog.Chunk{built}
+	_, _, err = s.c.AddNAR(s.Context(), n)
+	s.ok(err)
+	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{1}))
+	n = newNAR("three", cache, "one")
+	n.Built = []catalog.Chunk{built}
+	_, _, err = s.c.AddNAR(s.Context(), n)
+	s.want(err, catalog.ErrGone)
+	_, err = s.c.Upload(s.Context(), cache, "nar/three.nar.xz")
+	s.want(err, catalog.ErrNotFound)
+	// A NAR that is there needs nothing.
+	n = newNAR("two", cache, "one")
+	n.Built = []catalog.Chunk{built}
+	_, added, err := s.c.AddNAR(s.Context(), n)
+	s.ok(err)
+	s.equal(added, false)
+}
+
 // refusedNARs leave nothing behind.
 func (s *suite) refusedNARs() {
 	cache := s.cache("main")

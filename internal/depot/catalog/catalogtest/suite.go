@@ -57,6 +57,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"uploads", (*suite).uploads},
 		{"uploads of NARs that are there", (*suite).uploadsOfKnown},
 		{"uses of chunks", (*suite).usesOfChunks},
+		{"NARs built on chunks", (*suite).builtNARs},
 		{"awaited paths", (*suite).awaitedPaths},
 		{"paths", (*suite).paths},
 		{"paths that are refused", (*suite).refusedPaths},

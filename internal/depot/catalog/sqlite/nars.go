@@ -120,6 +120,16 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 			return 0, fmt.Errorf("%w: pack %s", catalog.ErrGone, name)
 		}
 	}
+	for _, k := range n.Built {
+		ok, err := x.get(`SELECT 1 FROM chunks JOIN packs ON packs.id = pack WHERE hash = ? AND name = ? AND "offset" = ?`,
+			[]any{k.Hash[:], k.Pack, k.Offset}, new(int64))
+		if err != nil {
+			return 0, err
+		}
+		if !ok {
+			return 0, fmt.Errorf("%w: a chunk in pack %s", catalog.ErrGone, k.Pack)
+		}
+	}
 	for _, k := range n.Chunks {
 		if err := x.exec(`INSERT INTO chunks SELECT ?, id, ?, ?, ? FROM packs WHERE name = ? ON CONFLICT DO NOTHING`,
 			k.Hash[:], k.Offset, k.Length, k.Size, k.Pack); err != nil {
