@@ -150,6 +150,41 @@ func TestNoCommitAfterFailedWrite(t *testing.T) {
 	}
 }
 
+// TestSlowWriter: a blob is as old as its commit, and not as its last byte, which may have come a day before.
+func TestSlowWriter(t *testing.T) {
+	path := t.TempDir()
+	s := open(t, path, dir.Options{})
+	w, err := s.Create(t.Context(), "slow.pack")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Abort()
+	if _, err := w.Write([]byte("bytes")); err != nil {
+		t.Fatal(err)
+	}
+	begun, err := filepath.Glob(filepath.Join(path, "*", ".slow.pack.*"))
+	if err != nil || len(begun) != 1 {
+		t.Fatalf("begun files: %q, %v", begun, err)
+	}
+	start := time.Now().Add(-time.Minute)
+	yesterday := start.Add(-25 * time.Hour)
+	if err := os.Chtimes(begun[0], yesterday, yesterday); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	err = s.List(t.Context(), func(i blob.Info) error {
+		if i.Modified.Before(start) {
+			t.Errorf("%s was committed at %s", i.Name, i.Modified)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
 // What a live writer has is not swept, however old; what it left behind is.
 func TestSweep(t *testing.T) {
 	s := open(t, t.TempDir(), dir.Options{})
