@@ -56,6 +56,8 @@ type Upload struct {
 	// File is called once, after NAR has ended and before anything is kept. It returns the hash and size in bytes of what the client sent,
 	// and fails when that is not what it should be. Nil if NAR is what was sent.
 	File func() (hash nix.Hash, size int64, err error)
+	// Compression of what the client sent, as narinfos name it; "" if that is not known.
+	Compression nix.Compression
 	// NARHash and NARSize are what it must be, where that is known beforehand; zero where not.
 	NARHash nix.Hash
 	NARSize int64
@@ -67,6 +69,8 @@ type Received struct {
 	NARSize  int64
 	FileHash nix.Hash // of what the client sent
 	FileSize int64
+	// Compression of what the client sent, "" if that is not known.
+	Compression nix.Compression
 	// Published says that a path of the cache has this NAR. Until then, it is nobody's but those who may push.
 	// Receive does not tell.
 	Published bool

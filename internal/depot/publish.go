@@ -24,7 +24,7 @@ func (p *Part) Received(ctx context.Context, url string) (cache.Received, error)
 	return cache.Received{
 		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
 		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
-		Published: u.Published,
+		Published: u.Published, Compression: nix.Compression(u.Compression),
 	}, nil
 }
 

@@ -43,6 +43,7 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	sum := in.sum()
 	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.size}
 	r.FileHash, r.FileSize = r.NARHash, r.NARSize
+	r.Compression = u.Compression
 	if u.File != nil {
 		if r.FileHash, r.FileSize, err = u.File(); err != nil {
 			return r, err
@@ -61,6 +62,7 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 		Cache: p.id, Name: u.URL,
 		NARHash: sum, NARSize: r.NARSize,
 		FileHash: catalog.Sum(r.FileHash.Sum()), FileSize: r.FileSize,
+		Compression: string(u.Compression),
 	}
 	if upload.Name == "" {
 		upload.Name = "nar/" + r.NARHash.Nix32() + ".nar"

@@ -56,7 +56,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if x.target.ext == "" {
 		compression = in.sniff()
 	}
-	u := cache.Upload{URL: url, NAR: in}
+	u := cache.Upload{URL: url, NAR: in, Compression: compression}
 	if compression == nix.None {
 		u.NARHash = fileHash
 	} else {
@@ -171,7 +171,7 @@ func (s *Server) serveReceived(x *exchange) error {
 	case x.target.ext == "" && r.FileHash == r.NARHash:
 		compression = nix.None
 	case x.target.ext == "":
-		compression = nix.Gzip // the only one in use whose name Nix does not append
+		compression = cmp.Or(r.Compression, nix.Gzip) // nearly all of those whose name Nix does not append
 	}
 	if compression != nix.None {
 		wrapped, ok := codec.Wrap(compression, n)
@@ -180,7 +180,7 @@ func (s *Server) serveReceived(x *exchange) error {
 				x.begin(http.StatusOK)
 				return nil
 			}
-			return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more; its narinfo says where it is", compression)
+			return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more, and that has no form without compression; its narinfo says where it is", compression)
 		}
 		closing, n, tag = wrapped, wrapped, tag+"-stored-"+string(compression)
 	}

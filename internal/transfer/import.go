@@ -404,7 +404,8 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 		return cache.Received{}, err
 	}
 	defer plain.Close()
-	upload := cache.Upload{URL: sent.URL, NAR: &counted{plain, info.NARSize, i}, NARHash: info.NARHash, NARSize: info.NARSize}
+	upload := cache.Upload{URL: sent.URL, NAR: &counted{plain, info.NARSize, i}, NARHash: info.NARHash, NARSize: info.NARSize,
+		Compression: cmp.Or(info.Compression, nix.None)}
 	check := func() (nix.Hash, int64, error) {
 		sum := nix.SHA256Sum([sha256.Size]byte(file.sum.Sum(nil)))
 		switch {

@@ -27,7 +27,7 @@ func (m *Memory) Receive(ctx context.Context, u cache.Upload) (cache.Received, e
 		return cache.Received{}, fmt.Errorf("receive %q: %w", u.URL, err)
 	}
 	hash := nix.SHA256Sum(sha256.Sum256(archive))
-	r := cache.Received{NARHash: hash, NARSize: int64(len(archive)), FileHash: hash, FileSize: int64(len(archive))}
+	r := cache.Received{NARHash: hash, NARSize: int64(len(archive)), FileHash: hash, FileSize: int64(len(archive)), Compression: u.Compression}
 	if u.File != nil {
 		if r.FileHash, r.FileSize, err = u.File(); err != nil {
 			return cache.Received{}, fmt.Errorf("receive %q: %w", u.URL, err)

@@ -139,10 +139,10 @@ func testReceive(t *sinkTester) {
 			}
 		}
 		// The same NAR once more, compressed, by another URL, and of a known hash.
-		file := cache.Received{NARHash: p.Info.NARHash, NARSize: p.Info.NARSize, FileHash: nix.SHA256Sum([32]byte{1}), FileSize: 17}
+		file := cache.Received{NARHash: p.Info.NARHash, NARSize: p.Info.NARSize, FileHash: nix.SHA256Sum([32]byte{1}), FileSize: 17, Compression: nix.XZ}
 		called := 0
 		got, err := t.sink.Receive(t.Context(), cache.Upload{
-			URL: url + ".xz", NAR: bytes.NewReader(p.NAR), NARHash: p.Info.NARHash, NARSize: p.Info.NARSize,
+			URL: url + ".xz", NAR: bytes.NewReader(p.NAR), NARHash: p.Info.NARHash, NARSize: p.Info.NARSize, Compression: nix.XZ,
 			File: func() (nix.Hash, int64, error) { called++; return file.FileHash, file.FileSize, nil },
 		})
 		if err != nil {

@@ -237,6 +237,8 @@ type Upload struct {
 	NARSize  int64
 	FileHash Sum   // of what was sent
 	FileSize int64 // of what was sent
+	// Compression of what was sent, as narinfos name it, "" if that is not known.
+	Compression string
 	// Published says that a path of the cache has the NAR. It is not read.
 	Published bool
 	// Uses are chunks of the NAR to which this upload is the first of its cache to lead. Those that are not there are passed over.

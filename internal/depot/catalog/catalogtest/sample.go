@@ -29,7 +29,7 @@ func newNAR(name string, cache catalog.CacheID, others ...string) *catalog.NewNA
 }
 
 func upload(name string, cache catalog.CacheID, nar catalog.NARID) *catalog.Upload {
-	return &catalog.Upload{Cache: cache, Name: "nar/" + name + ".nar.xz", NAR: nar, NARHash: sum("NAR " + name), NARSize: 1000, FileHash: sum("file " + name), FileSize: 77}
+	return &catalog.Upload{Cache: cache, Name: "nar/" + name + ".nar.xz", NAR: nar, NARHash: sum("NAR " + name), NARSize: 1000, FileHash: sum("file " + name), FileSize: 77, Compression: "xz"}
 }
 
 func storePath(name string) nix.StorePath { return pathIn(nix.DefaultStoreDir, name) }

@@ -248,17 +248,17 @@ func (c *Catalog) addUpload(x *change, u *catalog.Upload, nar catalog.NARID) err
 		}
 	}
 	return x.exec(`
-		INSERT INTO uploads VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN EXISTS (SELECT 1 FROM paths WHERE nar = ?3 AND cache = ?1) THEN NULL ELSE ?6 END)
-		ON CONFLICT DO UPDATE SET nar = excluded.nar, file_hash = excluded.file_hash, file_size = excluded.file_size, made = excluded.made`,
-		int64(u.Cache), u.Name, int64(nar), u.FileHash[:], u.FileSize, c.seconds())
+		INSERT INTO uploads VALUES (?1, ?2, ?3, ?4, ?5, CASE WHEN EXISTS (SELECT 1 FROM paths WHERE nar = ?3 AND cache = ?1) THEN NULL ELSE ?6 END, ?7)
+		ON CONFLICT DO UPDATE SET nar = excluded.nar, file_hash = excluded.file_hash, file_size = excluded.file_size, made = excluded.made, compression = excluded.compression`,
+		int64(u.Cache), u.Name, int64(nar), u.FileHash[:], u.FileSize, c.seconds(), u.Compression)
 }
 
 // Upload returns what a client sent under a name.
 func (c *Catalog) Upload(ctx context.Context, cache catalog.CacheID, name string) (*catalog.Upload, error) {
 	u := &catalog.Upload{Cache: cache, Name: name}
 	var narHash, fileHash []byte
-	err := c.queryRow(ctx, "SELECT nar, hash, size, file_hash, uploads.file_size, made IS NULL FROM uploads JOIN nars ON nars.id = nar WHERE cache = ? AND name = ?", int64(cache), name).
-		scanAll(catalog.ErrNotFound, &u.NAR, &narHash, &u.NARSize, &fileHash, &u.FileSize, &u.Published)
+	err := c.queryRow(ctx, "SELECT nar, hash, size, file_hash, uploads.file_size, made IS NULL, compression FROM uploads JOIN nars ON nars.id = nar WHERE cache = ? AND name = ?", int64(cache), name).
+		scanAll(catalog.ErrNotFound, &u.NAR, &narHash, &u.NARSize, &fileHash, &u.FileSize, &u.Published, &u.Compression)
 	if err != nil {
 		return nil, fmt.Errorf("look up upload %s: %w", name, err)
 	}
