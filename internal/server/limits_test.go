@@ -66,10 +66,15 @@ func (t *pipeTester) serve(size int64, write writeFunc) {
 // dial returns a connection to the server.
 func (t *pipeTester) dial() (net.Conn, *bufio.Reader) {
 	client, server := net.Pipe()
-	t.pipes <- server
+	t.pipes <- ofProxy{server}
 	t.Cleanup(func() { client.Close() })
 	return client, bufio.NewReaderSize(client, 16)
 }
+
+// ofProxy is a connection that comes through a Unix socket, as that of a proxy does.
+type ofProxy struct{ net.Conn }
+
+func (ofProxy) LocalAddr() net.Addr { return &net.UnixAddr{Name: "socket", Net: "unix"} }
 
 // ask asks for a target, and returns the answer once its header is there.
 func (t *pipeTester) ask(conn net.Conn, r *bufio.Reader, target string) *http.Response {

@@ -43,7 +43,7 @@ func (s *Server) serveListing(x *exchange) error {
 		}
 		return err
 	}
-	done, err := x.slot(s.listings, listingLimit)
+	done, err := s.slot(x, s.listings, listingLimit)
 	if err != nil {
 		return fmt.Errorf("send listing of %s: %w: too many are being sent: %w", hash, cache.ErrUnavailable, err)
 	}

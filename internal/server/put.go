@@ -50,7 +50,7 @@ func (s *Server) put(x *exchange) error {
 	if x.r.ContentLength > maxSmall {
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", maxSmall)
 	}
-	done, err := x.turn(s.small)
+	done, err := s.turn(x, s.small)
 	if err != nil {
 		return err
 	}
@@ -232,7 +232,7 @@ func (s *Server) putListing(x *exchange) error {
 	if _, err := nix.ParsePathHash(x.target.name); err != nil {
 		return cache.Refuse(cache.ErrInvalid, "this is not a path hash: it has 32 digits of Nix's base 32")
 	}
-	done, err := x.turn(s.small)
+	done, err := s.turn(x, s.small)
 	if err != nil {
 		return err
 	}
@@ -262,7 +262,7 @@ func (s *Server) putLog(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	done, err := x.turn(s.large)
+	done, err := s.turn(x, s.large)
 	if err != nil {
 		return err
 	}

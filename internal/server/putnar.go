@@ -26,7 +26,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if x.r.Header["Content-Encoding"] != nil {
 		return cache.Refuse(cache.ErrInvalid, "a NAR may not have a Content-Encoding: its compression is in its name")
 	}
-	done, err := x.turn(s.large)
+	done, err := s.turn(x, s.large)
 	if err != nil {
 		return err
 	}

@@ -90,8 +90,8 @@ func (s *slots) mayTake(owners []string) bool {
 }
 
 // turn waits until there is a slot for an upload. done gives it back.
-func (x *exchange) turn(of *slots) (done func(), err error) {
-	done, err = x.slot(of, turnLimit)
+func (s *Server) turn(x *exchange, of *slots) (done func(), err error) {
+	done, err = s.slot(x, of, turnLimit)
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many uploads at once: %w", cache.ErrUnavailable, err)
 	}
@@ -99,18 +99,18 @@ func (x *exchange) turn(of *slots) (done func(), err error) {
 }
 
 // slot waits for a slot until a limit.
-func (x *exchange) slot(of *slots, limit time.Duration) (done func(), err error) {
+func (s *Server) slot(x *exchange, of *slots, limit time.Duration) (done func(), err error) {
 	ctx, cancel := context.WithTimeout(x.r.Context(), limit)
 	defer cancel()
-	return of.take(ctx, x.owners()...)
+	return of.take(ctx, s.owners(x)...)
 }
 
 // owners are the names under which a request takes a slot: who makes it, where that is known, and from where.
-func (x *exchange) owners() (owners []string) {
+func (s *Server) owners(x *exchange) (owners []string) {
 	if name := x.who.Name(); name != "" {
 		owners = append(owners, "principal "+name)
 	}
-	if addr := remote(x.r); addr.IsValid() {
+	if addr := s.originOf(x.r).addr; addr.IsValid() {
 		if addr.Is6() { // one machine has as many of a network as it likes
 			addr = netip.PrefixFrom(addr, 64).Masked().Addr()
 		}

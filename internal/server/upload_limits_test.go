@@ -27,6 +27,7 @@ type uploadTester struct {
 
 // inUploadBubble runs a test of a server that receives uploads in a bubble.
 func inUploadBubble(t *testing.T, opts Options, test func(t *uploadTester)) {
+	opts.Proxies.Unix = true
 	synctest.Test(t, func(t *testing.T) {
 		p := newCaches(t, opts)
 		pipe := &pipeTester{tester: p.tester, pipes: make(pipes), served: make(chan error, 1)}
