@@ -48,6 +48,7 @@ type commandLine struct {
 	} `cmd:"" help:"Check and show the configuration."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`
+	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`
 }
 
 // exitFailure and exitUsage are the exit codes: something went wrong, or was typed wrong.

@@ -64,6 +64,7 @@ var rules = map[string]rule{
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},
 	"internal/completion": {libraries: true},
+	"internal/manual":     {libraries: true},
 
 	"cmd/firn": {rooms: []string{"*"}, libraries: true},
 

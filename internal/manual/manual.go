@@ -1,0 +1,154 @@
+// Package manual writes the manual pages of a command line: one of the program, one of each command,
+// all made of kong's model of it, so that they say what --help says.
+package manual
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/alecthomas/kong"
+)
+
+// section is the one of the manual that commands are in.
+const section = 1
+
+// Pages returns the pages in roff, by their file names: "firn.1", "firn-key-generate.1".
+// describe returns the help of a flag or an argument.
+func Pages(app *kong.Application, version string, describe func(*kong.Value) string) map[string]string {
+	commands := app.Leaves(true)
+	pages := map[string]string{}
+	for _, c := range append(slices.Clone(commands), app.Node) {
+		p := page{version: version, describe: describe}
+		p.command(c)
+		if c == app.Node {
+			p.heading("COMMANDS")
+			for _, below := range commands {
+				p.item(".BR "+name(below)+" ("+fmt.Sprint(section)+")", sentence(below.Help))
+			}
+		}
+		p.seeAlso(c, commands)
+		pages[fmt.Sprintf("%s.%d", name(c), section)] = p.String()
+	}
+	return pages
+}
+
+// name returns the name of the page of a node, "firn-key-generate".
+func name(n *kong.Node) string {
+	words := strings.Fields(n.Name)
+	for up := n.Parent; up != nil; up = up.Parent {
+		words = append([]string{up.Name}, words...)
+	}
+	return strings.Join(words, "-")
+}
+
+// A page is one in the making.
+type page struct {
+	strings.Builder
+	version  string
+	describe func(*kong.Value) string
+}
+
+// command writes what a command is, takes and does.
+func (p *page) command(c *kong.Node) {
+	words := strings.ReplaceAll(name(c), "-", " ")
+	fmt.Fprintf(p, ".TH %s %d \"\" %s \"User Commands\"\n", quote(strings.ToUpper(name(c))), section, quote("firn "+p.version))
+	p.heading("NAME")
+	fmt.Fprintf(p, "%s \\- %s\n", escape(name(c)), escape(lower(sentence(c.Help))))
+	p.heading("SYNOPSIS")
+	fmt.Fprintf(p, ".B %s\n", escape(words))
+	if len(c.Flags) > 0 && c.Parent != nil {
+		p.WriteString("[\\fIflags\\fR]\n")
+	}
+	for _, arg := range c.Positional {
+		fmt.Fprintf(p, "%s\n", escape(arg.Summary()))
+	}
+	if c.Parent == nil {
+		p.WriteString("\\fIcommand\\fR [\\fIflags\\fR] [\\fIarguments\\fR]\n")
+	}
+	p.heading("DESCRIPTION")
+	p.prose(c.Help)
+	p.prose(c.Detail)
+	if len(c.Positional) > 0 {
+		p.heading("ARGUMENTS")
+		for _, arg := range c.Positional {
+			p.item(".I "+escape(strings.ToUpper(arg.Name)), p.describe(arg))
+		}
+	}
+	p.heading("FLAGS")
+	for _, group := range c.AllFlags(true) {
+		for _, f := range group {
+			p.item(".B "+escape(f.String()), p.describe(f.Value))
+		}
+	}
+}
+
+func (p *page) heading(text string) { fmt.Fprintf(p, ".SH %s\n", text) }
+
+// item writes a term, a line of roff, and what is said of it.
+func (p *page) item(term, text string) { fmt.Fprintf(p, ".TP\n%s\n%s\n", term, escape(text)) }
+
+// prose writes paragraphs, and as they stand those that are indented.
+func (p *page) prose(text string) {
+	for paragraph := range strings.SplitSeq(strings.Trim(text, "\n"), "\n\n") {
+		switch {
+		case paragraph == "":
+		case strings.HasPrefix(paragraph, "    "):
+			p.WriteString(".PP\n.RS 4\n.nf\n")
+			for line := range strings.SplitSeq(paragraph, "\n") {
+				p.WriteString(escape(strings.TrimPrefix(line, "    ")) + "\n")
+			}
+			p.WriteString(".fi\n.RE\n")
+		default:
+			p.WriteString(".PP\n" + escape(paragraph) + "\n")
+		}
+	}
+}
+
+// seeAlso names the program, and the commands beside this one.
+func (p *page) seeAlso(c *kong.Node, commands []*kong.Node) {
+	if c.Parent == nil {
+		return
+	}
+	p.heading("SEE ALSO")
+	root := c
+	for root.Parent != nil {
+		root = root.Parent
+	}
+	fmt.Fprintf(p, ".BR %s (%d)", root.Name, section)
+	for _, other := range commands {
+		if other != c && other.Parent == c.Parent && c.Parent != root {
+			fmt.Fprintf(p, ",\n.BR %s (%d)", name(other), section)
+		}
+	}
+	p.WriteString("\n")
+}
+
+// sentence returns a help text in one line, without its full stop.
+func sentence(help string) string {
+	return strings.TrimSuffix(strings.Join(strings.Fields(help), " "), ".")
+}
+
+// lower returns a text that begins with a small letter, unless it begins with a name.
+func lower(text string) string {
+	first, rest, _ := strings.Cut(text, " ")
+	if first == strings.ToUpper(first) && len(first) > 1 {
+		return text
+	}
+	return strings.TrimSpace(strings.ToLower(first) + " " + rest)
+}
+
+// escape returns text that roff sets as it is, line by line.
+func escape(text string) string {
+	text = strings.NewReplacer(`\`, `\e`, `-`, `\-`, "…", `\[u2026]`).Replace(text)
+	lines := strings.Split(text, "\n")
+	for i, line := range lines {
+		if strings.HasPrefix(line, ".") || strings.HasPrefix(line, "'") {
+			lines[i] = `\&` + line
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// quote returns text as one argument of a roff request.
+func quote(text string) string { return `"` + strings.ReplaceAll(escape(text), `"`, `\(dq`) + `"` }
