@@ -52,6 +52,7 @@ func bars(s Samples) []Bar {
 		all = append(all, atMostRatio(metricNARs(n).Title+", zstd", ratioOf(firnZstd, nginxZstd, metricNARs(n)), 1.0))
 	}
 	all = append(all, pushBars(s)...)
+	all = append(all, sshBars(s)...)
 	small, large := scaleName(scalePaths[0]), scaleName(scalePaths[1])
 	return append(all,
 		under(metricRange, metricRange.Title, valueOf(firnPlain, metricRange), 2*time.Millisecond.Seconds()),

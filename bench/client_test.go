@@ -297,8 +297,9 @@ func TestBareServer(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	s := &Server{Addr: addr, ended: make(chan error)}
-	if err := s.awaitAnswer(ctx, newClient(t)); err != nil {
+	s := &Server{Addr: addr, ended: make(chan error), begin: time.Now()}
+	client := newClient(t)
+	if err := s.awaitAnswer(ctx, func() error { return s.answer(ctx, client) }); err != nil {
 		t.Fatal(err)
 	}
 	get := func(path, rng string, status int) string {

@@ -41,13 +41,13 @@ type Options struct {
 	Quick   bool          `help:"Measure a part of the closure, three times, in less than a minute. Writes to the results directory only."`
 	Limit   time.Duration `help:"Begin no run that would end later than this after the start." default:"9m30s"`
 	Peer    []string      `help:"A further server that runs already, on the loopback interface, over the same store. With its process id, its CPU time and memory are measured too. Repeatable." placeholder:"NAME=URL[,PID]" sep:"none"`
-	Only    []string      `help:"Measure only these servers, and the ones that they are compared with: nginx, bare Go, firn, \"nginx, zstd\", \"firn, zstd\" or a peer's name. Repeatable." placeholder:"NAME" sep:"none"`
+	Only    []string      `help:"Measure only these servers, and the ones that they are compared with: nginx, bare Go, firn, \"nginx, zstd\", \"firn, zstd\" or a peer's name; or ssh, what is copied over SSH. Repeatable." placeholder:"NAME" sep:"none"`
 	Firn    string        `help:"Measure this program instead of building ./cmd/firn." placeholder:"PROGRAM"`
 	Store   string        `help:"Serve all paths of the store in this root, instead of one made of this machine's Debian packages." placeholder:"ROOT"`
 	Discard Discard       `help:"What the client does with the bodies of NARs: truncate lets the kernel drop them, copy reads them into memory." enum:"truncate,copy" default:"truncate"`
 	Cache   string        `help:"Where stores and flat files are kept from one time to the next (default: firn-e2e in the user's cache directory)." placeholder:"DIR"`
 	Results string        `help:"Where the CSV is written, and the page of a quick run (default: bench/results)." placeholder:"DIR"`
-	Docs    string        `help:"Where the page and the plot of a full run are written (default: docs)." placeholder:"DIR"`
+	Docs    string        `help:"Where the page and the plot of a run of everything are written (default: docs)." placeholder:"DIR"`
 }
 
 const description = `The shootout: firn beside nginx and other binary caches, measured in turns on this machine.
@@ -60,6 +60,7 @@ Examples:
     go run ./bench                       everything, in under ten minutes
     go run ./bench --quick               a part of them, in under one
     go run ./bench --only firn           firn and nginx, uncompressed
+    go run ./bench --only ssh            copies of the whole closure over SSH
     go run ./bench --peer harmonia=http://127.0.0.1:5001,4711`
 
 func main() {
@@ -145,6 +146,11 @@ func shoot(ctx context.Context, opts Options) error {
 			}
 		}
 	}
+	if entrants.ssh {
+		if err := b.ssh(ctx, opts, entrants.firn, material.Generations, len(entrants.specs) == 0, begin); err != nil {
+			return err
+		}
+	}
 	for _, spec := range entrants.specs {
 		closure := material.Closure
 		if spec.Closure != nil {
@@ -154,7 +160,7 @@ func shoot(ctx context.Context, opts Options) error {
 			return err
 		}
 	}
-	for longest := time.Duration(0); b.runs < opts.Runs; {
+	for longest := time.Duration(0); b.runs < opts.Runs && len(b.servers) > 0; {
 		if b.runs > 0 && time.Since(begin)+longest+lastPhases > opts.Limit {
 			progress("%d of %d runs made: another would end after %v", b.runs, opts.Runs, opts.Limit)
 			break
@@ -168,7 +174,7 @@ func shoot(ctx context.Context, opts Options) error {
 	if err := b.inFlight(ctx); err != nil {
 		return err
 	}
-	if entrants.firn != "" && !opts.Quick {
+	if entrants.firn != "" && !opts.Quick && len(b.servers) > 0 {
 		if err := b.scale(ctx, opts.Cache, entrants.firn, material.Key); ctx.Err() != nil {
 			return ctx.Err()
 		} else if err != nil { // what was measured so far is kept
@@ -216,6 +222,9 @@ func (o *Options) complete(root string) error {
 	}
 	if o.Docs == "" {
 		o.Docs = filepath.Join(root, "docs")
+		if len(o.Only) > 0 {
+			o.Docs = o.Results // which has a page of its own, beside that of everything
+		}
 	}
 	if o.Quick {
 		o.Docs = o.Results
@@ -240,6 +249,7 @@ type entrants struct {
 	specs   []Spec
 	firn    string   // the program; "": firn takes no part
 	depot   bool     // firn serves from a depot, too
+	ssh     bool     // firn is compared with OpenSSH
 	remarks []string // what is not measured, and why
 }
 
@@ -250,7 +260,8 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 	all := []Spec{nginxSpec(nginxPlain, "", m.Plain), bareSpec(m.Plain)}
 	zstd := false
 	e.depot = opts.Store == "" && (wanted(firnDepot) || wanted(firnAgain))
-	if wanted(firnPlain) || wanted(firnZstd) || e.depot {
+	e.ssh = opts.Store == "" && wanted(sshPart)
+	if wanted(firnPlain) || wanted(firnZstd) || e.depot || e.ssh {
 		var err error
 		if e.firn = opts.Firn; e.firn == "" {
 			progress("building firn")
@@ -295,7 +306,7 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 			e.specs = append(e.specs, spec)
 		}
 	}
-	if len(e.specs) == 0 {
+	if len(e.specs) == 0 && !e.ssh {
 		return nil, fmt.Errorf("--only %q: no such server", opts.Only)
 	}
 	return e, nil

@@ -216,9 +216,10 @@ func (b *shootout) pushAgain(ctx context.Context, program string, generations []
 }
 
 // depotSpec is firn over a depot and nothing else.
-func depotSpec(name, baseline, program, state string) Spec {
+func depotSpec(name, baseline, program, state string, flags ...string) Spec {
 	return Spec{Name: name, Baseline: baseline, Command: func(addr netip.AddrPort, dir string) (*exec.Cmd, error) {
-		cmd := exec.Command(program, "serve", "--listen", addr.String(), "--store", "off", "--state", state)
+		args := []string{"serve", "--listen", addr.String(), "--store", "off", "--state", state}
+		cmd := exec.Command(program, append(args, flags...)...)
 		cmd.Env = cleanEnvironment()
 		return cmd, nil
 	}}
@@ -261,16 +262,21 @@ func fileStore(dir string) url.URL {
 
 // nixCopy copies a generation, and returns how long that took. Nothing that Nix remembers of other copies counts.
 func nixCopy(ctx context.Context, from generation, to url.URL, dir string) (time.Duration, error) {
+	return timeNix(ctx, dir, nil, "copy", "--from", from.root, "--to", to.String(), from.what)
+}
+
+// timeNix returns how long a command of Nix takes, for which dir has its home.
+func timeNix(ctx context.Context, dir string, env []string, args ...string) (time.Duration, error) {
 	home, err := os.MkdirTemp(dir, "home-")
 	if err != nil {
 		return 0, err
 	}
 	defer os.RemoveAll(home)
-	cmd := exec.CommandContext(ctx, "nix", "--extra-experimental-features", "nix-command", "copy", "--from", from.root, "--to", to.String(), from.what)
-	cmd.Env = append(cleanEnvironment(), "HOME="+home, "XDG_CACHE_HOME="+home)
+	cmd := exec.CommandContext(ctx, "nix", append([]string{"--extra-experimental-features", "nix-command"}, args...)...)
+	cmd.Env = append(append(cleanEnvironment(), "HOME="+home, "XDG_CACHE_HOME="+home), env...)
 	begin := time.Now()
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("nix copy: %w\n%s", err, bytes.TrimSpace(text))
+		return 0, fmt.Errorf("nix %s: %w\n%s", args[0], err, bytes.TrimSpace(text))
 	}
 	return time.Since(begin), nil
 }

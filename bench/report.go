@@ -160,6 +160,15 @@ func (r *Report) printTables(w io.Writer) error {
 			return err
 		}
 	}
+	if rows := r.sshRows(); rows != nil {
+		for _, row := range rows {
+			fmt.Fprintln(tab, strings.Join(row, "\t"))
+		}
+		fmt.Fprintln(tab)
+		if err := tab.Flush(); err != nil {
+			return err
+		}
+	}
 	for _, row := range r.barRows() {
 		fmt.Fprintln(tab, strings.Join(row, "\t"))
 	}
@@ -223,6 +232,10 @@ func (r *Report) page() ([]byte, error) {
 		b.WriteString("\n## Pushes\n\n")
 		writeMarkdown(&b, rows)
 	}
+	if rows := r.sshRows(); rows != nil {
+		b.WriteString("\n## Over SSH\n\n")
+		writeMarkdown(&b, rows)
+	}
 	for _, remark := range r.Remarks {
 		fmt.Fprintf(&b, "\n%s\n", remark)
 	}
@@ -255,6 +268,9 @@ and what it costs the machine: CPU time (user and system) of the server for all 
 * *256 NARs in flight* are first held half sent for a second, then sent as fast as it goes.
 * Pushes are *nix copy* from the store, to an empty firn and, in turns, to files of its own with zstd and all cores; what firn keeps includes its catalog.
   The depot that firn serves from afterwards has two generations of the closure. *Rebuilt* is the second, which differs in its path hashes, and in the references to them inside files.
+* Over SSH the same Nix copies to and from firn, and to and from itself behind Debian's sshd, where it writes the paths to an empty store and registers them;
+  both with their own defaults, so with the cipher that their server and OpenSSH's client agree on.
+  Beside everything else this is done with the smaller closure of a quick run; ` + "`go run ./bench --only ssh`" + ` takes the whole.
 * Ratios are judged with the two digits that are printed.
 `
 }

@@ -62,6 +62,7 @@ type Server struct {
 	Addr   netip.AddrPort
 	Prefix string        // of every path: "" or "/cache"
 	Start  time.Duration // from the start of the process to the first answer; 0 for a peer
+	begin  time.Time     // of the process
 	cmd    *exec.Cmd
 	ended  chan error
 	dir    string
@@ -73,6 +74,15 @@ func start(ctx context.Context, client *Client, spec Spec, work string) (*Server
 	if spec.Command == nil {
 		return findPeer(ctx, client, spec)
 	}
+	s, err := launch(spec, work)
+	if err == nil {
+		err = s.await(ctx, func() error { return s.answer(ctx, client) })
+	}
+	return s, err
+}
+
+// launch starts the process of a server, which may not answer yet.
+func launch(spec Spec, work string) (*Server, error) {
 	dir, err := os.MkdirTemp(work, "server-")
 	if err != nil {
 		return nil, err
@@ -94,18 +104,12 @@ func start(ctx context.Context, client *Client, spec Spec, work string) (*Server
 	// Should this process be killed, its servers end with it. The signal comes when the starting thread ends,
 	// which is why main holds on to its thread.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
-	s := &Server{Spec: spec, Addr: addr, cmd: cmd, ended: make(chan error, 1), dir: dir}
-	begin := time.Now()
+	s := &Server{Spec: spec, Addr: addr, cmd: cmd, ended: make(chan error, 1), dir: dir, begin: time.Now()}
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("start %s: %w", spec.Name, err)
 	}
 	s.PID = cmd.Process.Pid
 	go func() { s.ended <- cmd.Wait() }()
-	if err := s.awaitAnswer(ctx, client); err != nil {
-		s.stop()
-		return nil, fmt.Errorf("start %s: %w%s", spec.Name, err, s.logTail())
-	}
-	s.Start = time.Since(begin)
 	return s, nil
 }
 
@@ -122,11 +126,21 @@ func findPeer(ctx context.Context, client *Client, spec Spec) (*Server, error) {
 	return s, nil
 }
 
-func (s *Server) awaitAnswer(ctx context.Context, client *Client) error {
-	limit := time.Now().Add(startLimit)
+// await asks a server until it answers. One that does not is ended.
+func (s *Server) await(ctx context.Context, answer func() error) error {
+	if err := s.awaitAnswer(ctx, answer); err != nil {
+		s.stop()
+		return fmt.Errorf("start %s: %w%s", s.Name, err, s.logTail())
+	}
+	return nil
+}
+
+func (s *Server) awaitAnswer(ctx context.Context, answer func() error) error {
+	limit := s.begin.Add(startLimit)
 	for {
-		err := s.answer(ctx, client)
+		err := answer()
 		if err == nil {
+			s.Start = time.Since(s.begin)
 			return nil
 		}
 		if time.Now().After(limit) {
