@@ -189,6 +189,14 @@ func (c *Cache) Sources() []string {
 	return names
 }
 
+// HasSources reports whether there is anything in Sources.
+func (c *Cache) HasSources() bool {
+	return slices.ContainsFunc(c.sources, func(s Source) bool {
+		a, ok := s.(Awaited)
+		return !ok || a.IsThere()
+	})
+}
+
 // NARInfo returns the text of a narinfo, which the caller must not change.
 // A miss is ErrNotFound itself, without words around it: misses are most of what a cache is asked.
 func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {

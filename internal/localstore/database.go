@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io/fs"
 	"net/url"
 	"os"
@@ -17,6 +16,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"firn/internal/cache"
+	"firn/internal/walindex"
 	"firn/nix"
 )
 
@@ -65,7 +65,7 @@ type database struct {
 	// The files that the version is read from. They are closed after SQLite's own:
 	// closing one ends all locks of this process on it.
 	file, shm  *os.File
-	seed       maphash.Seed
+	header     *walindex.Header
 	identified atomic.Int64 // when they were last seen to be the ones at their paths, ns since opened
 	opened     time.Time
 	replaced   atomic.Bool
@@ -138,7 +138,7 @@ func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *databa
 	if err != nil {
 		return nil, fmt.Errorf("open %s: %w", path, err)
 	}
-	d := &database{path: path, storeDir: storeDir, sql: pool, turns: make(chan struct{}, maxConns-1), seed: maphash.MakeSeed(), opened: time.Now()}
+	d := &database{path: path, storeDir: storeDir, sql: pool, turns: make(chan struct{}, maxConns-1), opened: time.Now()}
 	defer func() {
 		if err != nil {
 			d.close()
@@ -174,6 +174,9 @@ func (d *database) close() error {
 	}
 	d.done.Wait()
 	err := d.sql.Close()
+	if d.header != nil {
+		d.header.Close()
+	}
 	for _, f := range []*os.File{d.shm, d.file} {
 		if f != nil {
 			f.Close()

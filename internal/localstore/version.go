@@ -3,24 +3,17 @@ package localstore
 import (
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io/fs"
 	"os"
 	"syscall"
 	"time"
+
+	"firn/internal/walindex"
 )
 
-const (
-	// indexHeader is the length of the header of SQLite's WAL index, the file db.sqlite-shm. It has
-	// a counter of commits, the number of frames in the WAL, a checksum of all of them, and a salt that is drawn anew
-	// whenever the WAL starts again from its beginning (WalIndexHdr in SQLite's walformat.html).
-	// So no two states of the database have the same header as long as somebody has it open, and we have.
-	indexHeader = 48
-
-	// identityInterval is how long it may go unnoticed that one of the files was replaced, which
-	// nobody does while Nix may run. Asking for it is several times as expensive as reading the header.
-	identityInterval = 100 * time.Millisecond
-)
+// identityInterval is how long it may go unnoticed that one of the files was replaced, which
+// nobody does while Nix may run. Asking for it is a hundred times as expensive as reading the header.
+const identityInterval = 100 * time.Millisecond
 
 // openVersion opens the files that the version is read from. SQLite has made db.sqlite-shm by now.
 func (d *database) openVersion() error {
@@ -34,6 +27,9 @@ func (d *database) openVersion() error {
 		d.shm, err = os.Open(d.path + "-shm")
 	}
 	if err != nil {
+		return err
+	}
+	if d.header, err = walindex.Map(d.shm); err != nil {
 		return err
 	}
 	if !d.identify() {
@@ -54,11 +50,7 @@ func (d *database) version() (version uint64, ok bool) {
 	if d.replaced.Load() {
 		return 0, false
 	}
-	// A header that is just being written gives a number of its own; that does no harm.
-	// Neither does a short read, of an index that is just being made again: the rest is zero.
-	var header [indexHeader]byte
-	_, _ = d.shm.ReadAt(header[:], 0)
-	return maphash.Bytes(d.seed, header[:]), true
+	return d.header.Version()
 }
 
 // identify reports whether the files are still the ones at their paths.

@@ -135,7 +135,7 @@ func (s *Server) fromHere(x *exchange) bool {
 
 // missing returns an ErrNotFound that says what is not there.
 func (x *exchange) missing(what string) error {
-	if x.cache != nil && len(x.cache.Sources()) == 0 {
+	if x.cache != nil && !x.cache.HasSources() {
 		what += "; this cache has nothing to serve yet"
 	}
 	return cache.Refuse(cache.ErrNotFound, "%s", what)

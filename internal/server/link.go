@@ -1,9 +1,11 @@
 package server
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,10 +30,17 @@ type link struct {
 	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
 	idle     atomic.Int64 // since when it waits for a request, in nanoseconds since made; less than 0: it has one
 	closed   func()       // called by Close
+
+	reading sync.Mutex
+	wanted  time.Duration // since made: the deadline for reading; never if there is none
+	set     time.Duration // that of the connection, which may be an earlier one
 }
 
+// never is later than any deadline.
+const never = 1<<63 - 1
+
 func newLink(c net.Conn, closed func(*link)) *link {
-	l := &link{Conn: c, made: time.Now()}
+	l := &link{Conn: c, made: time.Now(), wanted: never, set: never}
 	l.closed = sync.OnceFunc(func() { closed(l) })
 	l.extended.Store(-int64(patience))
 	return l
@@ -108,6 +117,51 @@ func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
 
 // SetWriteDeadline does nothing: net/http takes deadlines away that it has not set.
 func (l *link) SetWriteDeadline(time.Time) error { return nil }
+
+// SetReadDeadline leaves an earlier deadline as it is, as long as that has not passed: Read sees to the rest.
+// net/http sets three for each request, which is more than finding its narinfo costs.
+func (l *link) SetReadDeadline(t time.Time) error {
+	l.reading.Lock()
+	defer l.reading.Unlock()
+	l.wanted = never
+	if !t.IsZero() {
+		l.wanted = t.Sub(l.made)
+	}
+	if l.set <= l.wanted && l.set > time.Since(l.made) {
+		return nil
+	}
+	return l.wake(t)
+}
+
+// wake sets the deadline of the connection to the one that is wanted.
+func (l *link) wake(t time.Time) error {
+	l.set = l.wanted
+	return l.Conn.SetReadDeadline(t)
+}
+
+// Read goes on where an earlier deadline than the one that is wanted has passed.
+func (l *link) Read(p []byte) (int, error) {
+	for {
+		n, err := l.Conn.Read(p)
+		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || !l.early() {
+			return n, err
+		}
+	}
+}
+
+// early reports whether the deadline that is wanted has not passed yet, and sets it.
+func (l *link) early() bool {
+	l.reading.Lock()
+	defer l.reading.Unlock()
+	if l.wanted <= time.Since(l.made) {
+		return false
+	}
+	var t time.Time
+	if l.wanted != never {
+		t = l.made.Add(l.wanted)
+	}
+	return l.wake(t) == nil
+}
 
 // SetDeadline sets that for reading.
 func (l *link) SetDeadline(t time.Time) error { return l.SetReadDeadline(t) }

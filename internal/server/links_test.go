@@ -102,3 +102,50 @@ func TestMostLinks(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestReadDeadlines: however seldom a link sets one, a read ends at the deadline that was asked for last.
+func TestReadDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		client, server := net.Pipe()
+		defer client.Close()
+		l := newLink(server, func(*link) {})
+		defer l.Close()
+		start := time.Now()
+		want := func(what string, at time.Duration) {
+			t.Helper()
+			if n, err := l.Read(make([]byte, 1)); n != 0 || !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s: %d bytes, %v", what, n, err)
+			}
+			if took := time.Since(start); took != at {
+				t.Errorf("%s: it ended after %s, want %s", what, took, at)
+			}
+		}
+		set := func(at time.Duration) {
+			if err := l.SetReadDeadline(start.Add(at)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		set(time.Second)
+		set(3 * time.Second)
+		want("a later one", 3*time.Second)
+		want("one that has passed", 3*time.Second)
+		set(9 * time.Second)
+		set(5 * time.Second)
+		want("an earlier one", 5*time.Second)
+
+		// net/http takes one away, and ends a read that is under way by one in the past.
+		set(6 * time.Second)
+		if err := l.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(5*time.Second, func() { set(-time.Hour) })
+		want("none, until it is ended", 10*time.Second)
+		if err := l.SetReadDeadline(time.Time{}); err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(5*time.Second, func() { client.Write([]byte{1}) })
+		if n, err := l.Read(make([]byte, 1)); n != 1 || err != nil {
+			t.Errorf("with none: %d bytes, %v", n, err)
+		}
+	})
+}

@@ -10,7 +10,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io/fs"
 	"net/url"
 	"os"
@@ -22,6 +21,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"firn/internal/depot/catalog"
+	"firn/internal/walindex"
 )
 
 const (
@@ -49,7 +49,7 @@ type Catalog struct {
 	reads  *sql.DB
 	writes *writer
 	shm    *index
-	seed   maphash.Seed
+	header *walindex.Header // of shm
 
 	mu       sync.Mutex
 	prepared map[string]*sql.Stmt // for reading, by their text
@@ -74,7 +74,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	if err := create(path); err != nil {
 		return nil, err
 	}
-	c := &Catalog{now: opts.Now, seed: maphash.MakeSeed(), prepared: make(map[string]*sql.Stmt)}
+	c := &Catalog{now: opts.Now, prepared: make(map[string]*sql.Stmt)}
 	if c.now == nil {
 		c.now = time.Now
 	}
@@ -99,6 +99,9 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	c.reads.SetMaxIdleConns(maxReaders)
 	if c.shm, err = openIndex(path + "-shm"); err != nil {
 		return nil, errors.Join(err, c.reads.Close())
+	}
+	if c.header, err = walindex.Map(c.shm.File); err != nil {
+		return nil, errors.Join(err, c.reads.Close(), c.shm.close())
 	}
 	if c.writes, err = newWriter(ctx, db); err != nil {
 		return nil, errors.Join(err, c.reads.Close(), c.shm.close())
@@ -135,6 +138,7 @@ func (c *Catalog) Close() error {
 	}
 	c.closed = true
 	c.mu.Unlock()
+	c.header.Close()
 	// The WAL index is closed last: closing a file ends all locks of this process on it.
 	return errors.Join(c.writes.close(), c.reads.Close(), c.shm.close())
 }

@@ -1,14 +1,9 @@
 package sqlite
 
 import (
-	"hash/maphash"
 	"os"
 	"sync"
 )
-
-// indexHeader is the length of the header of the WAL index, in bytes.
-// No two states of the database have the same, as long as somebody has it open: see internal/localstore.
-const indexHeader = 48
 
 // index is the file of the WAL index, for reading its header.
 //
@@ -63,11 +58,5 @@ func (i *index) close() error {
 	return i.Close()
 }
 
-// Version is a hash of the header of the WAL index, which every commit changes.
-func (c *Catalog) Version() (version uint64, ok bool) {
-	var header [indexHeader]byte
-	if n, _ := c.shm.ReadAt(header[:], 0); n < len(header) {
-		return 0, false
-	}
-	return maphash.Bytes(c.seed, header[:]), true
-}
+// Version changes with every commit, of whatever process.
+func (c *Catalog) Version() (version uint64, ok bool) { return c.header.Version() }
