@@ -42,6 +42,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, all cache.Directory, who *ac
 			return nil, nil, err
 		}
 	}
+	behind := session.NewBehind()
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {
@@ -53,6 +54,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, all cache.Directory, who *ac
 			Who:     l.Who,
 			Daemon:  daemon,
 			Version: "firn " + a.version,
+			Behind:  behind,
 			Logger:  log.With("remote", l.Remote.String(), "cache", l.User),
 		})
 	}

@@ -79,6 +79,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		return session.Options{}, nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", f.Cache)
 	}
 	return session.Options{
+		Behind:  session.NewBehind(),
 		Name:    f.Cache,
 		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
 		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },

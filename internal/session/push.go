@@ -14,6 +14,38 @@ import (
 // while the next one comes in. Several that are made durable at once share the time of the disk.
 const maxUnsettled = 16
 
+const (
+	// maxBehind is how many larger NARs of all conversations may be kept while the next ones are read: each takes some megabytes until then,
+	// so that conversations do not multiply what they have at once.
+	maxBehind = 4
+	// smallNAR is up to how many bytes a NAR takes so little that it does not count.
+	smallNAR = 64 << 10
+)
+
+// Behind bounds the memory of conversations that share it.
+type Behind struct{ turns chan struct{} }
+
+// NewBehind returns a Behind for all conversations of a process.
+func NewBehind() *Behind { return &Behind{make(chan struct{}, maxBehind)} }
+
+// wait waits until a NAR that was read is settled, or the next may be read meanwhile.
+func (b *Behind) wait(size int64, settled <-chan struct{}) {
+	switch {
+	case size <= smallNAR:
+	case b == nil:
+		<-settled
+	default:
+		select {
+		case <-settled:
+		case b.turns <- struct{}{}:
+			go func() {
+				<-settled
+				<-b.turns
+			}()
+		}
+	}
+}
+
 // pushes are the paths of a conversation that were read, and are not published yet.
 type pushes struct {
 	mu     sync.Mutex
@@ -48,6 +80,7 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 		s.push.settle(info.Path, p, err)
 	}()
 	<-ended.ended
+	s.Behind.wait(info.NARSize, p.settled)
 	return ended.err
 }
 

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"go.uber.org/goleak"
 
@@ -196,4 +197,32 @@ func TestNoCache(t *testing.T) {
 		}
 		ours.Close()
 	}
+}
+
+// Conversations that share a Behind have few larger NARs that are read and not settled, and any number of small ones.
+func TestBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBehind()
+		var waited atomic.Int32
+		settled := make(chan struct{})
+		for range maxBehind + 3 {
+			go func() {
+				b.wait(smallNAR+1, settled)
+				waited.Add(1)
+			}()
+		}
+		b.wait(smallNAR, settled)
+		synctest.Wait()
+		if n := waited.Load(); n != maxBehind {
+			t.Errorf("%d are behind, want %d", n, maxBehind)
+		}
+		close(settled)
+		synctest.Wait()
+		if n := waited.Load(); n != maxBehind+3 {
+			t.Errorf("%d of %d went on once they were settled", n, maxBehind+3)
+		}
+		next := make(chan struct{})
+		b.wait(smallNAR+1, next) // there is space again
+		close(next)
+	})
 }

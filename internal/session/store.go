@@ -31,6 +31,8 @@ type Options struct {
 	// Daemon is the socket of the Nix daemon. Where the cache is first of all the store of this machine, what is pushed is put there.
 	// Empty: into the sink of the cache.
 	Daemon string
+	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
+	Behind *Behind
 	// Logger is told what the client is not. Nil discards.
 	Logger *slog.Logger
 }
