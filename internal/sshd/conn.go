@@ -179,6 +179,7 @@ func (c *idleConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
 		c.touch()
+		acknowledge(c.Conn, n)
 	}
 	return n, err
 }
