@@ -34,11 +34,11 @@ import (
 
 const (
 	// pushRuns is how often each is done; pushRunsQuick in a quick run.
-	pushRuns, pushRunsQuick = 3, 1
+	pushRuns, pushRunsQuick = 2, 1
 	// uploads is how many NARs are uploaded at once when memory is measured, and uploadSize the contents of each, in bytes;
 	// uploadSizeQuick in a quick run.
 	uploads                     = 16
-	uploadSize, uploadSizeQuick = 1 << 30, 64 << 20
+	uploadSize, uploadSizeQuick = 1 << 30, 32 << 20
 	// pushedCache is the cache that is pushed to.
 	pushedCache = "main"
 )

@@ -29,7 +29,7 @@ type Material struct {
 }
 
 // quickPackages is how many packages the store of a quick run is made of, so that even the first takes less than a minute.
-const quickPackages = 150
+const quickPackages = 100
 
 // prepare makes what is missing of the material. It is kept in dir for the next time.
 // root is a store to use instead of one made of this machine's Debian packages; "": none.
