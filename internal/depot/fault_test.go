@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"sync/atomic"
 	"testing"
 
 	"firn/internal/cache"
@@ -14,7 +13,6 @@ import (
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
 	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -372,32 +370,5 @@ func TestForgottenMeanwhile(tt *testing.T) {
 	}
 	t.push(second)
 	t.wantPlain(second)
-	t.wantClean()
-}
-
-// stumbling is a catalog in which one look-up of chunks fails.
-type stumbling struct {
-	catalog.Catalog
-	fail atomic.Bool
-}
-
-func (c *stumbling) Chunks(ctx context.Context, id catalog.CacheID, hashes []catalog.Sum) ([]catalog.Chunk, error) {
-	if c.fail.CompareAndSwap(true, false) {
-		return nil, errInjected
-	}
-	return c.Catalog.Chunks(ctx, id, hashes)
-}
-
-// TestFailedRoom: a NAR of which one room fails is never taken without it, however the rooms behind it are timed.
-func TestFailedRoom(tt *testing.T) {
-	c := &stumbling{Catalog: catalogtest.NewMemory(nil)}
-	t := newTesterOn(tt, c, blobtest.NewMemory(), depot.Options{})
-	for i := range 300 {
-		nar := archive(t, file("", noise(2_200_000, uint64(i))))
-		c.fail.Store(true)
-		if _, err := t.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(nar)}); !errors.Is(err, errInjected) {
-			t.Fatalf("attempt %d: %v", i, err)
-		}
-	}
 	t.wantClean()
 }

@@ -1,0 +1,63 @@
+package depot
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"firn/internal/cache"
+	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/catalog"
+	"firn/internal/depot/catalog/catalogtest"
+	"firn/nix"
+)
+
+var errNoLook = errors.New("no look-up")
+
+// blind is a catalog in which chunks cannot be looked up.
+type blind struct{ catalog.Catalog }
+
+func (blind) Chunks(context.Context, catalog.CacheID, []catalog.Sum) ([]catalog.Chunk, error) {
+	return nil, errNoLook
+}
+
+// TestFailedRoom: by the time that the room after one that failed may go on, the upload has ended,
+// so that nothing is kept without the first.
+func TestFailedRoom(t *testing.T) {
+	d := New(blind{catalogtest.NewMemory(nil)}, blobtest.NewMemory(), Options{})
+	defer d.Close()
+	in := d.newIngest(t.Context(), 0, nix.DefaultStoreDir, strings.NewReader(""))
+	defer in.close()
+	in.room.pieces = append(in.room.pieces, piece{data: make([]byte, 1<<10), like: -1, shared: true})
+	own := newTurns()
+	seen := make(chan error, 2)
+	for _, turn := range []chan struct{}{own.claimed, own.written} {
+		go func() {
+			<-turn
+			seen <- context.Cause(in.ctx)
+		}()
+	}
+	if err := in.keep(in.room, passed, own); !errors.Is(err, errNoLook) {
+		t.Errorf("keep: %v", err)
+	}
+	for range cap(seen) {
+		if err := <-seen; !errors.Is(err, errNoLook) {
+			t.Errorf("the next room finds that the upload ended with: %v", err)
+		}
+	}
+}
+
+// A NAR is not taken if its frames are not all of it, whatever the reason.
+func TestWhole(t *testing.T) {
+	for _, test := range []struct {
+		size  int64
+		known bool
+		want  error
+	}{{8, false, nil}, {9, false, cache.ErrUnavailable}, {7, false, cache.ErrUnavailable}, {9, true, nil}} {
+		in := &ingest{frames: []place{{size: 5}, {size: 3}}, size: test.size, known: test.known}
+		if err := in.whole(); !errors.Is(err, test.want) {
+			t.Errorf("%d bytes, known %t: %v, want %v", test.size, test.known, err, test.want)
+		}
+	}
+}
