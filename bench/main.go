@@ -261,6 +261,10 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 	zstd := false
 	e.depot = opts.Store == "" && (wanted(firnDepot) || wanted(firnAgain))
 	e.ssh = opts.Store == "" && wanted(sshPart)
+	if e.ssh && opts.Quick && len(opts.Only) == 0 {
+		e.ssh = false
+		e.remarks = append(e.remarks, "What is copied over SSH was not measured: in a quick run it takes --only ssh.")
+	}
 	if wanted(firnPlain) || wanted(firnZstd) || e.depot || e.ssh {
 		var err error
 		if e.firn = opts.Firn; e.firn == "" {

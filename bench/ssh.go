@@ -36,7 +36,7 @@ const (
 
 const (
 	// sshRuns is how often all is measured if nothing else is, and sshRunsBeside beside the other measurements, with a smaller closure.
-	sshRuns, sshRunsBeside = 3, 2
+	sshRuns, sshRunsBeside = 3, 1
 	// sshPushes is how many clients push at once when memory is measured.
 	sshPushes = 8
 )
