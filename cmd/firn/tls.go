@@ -118,7 +118,7 @@ func portOf(l net.Listener) int {
 	return 0
 }
 
-// certify gets certificates for the host names of all caches, renews them, and reads those in files anew, until ctx ends.
+// certify gets certificates for the host names of all caches, and renews them, until ctx ends.
 func certify(ctx context.Context, c *certs.Certs, all *caches.Directory) error {
 	ticker := time.NewTicker(certificateInterval)
 	defer ticker.Stop()

@@ -89,15 +89,20 @@ func (a *Access) Authenticate(ctx context.Context, authorization string, remote 
 		return cache.Anybody, nil
 	}
 	p, err := a.find(ctx, secretOf(authorization))
-	if err == nil {
-		return p, nil
+	if err != nil {
+		return nil, a.refused(err, remote)
 	}
+	return p, nil
+}
+
+// refused counts that an address could not say who it is, and returns what it is told.
+func (a *Access) refused(err error, remote netip.Addr) error {
 	if errors.Is(err, cache.ErrUnauthenticated) {
 		if wait := a.slow.failed(remote, a.now()); wait > 0 {
-			return nil, &cache.TooOftenError{Wait: wait}
+			return &cache.TooOftenError{Wait: wait}
 		}
 	}
-	return nil, fmt.Errorf("authenticate: %w", err)
+	return fmt.Errorf("authenticate: %w", err)
 }
 
 // Failed counts a failure of an address to say who it is, other than one that Authenticate has seen.

@@ -59,15 +59,10 @@ func certificateHash(cert *x509.Certificate) catalog.Sum {
 // Errors are as of Authenticate.
 func (a *Access) Certificate(ctx context.Context, chain []*x509.Certificate, remote netip.Addr) (cache.Principal, error) {
 	p, err := a.ofChain(ctx, chain[:min(len(chain), maxChain)])
-	if err == nil {
-		return p, nil
+	if err != nil {
+		return nil, a.refused(err, remote)
 	}
-	if errors.Is(err, cache.ErrUnauthenticated) {
-		if wait := a.slow.failed(remote, a.now()); wait > 0 {
-			return nil, &cache.TooOftenError{Wait: wait}
-		}
-	}
-	return nil, fmt.Errorf("authenticate: %w", err)
+	return p, nil
 }
 
 func (a *Access) ofChain(ctx context.Context, chain []*x509.Certificate) (*principal, error) {
