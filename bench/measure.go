@@ -77,6 +77,7 @@ type shootout struct {
 	discard  Discard
 	rateTime time.Duration
 	work     string // for the files of servers that are started
+	sshWork  string // for stores and depots of copies over SSH
 	progress func(format string, args ...any)
 
 	servers []*Server
