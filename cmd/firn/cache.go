@@ -263,7 +263,7 @@ type cacheSetCommand struct {
 
 func (*cacheSetCommand) Help() string {
 	return `What is not named stays as it is. What is named, and may be there several times, is replaced as a whole.
-A server that runs heeds it at once. --host '' takes all host names away.
+A server that runs heeds it at once, and main can be set before the first start. --host '' takes all host names away.
 
 To change a key, add the new one, give its public key to the clients, and drop the old one after 30 days:
 so long clients remember signatures.
@@ -282,7 +282,11 @@ func (c *cacheSetCommand) Run() error {
 		return fmt.Errorf("the priority of the cache %s is a setting of the server: see firn serve --priority", cache.Main)
 	}
 	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
+	open := c.openCatalog
+	if c.Name == cache.Main {
+		open = c.makeCatalog // it always exists, so it can be private before it is first served
+	}
+	cat, err := open(ctx)
 	if err != nil {
 		return err
 	}

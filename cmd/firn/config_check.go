@@ -11,16 +11,19 @@ import (
 )
 
 type configCheckCommand struct {
+	Keys bool   `default:"true" negatable:"" help:"Read the keys that are named, too."`
 	File string `arg:"" optional:"" env:"FIRN_CONFIG" complete:"file" help:"The configuration file. Without one, only the environment is checked."`
 }
 
 func (*configCheckCommand) Help() string {
 	return `Every error is printed with its line. Keys are read, nothing else is touched:
 whether a port is free or a store can be read, a start shows.
+Where the keys are not, such as where a package or a system is built, --no-keys checks all else.
 
 Examples:
 
     firn config check /etc/firn/firn.toml
+    firn config check --no-keys firn.toml
     FIRN_PRIORITY=50 firn config check`
 }
 
@@ -35,8 +38,10 @@ func (c *configCheckCommand) Run(k *kong.Context) error {
 	if _, err := config.NixEnvironment(os.LookupEnv); err != nil {
 		return err
 	}
-	if _, err := loadKeys(loaded, newLogger(loaded, os.Stderr)); err != nil {
-		return err
+	if c.Keys {
+		if _, err := loadKeys(loaded, newLogger(loaded, os.Stderr)); err != nil {
+			return err
+		}
 	}
 	_, err = fmt.Fprintf(k.Stdout, "%s: no errors\n", cmp.Or(c.File, "environment"))
 	return err
