@@ -127,6 +127,7 @@ func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 		n.FileSize += int64(f.length)
 	}
 	n.Recipe = appendRecipe(nil, in.frames)
+	n.Tag = newTag(n.Recipe, n.Packs)
 	if in.pack != nil {
 		n.Pack = &catalog.Pack{Name: in.packName, Size: in.packSize}
 	}

@@ -1,6 +1,7 @@
 package depot
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/hex"
@@ -86,14 +87,19 @@ func parseRecipe(n *catalog.NAR) (*recipe, error) {
 	if r.size != n.Size || r.fileSize != n.FileSize {
 		return nil, fmt.Errorf("parse recipe of NAR %x: it is of %d bytes in %d, not of %d in %d", n.Hash, r.size, r.fileSize, n.Size, n.FileSize)
 	}
+	r.tag = cmp.Or(n.Tag, newTag(n.Recipe, n.Packs))
+	return r, nil
+}
+
+// newTag returns the tag of a NAR that is kept in a new way.
+func newTag(recipe []byte, packs []string) string {
 	tag := sha256.New()
-	tag.Write(n.Recipe)
-	for _, name := range n.Packs {
+	tag.Write(recipe)
+	for _, name := range packs {
 		tag.Write([]byte{'\n'})
 		tag.Write([]byte(name))
 	}
-	r.tag = hex.EncodeToString(tag.Sum(nil)[:8])
-	return r, nil
+	return hex.EncodeToString(tag.Sum(nil)[:8])
 }
 
 var (

@@ -19,8 +19,10 @@ const maxSeen = 16 << 10
 
 // A sighting is what was published under a path hash.
 type sighting struct {
-	version uint64 // of the catalog
-	nar     catalog.Sum
+	version  uint64 // of the catalog
+	nar      catalog.Sum
+	fileSize int64
+	tag      string // of the NAR; "" if an older firn kept it
 }
 
 // recipes remembers the recipes of NARs.
@@ -74,7 +76,7 @@ func (d *Depot) whole(ctx context.Context, hash catalog.Sum) (*kept, error) {
 
 // PathInfo returns what was published.
 func (p *Part) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	path, err := p.d.catalog.Path(ctx, p.id, hash)
+	path, _, err := p.look(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, missError{hash}
 	}
@@ -82,6 +84,40 @@ func (p *Part) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 		return nil, failure("look up path hash "+hash.String(), err)
 	}
 	return &path.Info, nil
+}
+
+// look asks the catalog for a path, and remembers what else it says of it: who asks for a path info asks for that next.
+func (p *Part) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sighting, error) {
+	version, ok := p.d.catalog.Version()
+	path, err := p.d.catalog.Path(ctx, p.id, hash)
+	if err != nil {
+		return nil, sighting{}, err
+	}
+	s := sighting{version, catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
+	if ok {
+		p.seen.put(hash, s, 1)
+	}
+	return path, s, nil
+}
+
+// sight returns what is published now under the path hash of a path info that this part gave, if it is still the same.
+func (p *Part) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) {
+	if info.NARHash.Algorithm() != nix.SHA256 {
+		return sighting{}, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
+	}
+	hash := info.Path.Hash()
+	version, ok := p.d.catalog.Version()
+	s, known := p.seen.get(hash)
+	if !known || !ok || s.version != version {
+		var err error
+		if _, s, err = p.look(ctx, hash); err != nil {
+			return sighting{}, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
+		}
+	}
+	if s.nar != catalog.Sum(info.NARHash.Sum()) {
+		return sighting{}, fmt.Errorf("find NAR of %v: %w: it is another one", info.Path, cache.ErrNotFound)
+	}
+	return s, nil
 }
 
 // missError is the answer to the most frequent question, made without formatting anything.
@@ -92,27 +128,11 @@ func (e missError) Unwrap() error { return cache.ErrNotFound }
 
 // published returns the NAR of a path info that this part gave, if it is still published.
 func (p *Part) published(ctx context.Context, info *nix.PathInfo) (*kept, error) {
-	if info.NARHash.Algorithm() != nix.SHA256 {
-		return nil, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
+	s, err := p.sight(ctx, info)
+	if err != nil {
+		return nil, err
 	}
-	want := catalog.Sum(info.NARHash.Sum())
-	hash := info.Path.Hash()
-	version, ok := p.d.catalog.Version()
-	s, known := p.seen.get(hash)
-	if !known || !ok || s.version != version {
-		path, err := p.d.catalog.Path(ctx, p.id, hash)
-		if err != nil {
-			return nil, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
-		}
-		s = sighting{version, catalog.Sum(path.Info.NARHash.Sum())}
-		if ok {
-			p.seen.put(hash, s, 1)
-		}
-	}
-	if s.nar != want {
-		return nil, fmt.Errorf("find NAR of %v: %w: it is another one", info.Path, cache.ErrNotFound)
-	}
-	k, err := p.d.whole(ctx, want)
+	k, err := p.d.whole(ctx, s.nar)
 	if err != nil {
 		return nil, fmt.Errorf("find NAR of %v: %w", info.Path, err)
 	}
@@ -165,6 +185,13 @@ func (p *Part) Compression() nix.Compression { return nix.Zstd }
 
 // StatCompressed returns the size of the frames of a NAR, and a tag that is another one if they are others.
 func (p *Part) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, string, error) {
+	s, err := p.sight(ctx, info)
+	if err != nil {
+		return 0, "", err
+	}
+	if s.tag != "" {
+		return s.fileSize, s.tag, nil
+	}
 	k, err := p.published(ctx, info)
 	if err != nil {
 		return 0, "", err

@@ -207,6 +207,8 @@ type NAR struct {
 	// Recipe says of which frames it consists, in a form that is the depot's own. It refers to packs by their index in Packs.
 	Recipe []byte
 	Packs  []string
+	// Tag is another one if the bytes of the frames are others, in a form that is the depot's own. Empty where an older firn added the NAR.
+	Tag string
 	// Damaged says that it is withheld, see Withhold.
 	Damaged bool
 }
@@ -279,7 +281,7 @@ type NARs interface {
 	// Upload returns what a client of a cache sent under a name. ErrNotFound if nothing.
 	Upload(ctx context.Context, cache CacheID, name string) (*Upload, error)
 
-	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without Recipe and Packs.
+	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without Recipe, Packs and Tag.
 	// It holds no transaction open between two items.
 	AllNARs(ctx context.Context, after NARID) iter.Seq2[*NAR, error]
 
@@ -297,6 +299,9 @@ type NARs interface {
 type Path struct {
 	Info nix.PathInfo // NARHash and NARSize are those of the NAR
 	NAR  NARID
+	// FileSize and Tag are those of the NAR. They are not read.
+	FileSize int64
+	Tag      string
 }
 
 // DebugInfo is where the debug information of a build ID is.

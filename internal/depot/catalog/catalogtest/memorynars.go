@@ -185,7 +185,7 @@ func (m *Memory) AllNARs(_ context.Context, after catalog.NARID) iter.Seq2[*cata
 		for _, id := range slices.Sorted(maps.Keys(m.nars)) {
 			if id > after {
 				n := new(m.nars[id].NAR)
-				n.Recipe, n.Packs = nil, nil
+				n.Recipe, n.Packs, n.Tag = nil, nil, ""
 				all = append(all, n)
 			}
 		}

@@ -29,7 +29,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 				return nil, false, fmt.Errorf("publish %s: %w", p.Info.Path, err)
 			}
 		}
-		return new(*old), false, nil
+		return m.there(old), false, nil
 	}
 	if len(p.Info.Signatures) > mostSignatures {
 		return nil, false, fmt.Errorf("publish %s: %w: too many signatures", p.Info.Path, catalog.ErrConflict)
@@ -61,7 +61,14 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		}
 	}
 	m.changed()
-	return new(*path), true, nil
+	return m.there(path), true, nil
+}
+
+// there is a path with what it says of its NAR now.
+func (m *Memory) there(p *catalog.Path) *catalog.Path {
+	there, n := new(*p), m.nars[p.NAR]
+	there.FileSize, there.Tag = n.FileSize, n.Tag
+	return there
 }
 
 // sign adds the signatures that a path does not have.
@@ -107,7 +114,7 @@ func (m *Memory) Path(_ context.Context, cache catalog.CacheID, hash nix.PathHas
 	if p == nil || m.nars[p.NAR].Damaged {
 		return nil, fmt.Errorf("look up %s: %w", hash, catalog.ErrNotFound)
 	}
-	return new(*p), nil
+	return m.there(p), nil
 }
 
 // Withhold marks a NAR as damaged or whole.
@@ -128,7 +135,7 @@ func (m *Memory) AllPaths(_ context.Context, cache catalog.CacheID, after nix.Pa
 		var all []*catalog.Path
 		for hash, p := range m.room(cache).paths {
 			if m.nars[p.NAR].Damaged == damaged && (after == (nix.PathHash{}) || bytes.Compare(hash[:], after[:]) > 0) {
-				all = append(all, new(*p))
+				all = append(all, m.there(p))
 			}
 		}
 		unlock()

@@ -54,7 +54,7 @@ func (s *suite) paths() {
 	_, _, err = s.c.Publish(s.Context(), 999, path("q", id, "one"), nil)
 	s.want(err, catalog.ErrGone)
 
-	bare := &catalog.Path{NAR: id, Info: nix.PathInfo{Path: storePath("bare"), NARHash: p.Info.NARHash, NARSize: 1000}}
+	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: storePath("bare"), NARHash: p.Info.NARHash, NARSize: 1000}}
 	there, _, err = s.c.Publish(s.Context(), a, bare, nil)
 	s.ok(err)
 	if there.Info.RegistrationTime != s.clock.Now() {
@@ -204,8 +204,8 @@ func (s *suite) wholePaths() {
 	id, _ := s.nar("one", a.ID)
 	ca, err := nix.ParseContentAddress("fixed:r:sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s")
 	s.ok(err)
-	bare := &catalog.Path{NAR: id, Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
-	full := &catalog.Path{NAR: id, Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
+	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
+	full := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
 		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b")}, CA: ca}}
 	for _, p := range []*catalog.Path{bare, full} {
 		s.publish(a.ID, p)

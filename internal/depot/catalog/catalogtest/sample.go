@@ -14,7 +14,7 @@ func Sample(name string, cache catalog.CacheID) (*catalog.NewNAR, *catalog.Path)
 
 func newNAR(name string, cache catalog.CacheID, others ...string) *catalog.NewNAR {
 	n := &catalog.NewNAR{
-		NAR:     catalog.NAR{Hash: sum("NAR " + name), Size: 1000, FileSize: 500, Recipe: []byte("recipe of " + name), Packs: []string{"pack-" + name}},
+		NAR:     catalog.NAR{Hash: sum("NAR " + name), Size: 1000, FileSize: 500, Recipe: []byte("recipe of " + name), Packs: []string{"pack-" + name}, Tag: "tag of " + name},
 		Pack:    &catalog.Pack{Name: "pack-" + name, Size: 600},
 		Chunks:  []catalog.Chunk{{Hash: sum("chunk " + name), Pack: "pack-" + name, Offset: 1, Length: 2, Size: 3}},
 		Listing: []byte("listing of " + name),
@@ -52,7 +52,7 @@ func signature(name string) nix.Signature {
 }
 
 func path(name string, nar catalog.NARID, narName string) *catalog.Path {
-	return &catalog.Path{NAR: nar, Info: nix.PathInfo{
+	return &catalog.Path{NAR: nar, FileSize: 500, Tag: "tag of " + narName, Info: nix.PathInfo{
 		Path: storePath(name), NARHash: nix.SHA256Sum(sum("NAR " + narName)), NARSize: 1000,
 		References: []nix.StorePath{storePath("a-" + name), storePath("b-" + name)},
 		Deriver:    storePath(name + ".drv"), Signatures: []nix.Signature{signature("one")},

@@ -92,13 +92,13 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 		}
 	}
 	if id == 0 {
-		if _, err := x.get("INSERT INTO nars (hash, size, file_size, added) VALUES (?, ?, ?, ?) RETURNING id",
-			[]any{n.Hash[:], n.Size, n.FileSize, c.seconds()}, &id); err != nil {
+		if _, err := x.get("INSERT INTO nars (hash, size, file_size, tag, added) VALUES (?, ?, ?, ?, ?) RETURNING id",
+			[]any{n.Hash[:], n.Size, n.FileSize, n.Tag, c.seconds()}, &id); err != nil {
 			return 0, err
 		}
 	} else {
-		if err := x.exec("UPDATE nars SET size = ?, file_size = ?, damaged = 0, added = ? WHERE id = ?",
-			n.Size, n.FileSize, c.seconds(), int64(id)); err != nil {
+		if err := x.exec("UPDATE nars SET size = ?, file_size = ?, tag = ?, damaged = 0, added = ? WHERE id = ?",
+			n.Size, n.FileSize, n.Tag, c.seconds(), int64(id)); err != nil {
 			return 0, err
 		}
 		if err := x.exec("DELETE FROM nar_packs WHERE nar = ?", int64(id)); err != nil {
@@ -176,17 +176,17 @@ func (c *Catalog) NAR(ctx context.Context, hash catalog.Sum) (*catalog.NAR, erro
 		var pack *string
 		if first {
 			first = false
-			if err := scan(&n.ID, &n.Size, &n.FileSize, &n.Recipe, &n.Damaged, &pack); err != nil {
+			if err := scan(&n.ID, &n.Size, &n.FileSize, &n.Tag, &n.Recipe, &n.Damaged, &pack); err != nil {
 				return err
 			}
-		} else if err := scan(new(int64), new(int64), new(int64), new([]byte), new(bool), &pack); err != nil {
+		} else if err := scan(new(int64), new(int64), new(int64), new(string), new([]byte), new(bool), &pack); err != nil {
 			return err
 		}
 		if pack != nil {
 			n.Packs = append(n.Packs, *pack)
 		}
 		return nil
-	}, `SELECT nars.id, nars.size, file_size, CASE WHEN coalesce(idx, 0) = 0 THEN recipe END, damaged, packs.name
+	}, `SELECT nars.id, nars.size, file_size, tag, CASE WHEN coalesce(idx, 0) = 0 THEN recipe END, damaged, packs.name
 		FROM nars JOIN recipes ON recipes.nar = nars.id LEFT JOIN nar_packs ON nar_packs.nar = nars.id LEFT JOIN packs ON packs.id = pack
 		WHERE hash = ? ORDER BY idx`, hash[:])
 	if err == nil && first {

@@ -18,7 +18,7 @@ const maxSignatures = 64
 
 // pathColumns are what a path is made of, in the order of scanPath.
 const pathColumns = `
-	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, registered, nars.hash, nars.size, store_dir
+	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, registered, nars.hash, nars.size, file_size, tag, store_dir
 	FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache `
 
 func scanPath(scan func(...any) error) (*catalog.Path, error) {
@@ -26,7 +26,7 @@ func scanPath(scan func(...any) error) (*catalog.Path, error) {
 	var hash, narHash []byte
 	var name, refs, deriver, sigs, ca, storeDir string
 	var registered int64
-	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &registered, &narHash, &p.Info.NARSize, &storeDir); err != nil {
+	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &registered, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir); err != nil {
 		return nil, err
 	}
 	if len(hash) != len(nix.PathHash{}) || len(narHash) != len(catalog.Sum{}) {

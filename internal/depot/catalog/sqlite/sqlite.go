@@ -139,8 +139,9 @@ func (c *Catalog) Close() error {
 	c.closed = true
 	c.mu.Unlock()
 	c.header.Close()
-	// The WAL index is closed last: closing a file ends all locks of this process on it.
-	return errors.Join(c.writes.close(), c.reads.Close(), c.shm.close())
+	// Whoever closes the file last takes the WAL into it, which readers cannot.
+	// The WAL index is closed after that: closing a file ends all locks of this process on it.
+	return errors.Join(c.reads.Close(), c.writes.close(), c.shm.close())
 }
 
 // Check asks the database something.
