@@ -53,6 +53,7 @@ func bars(s Samples) []Bar {
 	}
 	all = append(all, pushBars(s)...)
 	all = append(all, sshBars(s)...)
+	all = append(all, catalogBars(s)...)
 	small, large := scaleName(scalePaths[0]), scaleName(scalePaths[1])
 	return append(all,
 		under(metricRange, metricRange.Title, valueOf(firnPlain, metricRange), 2*time.Millisecond.Seconds()),

@@ -41,7 +41,7 @@ type Options struct {
 	Quick   bool          `help:"Measure a part of the closure, three times, in less than a minute. Writes to the results directory only."`
 	Limit   time.Duration `help:"Begin no run that would end later than this after the start." default:"9m30s"`
 	Peer    []string      `help:"A further server that runs already, on the loopback interface, over the same store. With its process id, its CPU time and memory are measured too. Repeatable." placeholder:"NAME=URL[,PID]" sep:"none"`
-	Only    []string      `help:"Measure only these servers, and the ones that they are compared with: nginx, bare Go, firn, \"nginx, zstd\", \"firn, zstd\" or a peer's name; or ssh, what is copied over SSH. Repeatable." placeholder:"NAME" sep:"none"`
+	Only    []string      `help:"Measure only these servers, and the ones that they are compared with: nginx, bare Go, firn, \"nginx, zstd\", \"firn, zstd\" or a peer's name; ssh, what is copied over SSH; or catalog, look-ups in large catalogs. Repeatable." placeholder:"NAME" sep:"none"`
 	Firn    string        `help:"Measure this program instead of building ./cmd/firn." placeholder:"PROGRAM"`
 	Store   string        `help:"Serve all paths of the store in this root, instead of one made of this machine's Debian packages." placeholder:"ROOT"`
 	Discard Discard       `help:"What the client does with the bodies of NARs: truncate lets the kernel drop them, copy reads them into memory." enum:"truncate,copy" default:"truncate"`
@@ -61,6 +61,7 @@ Examples:
     go run ./bench --quick               a part of them, in under one
     go run ./bench --only firn           firn and nginx, uncompressed
     go run ./bench --only ssh            copies of the whole closure over SSH
+    go run ./bench --only catalog        look-ups among a million pushed paths
     go run ./bench --peer harmonia=http://127.0.0.1:5001,4711`
 
 func main() {
@@ -110,9 +111,11 @@ func shoot(ctx context.Context, opts Options) error {
 	if err := needTools(ctx, progress); err != nil {
 		return err
 	}
-	material, err := prepare(ctx, opts.Cache, opts.Store, opts.Quick, progress)
-	if err != nil {
-		return err
+	material := &Material{}
+	if !slices.Equal(opts.Only, []string{catalogPart}) { // which serves no NARs
+		if material, err = prepare(ctx, opts.Cache, opts.Store, opts.Quick, progress); err != nil {
+			return err
+		}
 	}
 	if opts.Quick {
 		material.Closure = part(material.Closure)
@@ -179,6 +182,11 @@ func shoot(ctx context.Context, opts Options) error {
 			return ctx.Err()
 		} else if err != nil { // what was measured so far is kept
 			entrants.remarks = append(entrants.remarks, fmt.Sprintf("Generated databases are not measured: %v", err))
+		}
+	}
+	if entrants.catalog {
+		if err := b.catalogs(ctx, opts, entrants.firn); err != nil {
+			return err
 		}
 	}
 	machine, err := describeMachine(ctx)
@@ -250,6 +258,7 @@ type entrants struct {
 	firn    string   // the program; "": firn takes no part
 	depot   bool     // firn serves from a depot, too
 	ssh     bool     // firn is compared with OpenSSH
+	catalog bool     // large catalogs are looked up in
 	remarks []string // what is not measured, and why
 }
 
@@ -265,7 +274,12 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 		e.ssh = false
 		e.remarks = append(e.remarks, "What is copied over SSH was not measured: in a quick run it takes --only ssh.")
 	}
-	if wanted(firnPlain) || wanted(firnZstd) || e.depot || e.ssh {
+	e.catalog = opts.Store == "" && wanted(catalogPart)
+	if e.catalog && opts.Quick && len(opts.Only) == 0 {
+		e.catalog = false
+		e.remarks = append(e.remarks, "Large catalogs were not measured: in a quick run it takes --only catalog.")
+	}
+	if wanted(firnPlain) || wanted(firnZstd) || e.depot || e.ssh || e.catalog {
 		var err error
 		if e.firn = opts.Firn; e.firn == "" {
 			progress("building firn")
@@ -310,7 +324,7 @@ func enlist(ctx context.Context, opts Options, root, work string, m *Material, p
 			e.specs = append(e.specs, spec)
 		}
 	}
-	if len(e.specs) == 0 && !e.ssh {
+	if len(e.specs) == 0 && !e.ssh && !e.catalog {
 		return nil, fmt.Errorf("--only %q: no such server", opts.Only)
 	}
 	return e, nil

@@ -160,7 +160,10 @@ func (r *Report) printTables(w io.Writer) error {
 			return err
 		}
 	}
-	if rows := r.sshRows(); rows != nil {
+	for _, rows := range [][][]string{r.sshRows(), r.catalogRows()} {
+		if rows == nil {
+			continue
+		}
 		for _, row := range rows {
 			fmt.Fprintln(tab, strings.Join(row, "\t"))
 		}
@@ -236,6 +239,10 @@ func (r *Report) page() ([]byte, error) {
 		b.WriteString("\n## Over SSH\n\n")
 		writeMarkdown(&b, rows)
 	}
+	if rows := r.catalogRows(); rows != nil {
+		b.WriteString("\n## Catalogs\n\n")
+		writeMarkdown(&b, rows)
+	}
 	for _, remark := range r.Remarks {
 		fmt.Fprintf(&b, "\n%s\n", remark)
 	}
@@ -271,6 +278,8 @@ and what it costs the machine: CPU time (user and system) of the server for all 
 * Over SSH the same Nix copies to and from firn, and to and from itself behind Debian's sshd, where it writes the paths to an empty store and registers them;
   both with their own defaults, so with the cipher that their server and OpenSSH's client agree on.
   Beside everything else this is done with the smaller closure of a quick run; ` + "`go run ./bench --only ssh`" + ` takes the whole.
+* Catalogs are filled with paths as if these had been pushed. After each start, 10,000 narinfos from all over the catalog are asked for, each once,
+  so that none is in firn's memory; then as many that are not there. The files of the database are in the memory of the machine.
 * Ratios are judged with the two digits that are printed.
 `
 }

@@ -89,7 +89,14 @@ func TestBars(t *testing.T) {
 	add(scaleName(100_000), metricScaleStart, 0.02)
 	add(scaleName(1_000_000), metricScaleStart, 0.029)
 	add(scaleName(1_000_000), metricScalePeak, 300e6)
+	for _, m := range []Metric{metricLookups, metricAbsent} {
+		add(catalogName(10_000), m, 1000)
+	}
+	add(catalogName(1_000_000), metricLookups, 796)
+	add(catalogName(1_000_000), metricAbsent, 790)
 	want := map[string]Verdict{
+		"narinfos, each for the first time, 64 connections: of 1,000,000 pushed paths, to 10,000":       Pass,
+		"narinfo misses, each for the first time, 64 connections: of 1,000,000 pushed paths, to 10,000": Fail,
 		"all narinfos, 1 connection":                                   Fail,
 		"narinfo hits per second, 64 connections":                      Pass,
 		"narinfo misses per second, 64 connections":                    Fail,
