@@ -38,7 +38,7 @@ type serveCommand struct {
 
 func (*serveCommand) Help() string {
 	return `Served are the store of this machine, and what clients push: with a token, see firn token create.
-What is served, where, and the lines that clients need are printed at the start; logs go to standard error.
+What is served, where, and the lines that clients need are printed at the start; logs go to standard error, or to files, which SIGUSR1 has opened anew.
 SIGINT and SIGTERM let answers that are being sent end first; a second signal does not.
 
 Examples:
@@ -48,13 +48,19 @@ Examples:
     firn serve --listen unix:/run/firn/firn.sock --listen :5000
     firn serve --compression zstd --cache-size 50GiB
     firn serve --listen :80 --acme you@example.org
+    firn serve --log-file /var/log/firn/firn.log --access-log /var/log/firn/access.log
     firn serve --store /mnt --priority 50 --config /etc/firn/firn.toml`
 }
 
 func (c *serveCommand) Run(k *kong.Context) (err error) {
 	ctx, cancel := untilSignal()
 	defer cancel()
-	log := newLogger(&c.Config, os.Stderr)
+	logs, err := openLogs(&c.Config)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+	log := logs.log
 	a := announcement{version: version()}
 	keys, err := loadKeys(&c.Config, log)
 	if err != nil {
@@ -81,7 +87,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	directory := caches.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
-	opts := server.Options{Version: a.version, Logger: log}
+	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests}
 	if encoder != nil {
 		defer func() { err = errors.Join(err, encoder.Close()) }()
 		directory.Encoder, directory.Compress = encoder, c.Compression == config.CompressionZstd

@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 
@@ -46,15 +45,6 @@ func (s *settings) BeforeApply(ctx *kong.Context) error {
 
 // AfterApply is called when the flags are in place too.
 func (s *settings) AfterApply() error { return s.Check() }
-
-// newLogger returns the logger that the settings describe.
-func newLogger(c *config.Config, w io.Writer) *slog.Logger {
-	opts := &slog.HandlerOptions{Level: c.LogLevel.Level()}
-	if c.LogFormat == config.LogJSON {
-		return slog.New(slog.NewJSONHandler(w, opts))
-	}
-	return slog.New(slog.NewTextHandler(w, opts))
-}
 
 // loadKeys reads the key files of the settings. No two keys have the same name.
 func loadKeys(c *config.Config, log *slog.Logger) ([]nix.SecretKey, error) {

@@ -49,7 +49,7 @@ var rules = map[string]rule{
 	"internal/depot/catalog":             {rooms: []string{"nix"}},
 	"internal/depot/catalog/catalogtest": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
 	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "internal/walindex", "nix"}, libraries: true},
-	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
+	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "internal/logs", "nix", "nix/nar"}, libraries: true},
 	"internal/session":                   {rooms: []string{"internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/sshd":                      {rooms: []string{"internal/cache"}, libraries: true},
 	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
@@ -64,6 +64,7 @@ var rules = map[string]rule{
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},
+	"internal/logs":       {},
 	"internal/completion": {libraries: true},
 	"internal/manual":     {libraries: true},
 

@@ -54,6 +54,9 @@ type Config struct {
 	State            string           `toml:"state" placeholder:"DIR" complete:"dir" help:"Where firn keeps what is its own, such as the depot with what was pushed, and the key it made. By default systemd's $STATE_DIRECTORY, else /var/lib/firn for root, else $XDG_STATE_HOME/firn."`
 	LogLevel         LogLevel         `toml:"log-level" default:"info" placeholder:"LEVEL" complete:"debug,info,warn,error" help:"Log what is at least this important: debug, info, warn or error."`
 	LogFormat        LogFormat        `toml:"log-format" default:"text" placeholder:"FORMAT" complete:"text,json" help:"Log as text or as json, one record a line."`
+	LogFile          string           `toml:"log-file" placeholder:"FILE" complete:"file" help:"Log to FILE, which SIGUSR1 has opened anew, and not to standard error."`
+	AccessLog        string           `toml:"access-log" placeholder:"FILE" complete:"file" help:"Write a line for every request over HTTP to FILE, which SIGUSR1 has opened anew, or to stderr. Without it none is written."`
+	AccessLogFormat  AccessLogFormat  `toml:"access-log-format" default:"combined" placeholder:"FORMAT" complete:"combined,json" help:"Write these lines as Apache's combined format, or as json."`
 }
 
 // Check finds what no single value shows.
@@ -137,6 +140,19 @@ const (
 
 // UnmarshalText reads a format by its name.
 func (f *LogFormat) UnmarshalText(text []byte) error { return oneOf(f, text, LogText, LogJSON) }
+
+// AccessLogFormat is how the line of a request is written.
+type AccessLogFormat string
+
+const (
+	AccessCombined AccessLogFormat = "combined"
+	AccessJSON     AccessLogFormat = "json"
+)
+
+// UnmarshalText reads a format by its name.
+func (f *AccessLogFormat) UnmarshalText(text []byte) error {
+	return oneOf(f, text, AccessCombined, AccessJSON)
+}
 
 func oneOf[T ~string](dst *T, text []byte, names ...T) error {
 	if !slices.Contains(names, T(text)) {

@@ -31,6 +31,7 @@ func TestPrecedence(t *testing.T) {
 		ACMEDirectory: "https://acme-v02.api.letsencrypt.org/directory", PlainHTTP: PlainServe, HTTP2: true,
 		UnknownHost: UnknownMain, TrustedProxy: []Proxy{ProxyLocal}, SocketMode: "666",
 		State: "/var/lib/private/firn", LogLevel: "info", LogFormat: LogText,
+		AccessLogFormat: AccessCombined,
 	}
 	from := func(edit func(*Config)) Config { c := defaults; edit(&c); return c }
 	for _, test := range []struct {
@@ -56,7 +57,8 @@ func TestPrecedence(t *testing.T) {
 				Listen: addresses(t, ":1", "unix:/s"), Key: []string{"/a", "/b,c"}, Store: "/mnt", Priority: 0,
 				Compression: CompressionZstd, CompressionLevel: 19, CacheSize: "500MB", DepotLevel: 12, MaxNARSize: "1GB",
 				State: "/state", LogLevel: "debug", LogFormat: LogJSON,
-				SSH: addresses(t, ":22"),
+				AccessLogFormat: AccessCombined,
+				SSH:             addresses(t, ":22"),
 			},
 			origins: Origins{
 				"ssh": "FILE:13", "ssh-store": "FILE:14",
@@ -89,6 +91,7 @@ func TestPrecedence(t *testing.T) {
 				TrustedProxy: []Proxy{"10.0.0.1", "2001:db8::/32"}, SocketMode: "666",
 				Compression: CompressionZstd, CompressionLevel: 1, CacheSize: "1 TiB", DepotLevel: 1, MaxNARSize: "64MiB",
 				State: "/state", LogLevel: "error", LogFormat: LogJSON,
+				AccessLogFormat: AccessCombined,
 			},
 			origins: Origins{
 				"listen": "FIRN_LISTEN", "key": "FIRN_KEY", "store": "FIRN_STORE", "priority": "FIRN_PRIORITY",

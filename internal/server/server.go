@@ -28,6 +28,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/codec"
+	"firn/internal/logs"
 	"firn/nix"
 )
 
@@ -95,6 +96,9 @@ type Options struct {
 	// Challenger answers ACME authorities. Nil: nobody does.
 	Challenger Challenger
 
+	// Requests is told of every request whose answer has ended. Nil: nobody is.
+	Requests *logs.Requests
+
 	// Collectors add to what /metrics shows.
 	Collectors []prometheus.Collector
 }
@@ -108,14 +112,15 @@ type Authenticator interface {
 
 // Server answers HTTP requests for the caches of a directory.
 type Server struct {
-	caches  cache.Directory
-	access  Authenticator // nil: nobody is known
-	codec   *codec.Limits
-	version string
-	log     *slog.Logger
-	metrics *metrics
-	page    *template.Template
-	policy  []string // Content-Security-Policy of the front page
+	caches   cache.Directory
+	access   Authenticator // nil: nobody is known
+	codec    *codec.Limits
+	version  string
+	log      *slog.Logger
+	requests *logs.Requests // nil: not logged
+	metrics  *metrics
+	page     *template.Template
+	policy   []string // Content-Security-Policy of the front page
 
 	proxies    Proxies
 	httpsPort  int // to redirect to; 0: none
@@ -134,12 +139,13 @@ type Server struct {
 // New returns a server for the caches.
 func New(caches cache.Directory, opts Options) *Server {
 	s := &Server{
-		caches:  caches,
-		access:  opts.Access,
-		codec:   opts.Codec,
-		version: cmp.Or(opts.Version, "unknown"),
-		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		metrics: newMetrics(caches, opts.Collectors),
+		caches:   caches,
+		access:   opts.Access,
+		codec:    opts.Codec,
+		version:  cmp.Or(opts.Version, "unknown"),
+		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		requests: opts.Requests,
+		metrics:  newMetrics(caches, opts.Collectors),
 
 		proxies:    opts.Proxies,
 		httpsPort:  opts.Redirect,
@@ -228,6 +234,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 	x := &exchange{w: w, r: r, target: parsePath(r.URL.Path)}
 	s.metrics.inFlight.Add(1)
 	defer func() {
+		if s.requests != nil {
+			s.requests.Add(s.record(x, start))
+		}
 		s.metrics.inFlight.Add(-1)
 		s.metrics.answered(x, time.Since(start))
 		if s.log.Enabled(r.Context(), slog.LevelDebug) {
@@ -257,6 +266,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	by := abortedBy(r, err)
+	x.aborted = by.String()
 	s.metrics.aborts[by].Inc()
 	s.log.Info("aborted", append(s.attributes(x, start), "by", by.String(), "error", err)...)
 	x.cut()

@@ -1,0 +1,81 @@
+package main
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Both logs go to files, and after these were renamed and the server was told, to new ones.
+func TestLogFiles(t *testing.T) {
+	dir := t.TempDir()
+	log, access := filepath.Join(dir, "firn.log"), filepath.Join(dir, "access.log")
+	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--log-file", log, "--log-level", "debug", "--access-log", access)
+	line := regexp.MustCompile(`(?m)^127\.0\.0\.1 - - \[[^]]+\] "GET /version HTTP/1\.1" 200 \d+ "-" "Go-http-client/1\.1"$`)
+	s.get(t, "/version")
+	waitFor(t, access, func(text string) bool { return line.MatchString(text) })
+	waitFor(t, log, func(text string) bool { return strings.Contains(text, "path=/version") })
+
+	for _, path := range []string{log, access} {
+		if err := os.Rename(path, path+".1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.signal(t, syscall.SIGUSR1)
+	for _, path := range []string{log, access} {
+		waitFor(t, path, func(string) bool { return true })
+	}
+	s.get(t, "/nix-cache-info")
+	s.signal(t, syscall.SIGTERM)
+	if err := s.wait(); err != nil {
+		t.Errorf("%v\n%s", err, s.stderr)
+	}
+	for _, path := range []string{log, access} {
+		text, err := os.ReadFile(path)
+		if err != nil || !strings.Contains(string(text), "/nix-cache-info") || strings.Contains(string(text), "/version") {
+			t.Errorf("%s holds %q, %v", path, text, err)
+		}
+	}
+	if s.stderr.String() != "" {
+		t.Errorf("standard error has\n%s", s.stderr)
+	}
+}
+
+// Without a file, requests are logged where everything is.
+func TestAccessLogOnStandardError(t *testing.T) {
+	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--access-log", "stderr", "--access-log-format", "json")
+	s.get(t, "/version")
+	s.stderr.wait(t, `"uri":"/version"`)
+}
+
+func TestLogErrors(t *testing.T) {
+	dir := t.TempDir()
+	for _, flag := range []string{"--log-file", "--access-log"} {
+		out, err := exec.CommandContext(t.Context(), "firn", "serve", "--store=off", "--state", dir, flag, dir+"/no/log").CombinedOutput()
+		want := "firn: open log: open " + dir + "/no/log: no such file or directory; make its directory first\n"
+		if err == nil || string(out) != want {
+			t.Errorf("%s: %v\n%swant\n%s", flag, err, out, want)
+		}
+	}
+}
+
+// waitFor waits until a file is there and its text is right.
+func waitFor(t *testing.T, path string, ok func(text string) bool) {
+	t.Helper()
+	for {
+		text, err := os.ReadFile(path)
+		if err == nil && ok(string(text)) {
+			return
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-t.Context().Done():
+			t.Fatalf("%s holds %q, %v", path, text, err)
+		}
+	}
+}

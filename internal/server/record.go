@@ -1,0 +1,72 @@
+package server
+
+import (
+	"net/url"
+	"time"
+
+	"firn/internal/cache"
+	"firn/internal/logs"
+)
+
+// statusGone stands for the status of a request whose client was gone before an answer began, as nginx has it.
+const statusGone = 499
+
+// record is what the log of requests is told of an exchange.
+func (s *Server) record(x *exchange, start time.Time) *logs.Request {
+	r := &logs.Request{
+		Time:     start,
+		Method:   x.r.Method,
+		URI:      x.loggedURI(),
+		Proto:    x.r.Proto,
+		Status:   x.status,
+		Bytes:    x.sent,
+		Referer:  withoutSecrets(x.r.Referer()),
+		Agent:    x.r.UserAgent(),
+		Host:     x.r.Host,
+		Route:    x.label().String(),
+		Duration: time.Since(start),
+		Aborted:  x.aborted,
+	}
+	if r.Status == 0 {
+		r.Status = statusGone
+	}
+	if addr := s.originOf(x.r).addr; addr.IsValid() {
+		r.Remote = addr.String()
+	}
+	if x.who != nil && x.who != cache.Anybody {
+		r.User = x.who.Name()
+	}
+	if x.cache != nil {
+		r.Cache = x.cache.Name()
+	}
+	return r
+}
+
+// loggedURI is what was asked for, without what a person may have put into it by mistake: a name and password, or a token in the query.
+// The one query that is of use here, and what looks like one in the name of a derivation, stay.
+func (x *exchange) loggedURI() string {
+	path, query := x.r.URL.EscapedPath(), x.r.URL.RawQuery
+	switch {
+	case query == "":
+		return path
+	case query == "json":
+		return path + "?json"
+	case x.target.route == routeLog && x.cache != nil:
+		if _, err := x.logged(); err == nil {
+			return path + "?" + query
+		}
+	}
+	return path + "?..."
+}
+
+// withoutSecrets returns a URL that a client sends along without its name, password and query.
+func withoutSecrets(text string) string {
+	if text == "" {
+		return ""
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Opaque != "" {
+		return ""
+	}
+	return (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+}
