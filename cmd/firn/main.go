@@ -43,9 +43,10 @@ type commandLine struct {
 	Import importCommand `cmd:"" help:"Take over another binary cache."`
 	Stats  statsCommand  `cmd:"" help:"Show how much is kept."`
 	Config struct {
-		Check configCheckCommand `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
-		Show  configShowCommand  `cmd:"" help:"Print the settings in effect and where each comes from."`
-	} `cmd:"" help:"Check and show the configuration."`
+		Check  configCheckCommand  `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
+		Show   configShowCommand   `cmd:"" help:"Print the settings in effect and where each comes from."`
+		Import configImportCommand `cmd:"" help:"Print what a configuration file of harmonia says as one of firn."`
+	} `cmd:"" help:"Check and show the configuration, and take over another's."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`
 	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`

@@ -65,6 +65,7 @@ var rules = map[string]rule{
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},
 	"internal/logs":       {},
+	"internal/harmonia":   {libraries: true},
 	"internal/completion": {libraries: true},
 	"internal/manual":     {libraries: true},
 

@@ -61,7 +61,7 @@ type Config struct {
 
 // Check finds what no single value shows.
 func (c *Config) Check() error {
-	if len(c.Listen) == 0 {
+	if len(c.Listen) == 0 && len(c.HTTPS) == 0 {
 		return errors.New("listen: there is no address to listen on")
 	}
 	for _, path := range c.Key {
