@@ -36,7 +36,7 @@ func TestCaches(t *testing.T) {
 	if err := os.WriteFile(settings, []byte(`state = "`+dir+`/state"`), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	run(t, firn, "key", "generate", "team-7", filepath.Join(dir, "cache-key.team.0"), filepath.Join(dir, "public"))
+	run(t, firn, "key", "generate", "team-7", filepath.Join(dir, "key.team.0"), filepath.Join(dir, "public"))
 
 	type state struct {
 		Name       string
@@ -52,7 +52,7 @@ func TestCaches(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		script := strings.NewReplacer("/firn/bin/firn", firn, "/etc/firn/firn.toml", settings, "/run/credentials/firn.service", dir).Replace(files["firn-caches"])
+		script := strings.NewReplacer("/firn/bin/firn", firn, "/etc/firn/firn.toml", settings, "/run/credentials/firn-caches.service", dir).Replace(files["firn-caches"])
 		run(t, "sh", write(t, "script", script))
 		out, err := exec.CommandContext(t.Context(), firn, "cache", "list", "--json", "--config", settings).Output()
 		var list []state

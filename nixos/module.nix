@@ -15,8 +15,6 @@ let
 
   stateDir = "/var/lib/firn";
   configFile = "/etc/firn/firn.toml";
-  # Where systemd puts the credentials of the service, for its user to read.
-  credentials = "/run/credentials/firn.service";
 
   # A file that is read on the machine. A path that is written without quotes stays a path: it must not become a copy in the store.
   secretFile = types.path // {
@@ -109,19 +107,20 @@ let
     };
   };
 
-  # The credentials: where systemd reads each, by its name.
-  numbered =
-    name: paths:
-    lib.imap0 (i: path: {
-      name = "${name}.${toString i}";
-      inherit path;
-    }) paths;
-  mainKeys = numbered "sign-key" cfg.signKeyPaths;
-  cacheKeys = name: numbered "cache-key.${name}" cfg.caches.${name}.signKeyPaths;
-  tlsCerts = numbered "tls-cert" (map (p: p.certificate) cfg.tls.certificates);
-  tlsKeys = numbered "tls-key" (map (p: p.key) cfg.tls.certificates);
-  allCredentials = mainKeys ++ lib.concatMap cacheKeys (lib.attrNames cfg.caches) ++ tlsCerts ++ tlsKeys;
-  credentialPath = c: "${credentials}/${c.name}";
+  # The credentials of a service: from where systemd reads each, by its name, and where the service finds it.
+  credential =
+    service: name: i: path:
+    {
+      load = "${name}.${toString i}:${toString path}";
+      path = "/run/credentials/${service}.service/${name}.${toString i}";
+    };
+  mainKeys = lib.imap0 (credential "firn" "key") cfg.signKeyPaths;
+  tlsCerts = lib.imap0 (credential "firn" "tls-cert") (map (p: p.certificate) cfg.tls.certificates);
+  tlsKeys = lib.imap0 (credential "firn" "tls-key") (map (p: p.key) cfg.tls.certificates);
+  cacheKeys = name: lib.imap0 (credential "firn-caches" "key.${name}") cfg.caches.${name}.signKeyPaths;
+  paths = map (c: c.path);
+  loadCredential =
+    credentials: lib.mkIf (credentials != [ ]) { LoadCredential = map (c: c.load) credentials; };
 
   # An assertion tells when there is no such certificate.
   acme = config.security.acme.certs.${cfg.tls.useACMEHost} or {
@@ -129,6 +128,7 @@ let
     group = cfg.group;
   };
   useACME = cfg.tls.useACMEHost != null;
+  hasCaches = cfg.caches != { };
 
   # firn itself says what is wrong with the file, before a system with it is ever started.
   file = format.generate "firn.toml" (
@@ -160,7 +160,7 @@ let
           ++ switch "allow-missing-references" c.allowMissingReferences
           ++ lib.concatMap (flag "source") (if c.sources == null then [ ] else c.sources)
           ++ lib.optionals (c.priority != null) (flag "priority" c.priority)
-          ++ lib.concatMap (k: flag "key" (credentialPath k)) (cacheKeys name)
+          ++ lib.concatMap (flag "key") (paths (cacheKeys name))
         );
       make = name: c: ''
         if ${firn} cache show ${name} >/dev/null 2>&1; then
@@ -182,6 +182,19 @@ let
       ${lib.optionalString (cfg.caches ? main) ''${firn} cache set main --host ""''}
       ${lib.concatStrings (lib.mapAttrsToList set cfg.caches)}
     '';
+
+  # What both services have.
+  identity = lib.mkMerge [
+    {
+      # An account that is there also while the service is not: firn-admin and the certificates of ACME need one.
+      DynamicUser = false;
+      User = cfg.user;
+      Group = cfg.group;
+    }
+    (lib.mkIf elsewhere { ReadWritePaths = [ cfg.settings.state ]; })
+  ];
+  elsewhere = cfg.settings.state != stateDir;
+  mounts = lib.mkIf elsewhere { RequiresMountsFor = [ cfg.settings.state ]; };
 
   # The commands that look at the state of the server, or change it, are for the user that it runs as.
   admin = pkgs.writeShellScriptBin "firn-admin" ''
@@ -440,11 +453,11 @@ in
     }) (lib.attrNames cfg.caches);
 
     services.firn.settings = lib.mkMerge [
-      (lib.mkIf (cfg.signKeyPaths != [ ]) { key = map credentialPath mainKeys; })
+      (lib.mkIf (cfg.signKeyPaths != [ ]) { key = paths mainKeys; })
       # In one list each, as their order counts: the first certificate is for whoever asks for no name.
       (lib.mkIf (useACME || cfg.tls.certificates != [ ]) {
-        tls-cert = lib.optional useACME "${acme.directory}/fullchain.pem" ++ map credentialPath tlsCerts;
-        tls-key = lib.optional useACME "${acme.directory}/key.pem" ++ map credentialPath tlsKeys;
+        tls-cert = lib.optional useACME "${acme.directory}/fullchain.pem" ++ paths tlsCerts;
+        tls-key = lib.optional useACME "${acme.directory}/key.pem" ++ paths tlsKeys;
       })
     ];
 
@@ -468,31 +481,67 @@ in
 
     networking.firewall.allowedTCPPorts = lib.mkIf cfg.openFirewall openPorts;
 
-    systemd.tmpfiles.rules = lib.mkIf (cfg.settings.state != stateDir) [
+    systemd.tmpfiles.rules = lib.mkIf elsewhere [
       "d ${cfg.settings.state} 0700 ${cfg.user} ${cfg.group} -"
     ];
 
     systemd.packages = [ cfg.package ];
     systemd.services.firn = {
       wantedBy = [ "multi-user.target" ];
+      requires = lib.mkIf hasCaches [ "firn-caches.service" ];
       wants = lib.mkIf useACME [ "acme-${cfg.tls.useACMEHost}.service" ];
-      after = lib.mkIf useACME [ "acme-${cfg.tls.useACMEHost}.service" ];
-      restartTriggers = [ checkedFile ];
-      unitConfig = lib.mkIf (cfg.settings.state != stateDir) { RequiresMountsFor = [ cfg.settings.state ]; };
+      after =
+        lib.optional hasCaches "firn-caches.service"
+        ++ lib.optional useACME "acme-${cfg.tls.useACMEHost}.service";
+      restartTriggers = [ checkedFile ] ++ lib.optional hasCaches applyCaches;
+      unitConfig = mounts;
       serviceConfig = lib.mkMerge [
-        {
-          # An account that is there also while the service is not: firn-admin and the certificates of ACME need one.
-          DynamicUser = false;
-          User = cfg.user;
-          Group = cfg.group;
-        }
-        (lib.mkIf (allCredentials != [ ]) {
-          LoadCredential = map (c: "${c.name}:${toString c.path}") allCredentials;
-        })
+        identity
+        (loadCredential (mainKeys ++ tlsCerts ++ tlsKeys))
         (lib.mkIf (cfg.environmentFile != null) { EnvironmentFile = toString cfg.environmentFile; })
-        (lib.mkIf (cfg.caches != { }) { ExecStartPre = [ applyCaches ]; })
-        (lib.mkIf (cfg.settings.state != stateDir) { ReadWritePaths = [ cfg.settings.state ]; })
         (lib.mkIf useACME { SupplementaryGroups = [ acme.group ]; })
+      ];
+    };
+
+    # It ends before the server begins, and runs anew at each start of it. The server has no need of these secrets.
+    systemd.services.firn-caches = lib.mkIf hasCaches {
+      description = "Declared caches of the Nix binary cache";
+      unitConfig = mounts;
+      serviceConfig = lib.mkMerge [
+        identity
+        (loadCredential (lib.concatMap cacheKeys (lib.attrNames cfg.caches)))
+        {
+          Type = "oneshot";
+          ExecStart = applyCaches;
+          StateDirectory = "firn";
+          StateDirectoryMode = "0700";
+          UMask = "0077";
+          CapabilityBoundingSet = "";
+          LockPersonality = true;
+          MemoryDenyWriteExecute = true;
+          NoNewPrivileges = true;
+          PrivateDevices = true;
+          PrivateNetwork = true;
+          PrivateTmp = true;
+          ProtectClock = true;
+          ProtectControlGroups = true;
+          ProtectHome = true;
+          ProtectHostname = true;
+          ProtectKernelLogs = true;
+          ProtectKernelModules = true;
+          ProtectKernelTunables = true;
+          ProtectProc = "invisible";
+          ProtectSystem = "strict";
+          RestrictAddressFamilies = "none";
+          RestrictNamespaces = true;
+          RestrictRealtime = true;
+          RestrictSUIDSGID = true;
+          SystemCallArchitectures = "native";
+          SystemCallFilter = [
+            "@system-service"
+            "~@privileged @resources"
+          ];
+        }
       ];
     };
   };

@@ -130,8 +130,8 @@ func evaluationError(err error) string {
 	return strings.TrimSpace(strings.Join(lines, "\n")) + "\n"
 }
 
-// unitFile is the unit of the package, which NixOS lays what the module says over.
-const unitFile = "../packaging/systemd/firn.service"
+// packagedUnits has the units of the package, which NixOS lays what the module says over.
+const packagedUnits = "../packaging/systemd"
 
 // mostExposed bounds what systemd finds a service exposed to, in tenths: it goes from 0 to 100.
 const mostExposed = "20"
@@ -141,32 +141,44 @@ func check(t *testing.T, files map[string]string) {
 	t.Helper()
 	run(t, filepath.Join(firnDir, "bin", "firn"), "config", "check", "--no-keys", write(t, "firn.toml", files["firn.toml"]))
 
-	dir := t.TempDir()
-	unit, err := os.ReadFile(unitFile)
-	if err != nil {
-		t.Fatal(err)
-	}
 	// systemd looks whether the programs are there.
-	script := filepath.Join(dir, "script")
-	if err := os.WriteFile(script, []byte("#!/bin/sh\n"), 0o755); err != nil {
-		t.Fatal(err)
-	}
-	at := filepath.Join(dir, "firn.service")
-	for path, text := range map[string]string{
-		at: strings.ReplaceAll(string(unit), "/usr/bin/firn", filepath.Join(firnDir, "bin", "firn")),
-		filepath.Join(dir, "firn.service.d", "overrides.conf"): strings.ReplaceAll(files["firn.service.d/overrides.conf"], storePath("firn-caches"), script),
-	} {
+	dir := t.TempDir()
+	programs := strings.NewReplacer(storePath("firn-caches"), filepath.Join(dir, "caches"), "/usr/bin/firn", filepath.Join(firnDir, "bin", "firn"))
+	put := func(name, text string, mode os.FileMode) {
+		t.Helper()
+		path := filepath.Join(dir, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		if err := os.WriteFile(path, []byte(programs.Replace(text)), mode); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if out := run(t, "systemd-analyze", "--no-pager", "verify", "--man=no", at); len(out) > 0 {
+	put("caches", "#!/bin/sh\n", 0o755)
+	var units []string // in dir
+	for name, text := range files {
+		unit, _, dropIn := strings.Cut(name, ".d/")
+		if kind := filepath.Ext(unit); kind != ".service" && kind != ".socket" {
+			continue
+		}
+		put(name, text, 0o644)
+		if dropIn {
+			packaged, err := os.ReadFile(filepath.Join(packagedUnits, unit))
+			if err != nil {
+				t.Fatal(err)
+			}
+			put(unit, string(packaged), 0o644)
+		}
+		units = append(units, filepath.Join(dir, unit))
+	}
+	if out := run(t, "systemd-analyze", append([]string{"--no-pager", "verify", "--man=no"}, units...)...); len(out) > 0 {
 		t.Errorf("systemd-analyze verify: %s", out)
 	}
-	run(t, "systemd-analyze", "--no-pager", "security", "--offline=true", "--threshold="+mostExposed, at)
+	for _, unit := range units {
+		if filepath.Ext(unit) == ".service" {
+			run(t, "systemd-analyze", "--no-pager", "security", "--offline=true", "--threshold="+mostExposed, unit)
+		}
+	}
 }
 
 // storePath is where the stand-in says that something is.

@@ -23,6 +23,7 @@ buildGoModule {
   ldflags = [
     "-s"
     "-w"
+    "-X=main.release=${version}"
   ];
 
   # The tests need a Nix store, nginx and systemd: `make ci` runs them.

@@ -3,15 +3,115 @@ package nixos
 import (
 	"encoding/base64"
 	"encoding/hex"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
+
+	"firn/internal/config"
 )
 
 const packageFile = "package.nix"
+
+// asNixpkgs are the commands of nixpkgs that the installation uses, as far as it does.
+const asNixpkgs = `set -eu
+installManPage() { install -D --mode=644 --target-directory="$out/share/man/man1" "$@"; }
+installShellCompletion() {
+	test "$1 $2 $3 $5 $7" = "--cmd firn --bash --zsh --fish"
+	mkdir -p "$out/completions"
+	cat "$4" >"$out/completions/bash"; cat "$6" >"$out/completions/zsh"; cat "$8" >"$out/completions/fish"
+}
+substituteInPlace() {
+	while [ "$1" != --replace-quiet ]; do files="${files-} $1"; shift; done
+	sed --in-place "s|$2|$3|g" $files
+}
+`
+
+// The package has the program with its version, manual pages, completions and units.
+func TestPackage(t *testing.T) {
+	t.Parallel()
+	out, err := nix(t, "nix-instantiate", "--eval", "--strict", "--json", "testdata/flake.nix", "--arg", "user", "null", "--attr", "package")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var p struct {
+		LDFlags     []string
+		SubPackages []string
+		PostInstall string
+	}
+	if err := json.Unmarshal(out, &p); err != nil {
+		t.Fatal(err)
+	}
+	dir := t.TempDir()
+	program := filepath.Join(dir, "bin", "firn")
+	build := exec.CommandContext(t.Context(), "go", "build", "-trimpath", "-ldflags", strings.Join(p.LDFlags, " "), "-o", program, "./"+p.SubPackages[0])
+	build.Dir, build.Env = "..", append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if out := run(t, program, "version"); !strings.HasPrefix(string(out), "firn 0-unstable-20261126 ") {
+		t.Errorf("firn version: %s", out)
+	}
+
+	// It runs in the sources, where it makes a directory.
+	sources := t.TempDir()
+	if err := os.CopyFS(filepath.Join(sources, "packaging", "systemd"), os.DirFS(packagedUnits)); err != nil {
+		t.Fatal(err)
+	}
+	install := exec.CommandContext(t.Context(), "bash", "-c", asNixpkgs+p.PostInstall)
+	install.Dir, install.Env = sources, append(os.Environ(), "out="+dir)
+	if out, err := install.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	for name, want := range map[string]string{
+		"share/man/man1/firn.1":           `.TH "FIRN" 1 "" "firn 0\-unstable\-20261126"`,
+		"share/man/man1/firn-serve.1":     `.TH "FIRN\-SERVE" 1`,
+		"completions/bash":                "complete ",
+		"completions/zsh":                 "#compdef firn",
+		"completions/fish":                "complete ",
+		"lib/systemd/system/firn.service": "ExecStart=" + program + " serve --config /etc/firn/firn.toml\n",
+	} {
+		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %v, without %q:\n%.300s", name, err, want, text)
+		}
+	}
+}
+
+// The options of settings are settings, of the kind and with the default that firn has.
+func TestSettings(t *testing.T) {
+	t.Parallel()
+	out, err := nix(t, "nix-instantiate", "--eval", "--strict", "--json", "testdata/nixos.nix", "--arg", "whole", "true",
+		"--arg", "configuration", "{ }", "--attr", "services.firn.settings")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var declared map[string]any
+	if err := json.Unmarshal(out, &declared); err != nil {
+		t.Fatal(err)
+	}
+	settings := map[string]config.Setting{}
+	for _, s := range config.Settings() {
+		settings[s.Key] = s
+	}
+	for name, value := range declared {
+		s, ok := settings[name]
+		list, isList := value.([]any)
+		switch {
+		case !ok:
+			t.Errorf("there is no setting %s", name)
+		case value != nil && isList != s.List:
+			t.Errorf("%s is %v, and a list: %t", name, value, s.List)
+		case len(list) > 0 && (len(list) != 1 || list[0] != s.Default):
+			t.Errorf("%s is %v by default, and %s of firn", name, value, s.Default)
+		}
+	}
+	if len(declared) == 0 {
+		t.Error("no setting is declared")
+	}
+}
 
 // The hash that Nix wants of the modules is that of the modules in go.sum.
 func TestVendorHash(t *testing.T) {

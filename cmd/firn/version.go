@@ -21,8 +21,14 @@ func (*versionCommand) Run(k *kong.Context) error {
 	return err
 }
 
-// version returns what the Go tool wrote into this program: the tag, or the time and commit it was built from.
+// release is the version of a program that was not built from a checkout: go build -ldflags '-X main.release=1.2.3'.
+var release string
+
+// version returns the version that this program was given, or what the Go tool wrote into it: the tag, or the time and commit it was built from.
 func version() string {
+	if release != "" {
+		return release
+	}
 	info, ok := debug.ReadBuildInfo()
 	if !ok || info.Main.Version == "" || info.Main.Version == "(devel)" {
 		return "devel"

@@ -84,6 +84,9 @@ in
   devShells = bySystem outputs.devShells;
   overlay = (outputs.overlays.default (packages "x86_64-linux") { }).firn.name;
   module = chosen.services.firn.package.name;
+  package = {
+    inherit (outputs.packages.x86_64-linux.default) ldflags subPackages postInstall;
+  };
   program = lib.getExe outputs.packages.aarch64-darwin.default;
   server = {
     inherit (server.services.firn.settings) priority;

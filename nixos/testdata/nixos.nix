@@ -204,6 +204,7 @@ let
   head =
     u:
     "[Unit]\n"
+    + lib.optionalString (u.description != "") "Description=${u.description}\n"
     + listed "After" u.after
     + listed "Requires" u.requires
     + listed "Wants" u.wants
@@ -212,11 +213,15 @@ let
     + lines u.unitConfig;
   service = u: head u + "\n[Service]\n" + lines (lib.mapAttrs (n: v: "\"${n}=${v}\"") u.environment) + lines u.serviceConfig;
   socket = u: head u + "\n[Socket]\n" + lib.concatStrings (map (a: "ListenStream=${a}\n") u.listenStreams) + lines u.socketConfig;
-  # Both are drop-ins, as the package has units of these names.
-  drop = suffix: render: units: lib.mapAttrsToList (name: u: {
-    name = "${name}.${suffix}.d/overrides.conf";
+  # What the package has a unit for becomes a drop-in.
+  units = suffix: render: of: lib.mapAttrsToList (name: u: {
+    name =
+      if builtins.pathExists (../../packaging/systemd + "/${name}.${suffix}") then
+        "${name}.${suffix}.d/overrides.conf"
+      else
+        "${name}.${suffix}";
     value = render u;
-  }) units;
+  }) of;
 
   failed = lib.filter (a: !a.assertion) config.assertions;
   toml' = config.environment.etc."firn/firn.toml".source or null;
@@ -238,7 +243,7 @@ else if build then
   toml'
 else
   builtins.listToAttrs (
-    drop "service" service config.systemd.services ++ drop "socket" socket config.systemd.sockets
+    units "service" service config.systemd.services ++ units "socket" socket config.systemd.sockets
   )
   // {
     "system.json" = builtins.toJSON shown;
@@ -254,7 +259,9 @@ else
       (
         lib.filter (p: p ? text) (
           config.environment.systemPackages
-          ++ config.systemd.services.firn.serviceConfig.ExecStartPre or [ ]
+          ++ lib.concatMap (u: lib.optional (u.serviceConfig ? ExecStart) u.serviceConfig.ExecStart) (
+            lib.attrValues config.systemd.services
+          )
         )
       )
   )
