@@ -85,7 +85,7 @@ func BenchmarkHandler(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				clear(w.header)
-				s.answer(w, requests[i%len(requests)])
+				s.answer(w, requests[i%len(requests)], nil)
 				if w.status != bench.status {
 					b.Fatalf("status %d", w.status)
 				}

@@ -82,9 +82,15 @@ func (t *pipeTester) ask(conn net.Conn, r *bufio.Reader, target string) *http.Re
 	if _, err := io.WriteString(conn, "GET "+target+" HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 		t.Fatalf("GET %s: %v", target, err)
 	}
+	return t.answer(r)
+}
+
+// answer returns an answer once its header is there.
+func (t *pipeTester) answer(r *bufio.Reader) *http.Response {
+	t.Helper()
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil {
-		t.Fatalf("GET %s: %v", target, err)
+		t.Fatal(err)
 	}
 	return resp
 }
@@ -257,11 +263,11 @@ func TestGracefulEnd(t *testing.T) {
 		if _, err := t.pipes.Accept(); !errors.Is(err, net.ErrClosed) {
 			t.Error("the listener is still open")
 		}
-		time.Sleep(graceLimit / 2)
+		time.Sleep(GraceLimit / 2)
 		if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != size {
 			t.Errorf("%d bytes and %v, want all of the NAR", n, err)
 		}
-		t.wantCut(r, 0)
+		t.wantCut(r, quietTime)
 	})
 }
 
@@ -278,8 +284,8 @@ func TestGraceIsLimited(t *testing.T) {
 			t.Errorf("Serve: %v", err)
 		}
 		t.served <- nil
-		if took := time.Since(start); took < graceLimit || took > graceLimit+time.Second {
-			t.Errorf("Serve returned after %s, want %s", took, graceLimit)
+		if took := time.Since(start); took < GraceLimit || took > GraceLimit+time.Second {
+			t.Errorf("Serve returned after %s, want %s", took, GraceLimit)
 		}
 		if _, err := io.Copy(io.Discard, resp.Body); err == nil {
 			t.Error("the client saw no error")

@@ -28,7 +28,7 @@ type link struct {
 	net.Conn
 	made     time.Time
 	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
-	idle     atomic.Int64 // since when it waits for a request, in nanoseconds since made; less than 0: it has one
+	idle     atomic.Int64 // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
 	closed   func()       // called by Close
 
 	reading sync.Mutex
@@ -57,14 +57,33 @@ func (l *link) state(s http.ConnState) {
 	case http.StateActive:
 		l.idle.Store(-1)
 	case http.StateIdle:
-		l.idle.Store(int64(time.Since(l.made)))
+		l.idle.Store(l.now())
 	}
 }
+
+// now is the time as idle has it.
+func (l *link) now() int64 { return max(1, int64(time.Since(l.made))) }
 
 // idleSince returns since when the connection waits for a request.
 func (l *link) idleSince() (since time.Time, ok bool) {
 	idle := l.idle.Load()
 	return l.made.Add(time.Duration(idle)), idle >= 0
+}
+
+// hear renews the wait for a request of which a part has come.
+func (l *link) hear() {
+	if idle := l.idle.Load(); idle >= 0 {
+		l.idle.CompareAndSwap(idle, l.now())
+	}
+}
+
+// retire ends the wait for a request: Read fails, and net/http closes the connection.
+// If a request has come this very moment it is read nevertheless, for net/http then sets another deadline.
+func (l *link) retire() {
+	l.reading.Lock()
+	defer l.reading.Unlock()
+	l.wanted = time.Since(l.made)
+	l.wake(l.made.Add(l.wanted)) // fails only when it is closed
 }
 
 // extend gives the client the time for another slice, unless it has nearly as much.
@@ -143,6 +162,9 @@ func (l *link) wake(t time.Time) error {
 func (l *link) Read(p []byte) (int, error) {
 	for {
 		n, err := l.Conn.Read(p)
+		if n > 0 {
+			l.hear()
+		}
 		if n > 0 || !errors.Is(err, os.ErrDeadlineExceeded) || !l.early() {
 			return n, err
 		}

@@ -27,15 +27,19 @@ func mostLinks() int {
 // when it is reached, the one that has been idle for the longest makes room.
 type links struct {
 	net.Listener
-	most int
+	most  int
+	close func() error // that of the listener, once
 
 	mu   sync.Mutex
 	open map[*link]struct{}
 }
 
 func newLinks(l net.Listener, most int) *links {
-	return &links{Listener: l, most: most, open: make(map[*link]struct{})}
+	return &links{Listener: l, most: most, close: sync.OnceValue(l.Close), open: make(map[*link]struct{})}
 }
+
+// Close may be called again: net/http and drain both do.
+func (ls *links) Close() error { return ls.close() }
 
 func (ls *links) Accept() (net.Conn, error) {
 	for {

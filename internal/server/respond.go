@@ -85,9 +85,10 @@ type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
 	target target
-	status int       // of the answer; 0 until its header is sent
-	sent   int64     // bytes of its body so far
-	length [1]string // value of Content-Length
+	status int             // of the answer; 0 until its header is sent
+	sent   int64           // bytes of its body so far
+	ending <-chan struct{} // closed when this answer is to be the last of its connection; nil: never
+	length [1]string       // value of Content-Length
 
 	cache  *cache.Cache    // that is asked, nil if there is none of this name
 	who    cache.Principal // nil until it was found out
@@ -100,6 +101,11 @@ type exchange struct {
 // begin sends the header.
 func (x *exchange) begin(status int) {
 	x.status = status
+	select {
+	case <-x.ending:
+		x.w.Header()["Connection"] = closed // which over HTTP/2 has the client told to begin nothing more
+	default:
+	}
 	x.w.WriteHeader(status)
 }
 

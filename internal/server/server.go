@@ -50,9 +50,9 @@ const (
 	// may see a broken connection instead of the answer.
 	bodyBytes = 8 << 20
 
-	// graceLimit is how long answers that are being sent when the server ends may take to their end.
+	// GraceLimit is how long answers that are being sent when the server ends may take to their end.
 	// systemd kills after 90 seconds.
-	graceLimit = time.Minute
+	GraceLimit = time.Minute
 
 	// openLogs is how many build logs are sent at once, half of them to one address: a log may be in memory while it is.
 	openLogs = 64
@@ -169,7 +169,12 @@ func New(caches cache.Directory, opts Options) *Server {
 
 // Handler returns the server as a handler.
 // Only Serve runs it with the limits that protect it from slow clients.
-func (s *Server) Handler() http.Handler { return http.HandlerFunc(s.answer) }
+func (s *Server) Handler() http.Handler { return s.until(nil) }
+
+// until is the handler of requests until ending is closed; after that every answer is the last of its connection.
+func (s *Server) until(ending <-chan struct{}) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.answer(w, r, ending) })
+}
 
 // Serve answers requests that come through the listener until ctx ends, closes it,
 // and returns when all answers have been sent, or cut after a minute. It may run on several listeners at once.
@@ -185,7 +190,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 	work, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
 	srv := &http.Server{
-		Handler:           s.Handler(),
+		Handler:           s.until(ctx.Done()),
 		ReadHeaderTimeout: headerLimit,
 		IdleTimeout:       idleLimit,
 		ConnState:         connState,
@@ -195,8 +200,8 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 	}
 	s.protocols(srv, config)
 	served := make(chan error, 1)
+	links := newLinks(l, mostLinks())
 	go func() {
-		links := newLinks(l, mostLinks())
 		if config != nil {
 			served <- srv.ServeTLS(links, "", "")
 		} else {
@@ -210,28 +215,27 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
-	grace, stop := context.WithTimeout(work, graceLimit)
+	links.Close()
+	<-served // so that no other connection is begun
+	grace, stop := context.WithTimeout(work, GraceLimit)
 	defer stop()
-	err := srv.Shutdown(grace)
-	if errors.Is(err, context.DeadlineExceeded) {
+	if err := links.drain(grace); err != nil {
 		s.log.Warn("cut the answers that were still being sent", "listener", l.Addr().String())
 		cut()
-		err = srv.Close()
 	}
-	<-served
-	if err != nil {
+	if err := srv.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("end serving %s: %w", l.Addr(), err)
 	}
 	return nil
 }
 
 // answer answers one request: it finds the handler, counts, and logs.
-func (s *Server) answer(w http.ResponseWriter, r *http.Request) {
+func (s *Server) answer(w http.ResponseWriter, r *http.Request, ending <-chan struct{}) {
 	start := time.Now()
 	if r.ProtoMajor >= 2 {
 		w = newStream(w)
 	}
-	x := &exchange{w: w, r: r, target: parsePath(r.URL.Path)}
+	x := &exchange{w: w, r: r, target: parsePath(r.URL.Path), ending: ending}
 	s.metrics.inFlight.Add(1)
 	defer func() {
 		if s.requests != nil {
