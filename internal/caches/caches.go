@@ -66,11 +66,11 @@ type Options struct {
 type Directory struct {
 	catalog catalog.Catalog
 	depot   *depot.Depot
-	opts    Options
 	log     *slog.Logger
 
-	now atomic.Pointer[snapshot] // never nil
-	mu  sync.Mutex               // held while another snapshot is made
+	now  atomic.Pointer[snapshot] // never nil
+	mu   sync.Mutex               // held while another snapshot is made
+	opts Options                  // guarded by mu
 }
 
 var _ cache.Directory = (*Directory)(nil)
@@ -80,6 +80,7 @@ type snapshot struct {
 	version uint64
 	vouched bool // there is a version
 	made    time.Time
+	refuse  bool // Options.RefuseUnknown
 	failed  bool // what came after it could not be read
 
 	all    []*member // by name
@@ -104,6 +105,24 @@ func New(ctx context.Context, cat catalog.Catalog, d *depot.Depot, opts Options)
 	}
 	dir.now.Store(s)
 	return dir, nil
+}
+
+// Change takes Keys, Priority and RefuseUnknown of opts in place of those that there were. What is being answered goes on as it was.
+// With an error nothing has changed.
+func (d *Directory) Change(ctx context.Context, opts Options) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	before := d.opts
+	d.opts.Keys, d.opts.Priority, d.opts.RefuseUnknown = opts.Keys, opts.Priority, opts.RefuseUnknown
+	last := *d.now.Load()
+	last.all = slices.DeleteFunc(slices.Clone(last.all), func(m *member) bool { return m.record.Name == cache.Main }) // to be built anew
+	s, err := d.make(ctx, &last)
+	if err != nil {
+		d.opts = before
+		return fmt.Errorf("change caches: %w", err)
+	}
+	d.now.Store(s)
+	return nil
 }
 
 // Record returns the record that a cache of this name begins with.
@@ -187,7 +206,7 @@ func (d *Directory) ByHost(ctx context.Context, host string) (*cache.Cache, erro
 			return c, nil
 		}
 	}
-	if d.opts.RefuseUnknown {
+	if s.refuse {
 		return nil, fmt.Errorf("find cache of host %q: %w", host, cache.ErrNotFound)
 	}
 	return s.main, nil
@@ -256,7 +275,7 @@ func (d *Directory) isCurrent(s *snapshot, atOnce bool) bool {
 
 // make makes a snapshot, with the caches of the last one whose records have not changed.
 func (d *Directory) make(ctx context.Context, last *snapshot) (*snapshot, error) {
-	s := &snapshot{made: time.Now(), byName: map[string]*cache.Cache{}, byHost: map[string]*cache.Cache{}}
+	s := &snapshot{made: time.Now(), refuse: d.opts.RefuseUnknown, byName: map[string]*cache.Cache{}, byHost: map[string]*cache.Cache{}}
 	s.version, s.vouched = d.catalog.Version() // before the records are read
 	records, err := d.catalog.Caches(ctx)
 	if err != nil {

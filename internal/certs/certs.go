@@ -2,6 +2,7 @@
 //
 //	c, err := certs.New(certs.Options{Pairs: pairs, ACME: &certs.ACME{…}, Logger: log})
 //	listener = tls.NewListener(listener, c.Config())
+//	c.Use(files)       // other files, which Read has read
 //	c.Reload()         // now and then, or when told to: reads files that have changed
 //	c.Tick(ctx, hosts) // now and then: gets and renews certificates
 //
@@ -50,8 +51,8 @@ type Certs struct {
 	log  *slog.Logger
 	now  func() time.Time
 
-	reload sync.Mutex // held by Reload
-	files  []*file
+	reload sync.Mutex // held by Reload and Use
+	files  []*file    // guarded by reload
 	tick   sync.Mutex // held by Tick
 
 	mu    sync.RWMutex // guards what follows
@@ -68,14 +69,11 @@ func New(opts Options) (*Certs, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	for _, p := range opts.Pairs {
-		f := &file{pair: p}
-		if _, err := f.read(); err != nil {
-			return nil, err
-		}
-		c.files = append(c.files, f)
-		c.pairs = append(c.pairs, f.cert)
+	files, err := Read(opts.Pairs)
+	if err != nil {
+		return nil, err
 	}
+	c.Use(files)
 	if opts.ACME != nil {
 		c.authority = newAuthority(*opts.ACME, c.log, c.now)
 	}

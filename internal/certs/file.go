@@ -74,6 +74,36 @@ func readFile(path string) ([]byte, error) {
 	return text, err
 }
 
+// Files are certificates that have been read from files.
+type Files struct{ files []*file }
+
+// Read reads all certificates, or none.
+func Read(pairs []Pair) (*Files, error) {
+	f := &Files{}
+	for _, p := range pairs {
+		one := &file{pair: p}
+		if _, err := one.read(); err != nil {
+			return nil, err
+		}
+		f.files = append(f.files, one)
+	}
+	return f, nil
+}
+
+// Use has these certificates in place of those in files that there were.
+func (c *Certs) Use(f *Files) {
+	c.reload.Lock()
+	defer c.reload.Unlock()
+	c.files = f.files
+	pairs := make([]*tls.Certificate, len(c.files))
+	for i, one := range c.files {
+		pairs[i] = one.cert
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.pairs = pairs
+}
+
 // Reload reads the files that have changed. What cannot be read is logged, and leaves what was read before.
 func (c *Certs) Reload() {
 	c.reload.Lock()
