@@ -28,7 +28,10 @@ Examples:
 }
 
 func (c *configCheckCommand) Run(k *kong.Context) error {
-	loaded, _, err := config.Load(c.File, os.LookupEnv)
+	loaded, origins, err := config.Load(c.File, os.LookupEnv)
+	if err == nil {
+		err = loaded.AddCredentials(os.LookupEnv, origins)
+	}
 	if err != nil {
 		return err
 	}

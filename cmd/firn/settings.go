@@ -44,7 +44,12 @@ func (s *settings) BeforeApply(ctx *kong.Context) error {
 }
 
 // AfterApply is called when the flags are in place too.
-func (s *settings) AfterApply() error { return s.Check() }
+func (s *settings) AfterApply() error {
+	if err := s.AddCredentials(os.LookupEnv, s.origins); err != nil {
+		return err
+	}
+	return s.Check()
+}
 
 // loadKeys reads the key files of the settings. No two keys have the same name.
 func loadKeys(c *config.Config, log *slog.Logger) ([]nix.SecretKey, error) {

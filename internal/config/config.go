@@ -204,6 +204,16 @@ func Settings() []Setting {
 	return settings
 }
 
+// Differences returns the keys of the settings in which another configuration differs.
+func (c *Config) Differences(other *Config) (keys []string) {
+	for _, s := range Settings() {
+		if !reflect.DeepEqual(c.field(s).Interface(), other.field(s).Interface()) {
+			keys = append(keys, s.Key)
+		}
+	}
+	return keys
+}
+
 // Nix is what Nix's own environment variables say of this machine's store. Empty: Nix's default.
 type Nix struct {
 	StoreDir     nix.StoreDir // NIX_STORE_DIR
