@@ -63,12 +63,7 @@ func main() { os.Exit(run(os.Args[1:])) }
 
 // run runs one command and returns the exit code.
 func run(args []string) int {
-	parser := kong.Must(&commandLine{},
-		kong.Name("firn"),
-		kong.Description("firn is a Nix binary cache: it serves store paths to every machine with Nix."),
-		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
-		kong.ValueFormatter(describe),
-	)
+	parser := newParser(&commandLine{})
 	if len(args) == 0 {
 		args = []string{"--help"}
 	}
@@ -91,6 +86,16 @@ func run(args []string) int {
 		return exitDamaged
 	}
 	return exitFailure
+}
+
+// newParser returns what reads a command line into c.
+func newParser(c *commandLine) *kong.Kong {
+	return kong.Must(c,
+		kong.Name("firn"),
+		kong.Description("firn is a Nix binary cache: it serves store paths to every machine with Nix."),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 100}),
+		kong.ValueFormatter(describe),
+	)
 }
 
 // describe is the help of a flag or an argument. That of a setting names its default and its variable too.

@@ -28,6 +28,7 @@ import (
 	"firn/internal/listen"
 	"firn/internal/localstore"
 	"firn/internal/server"
+	"firn/internal/service"
 	"firn/internal/zstdcache"
 	"firn/nix"
 )
@@ -39,7 +40,7 @@ type serveCommand struct {
 func (*serveCommand) Help() string {
 	return `Served are the store of this machine, and what clients push: with a token, see firn token create.
 What is served, where, and the lines that clients need are printed at the start; logs go to standard error, or to files, which SIGUSR1 has opened anew.
-SIGINT and SIGTERM let answers that are being sent end first; a second signal does not.
+SIGINT and SIGTERM let answers that are being sent end first; a second signal does not. SIGHUP has the settings, keys and certificates read anew.
 
 Examples:
 
@@ -55,6 +56,8 @@ Examples:
 func (c *serveCommand) Run(k *kong.Context) (err error) {
 	ctx, cancel := untilSignal()
 	defer cancel()
+	hangups := notifyHangups() // from now on: one at the start is for the settings too
+	defer signal.Stop(hangups)
 	logs, err := openLogs(&c.Config)
 	if err != nil {
 		return err
@@ -71,12 +74,17 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeLocal()) }()
-	listeners, err := openAll(ctx, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
+	sockets, err := service.Take()
+	if err != nil {
+		return err
+	}
+	defer sockets.Close()
+	listeners, err := open(ctx, sockets, service.HTTP, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
 	if err != nil {
 		return err
 	}
 	defer closeAll(listeners) // of a start that fails; a server closes its own
-	https, err := c.openHTTPS(ctx)
+	https, err := c.openHTTPS(ctx, sockets)
 	if err != nil {
 		return err
 	}
@@ -129,7 +137,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
 	door := server.New(all, opts)
-	sshDoor, sshListeners, err := c.sshDoor(ctx, all, who, log, &a)
+	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, log, &a)
 	if err != nil {
 		return err
 	}
@@ -140,7 +148,19 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err := a.print(k.Stdout); err != nil {
 		log.Warn("the start could not be announced", "error", err)
 	}
-	context.AfterFunc(ctx, func() { log.Info("ending as soon as all answers are sent; another signal ends at once") })
+	again := &reloader{
+		signals: hangups, config: c.Config, caches: all, certs: tls, log: log,
+		read: func() (*config.Config, error) { return settingsAgain(k) },
+		own:  func() (nix.SecretKey, error) { return c.ownKey(log, &announcement{}) },
+	}
+	told := watched{manager: service.NewManager(log)}
+	told.add(service.HTTP, listeners)
+	told.add(service.HTTPS, https)
+	told.add(service.SSH, sshListeners)
+	context.AfterFunc(ctx, func() {
+		log.Info("ending as soon as all answers are sent; another signal ends at once")
+		told.end()
+	})
 
 	ballast := make([]byte, ballastSize)
 	defer runtime.KeepAlive(ballast)
@@ -153,12 +173,14 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	}
 	if tls != nil {
 		group.Go(func() error { return certify(ctx, tls, all) })
-		group.Go(func() error { return reload(ctx, tls) })
+		group.Go(func() error { return follow(ctx, tls) })
 	}
 	for _, l := range sshListeners {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
 	group.Go(func() error { return sweep(ctx, kept.Depot, log) })
+	group.Go(func() error { told.run(ctx); return nil })
+	group.Go(func() error { again.run(ctx, &told); return nil })
 	return group.Wait()
 }
 

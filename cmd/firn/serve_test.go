@@ -82,16 +82,7 @@ func TestServeSignals(t *testing.T) {
 	}{{"once", false}, {"twice", true}} {
 		t.Run(test.name, func(t *testing.T) {
 			s := startServer(t, environment(t), "--store", root, "--listen", "127.0.0.1:0")
-			_, nar, _ := strings.Cut(s.get(t, "/"+filepath.Base(paths["big"])[:32]+".narinfo"), "\nURL: ")
-			nar, _, _ = strings.Cut(nar, "\n")
-			request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/"+nar, nil)
-			if err != nil {
-				t.Fatal(err)
-			}
-			answer, err := http.DefaultClient.Do(request)
-			if err != nil {
-				t.Fatal(err)
-			}
+			answer := s.openNAR(t, paths["big"])
 			defer answer.Body.Close()
 
 			s.signal(t, syscall.SIGINT)
@@ -110,9 +101,7 @@ func TestServeSignals(t *testing.T) {
 				}
 				return
 			}
-			if n, err := io.Copy(io.Discard, answer.Body); err != nil || n != answer.ContentLength {
-				t.Errorf("read %d of %d bytes: %v", n, answer.ContentLength, err)
-			}
+			wantWhole(t, answer)
 			if err := s.wait(); err != nil {
 				t.Errorf("after SIGINT: %v\n%s", err, s.stderr)
 			}
@@ -324,8 +313,15 @@ type testServer struct {
 // startServer starts `firn serve` and returns when it has announced itself. The server ends with the test.
 func startServer(t *testing.T, env []string, args ...string) *testServer {
 	t.Helper()
-	s := &testServer{cmd: exec.Command("firn", append([]string{"serve"}, args...)...), stderr: newLogBuffer()}
-	s.cmd.Env = env
+	cmd := exec.Command("firn", append([]string{"serve"}, args...)...)
+	cmd.Env = env
+	return startCommand(t, cmd)
+}
+
+// startCommand is startServer with a command of the caller's.
+func startCommand(t *testing.T, cmd *exec.Cmd) *testServer {
+	t.Helper()
+	s := &testServer{cmd: cmd, stderr: newLogBuffer()}
 	s.cmd.Stderr = s.stderr
 	stdout, err := s.cmd.StdoutPipe()
 	if err == nil {
@@ -418,6 +414,30 @@ func (b *logBuffer) wait(t *testing.T, text string) {
 func (s *testServer) get(t *testing.T, path string) string {
 	t.Helper()
 	return get(t, http.DefaultClient, s.url+path)
+}
+
+// openNAR asks for the NAR of a store path, whose body the caller closes.
+func (s *testServer) openNAR(t *testing.T, storePath string) *http.Response {
+	t.Helper()
+	_, nar, _ := strings.Cut(s.get(t, "/"+filepath.Base(storePath)[:32]+".narinfo"), "\nURL: ")
+	nar, _, _ = strings.Cut(nar, "\n")
+	request, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.url+"/"+nar, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return answer
+}
+
+// wantWhole reads all of an answer.
+func wantWhole(t *testing.T, answer *http.Response) {
+	t.Helper()
+	if n, err := io.Copy(io.Discard, answer.Body); err != nil || n != answer.ContentLength {
+		t.Errorf("read %d of %d bytes: %v", n, answer.ContentLength, err)
+	}
 }
 
 // get returns the body of a successful answer.

@@ -14,6 +14,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/config"
 	"firn/internal/listen"
+	"firn/internal/service"
 	"firn/internal/session"
 	"firn/internal/sshd"
 )
@@ -22,11 +23,11 @@ import (
 const sshDir = "ssh"
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, all cache.Directory, who *access.Access, log *slog.Logger, a *announcement) (*sshd.Server, []net.Listener, error) {
-	if len(c.SSH) == 0 {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Directory, who *access.Access, log *slog.Logger, a *announcement) (*sshd.Server, []net.Listener, error) {
+	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
 		return nil, nil, nil
 	}
-	listeners, err := openAll(ctx, c.SSH, listen.Options{})
+	listeners, err := open(ctx, sockets, service.SSH, c.SSH, listen.Options{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("ssh: %w", err)
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -17,6 +18,7 @@ import (
 	"firn/internal/depot/catalog"
 	"firn/internal/listen"
 	"firn/internal/server"
+	"firn/internal/service"
 )
 
 const (
@@ -31,8 +33,11 @@ const (
 const defaultHTTPS = ":443"
 
 // openHTTPS opens the addresses for HTTPS: none without certificates.
-func (c *serveCommand) openHTTPS(ctx context.Context) ([]net.Listener, error) {
+func (c *serveCommand) openHTTPS(ctx context.Context, sockets service.Sockets) ([]net.Listener, error) {
 	if !c.HasTLS() {
+		if len(sockets[service.HTTPS]) > 0 {
+			return nil, errors.New("the service manager has opened a socket for https, and there is no certificate; name one with --tls-cert and --tls-key, or get one with --acme EMAIL")
+		}
 		return nil, nil
 	}
 	addresses := c.HTTPS
@@ -43,7 +48,7 @@ func (c *serveCommand) openHTTPS(ctx context.Context) ([]net.Listener, error) {
 		}
 		addresses = []listen.Address{address}
 	}
-	listeners, err := openAll(ctx, addresses, listen.Options{Mode: c.SocketMode.Mode()})
+	listeners, err := open(ctx, sockets, service.HTTPS, addresses, listen.Options{Mode: c.SocketMode.Mode()})
 	if err != nil {
 		return nil, fmt.Errorf("https: %w", err)
 	}
@@ -55,10 +60,7 @@ func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, l
 	if !c.HasTLS() {
 		return nil, nil
 	}
-	opts := certs.Options{ClientCerts: c.ClientCerts, Logger: log}
-	for i, cert := range c.TLSCert {
-		opts.Pairs = append(opts.Pairs, certs.Pair{Cert: cert, Key: c.TLSKey[i]})
-	}
+	opts := certs.Options{Pairs: pairs(&c.Config), ClientCerts: c.ClientCerts, Logger: log}
 	if c.ACME != "" {
 		roots, err := readRoots(c.ACMECA)
 		if err != nil {
@@ -75,6 +77,14 @@ func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, l
 		}
 	}
 	return certs.New(opts)
+}
+
+// pairs returns the files of the certificates of the settings.
+func pairs(c *config.Config) (pairs []certs.Pair) {
+	for i, cert := range c.TLSCert {
+		pairs = append(pairs, certs.Pair{Cert: cert, Key: c.TLSKey[i]})
+	}
+	return pairs
 }
 
 // readRoots reads the certificates of authorities. No path means those of this machine, which are nil.
@@ -132,8 +142,8 @@ func certify(ctx context.Context, c *certs.Certs, all *caches.Directory) error {
 	}
 }
 
-// reload reads the certificates in files that have changed, until ctx ends. It waits for no authority.
-func reload(ctx context.Context, c *certs.Certs) error {
+// follow reads the certificates in files that have changed, until ctx ends. It waits for no authority.
+func follow(ctx context.Context, c *certs.Certs) error {
 	ticker := time.NewTicker(certificateInterval)
 	defer ticker.Stop()
 	for {

@@ -61,6 +61,7 @@ var rules = map[string]rule{
 
 	"internal/certs": {rooms: []string{"internal/cache", "internal/depot/catalog"}, libraries: true},
 
+	"internal/service":    {libraries: true},
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
 	"internal/listen":     {},

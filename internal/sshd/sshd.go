@@ -53,7 +53,7 @@ const (
 	maxWait = 10 * time.Second
 
 	// graceLimit is how long connections may go on after they were asked to end, like those over HTTP.
-	graceLimit = 2 * time.Minute
+	graceLimit = time.Minute
 )
 
 // Access tells who a client is. All methods may be called at once.

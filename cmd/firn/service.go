@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"net"
+	"strings"
+
+	"firn/internal/listen"
+	"firn/internal/server"
+	"firn/internal/service"
+)
+
+// open opens the addresses for doors of a kind, all or none; those of the settings do not count where the service manager
+// has opened sockets for them.
+func open(ctx context.Context, sockets service.Sockets, kind string, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
+	if passed := sockets[kind]; len(passed) > 0 {
+		return passed, nil
+	}
+	return openAll(ctx, addresses, opts)
+}
+
+// A watched is what the service manager is told of.
+type watched struct {
+	manager *service.Manager
+	doors   []service.Door
+}
+
+// add adds the doors of a kind.
+func (w *watched) add(kind string, listeners []net.Listener) {
+	for _, l := range listeners {
+		w.doors = append(w.doors, service.Door{Kind: kind, Addr: l.Addr()})
+	}
+}
+
+// run tells the service manager that all doors answer, once and then as often as it wants to hear it, until ctx ends.
+func (w *watched) run(ctx context.Context) {
+	w.manager.Ready(ctx, w.doors, w.status())
+	w.manager.Watch(ctx)
+}
+
+// status is what people see of a server that serves.
+func (w *watched) status() string {
+	places := make([]string, len(w.doors))
+	for i, d := range w.doors {
+		places[i] = d.String()
+	}
+	return "serving " + strings.Join(places, ", ")
+}
+
+// end tells it that an end has begun.
+func (w *watched) end() {
+	w.manager.Stopping("ending as soon as all answers are sent", server.GraceLimit)
+}
