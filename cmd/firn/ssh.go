@@ -43,7 +43,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			return nil, nil, err
 		}
 	}
-	behind := session.NewBehind()
+	behind, clients := session.NewBehind(), session.NewClients()
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {
@@ -56,6 +56,8 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Daemon:  daemon,
 			Version: "firn " + a.version,
 			Behind:  behind,
+			Client:  l.Key,
+			Clients: clients,
 			Logger:  log.With("remote", l.Remote.String(), "cache", l.User),
 		})
 	}

@@ -3,6 +3,7 @@ package session
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync"
 
@@ -74,6 +75,9 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 	go func() {
 		defer done()
 		err := s.tell(s.keep(ctx, c, info, ended, before))
+		if err != nil { // which may be told when another path is being sent
+			err = fmt.Errorf("%s: %w", info.Path, err)
+		}
 		if ended.end(err) { // before it was read: that is what reading it comes to
 			err = nil
 		}
@@ -85,21 +89,32 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 }
 
 // Settle waits until all that was read is published, or has failed, and returns the first failure since it was last asked.
-func (s *store) Settle(context.Context) error {
+func (s *store) Settle(ctx context.Context) error {
+	err := s.push.wait(context.WithoutCancel(ctx)) // what is being kept ends with its own context
+	s.push.mu.Lock()
+	defer s.push.mu.Unlock()
+	s.push.failed = nil
+	return err
+}
+
+// wait waits until all that was read is published, or has failed, and returns the first failure, which stays.
+func (p *pushes) wait(ctx context.Context) error {
 	for {
-		var p *push
-		s.push.mu.Lock()
-		for _, p = range s.push.paths {
+		var next *push
+		p.mu.Lock()
+		for _, next = range p.paths {
 			break
 		}
-		if p == nil {
-			err := s.push.failed
-			s.push.failed = nil
-			s.push.mu.Unlock()
+		err := p.failed
+		p.mu.Unlock()
+		if next == nil {
 			return err
 		}
-		s.push.mu.Unlock()
-		<-p.settled
+		select {
+		case <-next.settled:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }
 

@@ -44,6 +44,13 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 	if s.daemon = newDaemon(c, opts.Daemon); s.daemon != nil {
 		defer s.daemon.close()
 	}
+	if opts.Clients != nil {
+		leave, err := opts.Clients.join(ctx, opts.Client, s)
+		if err != nil {
+			return s.tell(err)
+		}
+		defer leave()
+	}
 	heard := &heard{ReadWriter: conn}
 	heard.now()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ending ctx ends the acceptance of questions, not the answers
@@ -66,14 +73,14 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		}
 	})()
 
-	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version}
+	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Alone: s.alone.Load}
 	if command.Protocol == Legacy {
 		err = protocol.ServeLegacy(work, heard, s, options)
 	} else {
 		err = protocol.ServeWorker(work, heard, s, options)
 	}
-	if err != nil {
-		cancel() // what is still being kept of a client that has gone
+	if err != nil { // what was read is kept, also of a client that has gone, unless that takes long
+		defer time.AfterFunc(stuckTime, cancel).Stop()
 	}
 	return errors.Join(err, s.Settle(work)) // whose texts are for clients
 }

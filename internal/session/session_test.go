@@ -226,3 +226,66 @@ func TestBehind(t *testing.T) {
 		close(next)
 	})
 }
+
+// A client that has several conversations is alone in none of them, and what was read in one is settled before the next begins.
+func TestClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := NewClients()
+		first, second, other := &store{}, &store{}, &store{}
+		join := func(client string, s *store) func() {
+			leave, err := c.join(t.Context(), client, s)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return leave
+		}
+		leaveFirst := join("a", first)
+		leaveOther := join("b", other)
+		if !first.alone.Load() || !other.alone.Load() {
+			t.Error("clients with one conversation are not alone in it")
+		}
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "path", "contents").Info
+		p, _, err := first.push.add(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var leaveSecond func()
+		joined := make(chan struct{})
+		go func() {
+			defer close(joined)
+			leaveSecond = join("a", second)
+		}()
+		synctest.Wait()
+		select {
+		case <-joined:
+			t.Error("the second conversation begins before what was read in the first is settled")
+		default:
+		}
+		first.push.settle(path.Path, p, nil)
+		<-joined
+		if first.alone.Load() || second.alone.Load() || !other.alone.Load() {
+			t.Error("it is not so that two of three are not alone")
+		}
+		leaveSecond()
+		if p, _, err = first.push.add(path); err != nil {
+			t.Fatal(err)
+		}
+		first.push.settle(path.Path, p, errors.New("it was wrong"))
+		if _, err := c.join(t.Context(), "a", second); err == nil || !strings.Contains(err.Error(), "it was wrong") {
+			t.Errorf("what failed in the first is %v to the next", err)
+		}
+		if err := first.Settle(t.Context()); err == nil {
+			t.Error("what failed is not told in its own conversation")
+		}
+		leaveFirst()
+		leaveOther()
+		leaveSecond = join("a", second)
+		if !second.alone.Load() {
+			t.Error("the last one is not alone")
+		}
+		leaveSecond()
+		if len(c.have) > 0 {
+			t.Errorf("there are %v when all have ended", c.have)
+		}
+	})
+}

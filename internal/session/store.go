@@ -33,6 +33,10 @@ type Options struct {
 	Daemon string
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
+	// Client is who the client is, the same in all its conversations, and Clients, which is shared by all, knows these: a path that a client
+	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
+	Client  string
+	Clients *Clients
 	// Logger is told what the client is not. Nil discards.
 	Logger *slog.Logger
 }
@@ -46,6 +50,7 @@ type store struct {
 	dir    nix.StoreDir
 	daemon *daemon      // nil: paths go into the sink
 	busy   atomic.Int32 // questions that are being answered
+	alone  atomic.Bool  // it is known to be the only one of its client
 	push   pushes
 }
 

@@ -41,10 +41,10 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	defer s.end()
 	defer sc.Close()
 	key := sc.Permissions.ExtraData[whoKey{}].(ssh.PublicKey)
-	l := &Login{User: sc.User(), Remote: remote, Who: func(ctx context.Context) (cache.Principal, error) {
+	l := &Login{User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
 		return s.access.SSHKey(ctx, key, sc.User())
 	}}
-	log = log.With("user", l.User, "key", ssh.FingerprintSHA256(key))
+	log = log.With("user", l.User, "key", l.Key)
 	log.Debug("logged in", "client", string(sc.ClientVersion()))
 
 	var others sync.WaitGroup

@@ -70,6 +70,7 @@ type Access interface {
 type Login struct {
 	User   string     // as which it logged in
 	Remote netip.Addr // zero if there is none
+	Key    string     // the fingerprint of its key
 	// Who returns who it is now: cache.ErrUnauthenticated if its key was revoked or has expired since.
 	Who func(ctx context.Context) (cache.Principal, error)
 }

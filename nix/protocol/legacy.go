@@ -41,6 +41,7 @@ type legacyServer struct {
 	dir     nix.StoreDir
 	opts    Options
 	version uint64
+	coming  coming
 }
 
 // ServeLegacy answers the serve protocol until the client ends it, which is nil. There is no way to tell the client of a failure
@@ -84,6 +85,13 @@ func (s *legacyServer) answer(ctx context.Context, op uint64) error {
 	}
 	var err error
 	switch op {
+	case legacyAddToStoreNar, legacyQueryPathInfos: // those that come between the paths of a copy
+	default:
+		if err := s.settle(ctx); err != nil {
+			return err
+		}
+	}
+	switch op {
 	case legacyQueryValidPaths:
 		err = s.queryValidPaths(ctx)
 	case legacyQueryPathInfos:
@@ -121,18 +129,29 @@ func (s *legacyServer) queryValidPaths(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	s.coming.asked(paths, valid)
 	s.putPaths(valid)
 	return nil
 }
 
 func (s *legacyServer) queryPathInfos(ctx context.Context) error {
 	for _, p := range s.paths(s.dir) {
+		if s.coming.sent[p] {
+			if err := s.settle(ctx); err != nil {
+				return err
+			}
+		}
 		info, err := s.store.PathInfo(ctx, p)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return err
+		}
+		if s.coming.gone(p) { // somebody else has sent it, and this client will not
+			if err := s.settle(ctx); err != nil {
+				return err
+			}
 		}
 		s.putPath(info.Path)
 		s.putPath(info.Deriver)
@@ -279,11 +298,19 @@ func (s *legacyServer) addToStoreNar(ctx context.Context) error {
 	if err := s.store.ReadNAR(ctx, info, exactly(s.r, info.NARSize)); err != nil {
 		return err
 	}
-	if err := s.store.Settle(ctx); err != nil {
-		return err
+	if last := s.coming.read(info.Path); last || s.opts.Alone == nil || !s.opts.Alone() {
+		if err := s.settle(ctx); err != nil {
+			return err
+		}
 	}
 	s.putUint(1)
 	return nil
+}
+
+// settle waits until all that was read is published.
+func (s *legacyServer) settle(ctx context.Context) error {
+	clear(s.coming.sent)
+	return s.store.Settle(ctx)
 }
 
 // exactly is a reader of n bytes of r, which fails where r has fewer.

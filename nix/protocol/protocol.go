@@ -64,6 +64,9 @@ type Options struct {
 	ReadOnly bool
 	// Version is told to clients of the worker protocol as that of Nix, such as "firn 1.0".
 	Version string
+	// Alone reports whether this is the only conversation of its client, so that all paths of a copy come in it. Those that are pushed
+	// by the serve protocol are then answered while they are being kept, except for the last. Nil: it never is.
+	Alone func() bool
 }
 
 // errReadOnly is for whoever writes to what is read-only.
