@@ -7,7 +7,7 @@ TOOL     := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 # Test lines as go test prints them, and the counts at the end.
 TEST     := $(TOOL) gotestsum --format standard-quiet --
 
-.PHONY: help build test unit e2e nix roots check lint vulns race ci fuzz bench
+.PHONY: help build test unit e2e nix roots check lint vulns race ci fuzz record bench
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ ci: test check ## Run what a change must pass
 
 fuzz: ## Run every fuzz target in turn, FUZZTIME each (10s)
 	@scripts/fuzz $(FUZZTIME)
+
+record: nix roots ## Record anew what each Nix says over SSH, for internal/session to replay
+	cd e2e && $(GO) test -run '^TestConversations$$' -count=1 . -record
 
 bench: nix ## Measure against nginx with the same store; BENCHFLAGS="--quick" for a short run
 	$(GO) run ./bench $(BENCHFLAGS)

@@ -51,6 +51,7 @@ var rules = map[string]rule{
 	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "internal/walindex", "nix"}, libraries: true},
 	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "internal/logs", "nix", "nix/nar"}, libraries: true},
 	"internal/session":                   {rooms: []string{"internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
+	"internal/session/conversation":      {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
 	"internal/sshd":                      {rooms: []string{"internal/cache"}, libraries: true},
 	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
 
@@ -81,7 +82,7 @@ var rules = map[string]rule{
 }
 
 // infrastructure is for tests and measurements, and never part of a program.
-var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/archtest", "internal/cache/cachetest", "internal/debstore", "internal/depot/catalog/catalogtest", "nix/nar/nartest"}
+var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/archtest", "internal/cache/cachetest", "internal/debstore", "internal/depot/catalog/catalogtest", "internal/session/conversation", "nix/nar/nartest"}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
