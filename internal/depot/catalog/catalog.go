@@ -11,6 +11,7 @@
 //	file                 in one cache: logs, realisations, build traces
 //
 // A NAR goes when no upload and no path leads to it, and a pack when no NAR does.
+// A pack that NARs have left is thin: what of it is still needed may be moved to a new one.
 // Nobody counts: a sweep finds them, and leaves alone what is younger than its grace,
 // so a client may take that long between the first byte of a NAR and its narinfo.
 package catalog
@@ -60,6 +61,7 @@ type Catalog interface {
 	SSHKeys
 	Notes
 	NARs
+	Packs
 	Paths
 	Files
 
@@ -353,6 +355,7 @@ type Counts struct {
 	NARBytes                           int64 // NAR sizes, of each path for a cache, of each NAR for everything
 	FileBytes                          int64 // as served, likewise
 	PackBytes                          int64 // kept; 0 for one cache
+	Reclaimable                        int64 // of PackBytes, what is known to go with a later sweep
 	Damaged                            int64 // NARs that are withheld
 }
 

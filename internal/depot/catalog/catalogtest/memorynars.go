@@ -74,6 +74,9 @@ func (m *Memory) keep(id catalog.NARID, n *catalog.NewNAR) {
 			m.chunks[c.Hash] = c
 		}
 	}
+	if old := m.nars[id]; old != nil {
+		m.leave(old)
+	}
 	k := &kept{NAR: n.NAR, listing: n.Listing, at: m.now()}
 	k.ID, k.Damaged = id, false
 	m.nars[id], m.narIDs[n.Hash] = k, id
@@ -219,6 +222,7 @@ func (m *Memory) Sweep(_ context.Context, before time.Time, limit int) (packs []
 			return false
 		}
 		delete(m.narIDs, k.Hash)
+		m.leave(k)
 		return true
 	})
 	packs, more = m.sweepPacks(before, limit)

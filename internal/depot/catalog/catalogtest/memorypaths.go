@@ -221,7 +221,12 @@ func (m *Memory) Count(_ context.Context, cache *catalog.CacheID) (catalog.Count
 			c.Damaged++
 		}
 	}
-	for _, p := range m.packs {
+	for name, p := range m.packs {
+		if m.refers(name) {
+			c.Reclaimable += p.dead
+		} else {
+			c.Reclaimable += p.size
+		}
 		c.PackBytes += p.size
 	}
 	return c, nil

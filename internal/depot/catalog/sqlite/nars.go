@@ -83,11 +83,7 @@ func (c *Catalog) addNAR(x *change, n *catalog.NewNAR) (id catalog.NARID, added 
 // keepNAR adds a NAR, or replaces all but the ID of one that is damaged.
 func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catalog.NARID, error) {
 	if n.Pack != nil {
-		var pack int64
-		if _, err := x.get("INSERT INTO packs (name, size) VALUES (?, ?) RETURNING id", []any{n.Pack.Name, n.Pack.Size}, &pack); err != nil {
-			return 0, err
-		}
-		if err := x.exec("INSERT INTO loose_packs (pack) VALUES (?)", pack); err != nil { // until a NAR refers to it
+		if _, err := addPack(x, *n.Pack); err != nil {
 			return 0, err
 		}
 	}
@@ -169,31 +165,42 @@ func (c *Catalog) ForgetChunks(ctx context.Context, pack string, offsets []int64
 
 // NAR returns what is kept under a NAR hash.
 func (c *Catalog) NAR(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
-	n := &catalog.NAR{Hash: hash}
+	n, err := c.nar(ctx, "hash = ?", hash[:])
+	if err == nil && n == nil {
+		err = catalog.ErrNotFound
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look up NAR: %w", err)
+	}
+	return n, nil
+}
+
+// nar returns the NAR that a condition is true of, nil if there is none.
+func (c *Catalog) nar(ctx context.Context, condition string, of any) (*catalog.NAR, error) {
+	n := &catalog.NAR{}
 	// One statement, so that recipe and packs are of one moment.
 	first := true
 	err := c.rows(ctx, func(scan func(...any) error) error {
 		var pack *string
 		if first {
 			first = false
-			if err := scan(&n.ID, &n.Size, &n.FileSize, &n.Tag, &n.Recipe, &n.Damaged, &pack); err != nil {
+			var hash []byte
+			if err := scan(&n.ID, &hash, &n.Size, &n.FileSize, &n.Tag, &n.Recipe, &n.Damaged, &pack); err != nil {
 				return err
 			}
-		} else if err := scan(new(int64), new(int64), new(int64), new(string), new([]byte), new(bool), &pack); err != nil {
+			copy(n.Hash[:], hash)
+		} else if err := scan(new(int64), new([]byte), new(int64), new(int64), new(string), new([]byte), new(bool), &pack); err != nil {
 			return err
 		}
 		if pack != nil {
 			n.Packs = append(n.Packs, *pack)
 		}
 		return nil
-	}, `SELECT nars.id, nars.size, file_size, tag, CASE WHEN coalesce(idx, 0) = 0 THEN recipe END, damaged, packs.name
+	}, `SELECT nars.id, hash, nars.size, file_size, tag, CASE WHEN coalesce(idx, 0) = 0 THEN recipe END, damaged, packs.name
 		FROM nars JOIN recipes ON recipes.nar = nars.id LEFT JOIN nar_packs ON nar_packs.nar = nars.id LEFT JOIN packs ON packs.id = pack
-		WHERE hash = ? ORDER BY idx`, hash[:])
-	if err == nil && first {
-		err = catalog.ErrNotFound
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look up NAR: %w", err)
+		WHERE `+condition+` ORDER BY idx`, of)
+	if err != nil || first {
+		return nil, err
 	}
 	return n, nil
 }
@@ -362,6 +369,7 @@ func (c *Catalog) sweepPacks(x *change, before int64, limit int) (more bool, gon
 		err = errors.Join(err,
 			x.exec("DELETE FROM chunks WHERE pack = ?", id),
 			x.exec("DELETE FROM loose_packs WHERE pack = ?", id),
+			x.exec("DELETE FROM thin_packs WHERE pack = ?", id),
 			x.exec("DELETE FROM packs WHERE id = ?", id))
 		if err != nil {
 			return false, nil, err

@@ -336,8 +336,10 @@ func (c *Catalog) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Co
 		err = c.queryRow(ctx, `
 			SELECT (SELECT count(*) FROM caches WHERE name IS NOT NULL), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
 				(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
+				(SELECT coalesce(sum(size), 0) FROM loose_packs JOIN packs ON packs.id = loose_packs.pack) +
+				(SELECT coalesce(sum(dead), 0) FROM thin_packs WHERE NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack)),
 				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged), 0) FROM nars`).
-			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
+			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
 	}
 	if err != nil {
 		return catalog.Counts{}, fmt.Errorf("count: %w", err)

@@ -15,13 +15,15 @@ import (
 )
 
 // bigTables may have millions of rows.
-var bigTables = []string{"packs", "chunks", "nars", "nar_packs", "recipes", "listings", "uploads", "paths", "debug_info", "files"}
+var bigTables = []string{"packs", "chunks", "nars", "nar_packs", "recipes", "listings", "uploads", "paths", "debug_info", "files", "thin_packs"}
 
 // exempt has statements that may do what costs more, the more there is, by how they begin, with how the steps for that begin.
 var exempt = map[string][]string{
 	// Counting everything, and the paths of a cache.
-	"SELECT (SELECT count(*) FROM caches": {"SCAN chunks", "SCAN nars", "SCAN packs", "SCAN paths"},
+	"SELECT (SELECT count(*) FROM caches": {"SCAN chunks", "SCAN nars", "SCAN packs", "SCAN paths", "SCAN thin_packs"},
 	"SELECT 1, count(*), count(DISTINCT":  {"USE TEMP B-TREE FOR count(DISTINCT)"},
+	// Those that are to be examined.
+	"SELECT name, size, gone FROM thin_packs": {"SCAN thin_packs USING INDEX thin_packs_to_examine"},
 	// The hosts of one cache.
 	"SELECT id, name, store_dir, sources": {"USE TEMP B-TREE FOR group_concat(ORDER BY)"},
 }

@@ -1,0 +1,54 @@
+package catalog
+
+import (
+	"context"
+	"iter"
+)
+
+// A ThinPack is a pack that NARs have left.
+type ThinPack struct {
+	Pack
+	Left int64 // how many, since it was last examined; for Examined
+}
+
+// A Move puts frames of a pack into a new one.
+type Move struct {
+	From   string
+	To     Pack
+	Chunks []MovedChunk // what From has besides, nothing new may refer to from then on
+	NARs   []MovedNAR   // at most 256
+}
+
+// A MovedChunk is a chunk of a Move.
+type MovedChunk struct {
+	Hash Sum
+	From int64 // its offset in the old pack
+	To   int64 // in the new one
+}
+
+// A MovedNAR is a NAR that gets another recipe: one with all frames that lay in the old pack in the new one.
+type MovedNAR struct {
+	ID     NARID
+	Index  int    // of the old pack, and then the new one, in its Packs
+	Was    []byte // its recipe until now
+	Recipe []byte
+	Tag    string
+}
+
+// Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
+type Packs interface {
+	// ThinPacks returns up to limit packs that NARs have left since they were last examined, and to which others refer.
+	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
+
+	// NARsIn iterates over the NARs that refer to a pack, in the order of their IDs, with all there is of them.
+	// It holds no transaction open between two items.
+	NARsIn(ctx context.Context, pack string) iter.Seq2[*NAR, error]
+
+	// Examined notes how many bytes of a pack no NAR needs. The pack is not thin until another NAR leaves it, or has left it meanwhile.
+	Examined(ctx context.Context, p ThinPack, dead int64) error
+
+	// MoveFrames makes a move, all or nothing, and returns the NARs that were moved. NARs with another recipe by now are passed over.
+	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then To is nobody's, unless an earlier move had it.
+	// The chunks that lie where the move says lie in the new pack from then on, and are as much led to as before.
+	MoveFrames(ctx context.Context, m *Move) (moved []NARID, err error)
+}
