@@ -116,6 +116,33 @@ func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	if err := in.end(); err != nil {
 		return err
 	}
+	u.Uses = in.uses
+	added, err := in.register(u, listing)
+	for range maxRelocations {
+		if !errors.Is(err, catalog.ErrGone) {
+			break
+		}
+		moved, failed := in.relocate()
+		if failed != nil || !moved {
+			break
+		}
+		added, err = in.register(u, listing)
+	}
+	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds the pack.
+	if in.pack != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
+		p.d.discard(ctx, in.packName)
+	}
+	if in.pack == nil && in.decoy.w != nil {
+		p.d.discard(ctx, in.decoy.name)
+	}
+	if err == nil && added {
+		p.d.recipes.known.drop(u.NARHash) // that of a NAR that was damaged
+	}
+	return failure("add NAR", err)
+}
+
+// register tells the catalog of what was ingested.
+func (in *ingest) register(u *catalog.Upload, listing []byte) (added bool, err error) {
 	n := &catalog.NewNAR{
 		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: in.packs},
 		Chunks:  in.chunks,
@@ -131,19 +158,8 @@ func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	if in.pack != nil {
 		n.Pack = &catalog.Pack{Name: in.packName, Size: in.packSize}
 	}
-	u.Uses = in.uses
-	_, added, err := p.d.catalog.AddNAR(ctx, n)
-	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds the pack.
-	if in.pack != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
-		p.d.discard(ctx, in.packName)
-	}
-	if in.pack == nil && in.decoy.w != nil {
-		p.d.discard(ctx, in.decoy.name)
-	}
-	if err == nil && added {
-		p.d.recipes.known.drop(u.NARHash) // that of a NAR that was damaged
-	}
-	return failure("add NAR", err)
+	_, added, err = in.d.catalog.AddNAR(in.ctx, n)
+	return added, err
 }
 
 // discard deletes a pack that nobody needs.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -53,7 +54,8 @@ func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 	if err != nil {
 		return nil, err
 	}
-	if known && k.id == n.ID && k.tag == r.tag && k.damaged == n.Damaged {
+	// The tag stays when frames are moved.
+	if known && k.id == n.ID && k.tag == r.tag && k.damaged == n.Damaged && slices.Equal(k.packs, r.packs) && slices.Equal(k.extents, r.extents) {
 		k.version.Store(version)
 		return k, nil
 	}

@@ -25,7 +25,7 @@ type sweeps struct {
 	listed  time.Time       // when all blobs were listed last; zero: never
 }
 
-// Tick removes what nothing leads to any more, and what uploads that were cut off have left behind.
+// Tick removes what nothing leads to any more, and what uploads that were cut off have left behind, and rewrites packs that are mostly nobody's.
 // Anything younger than the grace stays, and so does, until it is closed, what is open.
 func (d *Depot) Tick(ctx context.Context) error {
 	d.sweeps.mu.Lock()
@@ -53,6 +53,9 @@ func (d *Depot) Tick(ctx context.Context) error {
 		errs = append(errs, d.deleteWaiting(ctx))
 	}
 	errs = append(errs, d.deleteWaiting(ctx))
+	if err := d.rewrite(ctx); err != nil {
+		errs = append(errs, err)
+	}
 	if err := d.blobs.Sweep(ctx, before); err != nil {
 		errs = append(errs, fmt.Errorf("sweep packs: %w", err))
 	}

@@ -1,0 +1,58 @@
+package depot
+
+import (
+	"firn/internal/depot/catalog"
+)
+
+// maxRelocations is how often a NAR is told anew where its chunks lie, which takes a pack that is rewritten just then each time.
+const maxRelocations = 3
+
+// relocate asks again where the chunks lie that were there when the NAR came in: their pack may have been rewritten meanwhile.
+// It reports whether some lie elsewhere now, and all are still there.
+func (in *ingest) relocate() (bool, error) {
+	type old struct {
+		pack string
+		off  int64
+	}
+	moved := make(map[old]catalog.Chunk)
+	now := make(map[catalog.Sum]catalog.Chunk, len(in.built))
+	for asked := in.built; len(asked) > 0; {
+		some := asked[:min(len(asked), maxAsked)]
+		asked = asked[len(some):]
+		sums := make([]catalog.Sum, len(some))
+		for i, c := range some {
+			sums[i] = c.Hash
+		}
+		found, err := in.d.catalog.Chunks(in.ctx, in.cache, sums)
+		if err != nil {
+			return false, failure("look up chunks", err)
+		}
+		for _, c := range found {
+			now[c.Hash] = c
+		}
+	}
+	for i, was := range in.built {
+		is, ok := now[was.Hash]
+		if !ok || is.Size != was.Size {
+			return false, nil
+		}
+		if is.Pack != was.Pack || is.Offset != was.Offset {
+			moved[old{was.Pack, was.Offset}] = is
+			in.built[i] = is
+		}
+	}
+	if len(moved) == 0 {
+		return false, nil
+	}
+	packs := in.packs
+	in.packs, in.indices = nil, nil // those that no frame lies in any more are left out
+	for i := range in.frames {
+		f := &in.frames[i]
+		name := packs[f.pack]
+		if c, ok := moved[old{name, f.off}]; ok {
+			name, f.off, f.length = c.Pack, c.Offset, int32(c.Length)
+		}
+		f.pack = in.index(name)
+	}
+	return true, nil
+}

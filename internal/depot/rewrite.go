@@ -1,0 +1,277 @@
+package depot
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+)
+
+const (
+	// examineLimit is how many packs one tick examines.
+	examineLimit = 64
+	// rewriteLimit is how many bytes of packs one tick copies, or a pack more.
+	rewriteLimit = 1 << 30
+	// moveLimit is how many NARs one transaction moves: others wait for it; moveBytes how many bytes their recipes have, or a recipe more.
+	moveLimit, moveBytes = 64, 4 << 20
+)
+
+// rewrite copies what is needed of packs of which most is not into new ones.
+//
+// A pack is written anew when more than half of it is nobody's, so no more is copied than is freed.
+// The new pack is durable before the catalog hears of it. Then the NARs are moved, some at a time, and with the first of them the chunks,
+// so that nothing new refers to the old pack. That one goes as any pack that no NAR refers to, after the grace: who reads it has that long.
+// A crash leaves a pack that no record leads to, or NARs of which some are moved; the next tick examines what is left.
+func (d *Depot) rewrite(ctx context.Context) error {
+	thin, err := d.catalog.ThinPacks(ctx, examineLimit)
+	if err != nil {
+		return failure("look up thin packs", err)
+	}
+	var copied int64
+	for _, p := range thin {
+		if copied > rewriteLimit {
+			break
+		}
+		n, err := d.examine(ctx, p)
+		if err != nil {
+			return fmt.Errorf("rewrite pack %s: %w", p.Name, err)
+		}
+		copied += n
+	}
+	return nil
+}
+
+// errUnsound says that a pack is not to be moved as it is.
+var errUnsound = errors.New("it is damaged")
+
+// examine rewrites a pack if that is worth it, and returns how many bytes were copied.
+func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) {
+	live, err := d.live(ctx, p.Name)
+	var size int64
+	for _, f := range live {
+		size += int64(f.length)
+	}
+	dead := max(0, p.Size-size)
+	if errors.Is(err, errUnsound) {
+		return 0, failure("note pack", d.catalog.Examined(ctx, p, 0))
+	}
+	if err != nil {
+		return 0, err
+	}
+	if len(live) == 0 || 2*dead <= p.Size {
+		return 0, failure("note pack", d.catalog.Examined(ctx, p, dead))
+	}
+	r := &rewriting{d: d, old: p.Name, at: make(map[int64]int64, len(live))}
+	switch err := r.copy(ctx, live); {
+	case errors.Is(err, errUnsound), errors.Is(lost(err), errDamaged):
+		d.log.Error("a pack is left as it is, as it is damaged: run firn verify", "pack", p.Name, "error", err)
+		return 0, failure("note pack", d.catalog.Examined(ctx, p, dead))
+	case err != nil:
+		return 0, err
+	}
+	rest, err := r.move(ctx)
+	if err == nil && !rest {
+		err = failure("note pack", d.catalog.Examined(ctx, p, 0))
+	}
+	if err == nil {
+		d.log.Info("rewrote a pack", "pack", p.Name, "size", p.Size, "to", r.to.Name, "kept", r.to.Size)
+	}
+	return size, err
+}
+
+// live returns the frames of a pack that NARs refer to, by their offsets. One of a NAR that is withheld is left where it is, until that is repaired.
+func (d *Depot) live(ctx context.Context, pack string) (map[int64]frame, error) {
+	live := make(map[int64]frame)
+	for n, err := range d.catalog.NARsIn(ctx, pack) {
+		if err != nil {
+			return nil, failure("list NARs", err)
+		}
+		if n.Damaged {
+			return live, fmt.Errorf("NAR %x: %w", n.Hash, errUnsound)
+		}
+		places, err := placesOf(n)
+		if err != nil {
+			return live, fmt.Errorf("%w: %w", errUnsound, err)
+		}
+		for _, at := range places {
+			if n.Packs[at.pack] == pack {
+				live[at.off] = frame{uint32(at.size), uint32(at.length)}
+			}
+		}
+	}
+	return live, nil
+}
+
+// placesOf returns where the frames of a NAR lie.
+func placesOf(n *catalog.NAR) ([]place, error) {
+	r, err := parseRecipe(n)
+	if err != nil {
+		return nil, err
+	}
+	places := make([]place, 0, len(r.frames))
+	for c := (cursor{off: r.extents[0].off}); c.frame < len(r.frames); r.advance(&c) {
+		f := r.frames[c.frame]
+		places = append(places, place{pack: int32(r.extents[c.extent].pack), off: c.off, size: int32(f.size), length: int32(f.length)})
+	}
+	return places, nil
+}
+
+// A rewriting is of one pack.
+type rewriting struct {
+	d      *Depot
+	old    string
+	to     catalog.Pack
+	at     map[int64]int64 // offsets in the new pack, by those in the old one
+	chunks []catalog.MovedChunk
+}
+
+// copy makes the new pack.
+func (r *rewriting) copy(ctx context.Context, live map[int64]frame) error {
+	from, err := r.d.packs.get(ctx, r.old)
+	if err != nil {
+		return err
+	}
+	defer r.d.packs.release(from)
+	r.to.Name = newPackName()
+	w, err := r.d.blobs.Create(ctx, r.to.Name)
+	if err != nil {
+		return fmt.Errorf("create pack: %w: %w", cache.ErrUnavailable, err)
+	}
+	defer w.Abort()
+	var packed []byte
+	for _, off := range slices.Sorted(maps.Keys(live)) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		f := live[off]
+		packed = slices.Grow(packed[:0], int(f.length))[:f.length]
+		if err := readFull(from, packed, off); err != nil {
+			return fmt.Errorf("read pack: %w", err)
+		}
+		sum, err := r.d.sumOf(packed, f)
+		if err != nil {
+			return err
+		}
+		if _, err := w.Write(packed); err != nil {
+			return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
+		}
+		// Of a frame that is no chunk, or not the one that it was, the catalog knows no chunk of this hash at this place.
+		r.chunks = append(r.chunks, catalog.MovedChunk{Hash: sum, From: off, To: r.to.Size})
+		r.at[off] = r.to.Size
+		r.to.Size += int64(f.length)
+	}
+	return commit(ctx, w)
+}
+
+// sumOf returns the hash of what a frame has.
+func (d *Depot) sumOf(packed []byte, f frame) (sum catalog.Sum, err error) {
+	d.coders.work(func() {
+		z, failed := d.coders.decoder()
+		if failed != nil {
+			err = failed
+			return
+		}
+		defer d.coders.putDecoder(z)
+		data, failed := z.DecodeAll(packed, make([]byte, 0, f.size))
+		if failed == nil && len(data) != int(f.size) {
+			failed = fmt.Errorf("a frame has %d bytes, not %d", len(data), f.size)
+		}
+		if failed != nil {
+			err = fmt.Errorf("%w: %w", errUnsound, failed)
+			return
+		}
+		sum = sha256.Sum256(data)
+	})
+	return sum, err
+}
+
+// move has the NARs refer to the new pack, and reports whether some still refer to the old one: such as came while it was copied.
+func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
+	m := &catalog.Move{From: r.old, To: r.to, Chunks: r.chunks}
+	var hashes []catalog.Sum
+	var size int
+	first := true
+	flush := func() error {
+		if len(m.NARs) == 0 {
+			return nil
+		}
+		moved, err := r.d.catalog.MoveFrames(ctx, m)
+		rest = rest || len(moved) < len(m.NARs)
+		if errors.Is(err, catalog.ErrGone) {
+			if first { // after any other error it may have been moved; if it was not, a sweep finds the pack
+				r.d.discard(ctx, r.to.Name)
+			}
+			return err
+		}
+		if err != nil {
+			return failure("move frames", err)
+		}
+		for _, hash := range hashes {
+			r.d.recipes.known.drop(hash)
+		}
+		first, m.Chunks, m.NARs, hashes, size = false, nil, nil, nil, 0
+		return nil
+	}
+	for n, err := range r.d.catalog.NARsIn(ctx, r.old) {
+		if err != nil {
+			return rest, failure("list NARs", err)
+		}
+		moved, ok, err := r.recipe(n)
+		if err != nil {
+			return rest, err
+		}
+		if !ok {
+			rest = true
+			continue
+		}
+		m.NARs, hashes = append(m.NARs, moved), append(hashes, n.Hash)
+		if size += len(moved.Was) + len(moved.Recipe); len(m.NARs) == moveLimit || size > moveBytes {
+			if err := flush(); err != nil {
+				return rest, ignoreGone(err)
+			}
+		}
+	}
+	err = flush()
+	if err == nil && first { // all have left it
+		r.d.discard(ctx, r.to.Name)
+	}
+	return rest || errors.Is(err, catalog.ErrGone), ignoreGone(err)
+}
+
+// ignoreGone returns nil where somebody else was faster.
+func ignoreGone(err error) error {
+	if errors.Is(err, catalog.ErrGone) {
+		return nil
+	}
+	return err
+}
+
+// recipe returns the new recipe of a NAR. ok is false if it needs more than was copied.
+func (r *rewriting) recipe(n *catalog.NAR) (moved catalog.MovedNAR, ok bool, err error) {
+	places, err := placesOf(n)
+	if err != nil {
+		return moved, false, err
+	}
+	index := slices.Index(n.Packs, r.old)
+	for i := range places {
+		at := &places[i]
+		if n.Packs[at.pack] != r.old {
+			continue
+		}
+		to, there := r.at[at.off]
+		if !there || int(at.pack) != index {
+			return moved, false, nil
+		}
+		at.off = to
+	}
+	moved = catalog.MovedNAR{ID: n.ID, Index: index, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}
+	if moved.Tag == "" { // the bytes are the same
+		moved.Tag = newTag(n.Recipe, n.Packs)
+	}
+	return moved, true, nil
+}
