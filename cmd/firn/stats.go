@@ -20,6 +20,7 @@ type statsCommand struct {
 func (*statsCommand) Help() string {
 	return `Sizes are of NARs uncompressed, of NARs as they are served, and of what is kept on disk,
 which is less where NARs have parts in common. Several caches may share what is kept.
+What no NAR needs any more stays for a day, and longer where it is less than half of its pack.
 
 Examples:
 
@@ -38,6 +39,7 @@ type shownCounts struct {
 	Chunks   *int64   `json:"chunks,omitempty"`
 	Packs    *int64   `json:"packs,omitempty"`
 	Kept     *int64   `json:"keptBytes,omitempty"`
+	Leaving  *int64   `json:"reclaimableBytes,omitempty"`
 	Ratio    *float64 `json:"ratio,omitempty"` // NAR bytes to bytes kept
 }
 
@@ -72,7 +74,7 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		if err != nil {
 			return err
 		}
-		total := shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes}
+		total := shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
 		if n.PackBytes > 0 {
 			ratio := float64(n.NARBytes) / float64(n.PackBytes)
 			total.Ratio = &ratio
@@ -100,6 +102,9 @@ func (c *statsCommand) Run(k *kong.Context) error {
 			fmt.Fprintf(k.Stdout, ": %.2f bytes of NARs for each byte kept", *last.Ratio)
 		}
 		fmt.Fprintln(k.Stdout)
+		if *last.Leaving > 0 {
+			fmt.Fprintf(k.Stdout, "%s of it no NAR needs any more; most goes by itself, a day later\n", size(*last.Leaving))
+		}
 	}
 	return nil
 }
