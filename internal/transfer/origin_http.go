@@ -10,12 +10,12 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
 
 	"firn/internal/cache"
+	"firn/internal/remote"
 )
 
 const (
@@ -23,56 +23,33 @@ const (
 	tries = 7
 	// patience is how long nothing may come: the time after which a client of Nix goes away too.
 	patience = 5 * time.Minute
-	// maxRedirects is how many a client of Nix follows.
-	maxRedirects = 10
 	// maxWait bounds what a server may ask for with Retry-After.
 	maxWait = time.Minute
 )
 
 // An httpOrigin is a cache reached over HTTP.
 type httpOrigin struct {
-	base   *url.URL // ends with a slash; no user
-	user   *url.Userinfo
+	site   remote.Site
 	agent  string
 	client *http.Client
 	pause  time.Duration // before the first repetition
 }
 
 func newHTTPOrigin(base *url.URL, opts *ImportOptions) (*httpOrigin, error) {
-	if base.Host == "" || base.RawQuery != "" || base.Fragment != "" {
-		return nil, fmt.Errorf("%w: want http://HOST/PATH", cache.ErrInvalid)
-	}
-	clean := *base
-	clean.User = nil // or else errors show it
-	clean.Path = strings.TrimSuffix(clean.Path, "/") + "/"
-	clean.RawPath = ""
-	user := base.User
-	if user == nil && opts.Netrc != "" {
-		var err error
-		if user, err = login(opts.Netrc, base.Hostname()); err != nil {
-			return nil, err
-		}
+	site, err := remote.ParseSite(base, opts.Netrc)
+	if err != nil {
+		return nil, err
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.DisableCompression = true // what is asked for in parts has to be as it is
 	transport.ResponseHeaderTimeout = patience
 	transport.MaxIdleConnsPerHost = 2 * opts.Workers
-	o := &httpOrigin{
-		base:  &clean,
-		user:  user,
-		agent: cmp.Or(opts.UserAgent, "firn"),
-		pause: cmp.Or(opts.pause, backoff.DefaultInitialInterval),
-	}
-	o.client = &http.Client{Transport: transport, CheckRedirect: func(r *http.Request, via []*http.Request) error {
-		switch {
-		case len(via) > maxRedirects:
-			return fmt.Errorf("%w: more than %d redirects", cache.ErrInvalid, maxRedirects)
-		case via[0].URL.Scheme == "https" && r.URL.Scheme != "https":
-			return fmt.Errorf("%w: %s redirects to a URL that is not https", cache.ErrInvalid, via[0].URL.Host)
-		}
-		return nil
-	}}
-	return o, nil
+	return &httpOrigin{
+		site:   site,
+		agent:  cmp.Or(opts.UserAgent, "firn"),
+		client: &http.Client{Transport: transport, CheckRedirect: remote.CheckRedirect},
+		pause:  cmp.Or(opts.pause, backoff.DefaultInitialInterval),
+	}, nil
 }
 
 func (o *httpOrigin) close() { o.client.CloseIdleConnections() }
@@ -81,18 +58,8 @@ func (o *httpOrigin) list(context.Context, string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) { yield("", errNoListing) }
 }
 
-// resolve returns where a file is. A narinfo must not lead to another host: its author need not be who runs this one.
-func (o *httpOrigin) resolve(name string) (*url.URL, error) {
-	u, err := o.base.Parse(name)
-	if err != nil || u.Scheme != o.base.Scheme || u.Host != o.base.Host {
-		return nil, fmt.Errorf("%w: %q leads to another host than %s", cache.ErrInvalid, name, o.base.Host)
-	}
-	u.User, u.Fragment = nil, ""
-	return u, nil
-}
-
 func (o *httpOrigin) open(ctx context.Context, name string) (io.ReadCloser, string, error) {
-	u, err := o.resolve(name)
+	u, err := o.site.Resolve(name)
 	if err != nil {
 		return nil, "", err
 	}
@@ -187,10 +154,7 @@ func (d *download) ask() error {
 		return backoff.Permanent(err)
 	}
 	r.Header.Set("User-Agent", d.origin.agent)
-	if user := d.origin.user; user != nil {
-		password, _ := user.Password()
-		r.SetBasicAuth(user.Username(), password)
-	}
+	d.origin.site.Authorize(r)
 	if d.off > 0 {
 		r.Header.Set("Range", fmt.Sprintf("bytes=%d-", d.off))
 		if d.tag != "" {

@@ -1,4 +1,4 @@
-package transfer
+package remote
 
 import (
 	"fmt"
@@ -13,8 +13,8 @@ import (
 // maxNetrc bounds a netrc file, in bytes.
 const maxNetrc = 1 << 20
 
-// login returns the user and password that a netrc file, as curl and Nix read it, has for a host name. Nil if it has none.
-func login(file, host string) (*url.Userinfo, error) {
+// Login returns the user and password that a netrc file, as curl and Nix read it, has for a host name. Nil if it has none.
+func Login(file, host string) (*url.Userinfo, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, err
