@@ -1,0 +1,48 @@
+package localstore
+
+import (
+	"context"
+	"database/sql"
+	"strings"
+
+	"firn/nix"
+)
+
+// newestQuery gives paths that somebody has signed, so which a cache somewhere has, and then others.
+const newestQuery = `
+	select path from (select path from ValidPaths where sigs <> '' and path not like '%.drv' order by id desc limit ?1)
+	union all
+	select path from (select path from ValidPaths where coalesce(sigs, '') = '' and path not like '%.drv' order by id desc limit ?1)`
+
+// Newest returns some of the paths that came last, but no derivations: up to n that have signatures, then up to n that have none.
+func (s *Store) Newest(ctx context.Context, n int) ([]nix.StorePath, error) {
+	d, _, err := s.acquire(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer s.mu.RUnlock()
+	if err := d.turn(ctx); err != nil {
+		return nil, err
+	}
+	defer d.endTurn()
+	rows, err := d.sql.QueryContext(ctx, newestQuery, n)
+	if err != nil {
+		return nil, d.fail("query", err)
+	}
+	defer rows.Close()
+	var paths []nix.StorePath
+	for rows.Next() {
+		var text sql.NullString
+		if err := rows.Scan(&text); err != nil {
+			return nil, d.fail("query", err)
+		}
+		base, _ := strings.CutPrefix(text.String, string(s.storeDir)+"/")
+		if path, err := s.storeDir.ParseBase(base); err == nil { // what is no path cannot be asked for
+			paths = append(paths, path)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, d.fail("query", err)
+	}
+	return paths, nil
+}
