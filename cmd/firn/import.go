@@ -95,16 +95,24 @@ func readPublicKeys(path string) ([]nix.PublicKey, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read trusted public keys %s: %w", path, err)
 	}
-	var keys []nix.PublicKey
-	for word := range strings.FieldsSeq(string(text)) {
-		key, err := nix.ParsePublicKey(word)
-		if err != nil {
-			return nil, fmt.Errorf("read trusted public keys %s: %w", path, err)
-		}
-		keys = append(keys, key)
+	keys, err := parsePublicKeys(string(text))
+	if err != nil {
+		return nil, fmt.Errorf("read trusted public keys %s: %w", path, err)
 	}
 	if len(keys) == 0 { // which would mean: trust everything
 		return nil, fmt.Errorf("read trusted public keys %s: there is none in it", path)
+	}
+	return keys, nil
+}
+
+// parsePublicKeys parses keys that are separated by spaces or lines.
+func parsePublicKeys(text string) (keys []nix.PublicKey, err error) {
+	for word := range strings.FieldsSeq(text) {
+		key, err := nix.ParsePublicKey(word)
+		if err != nil {
+			return nil, err
+		}
+		keys = append(keys, key)
 	}
 	return keys, nil
 }

@@ -42,6 +42,7 @@ type commandLine struct {
 	Export exportCommand `cmd:"" help:"Write a cache as files that any web server serves."`
 	Import importCommand `cmd:"" help:"Take over another binary cache."`
 	Stats  statsCommand  `cmd:"" help:"Show how much is kept."`
+	Doctor doctorCommand `cmd:"" help:"Find out what is wrong with a binary cache, of whatever server."`
 	Config struct {
 		Check  configCheckCommand  `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
 		Show   configShowCommand   `cmd:"" help:"Print the settings in effect and where each comes from."`

@@ -54,6 +54,19 @@ func TestProxyWalk(t *testing.T) {
 	}
 }
 
+// So does that of the page on firn doctor.
+func TestDoctorWalk(t *testing.T) {
+	dir := t.TempDir()
+	// Something is built here, by a user with a store of its own.
+	if err := os.WriteFile(dir+"/nix.conf", []byte("build-users-group =\nsandbox = false\nsubstituters =\n"), 0o666); err != nil {
+		t.Fatal(err)
+	}
+	out := walk(t, "docs/doctor.md", "NIX_STORE_DIR="+dir+"/store", "NIX_STATE_DIR="+dir+"/var", "NIX_LOG_DIR="+dir+"/log", "HOME="+dir, "NIX_CONF_DIR="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if !strings.Contains(out, "fail  signature     signed by") || strings.Count(out, " 0 failed,") != 1 {
+		t.Errorf("not what the page says:\n%s", out)
+	}
+}
+
 // goEnv returns a setting of the go command, which follows from HOME where the environment does not say it.
 func goEnv(t *testing.T, name string) string {
 	t.Helper()

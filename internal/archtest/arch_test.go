@@ -53,7 +53,9 @@ var rules = map[string]rule{
 	"internal/session":                   {rooms: []string{"internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/session/conversation":      {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
 	"internal/sshd":                      {rooms: []string{"internal/cache"}, libraries: true},
-	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/codec", "nix", "nix/nar"}, libraries: true},
+	"internal/remote":                    {rooms: []string{"internal/cache"}},
+	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/codec", "internal/remote", "nix", "nix/nar"}, libraries: true},
+	"internal/doctor":                    {rooms: []string{"internal/cache", "internal/codec", "internal/remote", "nix", "nix/nar"}, libraries: true},
 
 	"internal/depot/chunk": {rooms: []string{"nix"}},
 
@@ -65,6 +67,7 @@ var rules = map[string]rule{
 	"internal/service":    {libraries: true},
 	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
 	"internal/keyfile":    {rooms: []string{"nix"}},
+	"internal/nixconf":    {},
 	"internal/listen":     {},
 	"internal/logs":       {},
 	"internal/harmonia":   {libraries: true},

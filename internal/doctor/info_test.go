@@ -1,0 +1,186 @@
+package doctor
+
+import (
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"firn/nix"
+)
+
+// webPage is what a server answers that means people.
+const webPage = "<!DOCTYPE html><title>Log in</title>"
+
+func around(a func(http.ResponseWriter, *http.Request, http.Handler)) func(*fixture) {
+	return func(f *fixture) { f.around = a }
+}
+
+func TestCacheInfo(t *testing.T) {
+	info := func(text string) func(*fixture) {
+		return func(f *fixture) { f.files["nix-cache-info"] = []byte(text) }
+	}
+	none := func(text string) map[string]string {
+		return skips(map[string]string{"cache-info": "fail " + text}, after("cache-info", "substituters")...)
+	}
+	findAll(t, map[string]fault{
+		"nothing":   {func(*fixture) {}, nil},
+		"no cache":  {around(on("cache-info", http.NotFound)), none("there is no nix-cache-info")},
+		"failure":   {around(on("cache-info", answerWith(500, "boom"))), none("500 Internal Server Error")},
+		"web page":  {around(on("cache-info", answerWith(200, webPage))), none("is a web page")},
+		"empty":     {info("\n"), none("is empty")},
+		"garbage":   {info("\x1b[31mhello"), none(`is "\x1b[31mhello"`)},
+		"endless":   {info(strings.Repeat("x: y\n", 1<<16)), none("more than 65536 bytes")},
+		"loop":      {around(on("cache-info", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, r.URL.Path, http.StatusFound) })), none("more than 10 redirects")},
+		"strange":   {around(header("cache-info", "Content-Encoding", "rot13")), none(`Content-Encoding: "rot13"`)},
+		"early end": {around(on("cache-info", answerWith(200, "StoreDir: ", "Content-Length", "50"))), none("ends early")},
+		"silence": {func(f *fixture) {
+			f.opts.Patience = 200 * time.Millisecond
+			f.around = on("cache-info", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+		}, none("timeout awaiting response headers")},
+		"no HTTP": {around(on("cache-info", func(w http.ResponseWriter, r *http.Request) {
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err == nil {
+				conn.Write([]byte("SSH-2.0-\x1b[31mred\r\n"))
+				conn.Close()
+			}
+		})), none("malformed HTTP")},
+		"large header": {around(header("cache-info", "X-Large", strings.Repeat("x", 200<<10))), none("exceeded")},
+
+		"other store": {info("StoreDir: /gnu/store\nWantMassQuery: 1\nPriority: 30\n"), skips(map[string]string{
+			"store-dir": `fail "/gnu/store"`, "narinfo": "fail StorePath",
+		}, "signature", "references", "nar", "nar-encoding", "compression", "nar-hash", "ranges")},
+		"no store":       {info("WantMassQuery: 1\nPriority: 30\n"), map[string]string{"store-dir": "warn no StoreDir"}},
+		"no priority":    {info("StoreDir: /nix/store\nWantMassQuery: 1\n"), map[string]string{"priority": "warn no Priority"}},
+		"wrong priority": {info("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: high\n"), map[string]string{"priority": `fail "high" is no number`}},
+		"shy":            {info("StoreDir: /nix/store\nWantMassQuery: 0\nPriority: 41\n"), map[string]string{"mass-query": "warn WantMassQuery"}},
+		"CR LF":          {info("StoreDir: /nix/store\r\nWantMassQuery: 1\r\nPriority: 40\r\n"), nil},
+		"moved": {func(f *fixture) {
+			f.url = func(at string) string { return at + "/old" }
+			f.around = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if rest, old := strings.CutPrefix(r.URL.Path, "/old"); old {
+					http.Redirect(w, r, rest, http.StatusMovedPermanently)
+					return
+				}
+				next.ServeHTTP(w, r)
+			}
+		}, map[string]string{"redirects": "warn 1 on"}},
+		"not asked": {func(f *fixture) { f.opts.Substituters = []string{"https://cache.nixos.org"} }, map[string]string{"substituters": "warn not in substituters"}},
+		"no Nix":    {func(f *fixture) { f.opts.Substituters = []string{} }, map[string]string{"substituters": "warn not in substituters"}},
+	})
+}
+
+// Of what there is not, clients have to hear that in a way that has them ask the next cache.
+func TestMissing(t *testing.T) {
+	// misses answers what the cache does not have.
+	misses := func(answer http.HandlerFunc) func(*fixture) {
+		return func(f *fixture) {
+			f.around = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if _, has := f.files[strings.TrimPrefix(r.URL.Path, "/")]; !has {
+					answer(w, r)
+					return
+				}
+				next.ServeHTTP(w, r)
+			}
+		}
+	}
+	findAll(t, map[string]fault{
+		"gone":       {misses(answerWith(410, "")), nil},
+		"forbidden":  {misses(answerWith(403, "")), map[string]string{"missing": "warn a narinfo that there is not is 403 Forbidden"}},
+		"everything": {misses(answerWith(200, "")), map[string]string{"missing": "fail a narinfo that there is not is 200 OK"}},
+		"pages":      {misses(answerWith(200, webPage)), map[string]string{"missing": "fail a web page"}},
+		"failures":   {misses(answerWith(502, "")), map[string]string{"missing": "fail 502 Bad Gateway"}},
+		"nothing": {misses(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }),
+			map[string]string{"missing": "fail is answered by nothing"}},
+		"login": {func(f *fixture) {
+			f.files["login"] = []byte(webPage)
+			misses(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/login", http.StatusFound) })(f)
+		}, map[string]string{"missing": "fail a web page"}},
+		"of HEAD": {func(f *fixture) {
+			misses(func(w http.ResponseWriter, r *http.Request) {
+				if r.Method == http.MethodHead {
+					w.WriteHeader(http.StatusInternalServerError)
+					return
+				}
+				http.NotFound(w, r)
+			})(f)
+		}, map[string]string{"missing": "fail the HEAD of a narinfo that there is not is 500"}},
+		"of NARs": {func(f *fixture) {
+			misses(func(w http.ResponseWriter, r *http.Request) {
+				if strings.HasPrefix(r.URL.Path, "/nar/") {
+					w.WriteHeader(http.StatusInternalServerError)
+					return
+				}
+				http.NotFound(w, r)
+			})(f)
+		}, map[string]string{"missing": "fail a NAR that there is not is 500"}},
+	})
+}
+
+func TestCredentials(t *testing.T) {
+	login := func(password string, netrc string) func(*fixture) {
+		return func(f *fixture) {
+			f.around = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				if _, got, _ := r.BasicAuth(); got != "secret" {
+					w.WriteHeader(http.StatusUnauthorized)
+					return
+				}
+				next.ServeHTTP(w, r)
+			}
+			if password != "" {
+				f.url = func(at string) string { return strings.Replace(at, "://", "://me:"+password+"@", 1) }
+			}
+			if netrc != "" {
+				f.opts.Netrc = filepath.Join(f.t.TempDir(), "netrc")
+				if err := os.WriteFile(f.opts.Netrc, []byte(netrc), 0o600); err != nil {
+					f.t.Fatal(err)
+				}
+			}
+			f.opts.Substituters = []string{}
+		}
+	}
+	other := map[string]string{"substituters": "warn"}
+	refused := skips(map[string]string{"cache-info": "fail wants a user and a password", "credentials": "fail does not take", "substituters": "warn"}, after("cache-info", "substituters", "credentials")...)
+	unknown := skips(map[string]string{"cache-info": "fail wants a user and a password", "credentials": "skip none are known", "substituters": "warn"}, after("cache-info", "substituters", "credentials")...)
+	findAll(t, map[string]fault{
+		"in the URL":       {login("secret", ""), other},
+		"in netrc":         {login("", "machine 127.0.0.1 login me password secret\n"), other},
+		"wrong in the URL": {login("wrong", ""), refused},
+		"wrong in netrc":   {login("", "machine 127.0.0.1 login me password wrong\n"), refused},
+		"other host":       {login("", "machine elsewhere login me password secret\n"), unknown},
+		"none":             {login("", ""), unknown},
+		"not needed": {func(f *fixture) {
+			login("secret", "")(f)
+			f.around = nil
+		}, other},
+	})
+
+	// The password goes to nobody else, and no finding shows it.
+	f := newFixture(t)
+	login("secret", "")(f)
+	for _, finding := range f.examine() {
+		if strings.Contains(finding.Seen+finding.Advice, "secret") {
+			t.Errorf("%s shows the password: %s", finding.Check, finding.Seen)
+		}
+	}
+	if _, err := Examine(t.Context(), "http://127.0.0.1:1", Options{Netrc: filepath.Join(t.TempDir(), "absent")}); err == nil {
+		t.Error("a netrc file that is not there is no error")
+	}
+}
+
+func TestNoPath(t *testing.T) {
+	rest := []string{"narinfo", "signature", "references", "head", "nar", "nar-encoding", "compression", "nar-hash", "ranges"}
+	other, err := nix.DefaultStoreDir.ParseBase(strings.Repeat("4", 32) + "-other")
+	if err != nil {
+		t.Fatal(err)
+	}
+	findAll(t, map[string]fault{
+		"none":        {func(f *fixture) { f.opts.Path, f.opts.NoCandidates = nix.PathHash{}, "there is no store" }, skips(map[string]string{"path": "skip there is no store; name a store path"}, rest...)},
+		"not there":   {func(f *fixture) { f.opts.Path = other.Hash() }, skips(map[string]string{"path": "fail 404 Not Found"}, rest...)},
+		"others":      {func(f *fixture) { f.opts.Path, f.opts.Candidates = nix.PathHash{}, []nix.StorePath{other} }, skips(map[string]string{"path": "skip of 1 store paths"}, rest...)},
+		"a neighbour": {func(f *fixture) { f.opts.Path, f.opts.Candidates = nix.PathHash{}, []nix.StorePath{other, f.info.Path} }, nil},
+		"failure":     {around(on(strings.Repeat("1", 32)+".narinfo", answerWith(503, ""))), skips(map[string]string{"path": "fail 503"}, rest...)},
+	})
+}
