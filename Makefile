@@ -31,7 +31,7 @@ e2e:
 	cd e2e && $(TEST) -timeout=20m -parallel=4 .
 
 nix:
-	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light curl=curl ssh=openssh-client \
+	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light caddy=caddy curl=curl ssh=openssh-client \
 		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 systemd-analyze=systemd
 
 check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races
