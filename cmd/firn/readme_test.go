@@ -54,6 +54,46 @@ func TestProxyWalk(t *testing.T) {
 	}
 }
 
+// So does that of the quick start, which takes a store of its own, too.
+func TestQuickStartWalk(t *testing.T) {
+	out := walk(t, "docs/quick-start.md", ownStore(t)...)
+	if strings.Contains(out, "\nfail ") || strings.Count(out, "\nStorePath: ") != 1 {
+		t.Errorf("not what the page says:\n%s", out)
+	}
+}
+
+// So does that of the page on serving a store.
+func TestServingWalk(t *testing.T) {
+	out := walk(t, "docs/serving.md", ownStore(t)...)
+	if !strings.Contains(out, "copying path") {
+		t.Errorf("nothing was fetched:\n%s", out)
+	}
+}
+
+// So does that of the page on keys.
+func TestKeysWalk(t *testing.T) {
+	out := walk(t, "docs/keys.md", ownStore(t)...)
+	if !strings.Contains(out, "\nSig: cache.example.org-1:") {
+		t.Errorf("nothing was signed:\n%s", out)
+	}
+}
+
+// So does that of the page on moving, with a store below a directory: caches of firn are of /nix/store.
+func TestMovingWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/moving.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if !strings.Contains(out, "\nSig: static-1:") || strings.Contains(out, "\nfail ") {
+		t.Errorf("not what the page says:\n%s", out)
+	}
+}
+
+// ownStore are the variables of a Nix that has a store of its own, in a place of its own.
+func ownStore(t *testing.T) []string {
+	t.Helper()
+	dir := t.TempDir()
+	return []string{"NIX_STORE_DIR=" + dir + "/store", "NIX_STATE_DIR=" + dir + "/var", "NIX_LOG_DIR=" + dir + "/log"}
+}
+
 // So does that of the page on firn doctor.
 func TestDoctorWalk(t *testing.T) {
 	dir := t.TempDir()
