@@ -208,6 +208,28 @@ let
     exec ${pkgs.util-linux}/bin/setpriv --reuid=${cfg.user} --regid=${cfg.group} --init-groups ${lib.getExe cfg.package} "$@"
   '';
 
+  # HTTPS is at port 443 where there are certificates and nobody says anything else.
+  https =
+    if cfg.settings.https == [ ] && (cfg.settings.acme != null || cfg.settings.tls-cert != [ ]) then
+      [ ":443" ]
+    else
+      cfg.settings.https;
+
+  # The sockets of the package's units, by their names: the addresses as systemd writes them.
+  sockets = lib.filterAttrs (_: addresses: addresses != [ ]) {
+    firn = cfg.settings.listen;
+    firn-https = https;
+    firn-ssh = cfg.settings.ssh;
+  };
+  socketUnits = lib.optionals cfg.socketActivation (map (name: "${name}.socket") (lib.attrNames sockets));
+  stream = address: lib.removePrefix "unix:" (lib.removePrefix ":" address);
+  # What systemd cannot open, as it asks for no names, or loses, as the directory of the service ends with it.
+  isNoStream =
+    address:
+    builtins.match "unix:.*|:[0-9]+|[0-9.]+:[0-9]+|\\[[0-9a-fA-F:.]*(%.*)?]:[0-9]+" address == null
+    || lib.hasPrefix "unix:/run/firn/" address;
+  noStreams = lib.filter isNoStream (lib.concatLists (lib.attrValues sockets));
+
   # The ports that others reach.
   openPorts =
     let
@@ -228,11 +250,6 @@ let
         lib.optional (
           !lib.hasPrefix "unix:" address && !isLocal (lib.head parts) && n != 0
         ) n;
-      https =
-        if cfg.settings.https == [ ] && (cfg.settings.acme != null || cfg.settings.tls-cert != [ ]) then
-          [ ":443" ]
-        else
-          cfg.settings.https;
     in
     lib.unique (lib.concatMap port (cfg.settings.listen ++ https ++ cfg.settings.ssh));
 
@@ -274,6 +291,15 @@ in
       type = types.bool;
       default = false;
       description = "Whether to open the TCP ports of `listen`, `https` and `ssh` in the firewall, except those of this machine only.";
+    };
+
+    socketActivation = mkOption {
+      type = types.bool;
+      default = false;
+      description = ''
+        Whether systemd opens the addresses of `listen`, `https` and `ssh`, and keeps them while firn is restarted or updated:
+        then no connection is refused.
+      '';
     };
 
     signKeyPaths = keyFiles "/etc/firn/secret" // {
@@ -427,6 +453,13 @@ in
       (notInStore "services.firn.tls.certificates.*.key" (map (p: p.key) cfg.tls.certificates))
       (notInStore "services.firn.environmentFile" (lib.optional (cfg.environmentFile != null) cfg.environmentFile))
       {
+        assertion = !cfg.socketActivation || noStreams == [ ];
+        message = ''
+          services.firn.socketActivation: systemd cannot keep ${toString noStreams} open.
+          Write addresses with numbers, such as "127.0.0.1:5000", and Unix sockets outside of /run/firn, such as "unix:/run/firn.sock".
+        '';
+      }
+      {
         assertion = (cfg.caches.main.priority or null) == null;
         message = "services.firn.caches.main.priority: the priority of main is a setting of the server: write services.firn.settings.priority.";
       }
@@ -488,11 +521,14 @@ in
     systemd.packages = [ cfg.package ];
     systemd.services.firn = {
       wantedBy = [ "multi-user.target" ];
-      requires = lib.mkIf hasCaches [ "firn-caches.service" ];
+      requires = socketUnits ++ lib.optional hasCaches "firn-caches.service";
       wants = lib.mkIf useACME [ "acme-${cfg.tls.useACMEHost}.service" ];
       after =
-        lib.optional hasCaches "firn-caches.service"
+        socketUnits
+        ++ lib.optional hasCaches "firn-caches.service"
         ++ lib.optional useACME "acme-${cfg.tls.useACMEHost}.service";
+      # In one step, which leaves the sockets alone.
+      stopIfChanged = false;
       restartTriggers = [ checkedFile ] ++ lib.optional hasCaches applyCaches;
       unitConfig = mounts;
       serviceConfig = lib.mkMerge [
@@ -502,6 +538,20 @@ in
         (lib.mkIf useACME { SupplementaryGroups = [ acme.group ]; })
       ];
     };
+
+    systemd.sockets = lib.mkIf cfg.socketActivation (
+      lib.mapAttrs (_: addresses: {
+        wantedBy = [ "sockets.target" ];
+        socketConfig = {
+          ListenStream = [ "" ] ++ map stream addresses; # the empty one takes away that of the package
+        }
+        // lib.optionalAttrs (cfg.settings ? socket-mode) {
+          SocketMode = cfg.settings.socket-mode;
+          SocketUser = cfg.user;
+          SocketGroup = cfg.group;
+        };
+      }) sockets
+    );
 
     # It ends before the server begins, and runs anew at each start of it. The server has no need of these secrets.
     systemd.services.firn-caches = lib.mkIf hasCaches {

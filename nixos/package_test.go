@@ -25,7 +25,8 @@ installShellCompletion() {
 	cat "$4" >"$out/completions/bash"; cat "$6" >"$out/completions/zsh"; cat "$8" >"$out/completions/fish"
 }
 substituteInPlace() {
-	while [ "$1" != --replace-quiet ]; do files="${files-} $1"; shift; done
+	files=
+	while [ "$1" != --replace-quiet ]; do files="$files $1"; shift; done
 	sed --in-place "s|$2|$3|g" $files
 }
 `
@@ -74,8 +75,12 @@ func TestPackage(t *testing.T) {
 		"completions/fish":                "complete ",
 		"lib/systemd/system/firn.service": "ExecStart=" + program + " serve --config /etc/firn/firn.toml\n",
 	} {
-		if text, err := os.ReadFile(filepath.Join(dir, name)); err != nil || !strings.Contains(string(text), want) {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil || !strings.Contains(string(text), want) {
 			t.Errorf("%s: %v, without %q:\n%.300s", name, err, want, text)
+		}
+		if bad := regexp.MustCompile(`(?m)^Exec\w+=/(usr|bin|sbin)/.*`).Find(text); bad != nil {
+			t.Errorf("%s: there is no such program on NixOS: %s", name, bad)
 		}
 	}
 }

@@ -24,6 +24,7 @@ in
     services.firn = {
       enable = true;
       openFirewall = true;
+      socketActivation = true;
       signKeyPaths = [ "/var/secrets/signing" ];
       tls.certificates = [
         {
@@ -82,6 +83,11 @@ in
         server.wait_for_open_port(443)
         client.succeed(f"nix-store --delete {path}")
         client.succeed(f"nix copy --from https://server {path}")
+
+    with subtest("systemd keeps the addresses, and starts what answers there"):
+        server.succeed("systemctl stop firn.service")
+        client.succeed("curl --fail http://server:5000/nix-cache-info")
+        server.wait_for_unit("firn.service")
 
     print(server.succeed("systemd-analyze security firn.service --threshold=20"))
   '';

@@ -39,6 +39,7 @@ let
       in
       function (builtins.intersectAttrs (builtins.functionArgs function) pkgs // args);
     pkgs = packages name;
+    coreutils = "/coreutils";
     openssl = "/usr";
     writeText = name: _: "/nix/store/${name}";
     runCommand = name: _: _: "/nix/store/${name}";

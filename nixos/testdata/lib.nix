@@ -57,12 +57,14 @@ let
     # Lists
     optional = on: x: if on then [ x ] else [ ];
     optionals = on: xs: if on then xs else [ ];
+    inherit concatLists;
     imap0 = f: xs: genList (i: f i (elemAt xs i)) (length xs);
     unique = foldl' (seen: x: if elem x seen then seen else seen ++ [ x ]) [ ];
     count = f: xs: length (filter f xs);
 
     # Attributes
     filterAttrs = f: set: removeAttrs set (filter (name: !f name set.${name}) (attrNames set));
+    optionalAttrs = on: set: if on then set else { };
     mapAttrsToList = f: set: map (name: f name set.${name}) (attrNames set);
     genAttrs = names: f: listToAttrs (map (name: { inherit name; value = f name; }) names);
 
@@ -70,6 +72,7 @@ let
     optionalString = on: s: if on then s else "";
     concatStrings = concatStringsSep "";
     hasPrefix = prefix: s: substring 0 (stringLength prefix) s == prefix;
+    removePrefix = prefix: s: if lib.hasPrefix prefix s then substring (stringLength prefix) (-1) s else s;
     toLower = replaceStrings (letters "ABCDEFGHIJKLMNOPQRSTUVWXYZ") (letters "abcdefghijklmnopqrstuvwxyz");
     toInt = s: builtins.fromJSON (head (match "0*([0-9]+)" s));
     escapeShellArg =

@@ -123,6 +123,7 @@ let
     wants = names;
     after = names;
     requires = names;
+    stopIfChanged = option types.bool true;
     restartTriggers = option (types.listOf types.raw) [ ];
     reloadTriggers = option (types.listOf types.raw) [ ];
     unitConfig = section;
@@ -223,6 +224,12 @@ let
     value = render u;
   }) of;
 
+  sockets = builtins.listToAttrs (
+    lib.mapAttrsToList (name: value: {
+      name = "${name}.socket";
+      inherit value;
+    }) config.systemd.sockets
+  );
   failed = lib.filter (a: !a.assertion) config.assertions;
   toml' = config.environment.etc."firn/firn.toml".source or null;
   shown = {
@@ -232,7 +239,7 @@ let
     tmpfiles = config.systemd.tmpfiles.rules;
     users = config.users.users;
     groups = config.users.groups;
-    wantedBy = lib.mapAttrs (_: u: u.wantedBy) config.systemd.services;
+    wantedBy = lib.mapAttrs (_: u: u.wantedBy) (config.systemd.services // sockets);
   };
 in
 if failed != [ ] then
