@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -139,7 +140,7 @@ const mostExposed = "20"
 // check has firn and systemd read the files.
 func check(t *testing.T, files map[string]string) {
 	t.Helper()
-	run(t, filepath.Join(firnDir, "bin", "firn"), "config", "check", "--no-keys", write(t, "firn.toml", files["firn.toml"]))
+	checkSettings(t, files)
 
 	// systemd looks whether the programs are there.
 	dir := t.TempDir()
@@ -178,6 +179,26 @@ func check(t *testing.T, files map[string]string) {
 		if filepath.Ext(unit) == ".service" {
 			run(t, "systemd-analyze", "--no-pager", "security", "--offline=true", "--threshold="+mostExposed, unit)
 		}
+	}
+}
+
+// checkSettings has firn read the settings, with the credentials that its service has.
+func checkSettings(t *testing.T, files map[string]string) {
+	t.Helper()
+	firn, dir := filepath.Join(firnDir, "bin", "firn"), t.TempDir()
+	for _, match := range regexp.MustCompile(`(?m)^LoadCredential=([^:]+):`).FindAllStringSubmatch(files["firn.service.d/overrides.conf"], -1) {
+		path := filepath.Join(dir, match[1])
+		if strings.HasPrefix(match[1], "key.") {
+			run(t, firn, "key", "generate", match[1], path, filepath.Join(t.TempDir(), "public"))
+		} else if err := os.WriteFile(path, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const credentials = "/run/credentials/firn.service"
+	cmd := exec.CommandContext(t.Context(), firn, "config", "check", write(t, "firn.toml", strings.ReplaceAll(files["firn.toml"], credentials, dir)))
+	cmd.Env = append(os.Environ(), "CREDENTIALS_DIRECTORY="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("firn config check: %v\n%s", err, out)
 	}
 }
 

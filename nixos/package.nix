@@ -17,7 +17,7 @@ buildGoModule {
   src = lib.cleanSource ../.;
 
   # What `go mod vendor` comes to. After a change of go.mod: go test ./nixos -run VendorHash -update
-  vendorHash = "sha256-BmMnYnXc55aSwVNjnChwN/+5aOlzMBeeEIkVGK3ksIw=";
+  vendorHash = "sha256-r7Fu22jJDNVxNcuNNtjzKnYddaIViRB91LmjUpOyiu4=";
 
   env.CGO_ENABLED = 0;
   subPackages = [ "cmd/firn" ];
