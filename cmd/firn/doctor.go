@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -28,8 +29,8 @@ type doctorCommand struct {
 	TrustedPublicKeys string        `placeholder:"KEYS" complete:"file" help:"The keys that sign the cache, as in nix.conf, or a file that has them. By default those that nix.conf trusts."`
 	NetrcFile         string        `placeholder:"FILE" complete:"file" help:"Find user and password for the server in FILE. By default the one that nix.conf names, or /etc/nix/netrc."`
 	NoNAR             bool          `name:"no-nar" help:"Read no NAR."`
-	MaxSize           string        `default:"1GiB" placeholder:"SIZE" help:"Read no NAR larger than this, compressed or uncompressed."`
-	Timeout           time.Duration `default:"2m" placeholder:"TIME" help:"Stop after this time."`
+	MaxSize           string        `default:"1GiB" placeholder:"SIZE" help:"Read no NAR larger than this, compressed or uncompressed. By default 1GiB."`
+	Timeout           time.Duration `default:"2m" placeholder:"TIME" help:"Stop after this time. By default 2m."`
 	JSON              bool          `name:"json" help:"Print JSON."`
 
 	maxSize int64
@@ -54,6 +55,9 @@ Examples:
 
 // Validate checks what is typed wrong.
 func (c *doctorCommand) Validate() error {
+	if c.URL == "" {
+		return nil // that it is missing is told without this
+	}
 	if _, err := doctor.ParseURL(c.URL); err != nil {
 		return err
 	}
@@ -245,8 +249,13 @@ func (c *doctorCommand) options(ctx context.Context) (doctor.Options, error) {
 func (c *doctorCommand) keys(conf *nixconf.Conf, opts *doctor.Options) (err error) {
 	if c.TrustedPublicKeys != "" {
 		opts.TrustedBy = "--trusted-public-keys"
-		if opts.TrustedKeys, err = parsePublicKeys(c.TrustedPublicKeys); err != nil {
-			opts.TrustedKeys, err = readPublicKeys(c.TrustedPublicKeys)
+		if opts.TrustedKeys, err = parsePublicKeys(c.TrustedPublicKeys); err == nil {
+			return nil
+		}
+		noKeys := err
+		opts.TrustedKeys, err = readPublicKeys(c.TrustedPublicKeys)
+		if errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("--trusted-public-keys: that is neither a file nor keys: %w", noKeys)
 		}
 		return err
 	}

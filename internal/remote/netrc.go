@@ -17,7 +17,7 @@ const maxNetrc = 1 << 20
 func Login(file, host string) (*url.Userinfo, error) {
 	f, err := os.Open(file)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the netrc file: %w", err)
 	}
 	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxNetrc+1))
