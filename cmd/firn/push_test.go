@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/klauspost/compress/zstd"
 
 	"firn/internal/cache/cachetest"
 	"firn/nix"
@@ -150,6 +153,31 @@ func TestAdmin(t *testing.T) {
 	}
 	if got := again.get(t, narinfoOf(p)); !strings.Contains(got, "StorePath: "+p.Info.Path.String()+"\n") {
 		t.Errorf("a later start serves\n%s", got)
+	}
+}
+
+// A NAR that was uploaded as zstd is served under that name as it is kept: not larger, and with ranges.
+func TestUploadedZstd(t *testing.T) {
+	a := newAdmin(t)
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "a", strings.Repeat("some text\n", 50_000))
+	token := a.mustRun("token", "create", "ci", "--push", "main")
+	encoder, err := zstd.NewWriter(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := encoder.EncodeAll(p.NAR, nil)
+	info := nix.NARInfo{PathInfo: *p.Info, Compression: nix.Zstd, FileHash: nix.SHA256Sum(sha256.Sum256(file)), FileSize: int64(len(file))}
+	info.URL = "nar/" + info.FileHash.Nix32() + ".nar.zst"
+	a.want(http.MethodPut, "/"+info.URL, token, file, http.StatusCreated, "")
+	a.want(http.MethodPut, narinfoOf(p), token, info.AppendText(nil), http.StatusCreated, "")
+	got := a.server.get(t, "/"+info.URL)
+	decoder, err := zstd.NewReader(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer decoder.Close()
+	if archive, err := decoder.DecodeAll([]byte(got), nil); err != nil || !bytes.Equal(archive, p.NAR) || len(got) > len(p.NAR)/10 {
+		t.Errorf("got %d bytes of a NAR of %d, %v", len(got), len(p.NAR), err)
 	}
 }
 

@@ -73,6 +73,19 @@ func (c *Cache) OpenReceived(ctx context.Context, url string) (NAR, Received, er
 	return n, r, nil
 }
 
+// OpenReceivedAs opens what OpenReceived has opened, in a compression in which it is kept, and returns a tag of its bytes.
+// ok is false if it is not kept so. The caller closes the NAR.
+func (c *Cache) OpenReceivedAs(ctx context.Context, r Received, compression nix.Compression) (n NAR, tag string, ok bool, err error) {
+	s, able := c.sink.(CompressedSink)
+	if !able || s.Compression() != compression {
+		return nil, "", false, nil
+	}
+	if n, tag, err = s.OpenReceivedCompressed(ctx, r); err != nil {
+		return nil, "", false, fmt.Errorf("open NAR %s: %w", r.NARHash, err)
+	}
+	return n, r.NARHash.Nix32() + "-" + tag, true, nil
+}
+
 // Publish makes a store path visible that a client describes, after its NAR was received, and reports whether it was not there before.
 // If it is there with the same NAR, new signatures are added; with another NAR, which happens when two machines build the same
 // and it is not reproducible, what is there stays, and that is no error.

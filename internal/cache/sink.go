@@ -92,6 +92,15 @@ type Compressed interface {
 	OpenCompressed(ctx context.Context, info *nix.PathInfo) (NAR, error)
 }
 
+// A CompressedSink is a Sink that keeps NARs in a compressed form.
+type CompressedSink interface {
+	Sink
+	Compressed
+
+	// OpenReceivedCompressed opens what Received returns, compressed, and returns its tag, which is that of StatCompressed.
+	OpenReceivedCompressed(ctx context.Context, r Received) (n NAR, tag string, err error)
+}
+
 // DebugInformer is a Source that knows where debug information is.
 type DebugInformer interface {
 	Source

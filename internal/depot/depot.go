@@ -122,16 +122,15 @@ type Part struct {
 }
 
 var (
-	_ cache.Sink          = (*Part)(nil)
-	_ cache.Compressed    = (*Part)(nil)
-	_ cache.Versioned     = (*Part)(nil)
-	_ cache.ListingWriter = (*Part)(nil)
-	_ cache.Logger        = (*Part)(nil)
-	_ cache.Realiser      = (*Part)(nil)
-	_ cache.Checker       = (*Part)(nil)
-	_ cache.Verifier      = (*Part)(nil)
-	_ cache.Awaited       = (*Part)(nil)
-	_ cache.DebugInformer = (*Part)(nil)
+	_ cache.CompressedSink = (*Part)(nil)
+	_ cache.Versioned      = (*Part)(nil)
+	_ cache.ListingWriter  = (*Part)(nil)
+	_ cache.Logger         = (*Part)(nil)
+	_ cache.Realiser       = (*Part)(nil)
+	_ cache.Checker        = (*Part)(nil)
+	_ cache.Verifier       = (*Part)(nil)
+	_ cache.Awaited        = (*Part)(nil)
+	_ cache.DebugInformer  = (*Part)(nil)
 )
 
 // Name returns "depot".

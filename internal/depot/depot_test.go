@@ -302,6 +302,8 @@ func TestCachesShareNothing(tt *testing.T) {
 	wantError(t, "Received in another cache", err, cache.ErrNotFound)
 	_, err = other.OpenReceived(t.Context(), got)
 	wantError(t, "OpenReceived in another cache", err, cache.ErrNotFound)
+	_, _, err = other.OpenReceivedCompressed(t.Context(), got)
+	wantError(t, "OpenReceivedCompressed in another cache", err, cache.ErrNotFound)
 	if _, err := t.Publish(t.Context(), info); err != nil {
 		t.Fatal(err)
 	}

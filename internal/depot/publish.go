@@ -49,6 +49,15 @@ func (p *Part) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, e
 	return &plain{p.d.open(k)}, nil
 }
 
+// OpenReceivedCompressed opens the frames of a NAR that Received returned.
+func (p *Part) OpenReceivedCompressed(ctx context.Context, r cache.Received) (cache.NAR, string, error) {
+	k, err := p.own(ctx, r.NARHash)
+	if err != nil {
+		return nil, "", fmt.Errorf("open NAR %v: %w", r.NARHash, err)
+	}
+	return &frames{p.d.open(k)}, k.tag, nil
+}
+
 // own finds a NAR that was sent to this cache. Of others, it does not tell whether they are there.
 func (p *Part) own(ctx context.Context, hash nix.Hash) (*kept, error) {
 	if hash.Algorithm() != nix.SHA256 {

@@ -137,8 +137,8 @@ func (u *upload) file() (nix.Hash, int64, error) {
 const notUploaded = "no NAR was uploaded under this name"
 
 // serveReceived answers with a NAR under the name of its upload, which clients remember for a month.
-// It is a container of the compression in its name, in which it is not compressed; where there is no such container,
-// only that it is there can be asked.
+// It is compressed as it is kept, where that is the compression in its name. Else it is a container of that, in which it is not compressed;
+// where there is no such container, only that it is there can be asked.
 func (s *Server) serveReceived(x *exchange) error {
 	url := x.uploadURL()
 	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
@@ -172,6 +172,14 @@ func (s *Server) serveReceived(x *exchange) error {
 		compression = nix.None
 	case x.target.ext == "":
 		compression = cmp.Or(r.Compression, nix.Gzip) // nearly all of those whose name Nix does not append
+	}
+	kept, keptTag, ok, err := x.cache.OpenReceivedAs(x.r.Context(), r, compression)
+	if err != nil {
+		return err
+	}
+	if ok {
+		defer kept.Close()
+		return x.sendNAR(kept, keptTag, cacheForever)
 	}
 	if compression != nix.None {
 		wrapped, ok := codec.Wrap(compression, n)

@@ -161,6 +161,16 @@ func testCompressed(t *sinkTester) {
 			off := random.Int64N(size)
 			wantRange(t.T, n, compressed, off, random.Int64N(size-off+1))
 		}
+		if s, ok := s.(cache.CompressedSink); ok {
+			again, againTag, err := s.OpenReceivedCompressed(t.Context(), cache.Received{NARHash: p.Info.NARHash, NARSize: p.Info.NARSize})
+			if err != nil || againTag != tag {
+				t.Fatalf("OpenReceivedCompressed of %s: %v, the tag is %q and not %q", p.Info.Path, err, againTag, tag)
+			}
+			wantRange(t.T, again, compressed, 0, size)
+			if err := again.Close(); err != nil {
+				t.Errorf("close compressed NAR of %s: %v", p.Info.Path, err)
+			}
+		}
 		if err := n.WriteRange(t.Context(), io.Discard, 0, size+1); err == nil {
 			t.Errorf("compressed NAR of %s: a range past its end: no error", p.Info.Path)
 		}
