@@ -29,7 +29,12 @@ func gzipFormat(s *stream) (io.Reader, error) {
 		return nil, err
 	}
 	r, err := gzip.NewReader(s.in)
-	return r, err
+	if err != nil {
+		return nil, err
+	}
+	// Each member is a part: going on by itself, it would take the beginning of another one for the end.
+	r.Multistream(false)
+	return r, nil
 }
 
 // deflate is what HTTP means by that: zlib.
