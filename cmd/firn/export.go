@@ -142,8 +142,11 @@ func parsePaths(c *cache.Cache, texts []string) ([]nix.StorePath, error) {
 	return paths, nil
 }
 
-// transferred tells what was done.
+// transferred tells what was done, unless it failed before anything was.
 func transferred(k *kong.Context, verb string, done transfer.Progress, err error) error {
+	if err != nil && done == (transfer.Progress{}) {
+		return err
+	}
 	fmt.Fprintf(k.Stdout, "%s %s of %d", verb, plural(int64(done.Moved), "path"), done.Known)
 	if there := done.Paths - done.Moved - done.Failed; there > 0 {
 		fmt.Fprintf(k.Stdout, ", %d were there", there)
