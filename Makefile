@@ -32,7 +32,7 @@ e2e:
 
 nix:
 	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light caddy=caddy curl=curl ssh=openssh-client \
-		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 systemd-analyze=systemd
+		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 systemd-analyze=systemd logrotate=logrotate
 
 check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races
 

@@ -9,9 +9,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain puts the program itself, as firn, into the PATH of all tests.
+// TestMain puts the program itself, by both its names, into the PATH of all tests.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"firn": main})
+	testscript.Main(m, map[string]func(){"firn": main, nixServe: main})
 }
 
 // The scripts run the program as a person does, beside a real Nix.

@@ -83,6 +83,14 @@ func (l *serverLogs) reopen() {
 	}
 }
 
+// chown gives the files to the user that this process is about to become, so that what rotates them lets that user write the next ones.
+func (l *serverLogs) chown(uid, gid int) (err error) {
+	for _, f := range l.files {
+		err = errors.Join(err, f.Chown(uid, gid))
+	}
+	return err
+}
+
 // Close writes what is left.
 func (l *serverLogs) Close() error {
 	signal.Stop(l.signals)

@@ -21,14 +21,16 @@ func TestLogFiles(t *testing.T) {
 	waitFor(t, access, func(text string) bool { return line.MatchString(text) })
 	waitFor(t, log, func(text string) bool { return strings.Contains(text, "path=/version") })
 
-	for _, path := range []string{log, access} {
-		if err := os.Rename(path, path+".1"); err != nil {
-			t.Fatal(err)
+	for _, signal := range []os.Signal{syscall.SIGUSR1, syscall.SIGHUP} {
+		for _, path := range []string{log, access} {
+			if err := os.Rename(path, path+".1"); err != nil {
+				t.Fatal(err)
+			}
 		}
-	}
-	s.signal(t, syscall.SIGUSR1)
-	for _, path := range []string{log, access} {
-		waitFor(t, path, func(string) bool { return true })
+		s.signal(t, signal)
+		for _, path := range []string{log, access} {
+			waitFor(t, path, func(string) bool { return true })
+		}
 	}
 	s.get(t, "/nix-cache-info")
 	s.signal(t, syscall.SIGTERM)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -48,6 +49,7 @@ type commandLine struct {
 		Show   configShowCommand   `cmd:"" help:"Print the settings in effect and where each comes from."`
 		Import configImportCommand `cmd:"" help:"Print what a configuration file of harmonia says as one of firn."`
 	} `cmd:"" help:"Check and show the configuration, and take over another's."`
+	NixServe   nixServeCommand   `cmd:"" help:"Take the place of nix-serve, with its flags."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`
 	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`
@@ -60,7 +62,13 @@ const (
 	exitDamaged = 3
 )
 
-func main() { os.Exit(run(os.Args[1:])) }
+func main() {
+	args := os.Args[1:]
+	if filepath.Base(os.Args[0]) == nixServe {
+		args = append([]string{nixServe}, args...)
+	}
+	os.Exit(run(args))
+}
 
 // run runs one command and returns the exit code.
 func run(args []string) int {

@@ -107,6 +107,25 @@ func TestDoctorWalk(t *testing.T) {
 	}
 }
 
+// So do those of the pages on moving over from other servers.
+func TestNixServeWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/moving-from-nix-serve.md", "NIX_REMOTE="+dir, "FIRN_STORE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if n := strings.Count(out, "\nSig: cache.example.org-1:"); n != 2 {
+		t.Errorf("%d narinfos were signed, want one of each server:\n%s", n, out)
+	}
+}
+
+func TestHarmoniaWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/moving-from-harmonia.md", "NIX_REMOTE="+dir, "FIRN_STORE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	for _, want := range []string{"\nPriority: 50\n", "\nSig: cache.example.org-1:"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q:\n%s", want, out)
+		}
+	}
+}
+
 // goEnv returns a setting of the go command, which follows from HOME where the environment does not say it.
 func goEnv(t *testing.T, name string) string {
 	t.Helper()
@@ -127,7 +146,7 @@ func walk(t *testing.T, page string, vars ...string) string {
 		t.Fatal(err)
 	}
 	var script strings.Builder
-	script.WriteString("trap 'kill $(jobs -p) 2>/dev/null || true' EXIT\n") // a failed walk leaves no server
+	script.WriteString("trap 'kill $(jobs -p) $(cat \"$TMPDIR\"/*/pid) 2>/dev/null || true' EXIT\n") // a failed walk leaves no server
 	for _, block := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
 		script.WriteString(block[1])
 	}

@@ -45,6 +45,7 @@ type reloader struct {
 	caches  *caches.Directory
 	certs   *certs.Certs // nil: there is no TLS
 	log     *slog.Logger
+	logs    *serverLogs // opened anew
 }
 
 // run reads the settings anew whenever it is told to, until ctx ends.
@@ -53,6 +54,7 @@ func (r *reloader) run(ctx context.Context, told *watched) {
 		select {
 		case <-r.signals:
 			done := told.manager.Reloading()
+			r.logs.reopen()
 			if err := r.reload(ctx); err != nil {
 				r.log.Error("the settings could not be read anew; they stay as they were", "error", err)
 			}

@@ -40,7 +40,7 @@ type serveCommand struct {
 
 func (*serveCommand) Help() string {
 	return `Served are the store of this machine, and what clients push: with a token, see firn token create.
-What is served, where, and the lines that clients need are printed at the start; logs go to standard error, or to files, which SIGUSR1 has opened anew.
+What is served, where, and the lines that clients need are printed at the start; logs go to standard error, or to files, which SIGUSR1 and SIGHUP have opened anew.
 SIGINT and SIGTERM let answers that are being sent end first; a second signal does not. SIGHUP has the settings, keys and certificates read anew.
 
 Examples:
@@ -150,7 +150,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		log.Warn("the start could not be announced", "error", err)
 	}
 	again := &reloader{
-		signals: hangups, config: c.Config, caches: all, certs: tls, log: log,
+		signals: hangups, config: c.Config, caches: all, certs: tls, log: log, logs: logs,
 		read: func() (*config.Config, error) { return settingsAgain(k) },
 		own:  func() (nix.SecretKey, error) { return c.ownKey(log, &announcement{}) },
 	}
@@ -163,11 +163,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		told.end()
 	})
 
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	ballast := make([]byte, ballastSize)
-	defer runtime.KeepAlive(ballast)
+	defer runtime.KeepAlive(setCollector())
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return door.Serve(ctx, l) })
@@ -218,6 +214,14 @@ const (
 	gcPercent   = 25
 	ballastSize = 48 << 20
 )
+
+// setCollector has the collector run like that, and returns the ballast, which is to be kept alive.
+func setCollector() (ballast []byte) {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(gcPercent)
+	}
+	return make([]byte, ballastSize)
+}
 
 // untilSignal returns a context that SIGINT and SIGTERM end, once: a second signal does what it does by default.
 func untilSignal() (context.Context, context.CancelFunc) {

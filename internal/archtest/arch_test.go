@@ -71,6 +71,7 @@ var rules = map[string]rule{
 	"internal/listen":     {},
 	"internal/logs":       {},
 	"internal/harmonia":   {libraries: true},
+	"internal/process":    {},
 	"internal/completion": {libraries: true},
 	"internal/manual":     {libraries: true},
 

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"runtime"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+	"golang.org/x/sync/errgroup"
+
+	"firn/internal/cache"
+	"firn/internal/certs"
+	"firn/internal/config"
+	"firn/internal/keyfile"
+	"firn/internal/listen"
+	"firn/internal/localstore"
+	"firn/internal/process"
+	"firn/internal/server"
+	"firn/nix"
+)
+
+// nixServe is the name under which the program takes the place of nix-serve.
+const nixServe = "nix-serve"
+
+// nixServeCommand has the flags of nix-serve, which are those of the web server Starman, and those of nix-serve-ng.
+type nixServeCommand struct {
+	Listen    []string        `short:"l" sep:"none" placeholder:"ADDRESS" help:"Where to listen: HOST:PORT, :PORT or the path of a Unix socket; with :ssl behind a port, over TLS. May be given several times."`
+	Host      string          `short:"o" placeholder:"HOST" help:"The host to listen on, where there is no --listen. Without it all addresses."`
+	Port      uint16          `short:"p" default:"5000" placeholder:"PORT" help:"The port to listen on, where there is no --listen. (default: 5000)"`
+	Socket    string          `short:"S" placeholder:"PATH" complete:"file" help:"The Unix socket to listen on, where there is no --listen."`
+	SSLCert   string          `aliases:"tls-cert" placeholder:"FILE" complete:"file" help:"Serve over TLS, with the certificate in FILE."`
+	SSLKey    string          `aliases:"tls-key" placeholder:"FILE" complete:"file" help:"The key of that certificate."`
+	Store     string          `placeholder:"STORE" help:"The store to serve, as Nix names those of this machine: daemon, local?root=DIR, unix://PATH or a directory. By default $NIX_REMOTE, else this machine's own."`
+	Priority  config.Priority `default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. (default: 30)"`
+	ErrorLog  string          `placeholder:"FILE" complete:"file" help:"Log to FILE, which SIGUSR1 and SIGHUP have opened anew, and not to standard error."`
+	AccessLog string          `placeholder:"FILE" complete:"file" help:"Write a line for every request to FILE, in the combined format of Apache."`
+	Daemonize bool            `short:"D" help:"Run in the background. The command returns when that is ready, or with what is in the way."`
+	PID       string          `name:"pid" placeholder:"FILE" complete:"file" help:"Write the process id into FILE, and remove that at the end."`
+	User      string          `placeholder:"USER" help:"Run as this user, by name or number, once everything has been opened. The keys, the addresses and Nix's database need not be open to that user."`
+	Group     string          `placeholder:"GROUP" help:"Run as this group, and not as those of the user."`
+	Version   bool            `short:"v" help:"Print the version."`
+
+	ignoredByNixServe `embed:"" group:"Taken, and without effect:"`
+}
+
+func (*nixServeCommand) Help() string {
+	return `This takes the place of nix-serve: called by that name, as through a link of it to firn, or as firn nix-serve, it takes the flags of nix-serve and of nix-serve-ng
+and serves the store of this machine, signed with the key in the file that NIX_SECRET_KEY_FILE names. It keeps nothing, and nothing can be pushed to it: firn serve does more.
+SIGTERM, SIGINT and SIGQUIT let answers that are being sent end first, for a minute at most.
+
+Examples:
+
+    ln -s /usr/bin/firn /usr/local/bin/nix-serve
+    NIX_SECRET_KEY_FILE=/etc/nix/secret nix-serve --listen :5000
+    nix-serve --host 127.0.0.1 --port 8080 --access-log /dev/stderr
+    nix-serve --listen :5000 --error-log /var/log/nix-serve.log --pid /var/run/nix-serve.pid --user nobody --daemonize
+    kill $(cat /var/run/nix-serve.pid)`
+}
+
+func (c *nixServeCommand) Run(k *kong.Context) error {
+	if c.Version {
+		_, err := fmt.Fprintf(k.Stdout, "firn %s, in place of nix-serve\n", version())
+		return err
+	}
+	plan, err := c.plan(os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	for _, element := range k.Path {
+		if f := element.Flag; f != nil && f.Group != nil { // there is one group
+			plan.ignored = append(plan.ignored, "--"+f.Name)
+		}
+	}
+	ctx, cancel := untilSignal()
+	defer cancel()
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGQUIT)
+	defer stop()
+	starter := process.Started()
+	if c.Daemonize && starter == nil {
+		return process.Detach(ctx)
+	}
+	if err := plan.serve(ctx, starter); err != nil {
+		starter.Failed(err)
+		return err
+	}
+	return nil
+}
+
+// A nixServePlan is what the flags and variables of a nix-serve come to.
+type nixServePlan struct {
+	plain, tls []listen.Address
+	pairs      []certs.Pair
+	store      localstore.Options
+	keyFile    string // "" for none
+	priority   config.Priority
+	user       *process.User // nil: stay who we are
+	logs       config.Config // of it only what is of logs
+	pidFile    string
+	ignored    []string // flags
+}
+
+// nixServePrograms are what the process of a nix-serve may be named.
+var nixServePrograms = []string{nixServe, "starman", "firn"}
+
+// serve serves until ctx ends. All that may need the rights of root is done first, then these are given up, and then the first request is answered.
+func (p *nixServePlan) serve(ctx context.Context, starter *process.Starter) (err error) {
+	logs, err := openLogs(&p.logs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, logs.Close()) }()
+	log := logs.log
+	defer func() {
+		if err != nil && p.logs.LogFile != "" { // standard error is where main says it
+			log.Error("it ends", "error", err)
+		}
+	}()
+	opts := cache.Options{Priority: int(p.priority), Logger: log}
+	if p.keyFile != "" {
+		key, err := keyfile.Load(p.keyFile, log)
+		if err != nil {
+			return err
+		}
+		opts.Keys = []nix.SecretKey{key}
+	}
+	if p.pidFile != "" {
+		pid, err := process.WritePID(p.pidFile, nixServePrograms...)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, pid.Remove()) }()
+	}
+	p.store.Logger = log
+	store, err := localstore.Open(ctx, p.store)
+	if err != nil {
+		return fmt.Errorf("%w%s", err, nixServeAdvice(err))
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	c, err := cache.New([]cache.Source{store}, opts)
+	if err != nil {
+		return err
+	}
+	listeners, err := openAll(ctx, p.plain, listen.Options{})
+	if err != nil {
+		return err
+	}
+	defer closeAll(listeners)
+	https, err := openAll(ctx, p.tls, listen.Options{})
+	if err != nil {
+		return err
+	}
+	defer closeAll(https)
+	var certificates *certs.Certs
+	if len(https) > 0 {
+		if certificates, err = certs.New(certs.Options{Pairs: p.pairs, Logger: log}); err != nil {
+			return err
+		}
+	}
+	if p.user != nil {
+		if err := errors.Join(logs.chown(p.user.UID, p.user.GID), p.user.Assume()); err != nil {
+			return err
+		}
+	}
+	if starter != nil {
+		if err := os.Chdir("/"); err != nil { // no file system is kept from being unmounted
+			return err
+		}
+	}
+	p.announce(log, store, append(listeners, https...))
+	if err := starter.Ready(); err != nil {
+		return err
+	}
+	p.ignoreSignals(logs)
+
+	defer runtime.KeepAlive(setCollector())
+	door := server.New(cache.Only(c), server.Options{Version: version(), Logger: log, Requests: logs.requests})
+	group, ctx := errgroup.WithContext(ctx)
+	for _, l := range listeners {
+		group.Go(func() error { return door.Serve(ctx, l) })
+	}
+	for _, l := range https {
+		group.Go(func() error { return door.ServeTLS(ctx, l, certificates.Config()) })
+	}
+	if certificates != nil {
+		group.Go(func() error { return follow(ctx, certificates) })
+	}
+	return group.Wait()
+}
+
+// announce says what is served.
+func (p *nixServePlan) announce(log *slog.Logger, store *localstore.Store, listeners []net.Listener) {
+	for _, l := range listeners {
+		log.Info("serving", "store", string(store.StoreDir()), "address", l.Addr().String(), "signed", p.keyFile != "", "pid", os.Getpid(), "uid", os.Geteuid())
+	}
+	if len(p.ignored) > 0 {
+		log.Info("these flags of nix-serve have no effect here", "flags", p.ignored)
+	}
+}
+
+// ignoreSignals keeps the signals that nix-serve has a meaning for from ending this process: its number of workers means nothing here.
+func (p *nixServePlan) ignoreSignals(logs *serverLogs) {
+	signal.Ignore(syscall.SIGTTIN, syscall.SIGTTOU)
+	signal.Notify(logs.signals, syscall.SIGHUP)
+}
+
+// nixServeAdvice is what a person can do about err.
+func nixServeAdvice(err error) string {
+	if errors.Is(err, localstore.ErrNoStore) {
+		return "; name another store with --store or NIX_REMOTE"
+	}
+	if os.Geteuid() != 0 {
+		return "; as root with --user, the database is opened before root's rights are given up"
+	}
+	return ""
+}
