@@ -214,27 +214,8 @@ func TestNixServeRotation(t *testing.T) {
 	get(t, http.DefaultClient, n.url+"/nix-cache-info")
 	waitFor(t, n.at("nix-serve-access.log"), func(text string) bool { return strings.Contains(text, "GET /nix-cache-info HTTP/1.1") })
 
-	page, err := os.ReadFile("../../docs/moving-from-nix-serve.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, conf, ok := strings.Cut(string(page), "```logrotate\n")
-	conf, _, closed := strings.Cut(conf, "```")
-	if !ok || !closed {
-		t.Fatal("the page has no configuration of logrotate")
-	}
-	conf = strings.NewReplacer("/var/log/", n.dir+"/", "/var/run/", n.dir+"/").Replace(conf)
-	if err := os.WriteFile(n.at("logrotate.conf"), []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := n.command("logrotate", "--force", "--state", n.at("logrotate.state"), n.at("logrotate.conf"))
-	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH")+":/usr/sbin:/sbin")
-	cmd.Path, err = exec.LookPath("logrotate")
-	if err != nil {
-		cmd.Path = "/usr/sbin/logrotate"
-	}
-	cmd.Err = nil
-	if out, err := cmd.CombinedOutput(); err != nil {
+	conf := documentedRotation(t, "moving-from-nix-serve.md", "/var/log/", n.dir+"/", "/var/run/", n.dir+"/")
+	if out, err := logrotate(t, conf, "--force").CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
 	// What is asked for until the signal has arrived is in the old file.
