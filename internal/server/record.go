@@ -2,10 +2,12 @@ package server
 
 import (
 	"net/url"
+	"strings"
 	"time"
 
 	"firn/internal/cache"
 	"firn/internal/logs"
+	"firn/nix"
 )
 
 // statusGone stands for the status of a request whose client was gone before an answer began, as nginx has it.
@@ -43,20 +45,27 @@ func (s *Server) record(x *exchange, start time.Time) *logs.Request {
 }
 
 // loggedURI is what was asked for, without what a person may have put into it by mistake: a name and password, or a token in the query.
-// The one query that is of use here, and what looks like one in the name of a derivation, stay.
+// The queries that are of use here, and what looks like one in the name of a derivation, stay.
 func (x *exchange) loggedURI() string {
 	path, query := x.r.URL.EscapedPath(), x.r.URL.RawQuery
 	switch {
 	case query == "":
 		return path
-	case query == "json":
-		return path + "?json"
+	case query == "json" || isPathHash(query):
+		return path + "?" + query
 	case x.target.route == routeLog && x.cache != nil:
 		if _, err := x.logged(); err == nil {
 			return path + "?" + query
 		}
 	}
 	return path + "?..."
+}
+
+// isPathHash reports whether a query is what harmonia puts behind the URL of a NAR.
+func isPathHash(query string) bool {
+	hash, ok := strings.CutPrefix(query, "hash=")
+	_, err := nix.ParsePathHash(hash)
+	return ok && err == nil
 }
 
 // withoutSecrets returns a URL that a client sends along without its name, password and query.

@@ -45,6 +45,7 @@ func TestRequestLog(t *testing.T) {
 		p.do("GET", "/team/nix-cache-info", as("s3cret"))
 		p.do("GET", "/"+absentHash+".narinfo?json")
 		p.do("GET", "/nix-cache-info?token=s3cret", "Referer: http://any:s3cret@example.org/page?token=s3cret#s3cret")
+		p.do("GET", "/nar/"+otherNARHash+".nar?hash="+helloHash)
 		p.do("GET", "/log/"+logName)
 		p.do("GET", "/log/x?s3cret")
 		p.do("GET", "/%0a%22forged", `User-Agent: "\"`)
@@ -65,6 +66,7 @@ func TestRequestLog(t *testing.T) {
 			{"-", "GET /team/nix-cache-info HTTP/1.1", "401", `"-" "Go-http-client/1.1"`},
 			{"-", "GET /" + absentHash + ".narinfo?json HTTP/1.1", "404", `"-" "Go-http-client/1.1"`},
 			{"-", "GET /nix-cache-info?... HTTP/1.1", "200", `"http://example.org/page" "Go-http-client/1.1"`},
+			{"-", "GET /nar/" + otherNARHash + ".nar?hash=" + helloHash + " HTTP/1.1", "404", `"-" "Go-http-client/1.1"`},
 			{"-", "GET /log/" + logName + " HTTP/1.1", "404", `"-" "Go-http-client/1.1"`},
 			{"-", "GET /log/x?... HTTP/1.1", "404", `"-" "Go-http-client/1.1"`},
 			{"-", "GET /%0a%22forged HTTP/1.1", "404", `"-" "\"\\\""`},
