@@ -17,7 +17,7 @@ buildGoModule {
   src = lib.cleanSource ../.;
 
   # What `go mod vendor` comes to. After a change of go.mod: go test ./nixos -run VendorHash -update
-  vendorHash = "sha256-r7Fu22jJDNVxNcuNNtjzKnYddaIViRB91LmjUpOyiu4=";
+  vendorHash = "sha256-OmPzMgby+K6ZmKLTAlJ67gSRLMyrdVYAdjyVG3U91+A=";
 
   env.CGO_ENABLED = 0;
   subPackages = [ "cmd/firn" ];
