@@ -19,19 +19,25 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	if err != nil {
 		return x.noPath(x.target.name)
 	}
-	x.w.Header()["Vary"] = onAccept
 	if x.wantsJSON() {
 		info, err := x.cache.Lookup(x.r.Context(), hash)
 		if err := s.lookedUp(x, err); err != nil {
 			return err
 		}
+		x.w.Header()["Vary"] = onAccept
 		// Not for shared caches: some of them ignore Vary, and would give this to Nix.
 		return x.json(cacheNever, info)
 	}
 	text, err := x.cache.NARInfo(x.r.Context(), hash)
+	if err == cache.ErrNotFound && x.cache.HasSources() {
+		// What fail would answer, without its detours: most of what is asked of many caches is not there.
+		s.metrics.lookups[lookupMiss].Inc()
+		return x.answer(http.StatusNotFound, typeText, cacheMiss, []byte(noPathText(x.target.name)+"\n"))
+	}
 	if err := s.lookedUp(x, err); err != nil {
 		return err
 	}
+	x.w.Header()["Vary"] = onAccept
 	return x.bytes(typeNARInfo, cacheShort, text)
 }
 
@@ -42,7 +48,7 @@ func (s *Server) lookedUp(x *exchange, err error) error {
 		s.metrics.lookups[lookupHit].Inc()
 	case errors.Is(err, cache.ErrNotFound):
 		s.metrics.lookups[lookupMiss].Inc()
-		return x.missing("no store path with hash " + x.target.name + " here")
+		return x.missing(noPathText(x.target.name))
 	default:
 		s.metrics.lookups[lookupFailed].Inc()
 	}
@@ -54,8 +60,10 @@ func (x *exchange) noPath(hash string) error {
 	if _, err := nix.ParsePathHash(hash); err != nil {
 		return x.missing("this is not a path hash: it has 32 digits of Nix's base 32")
 	}
-	return x.missing("no store path with hash " + hash + " here")
+	return x.missing(noPathText(hash))
 }
+
+func noPathText(hash string) string { return "no store path with hash " + hash + " here" }
 
 // serveLog answers with a build log.
 func (s *Server) serveLog(x *exchange) error {

@@ -30,6 +30,7 @@ type link struct {
 	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
 	idle     atomic.Int64 // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
 	closed   func()       // called by Close
+	head     []byte       // what was read already: Read begins with it
 
 	reading sync.Mutex
 	wanted  time.Duration // since made: the deadline for reading; never if there is none
@@ -160,6 +161,11 @@ func (l *link) wake(t time.Time) error {
 
 // Read goes on where an earlier deadline than the one that is wanted has passed.
 func (l *link) Read(p []byte) (int, error) {
+	if len(l.head) > 0 {
+		n := copy(p, l.head)
+		l.head = l.head[n:]
+		return n, nil
+	}
 	for {
 		n, err := l.Conn.Read(p)
 		if n > 0 {

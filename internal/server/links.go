@@ -2,8 +2,10 @@ package server
 
 import (
 	"crypto/tls"
+	"maps"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -84,6 +86,16 @@ func (ls *links) remove(l *link) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	delete(ls.open, l)
+}
+
+// cut closes all links.
+func (ls *links) cut() {
+	ls.mu.Lock()
+	open := slices.Collect(maps.Keys(ls.open))
+	ls.mu.Unlock()
+	for _, l := range open {
+		l.Close()
+	}
 }
 
 // connState passes on to a link what an http.Server does with it.

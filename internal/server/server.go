@@ -201,28 +201,37 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 	s.protocols(srv, config)
 	served := make(chan error, 1)
 	links := newLinks(l, mostLinks())
+	var first func(*link) bool
+	if config == nil {
+		first = func(l *link) bool { return s.short(work, l, ctx.Done()) }
+	}
+	lanes := newLanes(links, first)
+	defer lanes.abandon()
 	go func() {
 		if config != nil {
-			served <- srv.ServeTLS(links, "", "")
+			served <- srv.ServeTLS(lanes, "", "")
 		} else {
-			served <- srv.Serve(links)
+			served <- srv.Serve(lanes)
 		}
 	}()
 
 	select {
 	case err := <-served:
 		srv.Close()
+		links.cut()
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
-	links.Close()
-	<-served // so that no other connection is begun
+	lanes.Close()
+	<-lanes.accepted // so that no other connection is begun
 	grace, stop := context.WithTimeout(work, GraceLimit)
 	defer stop()
 	if err := links.drain(grace); err != nil {
 		s.log.Warn("cut the answers that were still being sent", "listener", l.Addr().String())
 		cut()
+		links.cut()
 	}
+	<-served
 	if err := srv.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("end serving %s: %w", l.Addr(), err)
 	}
