@@ -79,7 +79,9 @@ func (x *exchange) sendNAR(n cache.NAR, tag string, c *caching) error {
 		x.begin(status)
 		return nil
 	}
+	uncork := x.cork(length)
 	err = n.WriteRange(x.r.Context(), &body{x: x, status: status}, off, length)
+	uncork()
 	if err == nil && length >= 0 && x.sent != length {
 		err = fmt.Errorf("write NAR %s: %d bytes of %d", tag, x.sent, length)
 	}

@@ -196,6 +196,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 		ConnState:         connState,
 		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return work },
+		ConnContext:       withLink,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	s.protocols(srv, config)
