@@ -38,7 +38,7 @@ var rules = map[string]rule{
 	"internal/cache":                     {rooms: []string{"nix", "nix/nar"}, libraries: true},
 	"internal/cache/cachetest":           {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/awaited":                   {rooms: []string{"internal/cache", "nix", "nix/nar"}},
-	"internal/localstore":                {rooms: []string{"internal/cache", "internal/walindex", "nix", "nix/nar"}, libraries: true},
+	"internal/localstore":                {rooms: []string{"internal/cache", "internal/walindex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/walindex":                  {libraries: true},
 	"internal/zstdcache":                 {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
 	"internal/codec":                     {rooms: []string{"internal/cache", "nix"}, libraries: true},

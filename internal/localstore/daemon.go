@@ -1,41 +1,16 @@
 package localstore
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"firn/nix"
-)
-
-// The worker protocol, in the part that is needed here. All integers are 8 bytes, little-endian;
-// a string is its length, its bytes, and zeros up to a multiple of 8 (worker-protocol.md of Nix's manual).
-const (
-	magicClient = 0x6e697863
-	magicServer = 0x6478696f
-
-	// Versions are major<<8 | minor. The lower one of both ends is spoken.
-	// From 1.38 on features are negotiated, of which none is of use here.
-	protocolVersion = 1<<8 | 37
-	protocolOldest  = 1<<8 | 21 // Nix 2.1
-
-	opAddTempRoot           = 11
-	opQueryPathInfo         = 26
-	opQueryPathFromHashPart = 29
-
-	stderrNext          = 0x6f6c6d67
-	stderrStartActivity = 0x53545254
-	stderrStopActivity  = 0x53544f50
-	stderrResult        = 0x52534c54
-	stderrLast          = 0x616c7473
-	stderrError         = 0x63787470
+	"firn/nix/protocol"
 )
 
 const (
@@ -56,10 +31,6 @@ const (
 	// daemonPause is how long a daemon that did not answer is left alone,
 	// so that one that hangs does not hold up one request after the other.
 	daemonPause = time.Second
-
-	maxDaemonString     = 64 << 10 // bytes; longer than any path, name or signature, and than messages are of use
-	maxDaemonReferences = 1 << 20  // store paths in one set
-	maxDaemonFields     = 64       // fields of an activity, traces of an error
 )
 
 // daemon asks the Nix daemon over its socket. It is safe for concurrent use.
@@ -93,19 +64,34 @@ func (d *daemon) ping(ctx context.Context) error {
 // pathInfo asks for the path with the given path hash; nil if the daemon knows none.
 func (d *daemon) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
 	var info *nix.PathInfo
-	err := d.do(ctx, func(c *daemonConn) error {
-		path, err := c.queryPathFromHashPart(hash)
-		if err != nil || path == "" {
-			return err
+	err := d.do(ctx, func(c *protocol.WorkerClient) error {
+		path, err := c.PathFromHash(hash)
+		if err == nil {
+			info, err = pathInfoOf(c, d.storeDir, path)
 		}
-		info, err = c.queryPathInfo(d.storeDir, path)
+		if errors.Is(err, protocol.ErrNotFound) {
+			return nil
+		}
 		return err
 	})
 	return info, err
 }
 
+// pathInfoOf asks for what is known of a path. protocol.ErrNotFound if it has gone meanwhile.
+func pathInfoOf(c *protocol.WorkerClient, dir nix.StoreDir, path nix.StorePath) (*nix.PathInfo, error) {
+	r, err := c.Registration(path)
+	if err != nil {
+		return nil, err
+	}
+	row := row{
+		path: path.String(), hash: "sha256:" + r.NARHash, registered: r.RegistrationTime, deriver: r.Deriver, narSize: r.NARSize,
+		ultimate: r.Ultimate, signatures: r.Signatures, ca: r.CA, references: r.References,
+	}
+	return row.pathInfo(dir)
+}
+
 // do runs one exchange on a connection, once more on a fresh one when a kept one turns out to be dead.
-func (d *daemon) do(ctx context.Context, exchange func(*daemonConn) error) error {
+func (d *daemon) do(ctx context.Context, exchange func(*protocol.WorkerClient) error) error {
 	select {
 	case d.turns <- struct{}{}:
 		defer func() { <-d.turns }()
@@ -138,7 +124,7 @@ func (d *daemon) do(ctx context.Context, exchange func(*daemonConn) error) error
 		if kept && ctx.Err() == nil && isClosed(err) {
 			continue
 		}
-		if errors.As(err, new(*answerError)) || errors.As(err, new(*rowError)) {
+		if errors.As(err, new(*protocol.AnswerError)) || errors.As(err, new(*rowError)) {
 			return err
 		}
 		return d.fail(ctx, err)
@@ -183,8 +169,12 @@ func (d *daemon) dial(ctx context.Context) (*daemonConn, error) {
 	if err != nil {
 		return nil, d.fail(ctx, err)
 	}
-	c := &daemonConn{Conn: nc, r: bufio.NewReader(nc)}
-	if err := c.exchange(ctx, (*daemonConn).handshake); err != nil {
+	c := &daemonConn{Conn: nc}
+	err = c.exchange(ctx, func(*protocol.WorkerClient) (err error) {
+		c.client, err = protocol.DialWorker(nc, d.storeDir)
+		return err
+	})
+	if err != nil {
 		c.Close()
 		return nil, d.fail(ctx, err)
 	}
@@ -216,14 +206,12 @@ func (d *daemon) fail(ctx context.Context, err error) error {
 // After any error it is of no more use.
 type daemonConn struct {
 	net.Conn
-	r       *bufio.Reader
-	out     []byte // the request that is being made
-	version uint64
-	used    time.Time
+	client *protocol.WorkerClient
+	used   time.Time
 }
 
 // exchange runs f within the time that an exchange may take.
-func (c *daemonConn) exchange(ctx context.Context, f func(*daemonConn) error) error {
+func (c *daemonConn) exchange(ctx context.Context, f func(*protocol.WorkerClient) error) error {
 	deadline := time.Now().Add(daemonTimeout)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
@@ -232,275 +220,9 @@ func (c *daemonConn) exchange(ctx context.Context, f func(*daemonConn) error) er
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { c.SetDeadline(time.Unix(1, 0)) })
-	err := f(c)
+	err := f(c.client)
 	if !stop() && err == nil {
 		err = ctx.Err() // the deadline may be set at any time now
 	}
 	return err
-}
-
-func (c *daemonConn) handshake() error {
-	c.putUint(magicClient)
-	if err := c.send(); err != nil {
-		return err
-	}
-	magic, err := c.uint()
-	if err != nil {
-		return err
-	}
-	if magic != magicServer {
-		return fmt.Errorf("it does not speak the worker protocol (greeting %#x)", magic)
-	}
-	theirs, err := c.uint()
-	if err != nil {
-		return err
-	}
-	if theirs>>8 != protocolVersion>>8 || theirs < protocolOldest {
-		return fmt.Errorf("it speaks version %d.%d of the worker protocol, not 1.21 or later", theirs>>8, theirs&0xff)
-	}
-	c.version = min(theirs, protocolVersion)
-	c.putUint(protocolVersion)
-	c.putUint(0) // no CPU affinity
-	c.putUint(0) // reserve no space
-	if err := c.send(); err != nil {
-		return err
-	}
-	if c.version >= 1<<8|33 {
-		if _, err := c.string(); err != nil { // the version of Nix
-			return err
-		}
-	}
-	if c.version >= 1<<8|35 {
-		if _, err := c.uint(); err != nil { // whether it trusts us
-			return err
-		}
-	}
-	return c.finish()
-}
-
-// queryPathFromHashPart returns the full path, or "".
-func (c *daemonConn) queryPathFromHashPart(hash nix.PathHash) (string, error) {
-	c.putUint(opQueryPathFromHashPart)
-	c.putString(hash.String())
-	if err := c.roundTrip(); err != nil {
-		return "", err
-	}
-	return c.string()
-}
-
-// queryPathInfo returns nil if the path has gone meanwhile.
-func (c *daemonConn) queryPathInfo(dir nix.StoreDir, path string) (*nix.PathInfo, error) {
-	c.putUint(opQueryPathInfo)
-	c.putString(path)
-	if err := c.roundTrip(); err != nil {
-		return nil, err
-	}
-	if valid, err := c.uint(); err != nil || valid == 0 {
-		return nil, err
-	}
-	row := row{path: path}
-	var err error
-	text := func(dst *string) {
-		if err == nil {
-			*dst, err = c.string()
-		}
-	}
-	number := func(dst *int64) {
-		var n uint64
-		if err == nil {
-			n, err = c.uint()
-			*dst = int64(n) // what does not fit is negative, and refused as such
-		}
-	}
-	set := func(dst *[]string) {
-		if err == nil {
-			*dst, err = c.strings()
-		}
-	}
-	var ultimate int64
-	text(&row.deriver)
-	text(&row.hash) // bare base 16
-	set(&row.references)
-	number(&row.registered)
-	number(&row.narSize)
-	number(&ultimate)
-	set(&row.signatures)
-	text(&row.ca)
-	if err != nil {
-		return nil, err
-	}
-	row.hash = "sha256:" + row.hash
-	row.ultimate = ultimate != 0
-	return row.pathInfo(dir)
-}
-
-// addTempRoot keeps path from being collected for as long as the connection is open.
-func (c *daemonConn) addTempRoot(path nix.StorePath) error {
-	c.putUint(opAddTempRoot)
-	c.putString(path.String())
-	if err := c.roundTrip(); err != nil {
-		return err
-	}
-	_, err := c.uint()
-	return err
-}
-
-// roundTrip sends the request and reads up to where its result begins.
-func (c *daemonConn) roundTrip() error {
-	if err := c.send(); err != nil {
-		return err
-	}
-	return c.finish()
-}
-
-// finish reads what the daemon has to say until the request is done, and drops it unless it is an error.
-func (c *daemonConn) finish() error {
-	for {
-		tag, err := c.uint()
-		if err != nil {
-			return err
-		}
-		switch tag {
-		case stderrLast:
-			return nil
-		case stderrError:
-			return c.readError()
-		case stderrNext:
-			_, err = c.string()
-		case stderrStartActivity:
-			err = errors.Join(c.skipUints(3), c.skipString(), c.skipFields(), c.skipUints(1))
-		case stderrStopActivity:
-			err = c.skipUints(1)
-		case stderrResult:
-			err = errors.Join(c.skipUints(2), c.skipFields())
-		default:
-			err = fmt.Errorf("it sent an unknown message, %#x", tag)
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// readError reads an error of the daemon and returns it, or what went wrong while reading it.
-func (c *daemonConn) readError() error {
-	if c.version < 1<<8|26 {
-		message, err := c.string()
-		if err != nil {
-			return err
-		}
-		return &answerError{message}
-	}
-	if err := errors.Join(c.skipString(), c.skipUints(1), c.skipString()); err != nil { // type, level, name
-		return err
-	}
-	message, err := c.string()
-	if err != nil {
-		return err
-	}
-	// Positions and traces follow, but the connection is given up after an error anyway.
-	return &answerError{strings.TrimSpace(message)}
-}
-
-// answerError is what the daemon says against a request.
-type answerError struct{ message string }
-
-func (e *answerError) Error() string { return "the Nix daemon answered: " + e.message }
-
-func (c *daemonConn) skipString() error {
-	_, err := c.string()
-	return err
-}
-
-func (c *daemonConn) skipUints(n int) error {
-	_, err := c.r.Discard(8 * n)
-	return err
-}
-
-// skipFields skips the fields of an activity: integers (tag 0) and strings (tag 1).
-func (c *daemonConn) skipFields() error {
-	n, err := c.count(maxDaemonFields)
-	if err != nil {
-		return err
-	}
-	for range n {
-		tag, err := c.uint()
-		switch {
-		case err != nil:
-		case tag == 0:
-			err = c.skipUints(1)
-		case tag == 1:
-			err = c.skipString()
-		default:
-			err = fmt.Errorf("it sent a field of unknown type %d", tag)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (c *daemonConn) putUint(n uint64) { c.out = binary.LittleEndian.AppendUint64(c.out, n) }
-
-func (c *daemonConn) putString(s string) {
-	c.putUint(uint64(len(s)))
-	c.out = append(c.out, s...)
-	c.out = append(c.out, make([]byte, padding(len(s)))...)
-}
-
-// padding is how many zeros follow n bytes.
-func padding(n int) int { return -n & 7 }
-
-func (c *daemonConn) send() error {
-	_, err := c.Write(c.out)
-	c.out = c.out[:0]
-	return err
-}
-
-func (c *daemonConn) uint() (uint64, error) {
-	b, err := c.r.Peek(8)
-	if err != nil {
-		return 0, err
-	}
-	n := binary.LittleEndian.Uint64(b)
-	_, err = c.r.Discard(8)
-	return n, err
-}
-
-// count reads how many of something follow.
-func (c *daemonConn) count(most uint64) (uint64, error) {
-	n, err := c.uint()
-	if err == nil && n > most {
-		err = fmt.Errorf("it sent a list or a string of %d, more than %d", n, most)
-	}
-	return n, err
-}
-
-func (c *daemonConn) string() (string, error) {
-	n, err := c.count(maxDaemonString)
-	if err != nil {
-		return "", err
-	}
-	buf := make([]byte, int(n)+padding(int(n)))
-	if _, err := io.ReadFull(c.r, buf); err != nil {
-		return "", err
-	}
-	return string(buf[:n]), nil
-}
-
-func (c *daemonConn) strings() ([]string, error) {
-	n, err := c.count(maxDaemonReferences)
-	if err != nil {
-		return nil, err
-	}
-	var all []string
-	for range n {
-		s, err := c.string()
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, s)
-	}
-	return all, nil
 }

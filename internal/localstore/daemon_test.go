@@ -196,11 +196,7 @@ func waitForDaemon(n *nixStore) {
 
 // Whatever listens at the daemon's socket, an absent path is absent, and soon.
 func TestHostileDaemon(t *testing.T) {
-	word := func(n uint64) string {
-		c := daemonConn{}
-		c.putUint(n)
-		return string(c.out)
-	}
+	word := func(n uint64) string { return new(words).numbers(n).String() }
 	hello := word(magicServer) + word(1<<8|34) + word(6) + "2.8.0\x00\x00\x00" + word(stderrLast)
 	for name, answer := range map[string]string{
 		"nothing":            "",

@@ -1,67 +1,71 @@
 package localstore
 
 import (
-	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
-	"net"
+	"io"
 	"strings"
 	"testing"
 
 	"firn/internal/cache"
 	"firn/nix"
+	"firn/nix/protocol"
 )
 
-// sink is the connection of a daemon that has already sent all that it will.
-type sink struct{ net.Conn }
+// sent is the connection of a daemon that has already sent all that it will.
+type sent struct{ io.Reader }
 
-func (sink) Write(p []byte) (int, error) { return len(p), nil }
+func (sent) Write(p []byte) (int, error) { return len(p), nil }
+
+// A words is what a daemon sends.
+type words struct{ bytes.Buffer }
+
+func (w *words) numbers(all ...uint64) *words {
+	for _, n := range all {
+		w.Write(binary.LittleEndian.AppendUint64(nil, n))
+	}
+	return w
+}
+
+func (w *words) text(s string) *words {
+	w.numbers(uint64(len(s)))
+	w.WriteString(s)
+	w.Write(make([]byte, -len(s)&7))
+	return w
+}
+
+// What daemons say, as in worker-protocol.hh of Nix.
+const (
+	magicServer         = 0x6478696f
+	stderrNext          = 0x6f6c6d67
+	stderrStartActivity = 0x53545254
+	stderrResult        = 0x52534c54
+	stderrLast          = 0x616c7473
+	stderrError         = 0x63787470
+)
 
 // Whatever the daemon sends, a conversation ends, in a path info that is valid or in an error, and within memory.
 func FuzzDaemon(f *testing.F) {
-	var c daemonConn
-	for _, n := range []uint64{magicServer, 1<<8 | 37} {
-		c.putUint(n)
-	}
-	c.putString("2.18.0")
-	for _, n := range []uint64{1, stderrLast, stderrNext} {
-		c.putUint(n)
-	}
-	c.putString("a message")
-	c.putUint(stderrStartActivity)
-	for range 3 {
-		c.putUint(1)
-	}
-	c.putString("an activity")
-	for _, n := range []uint64{1, 0, 7, 0} {
-		c.putUint(n)
-	}
-	c.putUint(stderrLast)
 	path := "/nix/store/" + strings.Repeat("0", 32) + "-x"
-	c.putString(path)
-	c.putUint(stderrLast)
-	c.putUint(1)
-	c.putString("")
-	c.putString(strings.Repeat("0", 64))
-	c.putUint(1)
-	c.putString(path)
-	for _, n := range []uint64{1700000000, 120, 1, 0} {
-		c.putUint(n)
-	}
-	c.putString("")
-	f.Add(c.out)
+	var w words
+	w.numbers(magicServer, 1<<8|37).text("2.18.0").numbers(1, stderrLast)
+	w.numbers(stderrNext).text("a message").numbers(stderrStartActivity, 1, 1, 1).text("an activity").numbers(1, 0, 7, 0)
+	w.numbers(stderrLast).text(path)
+	w.numbers(stderrLast, 1).text("").text(strings.Repeat("0", 64)).numbers(1).text(path).numbers(1700000000, 120, 1, 0).text("")
+	f.Add(w.Bytes())
 	f.Fuzz(func(t *testing.T, answer []byte) {
-		c := &daemonConn{Conn: sink{}, r: bufio.NewReader(bytes.NewReader(answer))}
-		if err := c.handshake(); err != nil {
-			return
-		}
-		path, err := c.queryPathFromHashPart(nix.PathHash{})
+		c, err := protocol.DialWorker(sent{bytes.NewReader(answer)}, nix.DefaultStoreDir)
 		if err != nil {
 			return
 		}
-		info, err := c.queryPathInfo(nix.DefaultStoreDir, path)
+		path, err := c.PathFromHash(nix.PathHash{})
+		if err != nil {
+			return
+		}
+		info, err := pathInfoOf(c, nix.DefaultStoreDir, path)
 		checkInfo(t, info, err)
-		_ = c.addTempRoot(nix.StorePath{})
+		_ = c.AddTempRoot(nix.StorePath{})
 	})
 }
 

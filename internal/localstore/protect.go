@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"firn/nix"
+	"firn/nix/protocol"
 )
 
 // epochLife is how long sends that begin share one set of roots. Nix has no way to take back a single root, so
@@ -148,7 +149,7 @@ type daemonRoots struct{ conn *daemonConn }
 
 // add does not end with ctx: an exchange that is broken off would end the protection of other sends, too.
 func (r daemonRoots) add(ctx context.Context, path nix.StorePath) error {
-	return r.conn.exchange(context.WithoutCancel(ctx), func(c *daemonConn) error { return c.addTempRoot(path) })
+	return r.conn.exchange(context.WithoutCancel(ctx), func(c *protocol.WorkerClient) error { return c.AddTempRoot(path) })
 }
 func (r daemonRoots) clear() error { return errKeepsRoots }
 func (r daemonRoots) close()       { r.conn.Close() }

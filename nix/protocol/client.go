@@ -141,8 +141,35 @@ func (c *WorkerClient) ValidPaths(paths []nix.StorePath) ([]nix.StorePath, error
 	return valid, c.err
 }
 
+// PathFromHash returns the path with a path hash. ErrNotFound if there is none.
+func (c *WorkerClient) PathFromHash(hash nix.PathHash) (nix.StorePath, error) {
+	c.putUint(opQueryPathFromHashPart)
+	c.putString(hash.String())
+	if err := c.finish(); err != nil {
+		return nix.StorePath{}, fmt.Errorf("ask Nix daemon for %s: %w", hash, err)
+	}
+	path := c.optionalPath(c.dir)
+	if c.err == nil && path.IsZero() {
+		return path, ErrNotFound
+	}
+	return path, cutOff(c.err)
+}
+
 // PathInfo returns what is known of a path. ErrNotFound if it is not there.
 func (c *WorkerClient) PathInfo(path nix.StorePath) (*nix.PathInfo, error) {
+	r, err := c.Registration(path)
+	if err != nil {
+		return nil, err
+	}
+	info, err := r.parse(c.dir, path)
+	if err != nil {
+		return nil, fmt.Errorf("the Nix daemon says of %s: %w", path, err)
+	}
+	return info, nil
+}
+
+// Registration returns what is known of a path, as the daemon says it. ErrNotFound if it is not there.
+func (c *WorkerClient) Registration(path nix.StorePath) (*Registration, error) {
 	c.putUint(opQueryPathInfo)
 	c.putPath(path)
 	if err := c.finish(); err != nil {
@@ -151,8 +178,19 @@ func (c *WorkerClient) PathInfo(path nix.StorePath) (*nix.PathInfo, error) {
 	if valid := c.bool(); c.err == nil && !valid {
 		return nil, ErrNotFound
 	}
-	info := c.info(c.dir, path)
-	return info, c.err
+	r := c.registration()
+	return r, cutOff(c.err)
+}
+
+// AddTempRoot keeps a path from being collected as garbage for as long as the connection is open.
+func (c *WorkerClient) AddTempRoot(path nix.StorePath) error {
+	c.putUint(opAddTempRoot)
+	c.putPath(path)
+	if err := c.finish(); err != nil {
+		return fmt.Errorf("have Nix daemon keep %s: %w", path, err)
+	}
+	c.skip(1)
+	return cutOff(c.err)
 }
 
 // WriteNAR copies the NAR of a path to w.

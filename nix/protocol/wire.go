@@ -201,33 +201,84 @@ func (c *wire) signatures() []nix.Signature {
 	return sigs
 }
 
-// info reads what is known of a path, as AddToStoreNar of both protocols has it from version 1.16 on.
-func (c *wire) info(dir nix.StoreDir, path nix.StorePath) *nix.PathInfo {
-	info := &nix.PathInfo{Path: path}
-	info.Deriver = c.optionalPath(dir)
-	hash := c.string(maxPath)
-	info.References = nix.SortPaths(c.paths(dir))
-	c.uint() // when it was registered there
-	size := c.uint()
-	c.bool() // ultimate: nobody's word but that of its own store
-	info.Signatures = c.signatures()
-	ca := c.string(maxPath)
+// A Registration is what is known of a path, as text, of which some may be malformed.
+type Registration struct {
+	Deriver          string // full path, "" if unknown
+	NARHash          string // in base 16
+	References       []string
+	RegistrationTime int64 // seconds since 1970
+	NARSize          int64 // what does not fit is negative
+	Ultimate         bool  // nobody's word but that of its own store
+	Signatures       []string
+	CA               string
+}
+
+// registration reads what is known of a path, as AddToStoreNar of both protocols has it from version 1.16 on.
+func (c *wire) registration() *Registration {
+	r := &Registration{Deriver: c.string(maxPath), NARHash: c.string(maxPath)}
+	for range c.count(maxPaths, "references") {
+		if c.err != nil {
+			return nil
+		}
+		r.References = append(r.References, c.string(maxPath))
+	}
+	r.RegistrationTime, r.NARSize, r.Ultimate = int64(c.uint()), int64(c.uint()), c.bool()
+	r.Signatures = c.strings(maxPath)
+	r.CA = c.string(maxPath)
 	if c.err != nil {
 		return nil
 	}
-	var err error
-	if info.NARHash, err = nix.ParseHashOf(nix.SHA256, hash); err != nil {
-		c.malformed("NAR hash: %v", err)
+	return r
+}
+
+// info reads what is known of a path. What says whose word it is, and since when, is of no interest.
+func (c *wire) info(dir nix.StoreDir, path nix.StorePath) *nix.PathInfo {
+	r := c.registration()
+	if r == nil {
+		return nil
 	}
-	if info.NARSize = int64(size); info.NARSize <= 0 {
-		c.malformed("NAR size: %d", size)
-	}
-	if ca != "" {
-		if info.CA, err = nix.ParseContentAddress(ca); err != nil {
-			c.malformed("%v", err)
-		}
+	info, err := r.parse(dir, path)
+	if err != nil {
+		c.malformed("%v", err)
+		return nil
 	}
 	return info
+}
+
+func (r *Registration) parse(dir nix.StoreDir, path nix.StorePath) (info *nix.PathInfo, err error) {
+	info = &nix.PathInfo{Path: path, NARSize: r.NARSize}
+	if r.Deriver != "" {
+		if info.Deriver, err = dir.ParsePath(r.Deriver); err != nil {
+			return nil, err
+		}
+	}
+	for _, text := range r.References {
+		ref, err := dir.ParsePath(text)
+		if err != nil {
+			return nil, err
+		}
+		info.References = append(info.References, ref)
+	}
+	info.References = nix.SortPaths(info.References)
+	if info.NARHash, err = nix.ParseHashOf(nix.SHA256, r.NARHash); err != nil {
+		return nil, fmt.Errorf("NAR hash: %w", err)
+	}
+	if info.NARSize <= 0 {
+		return nil, fmt.Errorf("NAR size: %d", uint64(r.NARSize))
+	}
+	for _, text := range r.Signatures {
+		sig, err := nix.ParseSignature(text)
+		if err != nil {
+			return nil, err
+		}
+		info.Signatures = append(info.Signatures, sig)
+	}
+	if r.CA != "" {
+		if info.CA, err = nix.ParseContentAddress(r.CA); err != nil {
+			return nil, err
+		}
+	}
+	return info, nil
 }
 
 func (c *wire) putUint(n uint64) {
