@@ -137,12 +137,15 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	who := access.New(kept.catalog, kept.catalog.Version, access.Options{})
 	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
-	door := server.New(all, opts)
 	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, log, &a)
 	if err != nil {
 		return err
 	}
 	defer closeAll(sshListeners)
+	if sshDoor != nil {
+		opts.Collectors = append(opts.Collectors, sshDoor, sshDoor.operations)
+	}
+	door := server.New(all, opts)
 
 	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
 	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()

@@ -22,8 +22,14 @@ import (
 // sshDir is where the host keys are in the state directory.
 const sshDir = "ssh"
 
+// An sshServer is the door for SSH, with what is counted behind it.
+type sshServer struct {
+	*sshd.Server
+	operations *session.Operations
+}
+
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Directory, who *access.Access, log *slog.Logger, a *announcement) (*sshd.Server, []net.Listener, error) {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Directory, who *access.Access, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
 	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
 		return nil, nil, nil
 	}
@@ -43,29 +49,31 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			return nil, nil, err
 		}
 	}
-	behind, clients := session.NewBehind(), session.NewClients()
+	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {
 			return err
 		}
 		return session.Serve(ctx, conn, command, session.Options{
-			Name:    l.User,
-			Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
-			Who:     l.Who,
-			Daemon:  daemon,
-			Version: "firn " + a.version,
-			Behind:  behind,
-			Client:  l.Key,
-			Clients: clients,
-			Logger:  log.With("remote", l.Remote.String(), "cache", l.User),
+			Name:       l.User,
+			Cache:      func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
+			Who:        l.Who,
+			Daemon:     daemon,
+			Version:    "firn " + a.version,
+			Behind:     behind,
+			Client:     l.Key,
+			Clients:    clients,
+			Operations: operations,
+			Logger:     log.With("remote", l.Remote.String(), "cache", l.User),
 		})
 	}
 	a.ssh = listeners
 	for _, k := range keys {
 		a.hostKeys = append(a.hostKeys, k.PublicKey())
 	}
-	return sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Logger: log}), listeners, nil
+	door := sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Logger: log})
+	return &sshServer{door, operations}, listeners, nil
 }
 
 // daemonSocket returns where the Nix daemon of this machine listens.

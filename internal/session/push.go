@@ -62,7 +62,7 @@ type push struct {
 // ReadNAR reads a NAR, and returns when it is read: it is published by and by, after those that were read before it and to which it refers.
 // Settle says whether it was.
 func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) error {
-	c, done, err := s.begin(ctx, cache.Push)
+	c, done, err := s.begin(ctx, opReceiveNAR, cache.Push)
 	if err != nil {
 		return err
 	}

@@ -37,6 +37,8 @@ type Options struct {
 	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
 	Client  string
 	Clients *Clients
+	// Operations counts what the client asks for. Nil does not.
+	Operations *Operations
 	// Logger is told what the client is not. Nil discards.
 	Logger *slog.Logger
 }
@@ -60,7 +62,8 @@ var _ protocol.Store = (*store)(nil)
 func (s *store) StoreDir() nix.StoreDir { return s.dir }
 
 // begin begins to answer a question that needs rights. done ends it.
-func (s *store) begin(ctx context.Context, rights cache.Rights) (c *cache.Cache, done func(), err error) {
+func (s *store) begin(ctx context.Context, op operation, rights cache.Rights) (c *cache.Cache, done func(), err error) {
+	s.Operations.count(op)
 	c, err = s.open(ctx, rights)
 	if err != nil {
 		return nil, nil, s.tell(err)
@@ -90,7 +93,7 @@ func (s *store) open(ctx context.Context, rights cache.Rights) (*cache.Cache, er
 
 // ValidPaths returns which of the paths are there. There is nothing to substitute: what a cache can get, it has.
 func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
-	c, done, err := s.begin(ctx, cache.Read)
+	c, done, err := s.begin(ctx, opValidPaths, cache.Read)
 	if err != nil {
 		return nil, err
 	}
@@ -118,7 +121,7 @@ func (s *store) PathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo
 
 // PathFromHash returns what is known of the path with a path hash, signed.
 func (s *store) PathFromHash(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	c, done, err := s.begin(ctx, cache.Read)
+	c, done, err := s.begin(ctx, opPathInfo, cache.Read)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +135,7 @@ func (s *store) PathFromHash(ctx context.Context, hash nix.PathHash) (*nix.PathI
 
 // WriteNAR writes the NAR of a path.
 func (s *store) WriteNAR(ctx context.Context, w io.Writer, info *nix.PathInfo) error {
-	c, done, err := s.begin(ctx, cache.Read)
+	c, done, err := s.begin(ctx, opSendNAR, cache.Read)
 	if err != nil {
 		return err
 	}
@@ -151,7 +154,7 @@ func (s *store) WriteNAR(ctx context.Context, w io.Writer, info *nix.PathInfo) e
 // AllPaths iterates over all paths.
 func (s *store) AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
-		c, done, err := s.begin(ctx, cache.Read)
+		c, done, err := s.begin(ctx, opAllPaths, cache.Read)
 		if err != nil {
 			yield(nix.StorePath{}, err)
 			return
@@ -171,7 +174,7 @@ func (s *store) AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 
 // Closure returns the paths with all that they refer to, however indirectly, in any order. protocol.ErrNotFound if one of them is not there.
 func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
-	c, done, err := s.begin(ctx, cache.Read)
+	c, done, err := s.begin(ctx, opClosure, cache.Read)
 	if err != nil {
 		return nil, err
 	}
@@ -211,7 +214,7 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.Store
 
 // AddSignatures adds signatures to a path that is there.
 func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error {
-	c, done, err := s.begin(ctx, cache.Push)
+	c, done, err := s.begin(ctx, opSignatures, cache.Push)
 	if err != nil {
 		return err
 	}
@@ -234,7 +237,7 @@ func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []ni
 
 // Realisation returns what a derivation output was built to.
 func (s *store) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
-	c, done, err := s.begin(ctx, cache.Read)
+	c, done, err := s.begin(ctx, opRealisation, cache.Read)
 	if err != nil {
 		return nil, err
 	}
@@ -245,7 +248,7 @@ func (s *store) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Rea
 
 // PutRealisation keeps what a derivation output was built to.
 func (s *store) PutRealisation(ctx context.Context, r *nix.Realisation) error {
-	c, done, err := s.begin(ctx, cache.Push)
+	c, done, err := s.begin(ctx, opRealisation, cache.Push)
 	if err != nil {
 		return err
 	}
@@ -255,7 +258,7 @@ func (s *store) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 
 // BuildTrace returns what a derivation output was built to, as Nix from 2.35 on names it.
 func (s *store) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
-	c, done, err := s.begin(ctx, cache.Read)
+	c, done, err := s.begin(ctx, opRealisation, cache.Read)
 	if err != nil {
 		return nil, err
 	}
@@ -266,7 +269,7 @@ func (s *store) BuildTrace(ctx context.Context, drv nix.StorePath, output string
 
 // PutBuildTrace keeps it.
 func (s *store) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
-	c, done, err := s.begin(ctx, cache.Push)
+	c, done, err := s.begin(ctx, opRealisation, cache.Push)
 	if err != nil {
 		return err
 	}
@@ -276,7 +279,7 @@ func (s *store) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
 
 // PutBuildLog keeps the build log of a derivation.
 func (s *store) PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader) error {
-	c, done, err := s.begin(ctx, cache.Push)
+	c, done, err := s.begin(ctx, opLog, cache.Push)
 	if err != nil {
 		return err
 	}

@@ -21,12 +21,13 @@ type whoKey struct{}
 
 // serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection is cut.
 func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
-	c := &idleConn{Conn: nc, idle: s.idle}
+	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts}
 	defer c.Close()
 	remote := addrOf(nc)
 	place := remote.Unmap().WithZone("")
 	log := s.log.With("remote", remote.String())
 	if !s.begin(place) {
+		s.counts.turnedAway.Add(1)
 		log.Debug("turned away: too many connections that have not logged in")
 		return
 	}
@@ -35,9 +36,11 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	sc, channels, requests, err := s.handshake(ctx, c, remote)
 	s.begun(place, err == nil)
 	if err != nil {
+		s.counts.failed.Add(1)
 		log.Debug("no login", "error", err)
 		return
 	}
+	s.counts.loggedIn.Add(1)
 	defer s.end()
 	defer sc.Close()
 	key := sc.Permissions.ExtraData[whoKey{}].(ssh.PublicKey)
@@ -152,8 +155,9 @@ func addrOf(nc net.Conn) netip.Addr {
 // An idleConn is a connection that ends when nothing was sent in either direction for a while, once it has begun.
 type idleConn struct {
 	net.Conn
-	idle time.Duration
-	next atomic.Int64 // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
+	counts *counts
+	idle   time.Duration
+	next   atomic.Int64 // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
 }
 
 // deadlineSteps is how often the deadline is moved while idle passes: not with every packet.
@@ -178,6 +182,7 @@ func (c *idleConn) touch() {
 func (c *idleConn) Read(p []byte) (int, error) {
 	n, err := c.Conn.Read(p)
 	if n > 0 {
+		c.counts.received.Add(int64(n))
 		c.touch()
 		acknowledge(c.Conn, n)
 	}
@@ -187,6 +192,7 @@ func (c *idleConn) Read(p []byte) (int, error) {
 func (c *idleConn) Write(p []byte) (int, error) {
 	n, err := c.Conn.Write(p)
 	if n > 0 {
+		c.counts.sent.Add(int64(n))
 		c.touch()
 	}
 	return n, err

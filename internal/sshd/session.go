@@ -44,13 +44,18 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 			return fmt.Errorf("the server is ending")
 		}
 		defer s.sessions.Release(1)
+		s.counts.inFlight.Add(1)
+		defer s.counts.inFlight.Add(-1)
 		defer context.AfterFunc(work, func() { ch.Close() })()
 		err := s.answer(ctx, l, line, &channel{ch})
 		log.Debug("session ends", "duration", time.Since(start), "error", err)
 		return err
 	})
 	status := struct{ Status uint32 }{}
-	if err != nil {
+	if err == nil {
+		s.counts.ended.Add(1)
+	} else {
+		s.counts.endedInError.Add(1)
 		fmt.Fprintf(ch.Stderr(), "firn: %s\n", err)
 		status.Status = exitFailure
 	}

@@ -94,7 +94,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// Server is an SSH server. It is safe for concurrent use.
+// Server is an SSH server, and a prometheus.Collector of what it does. It is safe for concurrent use.
 type Server struct {
 	config   ssh.ServerConfig
 	access   Access
@@ -102,6 +102,7 @@ type Server struct {
 	idle     time.Duration
 	sessions *semaphore.Weighted
 	log      *slog.Logger
+	counts   counts
 
 	mu       sync.Mutex
 	starting map[netip.Addr]int // connections that have not logged in, by where they come from; none is zero

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
 	"golang.org/x/crypto/ssh"
 
@@ -35,6 +37,7 @@ type tester struct {
 	catalog *catalogtest.Memory
 	address string
 	log     *lockedBuffer
+	door    *sshd.Server
 	end     func() error // ends the server and returns what Serve does
 }
 
@@ -78,10 +81,10 @@ func start(t *testing.T, opts sshd.Options, accessOpts access.Options) *tester {
 		t.Fatal(err)
 	}
 	s.address = l.Addr().String()
-	door := sshd.New(access.New(s.catalog, s.catalog.Version, accessOpts), echo, opts)
+	s.door = sshd.New(access.New(s.catalog, s.catalog.Version, accessOpts), echo, opts)
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
-	go func() { served <- door.Serve(ctx, l) }()
+	go func() { served <- s.door.Serve(ctx, l) }()
 	s.end = sync.OnceValue(func() error { cancel(); return <-served })
 	t.Cleanup(func() {
 		if err := s.end(); err != nil {
@@ -511,3 +514,58 @@ func TestHostKeys(t *testing.T) {
 }
 
 var _ sshd.Access = (*access.Access)(nil)
+
+// What a server did can be counted.
+func TestMetrics(t0 *testing.T) {
+	t := start(t0, sshd.Options{}, access.Options{})
+	c := t.login(t.key("ci", access.SSHKeyOptions{}))
+	t.want(c, "echo", "hello", "hello")
+	if _, err := run(c, "other", ""); err == nil {
+		t.Error("an unknown command is answered")
+	}
+	if _, err := t.dial(newSigner(t)); err == nil {
+		t.Error("an unknown key logs in")
+	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(t.door)
+	gather := func() map[string]float64 {
+		families, err := registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				name := f.GetName()
+				for _, l := range m.Label {
+					name += " " + l.GetValue()
+				}
+				got[name] = m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			}
+		}
+		return got
+	}
+	if n := gather()["firn_ssh_connections"]; n != 1 {
+		t.Errorf("there are %v connections, want 1", n)
+	}
+	c.Close()
+	if err := t.end(); err != nil { // until then somebody may still be counting
+		t.Error(err)
+	}
+	got := gather()
+	for _, direction := range []string{"received", "sent"} {
+		name := "firn_ssh_bytes_total " + direction
+		if got[name] < 1000 {
+			t.Errorf("%v bytes were %s", got[name], direction)
+		}
+		delete(got, name)
+	}
+	want := map[string]float64{
+		"firn_ssh_logins_total ok": 1, "firn_ssh_logins_total failed": 1, "firn_ssh_logins_total turned away": 0,
+		"firn_ssh_connections": 0, "firn_ssh_sessions_in_flight": 0,
+		"firn_ssh_sessions_total ok": 1, "firn_ssh_sessions_total failed": 1,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
+	}
+}
