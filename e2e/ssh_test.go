@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -12,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"firn/internal/session/conversation"
 	"firn/nix"
 )
 
@@ -136,6 +139,7 @@ func TestSSHCopyClosure(t *testing.T) {
 		client.nix("nix-copy-closure", "--to", "main@127.0.0.1", a.String())
 		client.nix("nix-copy-closure", "--to", "--use-substitutes", "main@127.0.0.1", a.String(), b.String())
 		reader := newSSHClient(newMachine(t, n), host, port, key)
+		reader.nix("nix-copy-closure", "--from", "--use-substitutes", "main@127.0.0.1", a.String(), "--option", "trusted-public-keys", s.publicKey)
 		reader.nix("nix-copy-closure", "--from", "main@127.0.0.1", a.String(), b.String(), "--option", "trusted-public-keys", s.publicKey)
 		for _, p := range []nix.StorePath{a, b} {
 			sameTree(t, source.path(p.String()), reader.path(p.String()))
@@ -197,6 +201,11 @@ func TestSSHRefused(t *testing.T) {
 	host := newMachine(t, systemNix())
 	s, port := startSSH(host)
 	admin(host, "cache create", "--private", "secret")
+	pusher := newMachine(t, systemNix())
+	there := add(pusher, "there", 100)
+	key := sshKey(pusher, "key")
+	admin(host, "sshkey add", "--push", "main", "ci", key+".pub")
+	newSSHClient(pusher, host, port, key).nix("nix", "copy", "--to", "ssh://main@127.0.0.1", there.String())
 	eachNix(t, func(t *testing.T, n nixSystem) {
 		m := newMachine(t, n)
 		p := add(m, "file-"+n.version, 100)
@@ -204,6 +213,10 @@ func TestSSHRefused(t *testing.T) {
 		reads, revoked, unknown := sshKey(m, "reads"), sshKey(m, "revoked"), sshKey(m, "unknown")
 		admin(host, "sshkey add", "--read", "main", name("reads"), reads+".pub")
 		admin(host, "sshkey add", "--push", "*", name("revoked"), revoked+".pub")
+		client := newSSHClient(m, host, port, revoked)
+		for _, scheme := range schemes {
+			client.nix("nix", "path-info", "--store", scheme+"://main@127.0.0.1", there.String()) // it is good until a moment ago
+		}
 		admin(host, "sshkey revoke", name("revoked"))
 		for _, scheme := range schemes {
 			for _, test := range []struct{ key, user, words string }{
@@ -223,7 +236,7 @@ func TestSSHRefused(t *testing.T) {
 		if _, err := s.narInfo(p); err == nil {
 			t.Errorf("%s was kept", p)
 		}
-		client := newSSHClient(m, host, port, reads)
+		client = newSSHClient(m, host, port, reads)
 		for _, command := range []string{"", "id", "nix-store --serve; id"} {
 			args := append(append([]string{"ssh"}, client.options...), "main@127.0.0.1", command)
 			_, err := m.try(args...)
@@ -232,6 +245,91 @@ func TestSSHRefused(t *testing.T) {
 			}
 		}
 	})
+}
+
+// What is not what it is said to be is refused, and what was pushed before it stays.
+func TestSSHDamaged(t *testing.T) {
+	t.Parallel()
+	host := newMachine(t, systemNix())
+	s, port := startSSH(host)
+	wantAbsent := func(t *testing.T, p nix.StorePath) {
+		t.Helper()
+		if _, err := s.narInfo(p); err == nil {
+			t.Errorf("%s was kept", p)
+		}
+	}
+	eachNix(t, func(t *testing.T, n nixSystem) {
+		for _, scheme := range schemes {
+			m := newMachine(t, n)
+			key := sshKey(m, "key")
+			admin(host, "sshkey add", "--push", "main", scheme+"-"+n.version, key+".pub")
+			client := newSSHClient(m, host, port, key)
+			name := scheme + n.version
+			good := add(m, "a-good-one-"+name, 200_000)
+			bad := add(m, "bad-"+name, 200_000)
+			file := m.path(bad.String())
+			whole, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			damaged := slices.Clone(whole)
+			damaged[100_000]++
+			write := func(text []byte) {
+				t.Helper()
+				if err := errors.Join(os.Chmod(file, 0o644), os.WriteFile(file, text, 0o644), os.Chmod(file, 0o444)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			url := scheme + "://main@127.0.0.1"
+			write(damaged)
+			client.nix("nix", "copy", "--to", url, good.String())
+			_, err = client.try(client.with("nix", "copy", "--to", url, good.String(), bad.String())...)
+			if err == nil || !strings.Contains(err.Error(), bad.String()+": this NAR has the hash") {
+				t.Errorf("%s: what does not match its hash: %v", scheme, err)
+			}
+			wantAbsent(t, bad)
+			if _, err := s.narInfo(good); err != nil {
+				t.Error(err)
+			}
+			write(whole)
+			client.nix("nix", "copy", "--to", url, bad.String())
+			if _, err := s.narInfo(bad); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+
+	// Nix makes no NAR that is none, so its words are said again with one in which something is changed.
+	files, err := filepath.Glob(filepath.Join(recordings, "*/*/01-push.txt"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("nothing is recorded: %v", err)
+	}
+	m := newMachine(t, systemNix())
+	key := sshKey(m, "key")
+	admin(host, "sshkey add", "--push", "main", "recorded", key+".pub")
+	client := newSSHClient(m, host, port, key)
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		recorded, err := conversation.Parse(text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		said := bytes.ReplaceAll(recorded.Said(true), []byte("nix-archive-1"), []byte("nix-archive-2"))
+		cmd := m.command(t.Context(), append(append([]string{"ssh"}, client.options...), "main@127.0.0.1", recorded.Command)...)
+		cmd.Stdin = bytes.NewReader(said)
+		if out, _ := cmd.CombinedOutput(); !bytes.Contains(out, []byte("this is no NAR")) {
+			t.Errorf("%s with what is no NAR: %q", file, out)
+		}
+	}
+	admin(host, "verify")
+	if got := lines(m.run("curl", "--silent", "--fail", s.url+"/metrics")); !slices.ContainsFunc(got, func(line string) bool {
+		return strings.HasPrefix(line, `firn_ssh_operations_total{operation="receive NAR"} `)
+	}) {
+		t.Error("/metrics counts nothing of SSH")
+	}
 }
 
 // firn stdio is the same behind another SSH server, or none; firn daemon on a socket. From there Nix gets no NARs:
