@@ -18,7 +18,7 @@ func TestDocumentedMetrics(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--compression", "zstd")
+	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--ssh", "127.0.0.1:0", "--compression", "zstd")
 	names := func(pattern, text string) (names []string) {
 		for _, match := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
 			names = append(names, match[1])
