@@ -214,8 +214,8 @@ func sweep(ctx context.Context, d *depot.Depot, log *slog.Logger) error {
 // and collecting that each time that a few more have been allocated takes a tenth of the narinfos per second:
 // with the ballast it is after 13 MB. These bytes are never touched, and so take no memory.
 const (
-	gcPercent   = 25
-	ballastSize = 48 << 20
+	gcPercent   = 15
+	ballastSize = 84 << 20
 )
 
 // setCollector has the collector run like that, and returns the ballast, which is to be kept alive.
