@@ -45,10 +45,11 @@ type commandLine struct {
 	Stats  statsCommand  `cmd:"" help:"Show how much is kept."`
 	Doctor doctorCommand `cmd:"" help:"Find out what is wrong with a binary cache, of whatever server."`
 	Config struct {
-		Check  configCheckCommand  `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
-		Show   configShowCommand   `cmd:"" help:"Print the settings in effect and where each comes from."`
-		Import configImportCommand `cmd:"" help:"Print what a configuration file of harmonia says as one of firn."`
-	} `cmd:"" help:"Check and show the configuration, and take over another's."`
+		Check   configCheckCommand   `cmd:"" help:"Check a configuration file, the environment and the keys they name."`
+		Show    configShowCommand    `cmd:"" help:"Print the settings in effect and where each comes from."`
+		Example configExampleCommand `cmd:"" help:"Print a configuration file with every setting, to begin with."`
+		Import  configImportCommand  `cmd:"" help:"Print what a configuration file of harmonia says as one of firn."`
+	} `cmd:"" help:"Check, show and begin the configuration, and take over another's."`
 	NixServe   nixServeCommand   `cmd:"" help:"Take the place of nix-serve, with its flags."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`

@@ -1,0 +1,47 @@
+package config
+
+import (
+	"fmt"
+	"io"
+	"strings"
+
+	"github.com/BurntSushi/toml"
+)
+
+// exampleWidth is where the comments of an example are broken, in characters.
+const exampleWidth = 100
+
+// Example writes a configuration file with every setting and what it is for.
+// What nobody set is commented out, so that the file says nothing but what c was told, and defaults may still change.
+func (c *Config) Example(w io.Writer, origins Origins) error {
+	var b strings.Builder
+	comment(&b, "The settings of firn, each with its default. Remove the # before one to change it. "+
+		"firn config check FILE finds what is wrong in a file like this, firn config show what is in effect.")
+	for _, s := range Settings() {
+		b.WriteByte('\n')
+		comment(&b, s.Help)
+		text, err := toml.Marshal(map[string]any{s.Key: c.field(s).Interface()})
+		if err != nil {
+			return fmt.Errorf("write example of %s: %w", s.Key, err)
+		}
+		if origins[s.Key] == fromDefault {
+			b.WriteByte('#')
+		}
+		b.Write(text)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// comment writes text as lines of a comment.
+func comment(b *strings.Builder, text string) {
+	line := "#"
+	for word := range strings.FieldsSeq(text) {
+		if len(line)+1+len(word) > exampleWidth {
+			b.WriteString(line + "\n")
+			line = "#"
+		}
+		line += " " + word
+	}
+	b.WriteString(line + "\n")
+}
