@@ -7,7 +7,7 @@ TOOL     := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 # Test lines as go test prints them, and the counts at the end.
 TEST     := $(TOOL) gotestsum --format standard-quiet --
 
-.PHONY: help build test unit e2e nix roots check lint vulns race ci fuzz record bench
+.PHONY: help build deb test unit e2e nix roots check lint vulns race ci fuzz record bench
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,12 +15,19 @@ help: ## Say what there is
 build: ## Build ./firn, static
 	CGO_ENABLED=0 $(GO) build -trimpath -o firn ./cmd/firn
 
+# Where packages appear.
+DIST     ?= $(CURDIR)/dist
+
+deb: ## Make Debian packages in dist/
+	cd packaging && $(GO) run . -dist $(DIST) deb
+
 test: nix ## Run every test, against real Nix (installed where it is missing)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit roots
 	@$(MAKE) --no-print-directory e2e
 
 unit:
 	$(TEST) -timeout=10m ./...
+	cd packaging && $(TEST) ./...
 
 # The Debian systems whose Nix the end-to-end tests run; made once, then kept.
 # One that cannot be had is left to the tests to report.
@@ -32,7 +39,8 @@ e2e:
 
 nix:
 	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light caddy=caddy curl=curl ssh=openssh-client \
-		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 systemd-analyze=systemd logrotate=logrotate
+		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 systemd-analyze=systemd logrotate=logrotate \
+		dpkg-deb=dpkg lintian=lintian umoci=umoci
 
 check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races
 
@@ -41,8 +49,10 @@ lint:
 	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
 	$(GO) vet ./...
 	cd e2e && $(GO) vet ./...
+	cd packaging && $(GO) vet ./...
 	$(TOOL) staticcheck ./...
 	cd e2e && $(TOOL) staticcheck ./...
+	cd packaging && $(TOOL) staticcheck ./...
 	@scripts/vulns
 
 race: nix

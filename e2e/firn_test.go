@@ -145,13 +145,18 @@ func startFirn(m *machine, args ...string) *server {
 
 // startServer is startFirn with all of the command line.
 func startServer(m *machine, args ...string) *server {
-	t := m.t
-	t.Helper()
+	m.t.Helper()
 	if !strings.Contains(strings.Join(args, " "), "--listen") {
 		args = append(args, "--listen", "127.0.0.1:0")
 	}
+	return awaitServer(m.t, func(ctx context.Context) *exec.Cmd { return m.command(ctx, args...) })
+}
+
+// awaitServer starts a command that becomes firn, and returns when that answers.
+func awaitServer(t testing.TB, command func(context.Context) *exec.Cmd) *server {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := m.command(ctx, args...)
+	cmd := command(ctx)
 	s := &server{t: t, errors: &lockedBuffer{}, client: &http.Client{Transport: &http.Transport{DisableCompression: true}}}
 	cmd.Stderr = s.errors
 	stdout, err := cmd.StdoutPipe()

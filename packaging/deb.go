@@ -1,0 +1,61 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/goreleaser/nfpm/v2"
+	"github.com/goreleaser/nfpm/v2/deb"
+)
+
+// writeDeb writes the Debian package for an architecture, as nfpm.yaml describes it.
+func (r *release) writeDeb(dist, arch string) error {
+	version := debianVersion(r.version)
+	changelog := fmt.Sprintf("firn (%s) unstable; urgency=medium\n\n  * firn %s. What changed for its users is in changelog.gz.\n\n -- %s  %s\n",
+		version, r.version, r.maintainer, r.date.Format("Mon, 02 Jan 2006 15:04:05 -0700"))
+	if err := writeGzip(r.path("changelog.Debian.gz"), []byte(changelog)); err != nil {
+		return err
+	}
+	f, err := os.Open("nfpm.yaml")
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	config, err := nfpm.ParseWithEnvMapping(f, func(name string) string {
+		return map[string]string{"ARCH": arch, "VERSION": version, "MAINTAINER": r.maintainer, "RELEASE": r.dir}[name]
+	})
+	if err != nil {
+		return err
+	}
+	config.MTime = r.date
+	if err := config.Validate(); err != nil {
+		return err
+	}
+	info, err := config.Get("deb")
+	if err != nil {
+		return err
+	}
+	return publish(filepath.Join(dist, deb.Default.ConventionalFileName(info)), func(f *os.File) error {
+		return deb.Default.Package(info, f)
+	})
+}
+
+// debianVersion returns the version of the package of a version of firn. They sort alike: what comes
+// before a release, as a commit after the one before it does, has a tilde.
+func debianVersion(version string) string {
+	if version == "devel" {
+		return "0~devel-1"
+	}
+	version, meta, _ := strings.Cut(strings.TrimPrefix(version, "v"), "+")
+	release, before, _ := strings.Cut(version, "-")
+	dots := strings.NewReplacer("-", ".", "+", ".") // a hyphen begins the revision of the package
+	if before != "" {
+		release += "~" + dots.Replace(before)
+	}
+	if meta != "" {
+		release += "+" + dots.Replace(meta)
+	}
+	return release + "-1"
+}
