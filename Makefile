@@ -7,7 +7,7 @@ TOOL     := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 # Test lines as go test prints them, and the counts at the end.
 TEST     := $(TOOL) gotestsum --format standard-quiet --
 
-.PHONY: help build deb test unit e2e nix roots check lint vulns race ci fuzz record bench
+.PHONY: help build deb image test unit e2e nix roots check lint vulns race ci fuzz record bench
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,6 +20,9 @@ DIST     ?= $(CURDIR)/dist
 
 deb: ## Make Debian packages in dist/
 	cd packaging && $(GO) run . -dist $(DIST) deb
+
+image: ## Make the image for containers in dist/
+	cd packaging && $(GO) run . -dist $(DIST) image
 
 test: nix ## Run every test, against real Nix (installed where it is missing)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit roots

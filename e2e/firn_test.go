@@ -59,7 +59,7 @@ func buildFirn(dir string) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, "firn")
-	build := exec.Command("go", "build", "-o", path, "./cmd/firn")
+	build := exec.Command("go", "build", "-trimpath", "-o", path, "./cmd/firn") // what the packages are built of is compiled once
 	build.Dir = ".."
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // it runs in other systems too
 	if out, err := build.CombinedOutput(); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,8 +14,8 @@ import (
 // writeDeb writes the Debian package for an architecture, as nfpm.yaml describes it.
 func (r *release) writeDeb(dist, arch string) error {
 	version := debianVersion(r.version)
-	changelog := fmt.Sprintf("firn (%s) unstable; urgency=medium\n\n  * firn %s. What changed for its users is in changelog.gz.\n\n -- %s  %s\n",
-		version, r.version, r.maintainer, r.date.Format("Mon, 02 Jan 2006 15:04:05 -0700"))
+	changelog := fmt.Sprintf("firn (%s) unstable; urgency=medium\n\n  * What changed for users of firn is in changelog.gz.\n\n -- %s  %s\n",
+		version, r.maintainer, r.date.Format("Mon, 02 Jan 2006 15:04:05 -0700"))
 	if err := writeGzip(r.path("changelog.Debian.gz"), []byte(changelog)); err != nil {
 		return err
 	}
@@ -30,6 +31,9 @@ func (r *release) writeDeb(dist, arch string) error {
 		return err
 	}
 	config.MTime = r.date
+	if config.Scripts, err = r.writeScripts(); err != nil {
+		return err
+	}
 	if err := config.Validate(); err != nil {
 		return err
 	}
@@ -40,6 +44,28 @@ func (r *release) writeDeb(dist, arch string) error {
 	return publish(filepath.Join(dist, deb.Default.ConventionalFileName(info)), func(f *os.File) error {
 		return deb.Default.Package(info, f)
 	})
+}
+
+// writeScripts writes what dpkg calls around the files, with the names of the sockets that systemd can hold for firn.
+func (r *release) writeScripts() (nfpm.Scripts, error) {
+	sockets, err := filepath.Glob("systemd/*.socket")
+	if err != nil {
+		return nfpm.Scripts{}, err
+	}
+	for i, path := range sockets {
+		sockets[i] = filepath.Base(path)
+	}
+	for _, name := range []string{"postinst", "prerm", "postrm"} {
+		text, err := os.ReadFile(filepath.Join("debian", name))
+		if err != nil {
+			return nfpm.Scripts{}, err
+		}
+		text = bytes.ReplaceAll(text, []byte("@SOCKETS@"), []byte(strings.Join(sockets, " ")))
+		if err := os.WriteFile(r.path(name), text, 0o755); err != nil {
+			return nfpm.Scripts{}, err
+		}
+	}
+	return nfpm.Scripts{PostInstall: r.path("postinst"), PreRemove: r.path("prerm"), PostRemove: r.path("postrm")}, nil
 }
 
 // debianVersion returns the version of the package of a version of firn. They sort alike: what comes

@@ -59,6 +59,8 @@ func run(ctx context.Context, dist string, arches, kinds []string) error {
 			for _, arch := range arches {
 				err = errors.Join(err, r.writeDeb(dist, arch))
 			}
+		case "image":
+			err = r.writeImage(dist, arches)
 		default:
 			err = fmt.Errorf("cannot make %q: want deb or image", kind)
 		}

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -48,9 +49,12 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 		}
 	}
 	// The program that runs here tells the same about itself as all others.
-	firn := r.path("firn")
-	if err := build(ctx, firn, runtime.GOOS, runtime.GOARCH); err != nil {
-		return nil, err
+	firn := r.program(runtime.GOARCH)
+	if runtime.GOOS != "linux" || !slices.Contains(arches, runtime.GOARCH) {
+		firn = r.path("firn")
+		if err := build(ctx, firn, runtime.GOOS, runtime.GOARCH); err != nil {
+			return nil, err
+		}
 	}
 	info, err := buildinfo.ReadFile(firn)
 	if err != nil {
