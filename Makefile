@@ -19,10 +19,10 @@ build: ## Build ./firn, static
 DIST     ?= $(CURDIR)/dist
 
 deb: ## Make Debian packages in dist/
-	cd packaging && $(GO) run . -dist $(DIST) deb
+	cd packaging && $(GO) run . -dist $(abspath $(DIST)) deb
 
 image: ## Make the image for containers in dist/
-	cd packaging && $(GO) run . -dist $(DIST) image
+	cd packaging && $(GO) run . -dist $(abspath $(DIST)) image
 
 test: nix ## Run every test, against real Nix (installed where it is missing)
 	@$(MAKE) --no-print-directory -j2 --output-sync=target unit roots

@@ -41,6 +41,16 @@ func (r *release) writeDeb(dist, arch string) error {
 	if err != nil {
 		return err
 	}
+	// There is one package for each architecture, so that nobody installs an older one by a pattern.
+	older, err := filepath.Glob(filepath.Join(dist, "firn_*_"+arch+".deb"))
+	if err != nil {
+		return err
+	}
+	for _, path := range older {
+		if err := os.Remove(path); err != nil {
+			return err
+		}
+	}
 	return publish(filepath.Join(dist, deb.Default.ConventionalFileName(info)), func(f *os.File) error {
 		return deb.Default.Package(info, f)
 	})
