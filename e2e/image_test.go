@@ -240,10 +240,11 @@ func wantFileSystem(t *testing.T, root string) {
 		mode os.FileMode
 		user uint32
 	}{
-		"usr/bin/firn": {0o755, 0},
-		"etc/passwd":   {0o644, 0},
-		"tmp":          {os.ModeDir | os.ModeSticky | 0o777, 0},
-		"var/lib/firn": {os.ModeDir | 0o700, 65532},
+		"usr/bin/firn":                   {0o755, 0},
+		"usr/share/doc/firn/licenses.gz": {0o644, 0},
+		"etc/passwd":                     {0o644, 0},
+		"tmp":                            {os.ModeDir | os.ModeSticky | 0o777, 0},
+		"var/lib/firn":                   {os.ModeDir | 0o700, 65532},
 	} {
 		info, err := os.Lstat(filepath.Join(root, name))
 		if err != nil {

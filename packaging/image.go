@@ -85,14 +85,23 @@ func (r *release) writeImage(dist string, arches []string) error {
 
 // image returns the image for an architecture: two layers, of which others have the first too.
 func (r *release) image(base v1.Layer, arch string) (v1.Image, error) {
-	text, err := os.ReadFile(r.program(arch))
-	if err != nil {
-		return nil, err
+	files := []imageFile{{name: "usr/", mode: 0o755}, {name: "usr/bin/", mode: 0o755}, {name: "usr/share/", mode: 0o755},
+		{name: "usr/share/doc/", mode: 0o755}, {name: "usr/share/doc/firn/", mode: 0o755}}
+	for _, f := range []struct {
+		name, path string
+		mode       int64
+	}{
+		{"usr/bin/firn", r.program(arch), 0o755},
+		{"usr/share/doc/firn/LICENSE", filepath.Join(repository, "LICENSE"), 0o644},
+		{"usr/share/doc/firn/licenses.gz", r.path("licenses.gz"), 0o644},
+	} {
+		text, err := os.ReadFile(f.path)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, imageFile{name: f.name, mode: f.mode, text: text})
 	}
-	program, err := r.layer([]imageFile{
-		{name: "usr/", mode: 0o755}, {name: "usr/bin/", mode: 0o755},
-		{name: "usr/bin/firn", mode: 0o755, text: text},
-	})
+	program, err := r.layer(files)
 	if err != nil {
 		return nil, err
 	}

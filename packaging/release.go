@@ -36,7 +36,7 @@ type release struct {
 //	man/*.1.gz                         the manual
 //	completion/bash, zsh, fish
 //	firn.toml                          every setting, commented out
-//	licenses                           of everything that is linked into the program
+//	licenses.gz                        of everything that is linked into the program
 //	changelog.gz
 func newRelease(ctx context.Context, dir string, arches []string) (*release, error) {
 	r := &release{dir: dir}
