@@ -9,6 +9,7 @@ import (
 	"os"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 )
 
@@ -79,13 +80,33 @@ func (l *link) hear() {
 	}
 }
 
-// retire ends the wait for a request: Read fails, and net/http closes the connection.
-// If a request has come this very moment it is read nevertheless, for net/http then sets another deadline.
+// retire ends the wait for a request: Read fails, and net/http closes the connection. A request that has come already is not lost by that:
+// net/http sets another deadline when it begins to read one, and what still lies in the kernel, as on a machine that has much to do, is seen here.
 func (l *link) retire() {
 	l.reading.Lock()
 	defer l.reading.Unlock()
+	if hasMore(l.Conn) {
+		return
+	}
 	l.wanted = time.Since(l.made)
 	l.wake(l.made.Add(l.wanted)) // fails only when it is closed
+}
+
+// hasMore reports whether something has come through a connection that was not read yet. It knows of sockets only.
+func hasMore(c net.Conn) (more bool) {
+	socket, ok := c.(syscall.Conn)
+	if !ok {
+		return false
+	}
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return false
+	}
+	err = raw.Control(func(fd uintptr) {
+		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		more = err == nil && n > 0
+	})
+	return err == nil && more
 }
 
 // extend gives the client the time for another slice, unless it has nearly as much.
