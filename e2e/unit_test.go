@@ -8,24 +8,29 @@ import (
 	"testing"
 )
 
-// unitFile is the unit for systemd.
-const unitFile = "../packaging/systemd/firn.service"
-
 // mostExposed bounds what systemd finds a service exposed to, in tenths: it goes from 0 to 100.
 const mostExposed = "20"
 
-// systemd takes the unit as it is, and finds little that firn could do beyond its work.
-func TestUnit(t *testing.T) {
+// systemd takes the units as they are, and finds little that firn could do beyond its work.
+func TestUnits(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	text, err := os.ReadFile(unitFile)
+	files, err := filepath.Glob(units + "/firn*")
 	if err != nil {
 		t.Fatal(err)
 	}
-	// systemd looks whether the program is there.
-	unit := filepath.Join(dir, filepath.Base(unitFile))
-	if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(text), "/usr/bin/firn", firnPath)), 0o644); err != nil {
-		t.Fatal(err)
+	var placed []string
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// systemd looks whether the program is there.
+		unit := filepath.Join(dir, filepath.Base(file))
+		if err := os.WriteFile(unit, []byte(strings.ReplaceAll(string(text), "/usr/bin/firn", firnPath)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		placed = append(placed, unit)
 	}
 	analyze := func(args ...string) {
 		t.Helper()
@@ -34,6 +39,6 @@ func TestUnit(t *testing.T) {
 			t.Errorf("systemd-analyze %s: %v\n%s", strings.Join(args, " "), err, out)
 		}
 	}
-	analyze("verify", "--man=no", unit)
-	analyze("security", "--offline=true", "--threshold="+mostExposed, unit)
+	analyze(append([]string{"verify", "--man=no"}, placed...)...)
+	analyze("security", "--offline=true", "--threshold="+mostExposed, filepath.Join(dir, "firn.service"))
 }

@@ -1,0 +1,266 @@
+package e2e
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"firn/nix"
+)
+
+// restartRounds is how often a server is restarted, unless FIRN_RESTART_ROUNDS says otherwise.
+const restartRounds = 25
+
+// An asker asks for one thing after the other through one connection for as long as the server lets it, and opens another when it was told
+// that an answer was the last. Any other end is a failure, but of a connection that it left alone for patience or longer:
+// real clients try again whenever one that they had used before was closed.
+type asker struct {
+	address string
+	conn    net.Conn
+	read    *bufio.Reader
+	last    time.Time // the end of the last answer
+	dials   int
+	silent  int // connections that were closed after a silence
+}
+
+// patience is how long firn waits for another request through a connection when it ends, and a little less.
+const patience = 900 * time.Millisecond
+
+// ask writes the body of an answer, and returns its status.
+func (a *asker) ask(ctx context.Context, path string, body io.Writer) (status int, err error) {
+	used, silence := a.conn != nil, time.Since(a.last)
+	if !used {
+		if a.conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", a.address); err != nil {
+			return 0, err
+		}
+		a.read = bufio.NewReader(a.conn)
+		a.dials++
+	}
+	if err := a.conn.SetDeadline(time.Now().Add(commandTimeout)); err != nil {
+		return 0, err
+	}
+	_, err = fmt.Fprintf(a.conn, "GET /%s HTTP/1.1\r\nHost: localhost\r\n\r\n", path)
+	if err == nil {
+		_, err = a.read.Peek(1)
+	}
+	if err != nil && used && silence > patience {
+		a.close()
+		a.silent++
+		return a.ask(ctx, path, body)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("no answer after a silence of %s: %w", silence, err)
+	}
+	res, err := http.ReadResponse(a.read, nil)
+	if err != nil {
+		return 0, err
+	}
+	if _, err := io.Copy(body, res.Body); err != nil {
+		return 0, err
+	}
+	a.last = time.Now()
+	if res.Close {
+		a.close()
+	}
+	return res.StatusCode, nil
+}
+
+func (a *asker) close() {
+	if a.conn != nil {
+		a.conn.Close()
+		a.conn = nil
+	}
+}
+
+// slowly takes what is written to it so that a large NAR is on its way for some tenths of a second: longer than most restarts would take.
+type slowly struct{ taken int }
+
+func (s *slowly) Write(p []byte) (int, error) {
+	const step, pause = 4 << 20, 40 * time.Millisecond
+	if s.taken += len(p); s.taken > step {
+		s.taken = 0
+		time.Sleep(pause)
+	}
+	return len(p), nil
+}
+
+// A crowd is clients that ask until they are told to stop. Each failure is one of the test.
+type crowd struct {
+	t      testing.TB
+	ctx    context.Context
+	all    sync.WaitGroup
+	mu     sync.Mutex
+	counts map[string]int // of requests that were answered, by kind of client
+}
+
+// add adds a client, which calls ask again and again, with a pause of up to most in between.
+func (c *crowd) add(kind string, most time.Duration, ask func(ctx context.Context) error) {
+	c.all.Go(func() {
+		for c.ctx.Err() == nil {
+			// What has begun is brought to its end.
+			if err := ask(context.WithoutCancel(c.ctx)); err != nil {
+				c.t.Errorf("%s, after %d requests: %v", kind, c.count(kind, 0), err)
+				return
+			}
+			c.count(kind, 1)
+			time.Sleep(rand.N(most))
+		}
+	})
+}
+
+func (c *crowd) count(kind string, more int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.counts[kind] += more
+	return c.counts[kind]
+}
+
+// addAsker adds an asker, which asks for one path after the other.
+func (c *crowd) addAsker(kind, address string, most time.Duration, body func() io.Writer, paths ...string) {
+	a, n := &asker{address: address}, 0
+	c.add(kind, most, func(ctx context.Context) error {
+		path := paths[n%len(paths)]
+		n++
+		status, err := a.ask(ctx, path, body())
+		if err == nil && status != http.StatusOK {
+			err = fmt.Errorf("status %d", status)
+		}
+		if err != nil {
+			return fmt.Errorf("GET %s through connection %d: %w", path, a.dials, err)
+		}
+		return nil
+	})
+}
+
+// A restart under socket activation fails no request, whoever asks: for narinfos in quick succession, for NARs that outlast the restart,
+// with pauses, with curl, which makes a connection each time, and with Nix, which is told not to try again.
+func TestRestarts(t *testing.T) {
+	t.Parallel()
+	rounds := restartRounds
+	if text := os.Getenv("FIRN_RESTART_ROUNDS"); text != "" {
+		var err error
+		if rounds, err = strconv.Atoi(text); err != nil {
+			t.Fatal(err)
+		}
+	}
+	address := "127.0.0.1:" + freePort(t)
+	b := boot(t, map[string]string{
+		"etc/systemd/test/nix-daemon.service":       nixDaemonUnit,
+		"etc/systemd/test/firn.socket.d/test.conf":  socketAt(address),
+		"etc/systemd/test/firn.service.d/test.conf": "[Unit]\nStartLimitIntervalSec=0\n", // more often than systemd thinks is sane
+		"etc/firn/firn.toml":                        "",
+	}, nil)
+	b.run("systemctl", "start", "nix-daemon.service", "firn.socket", "firn.service")
+	var narinfos, nars []string
+	var small, large string // store paths
+	for name, size := range map[string]string{"a": "1k", "b": "10k", "c": "100k", "d": "1M", "large": "32M"} {
+		b.run("sh", "-c", "head -c $2 /dev/urandom >/root/$1", "sh", name, size)
+		path := b.run("nix-store", "--add", "/root/"+name)
+		narinfos = append(narinfos, filepath.Base(path)[:32]+".narinfo")
+		switch name {
+		case "a":
+			small = path
+		case "large":
+			large = path
+		}
+	}
+	base := "http://" + address + "/"
+	client := newClient(t)
+	for _, narinfo := range narinfos {
+		_, text := fetch(t, client, base+narinfo)
+		info, err := nix.ParseNARInfoStrict(nix.DefaultStoreDir, text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		nars = append(nars, info.URL)
+		if info.Path.String() == large { // first
+			nars[0], nars[len(nars)-1] = nars[len(nars)-1], nars[0]
+		}
+	}
+
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	c := &crowd{t: t, ctx: ctx, counts: map[string]int{}}
+	defer c.all.Wait()
+	defer stop()
+	discard := func() io.Writer { return io.Discard }
+	for range 3 {
+		c.addAsker("narinfos", address, 3*time.Millisecond, discard, narinfos...)
+	}
+	for range 2 {
+		c.addAsker("NARs", address, 20*time.Millisecond, discard, nars[1:]...)
+		c.addAsker("large NAR", address, 50*time.Millisecond, func() io.Writer { return &slowly{} }, nars[0])
+		c.addAsker("pauses", address, 800*time.Millisecond, discard, append(nars[1:], narinfos...)...)
+	}
+	c.add("Go", 10*time.Millisecond, func(context.Context) error {
+		res, err := client.Get(base + nars[1])
+		if err != nil {
+			return err
+		}
+		defer res.Body.Close()
+		if n, err := io.Copy(io.Discard, res.Body); err != nil || res.StatusCode != http.StatusOK {
+			return fmt.Errorf("%s, %d bytes, %w", res.Status, n, err)
+		}
+		return nil
+	})
+	c.add("curl", 50*time.Millisecond, func(ctx context.Context) error {
+		args := []string{"--fail", "--silent", "--show-error"}
+		for _, path := range nars[1:] {
+			args = append(args, "--output", "/dev/null", base+path)
+		}
+		out, err := exec.CommandContext(ctx, "curl", args...).CombinedOutput()
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+	m := newMachine(t, newestNix())
+	into := filepath.Join(m.dir, "into")
+	c.add("Nix", 200*time.Millisecond, func(context.Context) error {
+		for _, path := range []string{small, large} {
+			_, err := m.try("nix", "copy", "--from", base, "--to", into, path, "--option", "download-attempts", "1", "--option", "narinfo-cache-positive-ttl", "0")
+			if err != nil {
+				return err
+			}
+		}
+		return os.RemoveAll(into) // the next time it has nothing again
+	})
+
+	pid := b.property("MainPID")
+	for round := range rounds {
+		time.Sleep(rand.N(200 * time.Millisecond)) // at a moment that nothing decides
+		if _, err := b.try("systemctl", "restart", "firn.service"); err != nil {
+			t.Fatal(err)
+		}
+		next := b.property("MainPID")
+		if next == pid || next == "0" {
+			t.Fatalf("round %d: it was process %s and is %s", round, pid, next)
+		}
+		pid = next
+		if t.Failed() {
+			t.Fatalf("in round %d", round)
+		}
+	}
+	stop()
+	c.all.Wait()
+	t.Logf("%d restarts; answered: %v", rounds, c.counts)
+	for kind, n := range c.counts {
+		if n < rounds/10 {
+			t.Errorf("%s: %d requests are too few for this to mean anything", kind, n)
+		}
+	}
+	if got := b.property("NRestarts"); got != "0" {
+		t.Errorf("systemd restarted it %s times by itself", got)
+	}
+}
