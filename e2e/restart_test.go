@@ -23,23 +23,19 @@ import (
 const restartRounds = 25
 
 // An asker asks for one thing after the other through one connection for as long as the server lets it, and opens another when it was told
-// that an answer was the last. Any other end is a failure, but of a connection that it left alone for patience or longer:
-// real clients try again whenever one that they had used before was closed.
+// that an answer was the last. What HTTP has a client do where a connection that it had used before is closed without a word, it does too, and counts it.
+// Any other end is a failure.
 type asker struct {
 	address string
 	conn    net.Conn
 	read    *bufio.Reader
-	last    time.Time // the end of the last answer
 	dials   int
-	silent  int // connections that were closed after a silence
+	again   int // requests that were sent twice
 }
-
-// patience is how long firn waits for another request through a connection when it ends, and a little less.
-const patience = 900 * time.Millisecond
 
 // ask writes the body of an answer, and returns its status.
 func (a *asker) ask(ctx context.Context, path string, body io.Writer) (status int, err error) {
-	used, silence := a.conn != nil, time.Since(a.last)
+	used := a.conn != nil
 	if !used {
 		if a.conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", a.address); err != nil {
 			return 0, err
@@ -54,13 +50,13 @@ func (a *asker) ask(ctx context.Context, path string, body io.Writer) (status in
 	if err == nil {
 		_, err = a.read.Peek(1)
 	}
-	if err != nil && used && silence > patience {
+	if err != nil && used {
 		a.close()
-		a.silent++
+		a.again++
 		return a.ask(ctx, path, body)
 	}
 	if err != nil {
-		return 0, fmt.Errorf("no answer after a silence of %s: %w", silence, err)
+		return 0, err
 	}
 	res, err := http.ReadResponse(a.read, nil)
 	if err != nil {
@@ -69,7 +65,6 @@ func (a *asker) ask(ctx context.Context, path string, body io.Writer) (status in
 	if _, err := io.Copy(body, res.Body); err != nil {
 		return 0, err
 	}
-	a.last = time.Now()
 	if res.Close {
 		a.close()
 	}
@@ -102,6 +97,7 @@ type crowd struct {
 	all    sync.WaitGroup
 	mu     sync.Mutex
 	counts map[string]int // of requests that were answered, by kind of client
+	askers []*asker
 }
 
 // add adds a client, which calls ask again and again, with a pause of up to most in between.
@@ -129,6 +125,7 @@ func (c *crowd) count(kind string, more int) int {
 // addAsker adds an asker, which asks for one path after the other.
 func (c *crowd) addAsker(kind, address string, most time.Duration, body func() io.Writer, paths ...string) {
 	a, n := &asker{address: address}, 0
+	c.askers = append(c.askers, a)
 	c.add(kind, most, func(ctx context.Context) error {
 		path := paths[n%len(paths)]
 		n++
@@ -144,7 +141,7 @@ func (c *crowd) addAsker(kind, address string, most time.Duration, body func() i
 }
 
 // A restart under socket activation fails no request, whoever asks: for narinfos in quick succession, for NARs that outlast the restart,
-// with pauses, with curl, which makes a connection each time, and with Nix, which is told not to try again.
+// with pauses, with curl, which begins with a connection of its own each time, and with Nix, which is told not to try again.
 func TestRestarts(t *testing.T) {
 	t.Parallel()
 	rounds := restartRounds
@@ -254,7 +251,14 @@ func TestRestarts(t *testing.T) {
 	}
 	stop()
 	c.all.Wait()
-	t.Logf("%d restarts; answered: %v", rounds, c.counts)
+	again, dials := 0, 0
+	for _, a := range c.askers {
+		again, dials = again+a.again, dials+a.dials
+	}
+	t.Logf("%d restarts; answered: %v; through %d connections of those that count, which sent %d requests twice", rounds, c.counts, dials, again)
+	if again*10 > dials { // were clients not told, it would be nearly all
+		t.Errorf("of %d connections %d were closed without a word", dials, again)
+	}
 	for kind, n := range c.counts {
 		if n < rounds/10 {
 			t.Errorf("%s: %d requests are too few for this to mean anything", kind, n)

@@ -3,7 +3,9 @@ package server
 import (
 	"bufio"
 	"io"
+	"net"
 	"net/http"
+	"runtime"
 	"testing"
 	"time"
 )
@@ -105,5 +107,50 @@ func TestEndOfSilence(t *testing.T) {
 				t.wantCut(r, 0)
 			})
 		})
+	}
+}
+
+// What the kernel holds for a client, or from it, is seen.
+func TestHasMore(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	client, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	server, err := l.Accept()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	if hasMore(server) {
+		t.Error("of a connection through which nothing came it is said that there is something")
+	}
+	if _, err := client.Write([]byte("GET")); err != nil {
+		t.Fatal(err)
+	}
+	for !hasMore(server) { // as soon as it has come
+		if err := t.Context().Err(); err != nil {
+			t.Fatal("what came was not seen")
+		}
+	}
+	if _, err := io.ReadFull(server, make([]byte, 3)); err != nil {
+		t.Fatal(err)
+	}
+	if hasMore(server) {
+		t.Error("what was read is still said to be there")
+	}
+	if err := server.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := server.Write(make([]byte, 64<<20)); err == nil { // more than the buffers of both hold
+		t.Fatal("64 MiB went out to a client that does not read")
+	}
+	if runtime.GOOS == "linux" && !hasMore(server) {
+		t.Error("what is to go out was not seen")
 	}
 }

@@ -81,18 +81,22 @@ func (l *link) hear() {
 }
 
 // retire ends the wait for a request: Read fails, and net/http closes the connection. A request that has come already is not lost by that:
-// net/http sets another deadline when it begins to read one, and what still lies in the kernel, as on a machine that has much to do, is seen here.
+// net/http sets another deadline when it begins to read one.
+//
+// The wait begins anew where the client cannot have had all of the last answer, since some of it is still in the kernel, as on a slow link,
+// and where a request lies there that nobody has read yet, as on a machine that has much to do.
 func (l *link) retire() {
-	l.reading.Lock()
-	defer l.reading.Unlock()
 	if hasMore(l.Conn) {
+		l.hear()
 		return
 	}
+	l.reading.Lock()
+	defer l.reading.Unlock()
 	l.wanted = time.Since(l.made)
 	l.wake(l.made.Add(l.wanted)) // fails only when it is closed
 }
 
-// hasMore reports whether something has come through a connection that was not read yet. It knows of sockets only.
+// hasMore reports whether the kernel holds something that came through a connection, or is to go out. It knows of sockets only.
 func hasMore(c net.Conn) (more bool) {
 	socket, ok := c.(syscall.Conn)
 	if !ok {
@@ -104,7 +108,7 @@ func hasMore(c net.Conn) (more bool) {
 	}
 	err = raw.Control(func(fd uintptr) {
 		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		more = err == nil && n > 0
+		more = err == nil && n > 0 || unsent(int(fd)) > 0
 	})
 	return err == nil && more
 }
