@@ -20,7 +20,7 @@ import (
 )
 
 // restartRounds is how often a server is restarted, unless FIRN_RESTART_ROUNDS says otherwise.
-const restartRounds = 25
+const restartRounds = 20
 
 // An asker asks for one thing after the other through one connection for as long as the server lets it, and opens another when it was told
 // that an answer was the last. What HTTP has a client do where a connection that it had used before is closed without a word, it does too, and counts it.
