@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -341,11 +342,26 @@ func TestFailedBeforeFirstByte(t *testing.T) {
 // wantMetric checks that a line is in the metrics.
 func (t *tester) wantMetric(line string) {
 	t.Helper()
+	if text := t.metrics(); !strings.Contains("\n"+text, "\n"+line+"\n") {
+		t.Errorf("metrics have no %s:\n%s", line, text)
+	}
+}
+
+// wantMetricSoon is wantMetric for what is counted when the client may have its answer already.
+func (t *tester) wantMetricSoon(line string) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		if strings.Contains("\n"+t.metrics(), "\n"+line+"\n") {
+			return
+		}
+	}
+	t.wantMetric(line)
+}
+
+func (t *tester) metrics() string {
 	w := httptest.NewRecorder()
 	t.server.Handler().ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
-	if !strings.Contains("\n"+w.Body.String(), "\n"+line+"\n") {
-		t.Errorf("metrics have no %s:\n%s", line, w.Body)
-	}
+	return w.Body.String()
 }
 
 func TestMetrics(t *testing.T) {
