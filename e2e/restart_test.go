@@ -154,11 +154,12 @@ func TestRestarts(t *testing.T) {
 	address := "127.0.0.1:" + freePort(t)
 	b := boot(t, map[string]string{
 		"etc/systemd/test/nix-daemon.service":       nixDaemonUnit,
+		"etc/systemd/test/nix-daemon.socket":        nixDaemonSocket,
 		"etc/systemd/test/firn.socket.d/test.conf":  socketAt(address),
 		"etc/systemd/test/firn.service.d/test.conf": "[Unit]\nStartLimitIntervalSec=0\n", // more often than systemd thinks is sane
 		"etc/firn/firn.toml":                        "",
 	}, nil)
-	b.run("systemctl", "start", "nix-daemon.service", "firn.socket", "firn.service")
+	b.run("systemctl", "start", "nix-daemon.socket", "firn.socket", "firn.service")
 	var narinfos, nars []string
 	var small, large string // store paths
 	for name, size := range map[string]string{"a": "1k", "b": "10k", "c": "100k", "d": "1M", "large": "32M"} {

@@ -20,6 +20,11 @@ const nixDaemonUnit = `[Service]
 ExecStart=/usr/bin/nix-daemon
 `
 
+// nixDaemonSocket lets the daemon be asked before it has started, as where Nix itself was installed.
+const nixDaemonSocket = `[Socket]
+ListenStream=/nix/var/nix/daemon-socket/socket
+`
+
 // socketAt has a socket of firn's units at another address.
 func socketAt(address string) string {
 	return "[Socket]\nListenStream=\nListenStream=" + address + "\n"
@@ -46,6 +51,7 @@ func TestService(t *testing.T) {
 	page := "systemd.md"
 	b := boot(t, map[string]string{
 		"etc/systemd/test/nix-daemon.service":              nixDaemonUnit,
+		"etc/systemd/test/nix-daemon.socket":               nixDaemonSocket,
 		"etc/systemd/test/firn.socket.d/test.conf":         socketAt(plain) + "ListenStream=/run/firn.sock\n",
 		"etc/systemd/test/firn-https.socket.d/test.conf":   socketAt(secured),
 		"etc/systemd/test/firn-ssh.socket.d/test.conf":     socketAt(shell),
@@ -57,7 +63,7 @@ func TestService(t *testing.T) {
 		"etc/ssl/cache.example.org.pem":         text(cert),
 		"etc/ssl/private/cache.example.org.key": text(strings.TrimSuffix(cert, ".crt") + ".key"),
 	})
-	b.run("systemctl", "start", "nix-daemon.service", "firn-https.socket", "firn-ssh.socket")
+	b.run("systemctl", "start", "nix-daemon.socket", "firn-https.socket", "firn-ssh.socket")
 	b.walk(page, "Sockets")
 	b.run("systemctl", "stop", "firn.service")
 	get := func(client *http.Client, url string) string {

@@ -161,13 +161,13 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	told.add(service.HTTP, listeners)
 	told.add(service.HTTPS, https)
 	told.add(service.SSH, sshListeners)
+	defer runtime.KeepAlive(setCollector())
+	group, ctx := errgroup.WithContext(ctx)
+	// Also where one of what follows fails: the others end as after a signal.
 	context.AfterFunc(ctx, func() {
 		log.Info("ending as soon as all answers are sent; another signal ends at once")
 		told.end()
 	})
-
-	defer runtime.KeepAlive(setCollector())
-	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
 		group.Go(func() error { return door.Serve(ctx, l) })
 	}
@@ -182,8 +182,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
 	group.Go(func() error { return sweep(ctx, kept.Depot, log) })
-	group.Go(func() error { told.run(ctx); return nil })
-	group.Go(func() error { again.run(ctx, &told); return nil })
+	group.Go(func() error { told.run(ctx, func() { again.run(ctx, &told) }); return nil })
 	return group.Wait()
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"strings"
+	"sync"
 
 	"firn/internal/listen"
 	"firn/internal/server"
@@ -33,9 +34,13 @@ func (w *watched) add(kind string, listeners []net.Listener) {
 }
 
 // run tells the service manager that all doors answer, once and then as often as it wants to hear it, until ctx ends.
-func (w *watched) run(ctx context.Context) {
+// Only then then is called, beside that, so that nothing else is told to be ready before.
+func (w *watched) run(ctx context.Context, then func()) {
 	w.manager.Ready(ctx, w.doors, w.status())
+	var beside sync.WaitGroup
+	beside.Go(then)
 	w.manager.Watch(ctx)
+	beside.Wait()
 }
 
 // status is what people see of a server that serves.

@@ -238,13 +238,14 @@ const corkMin = 64 << 10
 // A NAR is written in parts, of which many are short, and each one wakes whoever waits for it: on a virtual machine,
 // which has to wake a core for that, this took a fifth of the time of a NAR.
 // length is that of the body, -1 if it is not known yet: then it is sent as it comes.
-func (x *exchange) cork(length int64) (uncork func()) {
+// err is how the writing of the body ended.
+func (x *exchange) cork(length int64) (uncork func(err error)) {
 	l, ok := x.r.Context().Value(linkKey{}).(*link)
 	if !ok || length < corkMin || !setCork(l.Conn, true) {
-		return func() {}
+		return func(error) {}
 	}
-	return func() {
-		if x.status != 0 {
+	return func(err error) {
+		if err == nil { // else the connection is cut, and nobody waits for the last bytes
 			_ = http.NewResponseController(x.w).Flush() // what it fails with, the next write fails with
 		}
 		setCork(l.Conn, false)

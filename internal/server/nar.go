@@ -81,7 +81,7 @@ func (x *exchange) sendNAR(n cache.NAR, tag string, c *caching) error {
 	}
 	uncork := x.cork(length)
 	err = n.WriteRange(x.r.Context(), &body{x: x, status: status}, off, length)
-	uncork()
+	uncork(err)
 	if err == nil && length >= 0 && x.sent != length {
 		err = fmt.Errorf("write NAR %s: %d bytes of %d", tag, x.sent, length)
 	}

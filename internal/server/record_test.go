@@ -98,11 +98,12 @@ func TestRequestLog(t *testing.T) {
 
 // The line of an answer that was cut says so, and how much was sent.
 func TestAbortedIsLogged(t *testing.T) {
-	gone := make(chan struct{})
+	written, gone := make(chan struct{}), make(chan struct{})
 	tt := newOdd(t, 1<<40, func(ctx context.Context, w io.Writer) error {
-		if _, err := w.Write(make([]byte, 1<<20)); err != nil {
+		if _, err := w.Write(make([]byte, 64<<10)); err != nil { // which a socket takes that nobody reads from
 			return err
 		}
+		close(written)
 		<-gone
 		<-ctx.Done()
 		return ctx.Err()
@@ -113,6 +114,7 @@ func TestAbortedIsLogged(t *testing.T) {
 	if resp.StatusCode != http.StatusOK {
 		t.Fatal(resp.Status)
 	}
+	<-written
 	conn.Close()
 	close(gone)
 	for tt.server.metrics.inFlight.Load() > 0 {
@@ -120,7 +122,7 @@ func TestAbortedIsLogged(t *testing.T) {
 	}
 	tt.client.CloseIdleConnections()
 	got, _, _ := strings.Cut(read(), "\n")
-	for _, want := range []string{`"aborted":"client"`, `"status":200`, `"bytes":1048576,`, `"route":"nar"`, `"cache":"main"`} {
+	for _, want := range []string{`"aborted":"client"`, `"status":200`, `"bytes":65536,`, `"route":"nar"`, `"cache":"main"`} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %s in %s", want, got)
 		}

@@ -33,7 +33,7 @@ import (
 )
 
 const (
-	// headerLimit is the time in which the header of a request must have arrived.
+	// headerLimit is the time in which the header of a request must have arrived, once it has begun to; and that in which a new connection must begin one.
 	headerLimit = 20 * time.Second
 
 	// headerBytes bounds the header of a request. net/http allows 4 KiB more than it is told: 32 KiB in all.
@@ -207,8 +207,8 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 		first = func(l *link) bool { return s.short(work, l, ctx.Done()) }
 	}
 	lanes := newLanes(links, first)
-	defer lanes.abandon()
 	go func() {
+		defer lanes.abandon()
 		if config != nil {
 			served <- srv.ServeTLS(lanes, "", "")
 		} else {

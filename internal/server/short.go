@@ -92,10 +92,11 @@ func (n *lane) run() fate {
 			return isOver
 		}
 		n.link.state(http.StateActive)
-		if fate := n.answer(n.buf[:size]); fate != staysShort {
+		fate := n.answer(n.buf[:size])
+		n.link.state(http.StateIdle) // also where only a part of a request has come: net/http will say when it has all
+		if fate != staysShort {
 			return fate
 		}
-		n.link.state(http.StateIdle)
 	}
 }
 
@@ -207,7 +208,7 @@ func (n *lane) parseFields(fields []byte) bool {
 		case !colon || !shortFields[key] || strings.ContainsFunc(value, notPlain):
 			return false
 		case key == "Host":
-			if host != "" || strings.Trim(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]") != "" {
+			if value == "" || host != "" || strings.Trim(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.-_:[]") != "" {
 				return false
 			}
 			host = value // which net/http does not leave in the header either

@@ -3,10 +3,12 @@ package server
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"io"
 	"net"
 	"net/http"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -60,6 +62,8 @@ func TestShortRequests(t *testing.T) {
 		{"no host", "GET " + path + " HTTP/1.1\r\nAccept: */*\r\n\r\n", false},
 		{"no header", "GET " + path + " HTTP/1.1\r\n\r\n", false},
 		{"two hosts", request("GET", path, "Host: y"), false},
+		{"an empty host before another", "GET " + path + " HTTP/1.1\r\nHost:\r\nHost: x\r\n\r\n", false},
+		{"an empty host behind another", "GET " + path + " HTTP/1.1\r\nHost: x\r\nHost:\r\n\r\n", false},
 		{"an odd host", request("GET", path+" HTTP/1.1\r\nHost: x/y"), false},
 		{"closed", request("GET", path, "Connection: close"), false},
 		{"upgraded", request("GET", path, "Connection: upgrade", "Upgrade: h2c"), false},
@@ -120,6 +124,7 @@ func parseBoth(t *testing.T, b []byte) int {
 func FuzzShortRequest(f *testing.F) {
 	f.Add([]byte(request("GET", "/"+helloHash+".narinfo", "Connection: keep-alive", "Authorization: Basic eDp5")))
 	f.Add([]byte(request("HEAD", "/nix-cache-info", "X-Forwarded-For: 1.2.3.4", "Via:\t1.1 x ", "Via: ")))
+	f.Add([]byte("GET /nix-cache-info HTTP/1.1\r\nHost:\r\nHost: x\r\n\r\n"))
 	f.Fuzz(func(t *testing.T, b []byte) { parseBoth(t, b) })
 }
 
@@ -259,4 +264,64 @@ func TestShortIdle(t *testing.T) {
 			t.Errorf("the connection was idle for %v, want %v", waited, idleLimit)
 		}
 	})
+}
+
+// A connection that brought a part of a request waits for the rest: it makes room for others, and does not hold up the end.
+func TestShortPart(t *testing.T) {
+	inBubble(t, func(t *pipeTester) {
+		t.serve(1, nil)
+		conn, r := t.dial()
+		if _, err := io.WriteString(conn, "G"); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		start := time.Now()
+		t.end()
+		if _, err := io.Copy(io.Discard, r); err != nil { // net/http may say that this was no request
+			t.Error(err)
+		}
+		if took := time.Since(start); took > 2*quietTime {
+			t.Errorf("the connection was open for %v after the end had begun", took)
+		}
+	})
+
+	inBubble(t, func(t *pipeTester) {
+		t.serve(1, nil)
+		client, server := net.Pipe()
+		defer client.Close()
+		l := newLink(server, func(*link) {})
+		more := make(chan bool)
+		go func() { more <- t.server.short(t.Context(), l, nil) }()
+		if _, err := io.WriteString(client, "G"); err != nil {
+			t.Fatal(err)
+		}
+		if _, idle := l.idleSince(); !<-more || !idle {
+			t.Error("the connection does not wait for its request")
+		}
+		l.Close()
+	})
+}
+
+// failing is a listener that cannot accept.
+type failing struct{ pipes }
+
+func (failing) Accept() (net.Conn, error) { return nil, syscall.ENOMEM }
+
+// A listener that fails for good ends Serve, also at the moment at which that is to end anyway.
+func TestFailingListener(t *testing.T) {
+	tt := newTester(t)
+	for range 500 {
+		ctx, end := context.WithCancel(t.Context())
+		served := make(chan struct{})
+		go func() {
+			_ = tt.server.Serve(ctx, failing{make(pipes)}) // with an error, unless ctx ended first
+			close(served)
+		}()
+		end()
+		select {
+		case <-served:
+		case <-time.After(time.Minute):
+			t.Fatal("Serve does not return")
+		}
+	}
 }

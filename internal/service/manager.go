@@ -18,8 +18,8 @@ const (
 	// parts is how many times in its interval a watchdog is told that all is well: a quarter may be lost to a door that takes its time.
 	parts = 4
 
-	// margin is what an end may take beyond its limit: what is open is closed.
-	margin = 15 * time.Second
+	// margin is what an end may take beyond its limit: what is open is closed, and look-ups that nobody waits for any more come to their end.
+	margin = 30 * time.Second
 )
 
 // A Manager is told what this process is doing. Its methods may be called at once.

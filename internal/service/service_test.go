@@ -248,7 +248,7 @@ func TestReloading(t *testing.T) {
 func TestStopping(t *testing.T) {
 	state := listenForState(t)
 	NewManager(nil).Stopping("ending", time.Minute)
-	if got, want := heard(t, state), "STOPPING=1\nWATCHDOG=1\nEXTEND_TIMEOUT_USEC=75000000\nSTATUS=ending"; got != want {
+	if got, want := heard(t, state), "STOPPING=1\nWATCHDOG=1\nEXTEND_TIMEOUT_USEC=90000000\nSTATUS=ending"; got != want {
 		t.Errorf("said: %q, want %q", got, want)
 	}
 }
