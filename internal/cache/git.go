@@ -1,6 +1,7 @@
 package cache
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"hash"
@@ -12,9 +13,17 @@ import (
 	"firn/nix/nar"
 )
 
-// maxGitTree bounds, in bytes, what is in memory of the directories of a NAR while its git hash is computed:
-// the entries of those that are not at their end. Some 300,000 files in one directory have as much.
-const maxGitTree = 16 << 20
+const (
+	// maxGitTree bounds, in bytes, what is in memory of the directories of a NAR while its git hash is computed:
+	// those that are not at their end, and their entries. Some 150,000 files in one directory have as much.
+	maxGitTree = 16 << 20
+	// gitEntryMemory is what an entry takes beside its text: that is rounded up, and lists grow faster than they are filled.
+	gitEntryMemory = 64
+	// maxGitHashes bounds the git hashes that are computed at once, of all caches.
+	maxGitHashes = 4
+)
+
+var gitHashes = make(chan struct{}, maxGitHashes)
 
 // Modes of git, as they stand in trees.
 const (
@@ -27,6 +36,12 @@ const (
 // gitHash returns the hash that git gives what a NAR is of: a blob for a file or a symlink, a tree for a directory.
 // Nix does the same. Unlike git, it keeps empty directories, as empty trees; whether the root is executable it does not tell.
 func gitHash(ctx context.Context, n NAR, a nix.HashAlgorithm) ([]byte, error) {
+	select {
+	case gitHashes <- struct{}{}:
+		defer func() { <-gitHashes }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	var sum []byte
 	err := readNAR(ctx, n, func(r *nar.Reader) error {
 		g := gitHasher{algorithm: a}
@@ -52,7 +67,7 @@ type gitHasher struct {
 	algorithm nix.HashAlgorithm
 	open      []gitTree // the directories that the next object may be in, the root first
 	root      []byte    // the hash of the root, once it is known
-	held      int       // bytes of entries
+	held      int       // bytes of them, for maxGitTree
 }
 
 // A gitTree is a directory that is not at its end.
@@ -61,9 +76,35 @@ type gitTree struct {
 	entries []gitEntry
 }
 
-type gitEntry struct {
-	order string // the name, with a slash behind that of a directory: git sorts by that
-	text  string // as it stands in the tree
+// A gitEntry is the text of an entry as it stands in the tree: mode, space, name, NUL, hash. It has no part of the path that it was made of.
+type gitEntry string
+
+// compare orders entries as git does: by their names, with a slash behind those of directories.
+func (e gitEntry) compare(f gitEntry) int {
+	a, aDir := e.name()
+	b, bDir := f.name()
+	n := min(len(a), len(b))
+	if c := strings.Compare(a[:n], b[:n]); c != 0 {
+		return c
+	}
+	return cmp.Compare(after(a, n, aDir), after(b, n, bDir))
+}
+
+func (e gitEntry) name() (name string, dir bool) {
+	mode, rest, _ := strings.Cut(string(e), " ")
+	name, _, _ = strings.Cut(rest, "\x00")
+	return name, mode == gitDirectory
+}
+
+// after returns the byte that a name has at n, for the order: n is not beyond its end.
+func after(name string, n int, dir bool) byte {
+	switch {
+	case n < len(name):
+		return name[n]
+	case dir:
+		return '/'
+	}
+	return 0
 }
 
 // add takes the next object.
@@ -76,7 +117,7 @@ func (g *gitHasher) add(h *nar.Header, contents io.Reader) error {
 	switch h.Type {
 	case nar.TypeDirectory:
 		g.open = append(g.open, gitTree{path: h.Path})
-		return nil
+		return g.hold(len(h.Path))
 	case nar.TypeSymlink:
 		return g.blob(h.Path, gitSymlink, int64(len(h.Target)), strings.NewReader(h.Target))
 	}
@@ -119,15 +160,17 @@ func (g *gitHasher) put(path, mode string, sum []byte) error {
 		return nil
 	}
 	name := path[strings.LastIndexByte(path, '/')+1:]
-	e := gitEntry{order: name, text: mode + " " + name + "\x00" + string(sum)}
-	if mode == gitDirectory {
-		e.order += "/"
-	}
-	if g.held += len(e.text); g.held > maxGitTree {
-		return Refuse(ErrTooLarge, "CA: it has directories of more than %d bytes as git keeps them", maxGitTree)
-	}
+	e := gitEntry(mode + " " + name + "\x00" + string(sum))
 	in := &g.open[len(g.open)-1]
 	in.entries = append(in.entries, e)
+	return g.hold(len(e) + gitEntryMemory)
+}
+
+// hold counts what is in memory.
+func (g *gitHasher) hold(n int) error {
+	if g.held += n; g.held > maxGitTree {
+		return Refuse(ErrTooLarge, "CA: its directories take more than %d bytes while they are hashed as git does", maxGitTree)
+	}
 	return nil
 }
 
@@ -136,18 +179,18 @@ func (g *gitHasher) close() error {
 	last := len(g.open) - 1
 	tree := g.open[last]
 	g.open = g.open[:last]
-	slices.SortFunc(tree.entries, func(a, b gitEntry) int { return strings.Compare(a.order, b.order) })
+	slices.SortFunc(tree.entries, gitEntry.compare)
 	size := 0
 	for _, e := range tree.entries {
-		size += len(e.text)
+		size += len(e)
 	}
-	g.held -= size
+	g.held -= len(tree.path) + size + len(tree.entries)*gitEntryMemory
 	sum, err := g.object("tree", int64(size))
 	if err != nil {
 		return err
 	}
 	for _, e := range tree.entries {
-		io.WriteString(sum, e.text)
+		io.WriteString(sum, string(e))
 	}
 	return g.put(tree.path, gitDirectory, sum.Sum(nil))
 }
