@@ -37,7 +37,7 @@ type MovedNAR struct {
 
 // Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
 type Packs interface {
-	// ThinPacks returns up to limit packs that NARs have left since they were last examined, and to which others refer.
+	// ThinPacks returns up to limit packs that NARs have left since they were last examined, and to which others refer, in an order that stays.
 	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
 
 	// NARsIn iterates over the NARs that refer to a pack, in the order of their IDs, with all there is of them.
@@ -46,6 +46,9 @@ type Packs interface {
 
 	// Examined notes how many bytes of a pack no NAR needs. The pack is not thin until another NAR leaves it, or has left it meanwhile.
 	Examined(ctx context.Context, p ThinPack, dead int64) error
+
+	// Rewritten returns how many bytes the packs have that were examined after all their NARs were moved elsewhere, and were not swept yet.
+	Rewritten(ctx context.Context) (int64, error)
 
 	// MoveFrames makes a move, all or nothing, and returns the NARs that were moved. NARs with another recipe by now are passed over.
 	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then To is nobody's, unless an earlier move had it.

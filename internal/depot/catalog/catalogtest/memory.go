@@ -67,10 +67,11 @@ type kept struct {
 }
 
 type pack struct {
-	size  int64
-	left  int64     // NARs that have left it since it was examined
-	dead  int64     // bytes that were nobody's then
-	loose time.Time // since when it is known that no NAR refers to it; zero: some do
+	size     int64
+	left     int64     // NARs that have left it since it was examined
+	dead     int64     // bytes that were nobody's then
+	examined bool      // once at least
+	loose    time.Time // since when it is known that no NAR refers to it; zero: some do
 }
 
 var _ catalog.Catalog = (*Memory)(nil)

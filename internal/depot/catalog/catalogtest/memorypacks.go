@@ -64,10 +64,21 @@ func (m *Memory) NARsIn(_ context.Context, pack string) iter.Seq2[*catalog.NAR, 
 func (m *Memory) Examined(_ context.Context, t catalog.ThinPack, dead int64) error {
 	defer m.lock()()
 	if p := m.packs[t.Name]; p != nil && p.left == t.Left {
-		p.left, p.dead = 0, dead
+		p.left, p.dead, p.examined = 0, dead, true
 		m.changed()
 	}
 	return nil
+}
+
+// Rewritten returns what waits of packs that were written anew.
+func (m *Memory) Rewritten(context.Context) (size int64, err error) {
+	defer m.lock()()
+	for name, p := range m.packs {
+		if p.examined && p.left == 0 && !m.refers(name) {
+			size += p.size
+		}
+	}
+	return size, nil
 }
 
 // MoveFrames makes a move.

@@ -146,6 +146,33 @@ func (s *suite) moves() {
 	s.equal(s.narsIn("new"), []catalog.NARID{first, second})
 }
 
+// rewrittenPacks are counted until they are swept; those that were only deleted are not.
+func (s *suite) rewrittenPacks() {
+	a := s.cache("a")
+	want := func(size int64) {
+		s.Helper()
+		got, err := s.c.Rewritten(s.Context())
+		s.ok(err)
+		s.equal(got, size)
+	}
+	s.nar("one", a)
+	id, _ := s.nar("using", a, "one")
+	s.publish(a, path("using", id, "using"))
+	s.expire()
+	thin := s.thin()["pack-one"]
+	_, err := s.c.MoveFrames(s.Context(), moveOf("one", "new", id, "using", 1))
+	s.ok(err)
+	s.ok(s.c.Examined(s.Context(), thin, 0))
+	want(600)
+	s.nar("two", a)
+	s.clock.Advance(61 * time.Minute)
+	s.sweep()
+	want(600)
+	s.expire()
+	want(0)
+	s.equal(s.narsIn("new"), []catalog.NARID{id})
+}
+
 // lateMoves change nothing.
 func (s *suite) lateMoves() {
 	a := s.cache("a")

@@ -16,7 +16,8 @@ func (c *Catalog) ThinPacks(ctx context.Context, limit int) (thin []catalog.Thin
 		thin = append(thin, p)
 		return err
 	}, `SELECT name, size, gone FROM thin_packs JOIN packs ON packs.id = thin_packs.pack
-		WHERE gone > 0 AND NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack) LIMIT ?`, limit)
+		WHERE gone > 0 AND NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack)
+		ORDER BY thin_packs.pack LIMIT ?`, limit)
 	if err != nil {
 		return nil, fmt.Errorf("look up thin packs: %w", err)
 	}
@@ -69,6 +70,17 @@ func (c *Catalog) Examined(ctx context.Context, p catalog.ThinPack, dead int64) 
 		return fmt.Errorf("note pack: %w", err)
 	}
 	return nil
+}
+
+// Rewritten returns what waits of packs that were written anew.
+func (c *Catalog) Rewritten(ctx context.Context) (size int64, err error) {
+	// A pack that its last NAR left because that was deleted is still to be examined.
+	err = c.queryRow(ctx, `SELECT coalesce(sum(size), 0) FROM loose_packs CROSS JOIN thin_packs ON thin_packs.pack = loose_packs.pack
+		CROSS JOIN packs ON packs.id = loose_packs.pack WHERE gone = 0`).scan(&size, nil)
+	if err != nil {
+		return 0, fmt.Errorf("look up rewritten packs: %w", err)
+	}
+	return size, nil
 }
 
 // MoveFrames makes a move.
