@@ -40,6 +40,9 @@ type Options struct {
 	MaxNARSize int64
 	// Grace is how long something stays that nothing leads to. Zero: 24 hours.
 	Grace time.Duration
+	// RewriteRoom is how many bytes of packs that were rewritten may wait for the end of the grace before no more are rewritten. Zero: 8 GiB.
+	// Less than half as much, and that of one pack more, is on the disk twice.
+	RewriteRoom int64
 	// RecipeMemory bounds the bytes of recipes that are kept in memory. Zero: 32 MiB.
 	RecipeMemory int64
 	// Logger gets what an operator should know. Nil: nothing is logged.
@@ -51,10 +54,11 @@ type Options struct {
 const (
 	// defaultLevel keeps less than Nix's own caches do, and takes half the time of 3, which keeps a twentieth less:
 	// see docs/adr/0021-chunk-size-and-level.md.
-	defaultLevel      = 1
-	defaultMaxNARSize = 64 << 30
-	defaultGrace      = 24 * time.Hour
-	defaultMemory     = 32 << 20
+	defaultLevel       = 1
+	defaultMaxNARSize  = 64 << 30
+	defaultGrace       = 24 * time.Hour
+	defaultRewriteRoom = 8 << 30
+	defaultMemory      = 32 << 20
 
 	// maxDecoding bounds the bytes that all who read decompressed NARs have in memory, beside what is just on its way to each.
 	maxDecoding = 64 << 20
@@ -84,6 +88,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 	opts.Level = cmp.Or(opts.Level, defaultLevel)
 	opts.MaxNARSize = cmp.Or(opts.MaxNARSize, defaultMaxNARSize)
 	opts.Grace = cmp.Or(opts.Grace, defaultGrace)
+	opts.RewriteRoom = cmp.Or(opts.RewriteRoom, defaultRewriteRoom)
 	opts.RecipeMemory = cmp.Or(opts.RecipeMemory, defaultMemory)
 	if opts.Now == nil {
 		opts.Now = time.Now

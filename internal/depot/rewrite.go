@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"firn/internal/cache"
 	"firn/internal/depot/catalog"
@@ -17,6 +18,8 @@ const (
 	examineLimit = 64
 	// rewriteLimit is how many bytes of packs one tick copies, or a pack more.
 	rewriteLimit = 1 << 30
+	// retryAfter is how long a pack that could not be copied is passed over: others come first, and what was wrong may be gone by then.
+	retryAfter = 6 * time.Hour
 	// moveLimit is how many NARs one transaction moves: others wait for it; moveBytes how many bytes their recipes have, or a recipe more.
 	moveLimit, moveBytes = 64, 4 << 20
 )
@@ -27,29 +30,52 @@ const (
 // The new pack is durable before the catalog hears of it. Then the NARs are moved, some at a time, and with the first of them the chunks,
 // so that nothing new refers to the old pack. That one goes as any pack that no NAR refers to, after the grace: who reads it has that long.
 // A crash leaves a pack that no record leads to, or NARs of which some are moved; the next tick examines what is left.
+//
+// Old and new lie on the disk together until the grace is over, so packs are rewritten only while those that wait for that are not large.
+// A pack that cannot be copied is passed over for a while, and the others are rewritten; when the catalog fails, nothing goes on.
 func (d *Depot) rewrite(ctx context.Context) error {
-	thin, err := d.catalog.ThinPacks(ctx, examineLimit)
+	waiting, err := d.catalog.Rewritten(ctx)
+	if err != nil {
+		return failure("look up rewritten packs", err)
+	}
+	now, failed := d.opts.Now(), d.sweeps.failed
+	maps.DeleteFunc(failed, func(_ string, until time.Time) bool { return !now.Before(until) })
+	thin, err := d.catalog.ThinPacks(ctx, examineLimit+len(failed))
 	if err != nil {
 		return failure("look up thin packs", err)
 	}
 	var copied int64
+	var errs []error
 	for _, p := range thin {
-		if copied > rewriteLimit {
+		if copied > rewriteLimit || waiting > d.opts.RewriteRoom {
 			break
 		}
-		n, err := d.examine(ctx, p)
-		if err != nil {
-			return fmt.Errorf("rewrite pack %s: %w", p.Name, err)
+		if _, ok := failed[p.Name]; ok {
+			continue
 		}
-		copied += n
+		n, err := d.examine(ctx, p)
+		if copied += n; n > 0 {
+			waiting += p.Size
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("rewrite pack %s: %w", p.Name, err))
+			if ctx.Err() != nil || !errors.Is(err, errNotCopied) {
+				break
+			}
+			failed[p.Name] = now.Add(retryAfter)
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// errUnsound says that a pack is not to be moved as it is.
-var errUnsound = errors.New("it is damaged")
+var (
+	// errUnsound says that a pack is not to be moved as it is.
+	errUnsound = errors.New("it is damaged")
+	// errNotCopied says that it is the pack, or the room for the new one, that failed.
+	errNotCopied = errors.New("it cannot be copied now")
+)
 
-// examine rewrites a pack if that is worth it, and returns how many bytes were copied.
+// examine rewrites a pack if that is worth it, and returns how many bytes were copied, or may have been.
 func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) {
 	live, err := d.live(ctx, p.Name)
 	var size int64
@@ -72,7 +98,7 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 		d.log.Error("a pack is left as it is, as it is damaged: run firn verify", "pack", p.Name, "error", err)
 		return 0, failure("note pack", d.catalog.Examined(ctx, p, dead))
 	case err != nil:
-		return 0, err
+		return size, fmt.Errorf("%w: %w", errNotCopied, err)
 	}
 	rest, err := r.move(ctx)
 	if err == nil && !rest {

@@ -29,12 +29,36 @@ type thinned struct {
 
 func newThinned(tb testing.TB, cat catalog.Catalog, blobs blob.Store) *thinned {
 	tb.Helper()
+	return newThinnedWith(tb, cat, blobs, depot.Options{})
+}
+
+func newThinnedWith(tb testing.TB, cat catalog.Catalog, blobs blob.Store, opts depot.Options) *thinned {
+	tb.Helper()
 	// What lies between references is cut as if there were nothing around it.
 	s := &thinned{now: time.Now(), shared: slices.Concat([]byte(reference(3, 1)), text(600_000, 1), []byte(reference(3, 1)))}
-	s.tester = newTesterOn(tb, cat, blobs, depot.Options{Now: func() time.Time { return s.now }})
+	opts.Now = func() time.Time { return s.now }
+	s.tester = newTesterOn(tb, cat, blobs, opts)
 	gone := s.push(archive(s, dir(""), file("a", noise(2_000_000, 2)), file("b", s.shared), file("c", text(2_000_000, 3))))
 	s.kept = archive(s, dir(""), file("x", s.shared), file("y", []byte(reference(1, 1)+reference(2, 1))), file("z", s.shared))
 	s.info = s.push(s.kept)
+	s.remove(gone)
+	return s
+}
+
+// thin adds a pack that is thin, and returns the path that needs some of it.
+func (s *thinned) thin(seed uint64) (info *nix.PathInfo, kept []byte) {
+	s.Helper()
+	shared := slices.Concat([]byte(reference(3, int(seed))), text(100_000, seed), []byte(reference(3, int(seed))))
+	gone := s.push(archive(s, dir(""), file("a", noise(400_000, seed)), file("b", shared)))
+	kept = archive(s, file("", shared))
+	info = s.push(kept)
+	s.remove(gone)
+	return info, kept
+}
+
+// remove has a path, and what nothing else leads to, gone at once.
+func (s *thinned) remove(gone *nix.PathInfo) {
+	s.Helper()
 	if err := s.catalog.DeletePath(s.Context(), s.record.ID, gone.Path.Hash()); err != nil {
 		s.Fatal(err)
 	}
@@ -44,7 +68,6 @@ func newThinned(tb testing.TB, cat catalog.Catalog, blobs blob.Store) *thinned {
 			s.Fatal(err)
 		}
 	}
-	return s
 }
 
 // pass lets time pass, and ticks.
@@ -188,6 +211,80 @@ func TestRewriteFaults(tt *testing.T) {
 	}
 }
 
+// TestRewriteRoom: packs that were rewritten and wait bound what else is rewritten, also for another process.
+func TestRewriteRoom(tt *testing.T) {
+	s := newThinnedWith(tt, newCatalog(tt), blobtest.NewMemory(), depot.Options{RewriteRoom: 1})
+	s.thin(20)
+	s.thin(21)
+	before, _ := s.packs()
+	s.pass(0)
+	for range 2 {
+		s.pass(time.Minute)
+		if names, _ := s.packs(); len(names) != len(before)+1 {
+			s.Errorf("%d packs were rewritten before the first was gone", len(names)-len(before))
+		}
+		again := depot.New(s.catalog, s.blobs, depot.Options{RewriteRoom: 1, Now: func() time.Time { return s.now }})
+		if err := again.Tick(s.Context()); err != nil {
+			s.Error(err)
+		}
+		if err := again.Close(); err != nil {
+			s.Error(err)
+		}
+	}
+	for range 8 {
+		s.pass(25 * time.Hour)
+	}
+	if thin, err := s.catalog.ThinPacks(s.Context(), 10); err != nil || len(thin) > 0 {
+		s.Errorf("%v are thin still, %v", thin, err)
+	}
+	s.wantNAR(s.info, s.kept)
+	s.wantClean()
+}
+
+// TestRewriteOthers: packs that cannot be read keep none from being rewritten, however many there are, and are tried again later.
+func TestRewriteOthers(tt *testing.T) {
+	blobs := &unreadable{Store: blobtest.NewMemory()}
+	s := newThinned(tt, newCatalog(tt), blobs)
+	for i := range 69 {
+		s.thin(uint64(100 + i))
+	}
+	blobs.names, _ = s.packs()
+	info, kept := s.thin(200) // the last
+	before, _ := s.packs()
+	for i, failed := range []bool{true, true, false} {
+		s.now = s.now.Add(time.Minute)
+		if err := s.depot.Tick(s.Context()); failed != errors.Is(err, errInjected) {
+			s.Errorf("tick %d: %v", i, err)
+		}
+	}
+	if names, _ := s.packs(); len(names) != len(before)+1 {
+		s.Errorf("%d packs were rewritten, want the one that can be", len(names)-len(before))
+	}
+	s.wantPlain(kept)
+	blobs.names = nil
+	s.pass(time.Hour)
+	s.pass(6 * time.Hour)
+	s.pass(time.Minute)
+	if thin, err := s.catalog.ThinPacks(s.Context(), 10); err != nil || len(thin) > 0 {
+		s.Errorf("%v are thin still, %v", thin, err)
+	}
+	s.wantNAR(info, kept)
+	s.wantClean()
+}
+
+// unreadable is a store of which some blobs cannot be opened.
+type unreadable struct {
+	blob.Store
+	names []string
+}
+
+func (u *unreadable) Open(ctx context.Context, name string) (blob.Blob, error) {
+	if slices.Contains(u.names, name) {
+		return nil, errInjected
+	}
+	return u.Store.Open(ctx, name)
+}
+
 // interrupted is a catalog that does something once before it adds a NAR, or moves frames.
 type interrupted struct {
 	catalog.Catalog
@@ -301,6 +398,10 @@ func TestRewriteConcurrent(tt *testing.T) {
 
 func (c faultyCatalog) ThinPacks(ctx context.Context, limit int) (got []catalog.ThinPack, err error) {
 	return got, c.call(func() error { got, err = c.Catalog.ThinPacks(ctx, limit); return err })
+}
+
+func (c faultyCatalog) Rewritten(ctx context.Context) (size int64, err error) {
+	return size, c.call(func() error { size, err = c.Catalog.Rewritten(ctx); return err })
 }
 
 func (c faultyCatalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NAR, error] {

@@ -20,9 +20,10 @@ const (
 
 // sweeps is what a sweep remembers for the next one.
 type sweeps struct {
-	mu      sync.Mutex      // held while sweeping
-	waiting map[string]bool // packs that are to be deleted once nobody reads them
-	listed  time.Time       // when all blobs were listed last; zero: never
+	mu      sync.Mutex           // held while sweeping
+	waiting map[string]bool      // packs that are to be deleted once nobody reads them
+	listed  time.Time            // when all blobs were listed last; zero: never
+	failed  map[string]time.Time // packs that could not be copied, and until when they are passed over
 }
 
 // Tick removes what nothing leads to any more, and what uploads that were cut off have left behind, and rewrites packs that are mostly nobody's.
@@ -31,7 +32,7 @@ func (d *Depot) Tick(ctx context.Context) error {
 	d.sweeps.mu.Lock()
 	defer d.sweeps.mu.Unlock()
 	if d.sweeps.waiting == nil {
-		d.sweeps.waiting = make(map[string]bool)
+		d.sweeps.waiting, d.sweeps.failed = make(map[string]bool), make(map[string]time.Time)
 	}
 	now := d.opts.Now()
 	before := now.Add(-d.opts.Grace)
