@@ -56,7 +56,9 @@ type pushes struct {
 
 // A push is one path on its way in.
 type push struct {
+	read    bool          // to its end, so that the client may be told that it is there
 	settled chan struct{} // closed when it is published, or has failed
+	err     error         // why it has, once settled is closed
 }
 
 // ReadNAR reads a NAR, and returns when it is read: it is published by and by, after those that were read before it and to which it refers.
@@ -85,37 +87,28 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 	}()
 	<-ended.ended
 	s.Behind.wait(info.NARSize, p.settled)
+	s.push.read(p) // before it is known whether it is answered early
 	return ended.err
 }
 
 // Settle waits until all that was read is published, or has failed, and returns the first failure since it was last asked.
-func (s *store) Settle(ctx context.Context) error {
-	err := s.push.wait(context.WithoutCancel(ctx)) // what is being kept ends with its own context
-	s.push.mu.Lock()
-	defer s.push.mu.Unlock()
-	s.push.failed = nil
-	return err
-}
-
-// wait waits until all that was read is published, or has failed, and returns the first failure, which stays.
-func (p *pushes) wait(ctx context.Context) error {
-	for {
+// It does not end with its context: what is being kept ends with its own.
+func (s *store) Settle(context.Context) error {
+	p := &s.push
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for len(p.paths) > 0 {
 		var next *push
-		p.mu.Lock()
 		for _, next = range p.paths {
 			break
 		}
-		err := p.failed
 		p.mu.Unlock()
-		if next == nil {
-			return err
-		}
-		select {
-		case <-next.settled:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
+		<-next.settled
+		p.mu.Lock()
 	}
+	err := p.failed
+	p.failed = nil
+	return err
 }
 
 // keep receives a NAR and publishes it after those that were read before it and to which it refers.
@@ -172,7 +165,7 @@ func (p *pushes) add(info *nix.PathInfo) (own *push, before []*push, err error) 
 	if p.paths == nil {
 		p.paths = map[nix.StorePath]*push{}
 	}
-	own = &push{make(chan struct{})}
+	own = &push{settled: make(chan struct{})}
 	p.paths[info.Path] = own
 	return own, before, nil
 }
@@ -184,7 +177,28 @@ func (p *pushes) settle(path nix.StorePath, own *push, err error) {
 	if p.failed == nil {
 		p.failed = err
 	}
+	own.err = err
 	close(own.settled)
+}
+
+// read notes that a path was read to its end.
+func (p *pushes) read(own *push) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	own.read = true
+}
+
+// early returns those that may have been answered and are not settled, and the failure of one that the client has not heard of.
+// They settle whatever the client does; what is still being read may not.
+func (p *pushes) early() (early []*push, failed error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, own := range p.paths {
+		if own.read {
+			early = append(early, own)
+		}
+	}
+	return early, p.failed
 }
 
 // An ending is a reader that tells when it has ended.

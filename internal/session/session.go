@@ -44,14 +44,15 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 	if s.daemon = newDaemon(c, opts.Daemon); s.daemon != nil {
 		defer s.daemon.close()
 	}
-	if opts.Clients != nil {
-		leave, err := opts.Clients.join(ctx, opts.Client, s)
+	heard := &heard{Reader: conn, Writer: conn}
+	if opts.Clients != nil && command.Protocol == Legacy && !command.ReadOnly { // only there paths are answered early
+		leave, r, err := opts.Clients.begin(ctx, opts.Client, s, conn)
 		if err != nil {
 			return s.tell(err)
 		}
 		defer leave()
+		heard.Reader = r
 	}
-	heard := &heard{ReadWriter: conn}
 	heard.now()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ending ctx ends the acceptance of questions, not the answers
 	defer cancel()
@@ -87,7 +88,8 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 
 // heard is a connection that knows when something was last sent in either direction.
 type heard struct {
-	io.ReadWriter
+	io.Reader
+	io.Writer
 	last atomic.Int64 // nanoseconds since 1970
 }
 
@@ -96,13 +98,13 @@ func (h *heard) now() { h.last.Store(time.Now().UnixNano()) }
 func (h *heard) silent() time.Duration { return time.Since(time.Unix(0, h.last.Load())) }
 
 func (h *heard) Read(p []byte) (int, error) {
-	n, err := h.ReadWriter.Read(p)
+	n, err := h.Reader.Read(p)
 	h.now()
 	return n, err
 }
 
 func (h *heard) Write(p []byte) (int, error) {
-	n, err := h.ReadWriter.Write(p)
+	n, err := h.Writer.Write(p)
 	h.now()
 	return n, err
 }
