@@ -10,6 +10,7 @@ import (
 
 	"firn/internal/config"
 	"firn/internal/logs"
+	"firn/internal/process"
 )
 
 // newLogger returns the logger that the settings describe.
@@ -26,13 +27,14 @@ type serverLogs struct {
 	log      *slog.Logger
 	requests *logs.Requests // nil: requests are not logged
 
+	user    *process.User // nil: this process stays who it is
 	files   []*logs.File
 	signals chan os.Signal
 }
 
-// openLogs opens the logs that the settings describe. They are opened anew at SIGUSR1, until they are closed.
-func openLogs(c *config.Config) (*serverLogs, error) {
-	l := &serverLogs{signals: make(chan os.Signal, 1)}
+// openLogs opens the logs that the settings describe, for a process that is about to become user, if that is not nil. They are opened anew at SIGUSR1, until they are closed.
+func openLogs(c *config.Config, user *process.User) (*serverLogs, error) {
+	l := &serverLogs{user: user, signals: make(chan os.Signal, 1)}
 	l.log = newLogger(c, os.Stderr)
 	if c.LogFile != "" {
 		f, err := l.open(c.LogFile)
@@ -61,7 +63,13 @@ func openLogs(c *config.Config) (*serverLogs, error) {
 
 // open opens a file, once if both logs are to go there.
 func (l *serverLogs) open(path string) (*logs.File, error) {
-	f, err := logs.Open(path)
+	var f *logs.File
+	var err error
+	if l.user != nil {
+		f, err = logs.OpenFor(path, l.user.UID, l.user.GID)
+	} else {
+		f, err = logs.Open(path)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -81,14 +89,6 @@ func (l *serverLogs) reopen() {
 			l.log.Error("a log was not opened anew", "error", err)
 		}
 	}
-}
-
-// chown gives the files to the user that this process is about to become, so that what rotates them lets that user write the next ones.
-func (l *serverLogs) chown(uid, gid int) (err error) {
-	for _, f := range l.files {
-		err = errors.Join(err, f.Chown(uid, gid))
-	}
-	return err
 }
 
 // Close writes what is left.

@@ -110,7 +110,7 @@ var nixServePrograms = []string{nixServe, "starman", "firn"}
 
 // serve serves until ctx ends. All that may need the rights of root is done first, then these are given up, and then the first request is answered.
 func (p *nixServePlan) serve(ctx context.Context, starter *process.Starter) (err error) {
-	logs, err := openLogs(&p.logs)
+	logs, err := openLogs(&p.logs, p.user)
 	if err != nil {
 		return err
 	}
@@ -162,10 +162,8 @@ func (p *nixServePlan) serve(ctx context.Context, starter *process.Starter) (err
 			return err
 		}
 	}
-	if p.user != nil {
-		if err := errors.Join(logs.chown(p.user.UID, p.user.GID), p.user.Assume()); err != nil {
-			return err
-		}
+	if err := p.user.Assume(); err != nil {
+		return err
 	}
 	if starter != nil {
 		if err := os.Chdir("/"); err != nil { // no file system is kept from being unmounted

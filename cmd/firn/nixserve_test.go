@@ -181,6 +181,18 @@ func TestNixServeDaemon(t *testing.T) {
 		t.Error("a start that failed left a pid file")
 	}
 
+	if user != nil { // what the user could have put there leads to no file of root's
+		if err := os.Symlink(n.at("secret"), n.at("link")); err != nil {
+			t.Fatal(err)
+		}
+		n.mustFail("firn: open log: open "+n.at("link")+": too many levels of symbolic links; no link is followed", append([]string{"--access-log", n.at("link")}, user...)...)
+		for path, want := range map[string]int{n.at("secret"): 0, errorLog: uid} {
+			if info, err := os.Stat(path); err != nil || int(info.Sys().(*syscall.Stat_t).Uid) != want {
+				t.Errorf("%s is not of user %d: %v, %v", path, want, info, err)
+			}
+		}
+	}
+
 	// The directory is root's: the file of a process that is not becomes empty. Where it may, it is removed.
 	if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
 		t.Fatal(err)

@@ -59,7 +59,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	defer cancel()
 	hangups := notifyHangups() // from now on: one at the start is for the settings too
 	defer signal.Stop(hangups)
-	logs, err := openLogs(&c.Config)
+	logs, err := openLogs(&c.Config, nil)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 )
 
 // Stderr is the path that stands for standard error.
@@ -25,15 +26,26 @@ const fileMode fs.FileMode = 0o640
 
 // A File is where lines are written to. It is safe for concurrent use.
 type File struct {
-	path string // absolute; "" for standard error
+	path  string // absolute; "" for standard error
+	owner *owner // nil: it is of this process
 
 	mu   sync.Mutex
 	file *os.File
 	torn bool // its last line has no end: the disk was full
 }
 
+// An owner is the user that the process is about to become.
+type owner struct{ uid, gid int }
+
 // Open opens a log for appending, and makes it if it is not there. The path may be [Stderr].
-func Open(path string) (*File, error) {
+func Open(path string) (*File, error) { return openFile(path, nil) }
+
+// OpenFor is Open for a process that is root and is about to become another user, who may be able to write to the directory of the log.
+// A log that it makes is that user's, so that what rotates it lets that user write the next one. One that is there keeps owner and group.
+// What that user could have led to a file of root's, a link, is an error.
+func OpenFor(path string, uid, gid int) (*File, error) { return openFile(path, &owner{uid, gid}) }
+
+func openFile(path string, o *owner) (*File, error) {
 	// A socket, which standard error is under systemd, cannot be opened by its name.
 	if path == Stderr || path == "/dev/stderr" {
 		return &File{file: os.Stderr}, nil
@@ -42,7 +54,7 @@ func Open(path string) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open log: %w", err)
 	}
-	f := &File{path: path}
+	f := &File{path: path, owner: o}
 	if f.file, err = f.open(); err != nil {
 		return nil, err
 	}
@@ -50,10 +62,22 @@ func Open(path string) (*File, error) {
 }
 
 func (f *File) open() (*os.File, error) {
-	file, err := os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, fileMode)
+	var file *os.File
+	var err error
+	if f.owner != nil {
+		file, err = f.owner.open(f.path)
+	} else {
+		file, err = os.OpenFile(f.path, os.O_WRONLY|os.O_CREATE|os.O_APPEND, fileMode)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("open log: %w; make its directory first", err)
+	case errors.Is(err, syscall.ELOOP) && f.owner != nil:
+		return nil, fmt.Errorf("open log: %w; no link is followed where root's rights are given up: name the file itself, without symbolic links in its path", err)
+	case errors.Is(err, errLinked):
+		return nil, fmt.Errorf("open log: %w; where root's rights are given up this is not written to: choose another file", err)
+	case errors.Is(err, fs.ErrPermission) && f.owner != nil:
+		return nil, fmt.Errorf("open log: %w; make the file that of user %d, as whom this runs, or choose another file", err, f.owner.uid)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("open log: %w; let the user that this runs as write there, or choose another file", err)
 	case err != nil:
@@ -94,20 +118,6 @@ func (f *File) Reopen() error {
 	old := f.file
 	f.file, f.torn = file, false
 	return old.Close()
-}
-
-// Chown gives the file to a user and a group. What is no regular file, such as a terminal, is left alone.
-func (f *File) Chown(uid, gid int) error {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	info, err := f.file.Stat()
-	if err == nil && f.path != "" && info.Mode().IsRegular() {
-		err = f.file.Chown(uid, gid)
-	}
-	if err != nil {
-		return fmt.Errorf("give log away: %w", err)
-	}
-	return nil
 }
 
 // Close closes the file.
