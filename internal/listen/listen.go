@@ -18,7 +18,10 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -134,22 +137,39 @@ func openUnix(ctx context.Context, lc net.ListenConfig, path string, mode fs.Fil
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	// Linux makes the socket with the mode of its descriptor, so that nobody can connect in between who may not.
+	// Linux makes the socket with the mode of its descriptor, so that nobody can connect in between who may not, and less what the umask
+	// takes away. The path is not asked to change its mode: who may write to the directory could have put a link there, to any file.
+	umask.Lock()
+	defer umask.Unlock()
+	made, old := false, 0
 	lc.Control = func(_, _ string, c syscall.RawConn) error {
 		var failed error
 		err := c.Control(func(fd uintptr) { failed = syscall.Fchmod(int(fd), uint32(mode)) })
+		if err == nil && failed == nil {
+			made = true
+			old = syscall.Umask(0)
+		}
 		return errors.Join(err, ignoreInvalid(failed))
 	}
 	ln, err := lc.Listen(ctx, "unix", path)
+	if made {
+		syscall.Umask(old)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(path, mode); err != nil { // whatever the umask has taken away
+	if made {
+		return ln, nil
+	}
+	if err := unix.Fchmodat(unix.AT_FDCWD, path, uint32(mode), unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		ln.Close()
 		return nil, err
 	}
 	return ln, nil
 }
+
+// umask is of the whole process, and changed by one at a time.
+var umask sync.Mutex
 
 // ignoreInvalid drops the error of a system whose sockets have no mode before they have a path.
 func ignoreInvalid(err error) error {
