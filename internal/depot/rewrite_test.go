@@ -265,6 +265,7 @@ func TestRewriteOthers(tt *testing.T) {
 	s.pass(time.Hour)
 	s.pass(6 * time.Hour)
 	s.pass(time.Minute)
+	s.pass(time.Minute)
 	if thin, err := s.catalog.ThinPacks(s.Context(), 10); err != nil || len(thin) > 0 {
 		s.Errorf("%v are thin still, %v", thin, err)
 	}
@@ -346,6 +347,17 @@ func TestRewrittenMeanwhile(t *testing.T) {
 		if _, size := s.packs(); err != nil || counts.PackBytes != size {
 			s.Errorf("the catalog counts %+v, %v, of %d bytes", counts, err, size)
 		}
+	})
+	t.Run("and not needed any more", func(tt *testing.T) {
+		c := &interrupted{Catalog: newCatalog(tt)}
+		s := newThinned(tt, c, blobtest.NewMemory())
+		other := s.push(archive(s, file("", text(2_000_000, 3)))) // most of what is copied is for it
+		c.moving = func() { s.remove(other) }
+		s.pass(0)
+		s.wantNAR(s.info, s.kept)
+		s.wantSmall()
+		s.wantNAR(s.info, s.kept)
+		s.wantClean()
 	})
 	t.Run("by another node", func(tt *testing.T) {
 		c := &interrupted{Catalog: newCatalog(tt)}

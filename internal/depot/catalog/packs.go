@@ -8,7 +8,7 @@ import (
 // A ThinPack is a pack that NARs have left.
 type ThinPack struct {
 	Pack
-	Left int64 // how many, since it was last examined; for Examined
+	Left int64 // how many, and how many moves went into it, since it was last examined; for Examined
 }
 
 // A Move puts frames of a pack into a new one.
@@ -37,7 +37,7 @@ type MovedNAR struct {
 
 // Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
 type Packs interface {
-	// ThinPacks returns up to limit packs that NARs have left since they were last examined, and to which others refer, in an order that stays.
+	// ThinPacks returns up to limit packs that NARs have left, or were moved into, since they were last examined, and to which others refer, in an order that stays.
 	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
 
 	// NARsIn iterates over the NARs that refer to a pack, in the order of their IDs, with all there is of them.
@@ -52,6 +52,7 @@ type Packs interface {
 
 	// MoveFrames makes a move, all or nothing, and returns the NARs that were moved. NARs with another recipe by now are passed over.
 	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then To is nobody's, unless an earlier move had it.
+	// To is thin then: not all NARs for which it was made may come to need it.
 	// The chunks that lie where the move says lie in the new pack from then on, and are as much led to as before.
 	MoveFrames(ctx context.Context, m *Move) (moved []NARID, err error)
 }

@@ -102,6 +102,7 @@ func (m *Memory) MoveFrames(_ context.Context, v *catalog.Move) (moved []catalog
 	if m.packs[v.To.Name] == nil {
 		m.packs[v.To.Name] = &pack{size: v.To.Size}
 	}
+	m.packs[v.To.Name].left++
 	for _, c := range v.Chunks {
 		if at, ok := m.chunks[c.Hash]; ok && at.Pack == v.From && at.Offset == c.From {
 			at.Pack, at.Offset = v.To.Name, c.To

@@ -164,6 +164,7 @@ func (s *suite) rewrittenPacks() {
 	s.ok(err)
 	s.ok(s.c.Examined(s.Context(), thin, 0))
 	want(600)
+	s.equal(s.thin(), map[string]catalog.ThinPack{"new": {Pack: catalog.Pack{Name: "new", Size: 9}, Left: 1}})
 	s.nar("two", a)
 	s.clock.Advance(61 * time.Minute)
 	s.sweep()

@@ -134,6 +134,9 @@ func moveFrames(x *change, m *catalog.Move) (moved []catalog.NARID, err error) {
 	if len(moved) == 0 {
 		return nil, fmt.Errorf("%w: all NARs of pack %s", catalog.ErrGone, m.From)
 	}
+	if err := x.exec("INSERT INTO thin_packs VALUES (?, 1, 0) ON CONFLICT DO UPDATE SET gone = gone + 1", to); err != nil {
+		return nil, err
+	}
 	for _, k := range m.Chunks {
 		if err := x.exec(`UPDATE chunks SET pack = ?, "offset" = ? WHERE hash = ? AND pack = ? AND "offset" = ?`, to, k.To, k.Hash[:], from, k.From); err != nil {
 			return nil, err
