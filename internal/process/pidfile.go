@@ -38,8 +38,8 @@ func WritePID(path string, names ...string) (*PIDFile, error) {
 var errRemoved = errors.New("the file was removed")
 
 func writePID(path string, names []string) (_ *PIDFile, err error) {
-	// No link is followed: in a directory that everybody may write to, it could lead to any file.
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW, 0o644)
+	// No link is followed: in a directory that everybody may write to, it could lead to any file. A pipe or a device is not waited for.
+	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|syscall.O_NOFOLLOW|syscall.O_NONBLOCK|syscall.O_NOCTTY, 0o644)
 	switch {
 	case errors.Is(err, syscall.ELOOP):
 		return nil, fmt.Errorf("write pid file: %s is a symbolic link; name the file itself", path)
@@ -53,6 +53,15 @@ func writePID(path string, names []string) (_ *PIDFile, err error) {
 			file.Close()
 		}
 	}()
+	ours, err := file.Stat()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("write pid file: %w", err)
+	case !ours.Mode().IsRegular():
+		return nil, fmt.Errorf("write pid file: %s is no regular file; name another with --pid", path)
+	case ours.Sys().(*syscall.Stat_t).Nlink > 1: // 0 if it was just removed
+		return nil, fmt.Errorf("write pid file: %s has another name as well, by a hard link, and would be overwritten there; remove it, or name another with --pid", path)
+	}
 	text, err := io.ReadAll(io.LimitReader(file, 32))
 	if err != nil {
 		return nil, fmt.Errorf("write pid file: %w", err)
@@ -63,10 +72,6 @@ func writePID(path string, names []string) (_ *PIDFile, err error) {
 		return nil, errRunning(path, other)
 	case err != nil:
 		return nil, fmt.Errorf("lock pid file %s: %w", path, err)
-	}
-	ours, err := file.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("write pid file: %w", err)
 	}
 	if theirs, err := os.Lstat(path); err != nil || !os.SameFile(ours, theirs) {
 		return nil, errRemoved

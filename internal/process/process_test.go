@@ -208,10 +208,14 @@ func TestPIDFileOfOthers(t *testing.T) {
 func TestPIDFileErrors(t *testing.T) {
 	dir := t.TempDir()
 	link, target := filepath.Join(dir, "link"), filepath.Join(dir, "target")
-	if err := errors.Join(os.Symlink(target, link), os.WriteFile(target, []byte("keep"), 0o600)); err != nil {
+	hard, pipe := filepath.Join(dir, "hard"), filepath.Join(dir, "pipe")
+	if err := errors.Join(os.Symlink(target, link), os.WriteFile(target, []byte("keep"), 0o600), os.Link(target, hard), syscall.Mkfifo(pipe, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	for path, want := range map[string]string{link: "is a symbolic link; name the file itself", dir + "/no/pid": "make its directory first", dir: "is a directory"} {
+	for path, want := range map[string]string{
+		link: "is a symbolic link; name the file itself", dir + "/no/pid": "make its directory first", dir: "is a directory",
+		hard: "has another name as well, by a hard link", pipe: "is no regular file", os.DevNull: "is no regular file",
+	} {
 		if _, err := WritePID(path, "x"); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: %v, want %q", path, err, want)
 		}
