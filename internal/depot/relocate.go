@@ -8,7 +8,7 @@ import (
 const maxRelocations = 3
 
 // relocate asks again where the chunks lie that were there when the NAR came in: their pack may have been rewritten meanwhile.
-// It reports whether some lie elsewhere now, and all are still there.
+// It reports whether some lie elsewhere now. Those that are not found may be where they were: nobody needed them when the others were moved.
 func (in *ingest) relocate() (bool, error) {
 	type old struct {
 		pack string
@@ -33,7 +33,10 @@ func (in *ingest) relocate() (bool, error) {
 	}
 	for i, was := range in.built {
 		is, ok := now[was.Hash]
-		if !ok || is.Size != was.Size {
+		if !ok {
+			continue
+		}
+		if is.Size != was.Size {
 			return false, nil
 		}
 		if is.Pack != was.Pack || is.Offset != was.Offset {

@@ -327,6 +327,53 @@ func TestRewrittenMeanwhile(t *testing.T) {
 		s.wantNAR(s.info, s.kept)
 		s.wantClean()
 	})
+	t.Run("before, with what nobody needed", func(tt *testing.T) {
+		for _, test := range []struct {
+			name string
+			more int64 // bytes at most
+			then func(s *thinned, dead []byte)
+		}{
+			{"and nobody else needs", 300_000, func(*thinned, []byte) {}},
+			{"and somebody brought again", 1_100_000, func(s *thinned, dead []byte) {
+				other := archive(s, dir(""), file("d", dead), file("e", text(50_000, 8)))
+				s.wantNAR(s.push(other), other)
+			}},
+		} {
+			c := &interrupted{Catalog: newCatalog(tt)}
+			s := newThinned(tt, c, blobtest.NewMemory())
+			dead := text(2_000_000, 3)
+			c.adding = func() {
+				s.pass(0)
+				test.then(s, dead)
+			}
+			other := archive(s, dir(""), file("a", text(40_000, 9)), file("b", s.shared), file("c", dead))
+			_, before := s.packs()
+			info := s.push(other)
+			s.wantNAR(info, other)
+			s.wantNAR(s.info, s.kept)
+			s.wantClean()
+			if _, size := s.packs(); size > before+test.more {
+				s.Errorf("%s: it was kept again, in %d bytes", test.name, size-before)
+			}
+			// What it needed of the old pack follows, and that one goes.
+			for range 5 {
+				s.pass(25 * time.Hour)
+			}
+			s.wantNAR(info, other)
+			s.wantNAR(s.info, s.kept)
+			s.wantClean()
+			again := archive(s, dir(""), file("f", dead))
+			_, before = s.packs()
+			s.wantNAR(s.push(again), again)
+			if _, size := s.packs(); size > before+200_000 {
+				s.Errorf("%s: what was moved is kept again, in %d bytes", test.name, size-before)
+			}
+			if before > 1_300_000 {
+				s.Errorf("%s: %d bytes are left", test.name, before)
+			}
+			s.close()
+		}
+	})
 	t.Run("after", func(tt *testing.T) {
 		c := &interrupted{Catalog: newCatalog(tt)}
 		s := newThinned(tt, c, blobtest.NewMemory())

@@ -253,13 +253,14 @@ type Upload struct {
 // NARs keeps what is known of bytes.
 type NARs interface {
 	// Chunks returns those of the given chunks that there are, in any order, with Led for a cache, which may be none.
+	// Those in a pack that others were moved out of are left out, see MoveFrames.
 	// At most 256 are asked for at once.
 	Chunks(ctx context.Context, cache CacheID, hashes []Sum) ([]Chunk, error)
 
 	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
 	// One that is damaged gets everything anew, under its old ID, is whole then, and counts as added.
-	// Chunks that are there already stay where they are.
+	// Chunks that are there already stay where they are, unless Chunks leaves them out.
 	// ErrGone if one of Packs is neither known nor the new one, one of Built is not there any more or lies elsewhere, or the cache of the upload is not there any more.
 	// An upload that there is already is replaced.
 	AddNAR(ctx context.Context, n *NewNAR) (id NARID, added bool, err error)

@@ -15,7 +15,7 @@ type ThinPack struct {
 type Move struct {
 	From   string
 	To     Pack
-	Chunks []MovedChunk // what From has besides, nothing new may refer to from then on
+	Chunks []MovedChunk // where From has another chunk than this, it is forgotten, as by ForgetChunks
 	NARs   []MovedNAR   // at most 256
 }
 
@@ -38,6 +38,7 @@ type MovedNAR struct {
 // Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
 type Packs interface {
 	// ThinPacks returns up to limit packs that NARs have left, or were moved into, since they were last examined, and to which others refer, in an order that stays.
+	// One to which a NAR was added after a move out of it is among them.
 	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
 
 	// NARsIn iterates over the NARs that refer to a pack, in the order of their IDs, with all there is of them.
@@ -45,6 +46,7 @@ type Packs interface {
 	NARsIn(ctx context.Context, pack string) iter.Seq2[*NAR, error]
 
 	// Examined notes how many bytes of a pack no NAR needs. The pack is not thin until another NAR leaves it, or has left it meanwhile.
+	// If NARs refer to it, it stays: Chunks finds what is in it, whatever was moved out of it before.
 	Examined(ctx context.Context, p ThinPack, dead int64) error
 
 	// Rewritten returns how many bytes the packs have that were examined after all their NARs were moved elsewhere, and were not swept yet.
@@ -54,5 +56,6 @@ type Packs interface {
 	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then To is nobody's, unless an earlier move had it.
 	// To is thin then: not all NARs for which it was made may come to need it.
 	// The chunks that lie where the move says lie in the new pack from then on, and are as much led to as before.
+	// What else is in From is nobody's, so Chunks does not find it any more; but uploads in progress may have, so AddNAR takes it until From is swept.
 	MoveFrames(ctx context.Context, m *Move) (moved []NARID, err error)
 }

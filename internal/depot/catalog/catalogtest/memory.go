@@ -71,6 +71,7 @@ type pack struct {
 	left     int64     // NARs that have left it since it was examined
 	dead     int64     // bytes that were nobody's then
 	examined bool      // once at least
+	retired  bool      // frames were moved out of it
 	loose    time.Time // since when it is known that no NAR refers to it; zero: some do
 }
 

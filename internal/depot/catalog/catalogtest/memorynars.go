@@ -23,7 +23,7 @@ func (m *Memory) Chunks(_ context.Context, cache catalog.CacheID, hashes []catal
 		if nar, used := m.uses[use{hash, cache}]; used {
 			c.Led = m.room(cache).leads(nar)
 		}
-		if ok && !slices.Contains(there, c) {
+		if ok && !m.retired(c) && !slices.Contains(there, c) {
 			there = append(there, c)
 		}
 	}
@@ -67,10 +67,14 @@ func (m *Memory) keep(id catalog.NARID, n *catalog.NewNAR) {
 		m.packs[n.Pack.Name] = &pack{size: n.Pack.Size}
 	}
 	for _, name := range n.Packs {
-		m.packs[name].loose = time.Time{}
+		p := m.packs[name]
+		p.loose = time.Time{}
+		if p.retired {
+			p.left++
+		}
 	}
 	for _, c := range n.Chunks {
-		if _, there := m.chunks[c.Hash]; !there {
+		if at, there := m.chunks[c.Hash]; !there || m.retired(at) {
 			m.chunks[c.Hash] = c
 		}
 	}

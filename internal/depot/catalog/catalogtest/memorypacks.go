@@ -65,6 +65,7 @@ func (m *Memory) Examined(_ context.Context, t catalog.ThinPack, dead int64) err
 	defer m.lock()()
 	if p := m.packs[t.Name]; p != nil && p.left == t.Left {
 		p.left, p.dead, p.examined = 0, dead, true
+		p.retired = p.retired && !m.refers(t.Name)
 		m.changed()
 	}
 	return nil
@@ -109,7 +110,15 @@ func (m *Memory) MoveFrames(_ context.Context, v *catalog.Move) (moved []catalog
 			m.chunks[c.Hash] = at
 		}
 	}
-	m.forget(func(c catalog.Chunk) bool { return c.Pack == v.From })
+	m.forget(func(c catalog.Chunk) bool {
+		return c.Pack == v.From && slices.ContainsFunc(v.Chunks, func(k catalog.MovedChunk) bool { return k.From == c.Offset })
+	})
+	m.packs[v.From].retired = true
 	m.changed()
 	return moved, nil
+}
+
+// retired reports whether what was needed of the pack of a chunk was moved.
+func (m *Memory) retired(c catalog.Chunk) bool {
+	return m.packs[c.Pack] != nil && m.packs[c.Pack].retired
 }

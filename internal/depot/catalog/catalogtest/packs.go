@@ -146,6 +146,72 @@ func (s *suite) moves() {
 	s.equal(s.narsIn("new"), []catalog.NARID{first, second})
 }
 
+// retiredPacks have chunks that nobody finds any more, for those who found them before.
+func (s *suite) retiredPacks() {
+	a := s.cache("a")
+	old := newNAR("old", a)
+	for i, name := range []string{"dead", "other", "wrong"} {
+		old.Chunks = append(old.Chunks, catalog.Chunk{Hash: sum("chunk " + name), Pack: "pack-old", Offset: int64(10 + i), Length: 2, Size: 3})
+	}
+	_, _, err := s.c.AddNAR(s.Context(), old)
+	s.ok(err)
+	using, _ := s.nar("using", a, "old")
+	s.publish(a, path("using", using, "using"))
+	s.expire()
+	found := func() (names []string) {
+		s.Helper()
+		for _, name := range []string{"old", "dead", "other", "wrong"} {
+			chunks, err := s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk " + name)})
+			s.ok(err)
+			for _, c := range chunks {
+				names = append(names, name+" in "+c.Pack)
+			}
+		}
+		return names
+	}
+	s.equal(found(), []string{"old in pack-old", "dead in pack-old", "other in pack-old", "wrong in pack-old"})
+	thin := s.thin()["pack-old"]
+	move := moveOf("old", "new", using, "using", 1)
+	move.Chunks = append(move.Chunks, catalog.MovedChunk{Hash: sum("not it"), From: 12, To: 7})
+	_, err = s.c.MoveFrames(s.Context(), move)
+	s.ok(err)
+	s.ok(s.c.Examined(s.Context(), thin, 0))
+	s.equal(found(), []string{"old in new"})
+
+	// One that was not the chunk that it should have been is for nobody.
+	built := func(name string, off int64) error {
+		n := newNAR("with "+name, a, "old")
+		n.Built = []catalog.Chunk{{Hash: sum("chunk " + name), Pack: "pack-old", Offset: off}}
+		id, _, err := s.c.AddNAR(s.Context(), n)
+		if err == nil {
+			s.publish(a, path("with-"+name, id, "with "+name))
+		}
+		return err
+	}
+	s.want(built("wrong", 12), catalog.ErrGone)
+	// One that came again meanwhile is where that is.
+	s.nar("again", a)
+	again := newNAR("again with other", a)
+	again.Chunks = append(again.Chunks, catalog.Chunk{Hash: sum("chunk other"), Pack: again.Pack.Name, Offset: 5, Length: 2, Size: 3})
+	_, _, err = s.c.AddNAR(s.Context(), again)
+	s.ok(err)
+	s.equal(found(), []string{"old in new", "other in pack-again with other"})
+	s.want(built("other", 11), catalog.ErrGone)
+	if p, ok := s.thin()["pack-old"]; ok {
+		s.Errorf("%+v is to be examined, and nobody needs it", p)
+	}
+	s.ok(built("dead", 10))
+	s.equal(found(), []string{"old in new", "other in pack-again with other"})
+	s.expire()
+	s.equal(s.thin()["pack-old"], catalog.ThinPack{Pack: catalog.Pack{Name: "pack-old", Size: 600}, Left: 1})
+	s.ok(s.c.Examined(s.Context(), catalog.ThinPack{Pack: catalog.Pack{Name: "pack-old"}, Left: 2}, 70)) // not of what there is
+	s.equal(found(), []string{"old in new"})
+	// It stays for that one's sake, so what is in it can be found.
+	s.ok(s.c.Examined(s.Context(), s.thin()["pack-old"], 70))
+	s.equal(found(), []string{"old in new", "dead in pack-old"})
+	s.equal(len(s.thin()), 1) // the new one
+}
+
 // rewrittenPacks are counted until they are swept; those that were only deleted are not.
 func (s *suite) rewrittenPacks() {
 	a := s.cache("a")

@@ -72,6 +72,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"sweeps of a few", (*suite).sweepLimit},
 		{"thin packs", (*suite).thinPacks},
 		{"moves", (*suite).moves},
+		{"retired packs", (*suite).retiredPacks},
 		{"rewritten packs", (*suite).rewrittenPacks},
 		{"moves that come too late", (*suite).lateMoves},
 		{"deleting a cache", (*suite).deleteCache},

@@ -37,7 +37,7 @@ func (c *Catalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []ca
 			AND (EXISTS (SELECT 1 FROM uploads WHERE uploads.nar = used.nar AND uploads.cache = ?1) OR
 				EXISTS (SELECT 1 FROM paths WHERE paths.nar = used.nar AND paths.cache = ?1))),
 			chunks.hash, packs.name, "offset", length, chunks.size FROM chunks JOIN packs ON packs.id = pack
-		WHERE chunks.hash IN (`+marks(len(args)-1)+`)`, args...)
+		WHERE NOT retired AND chunks.hash IN (`+marks(len(args)-1)+`)`, args...)
 	if err != nil {
 		return nil, fmt.Errorf("look up chunks: %w", err)
 	}
@@ -127,7 +127,9 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 		}
 	}
 	for _, k := range n.Chunks {
-		if err := x.exec(`INSERT INTO chunks SELECT ?, id, ?, ?, ? FROM packs WHERE name = ? ON CONFLICT DO NOTHING`,
+		if err := x.exec(`INSERT INTO chunks SELECT ?, id, ?, ?, ? FROM packs WHERE name = ?
+			ON CONFLICT DO UPDATE SET pack = excluded.pack, "offset" = excluded."offset", length = excluded.length, size = excluded.size
+			WHERE (SELECT retired FROM packs WHERE id = chunks.pack)`,
 			k.Hash[:], k.Offset, k.Length, k.Size, k.Pack); err != nil {
 			return 0, err
 		}

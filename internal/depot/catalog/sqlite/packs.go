@@ -64,7 +64,11 @@ func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NA
 // Examined notes what of a pack is nobody's.
 func (c *Catalog) Examined(ctx context.Context, p catalog.ThinPack, dead int64) error {
 	err := c.write(ctx, func(x *change) error {
-		return x.exec("UPDATE thin_packs SET gone = 0, dead = ? WHERE pack = (SELECT id FROM packs WHERE name = ?) AND gone = ?", dead, p.Name, p.Left)
+		noted, err := x.count("UPDATE thin_packs SET gone = 0, dead = ? WHERE pack = (SELECT id FROM packs WHERE name = ?) AND gone = ?", dead, p.Name, p.Left)
+		if err != nil || noted == 0 {
+			return err
+		}
+		return x.exec("UPDATE packs SET retired = 0 WHERE name = ? AND retired AND EXISTS (SELECT 1 FROM nar_packs WHERE pack = packs.id)", p.Name)
 	})
 	if err != nil {
 		return fmt.Errorf("note pack: %w", err)
@@ -141,8 +145,11 @@ func moveFrames(x *change, m *catalog.Move) (moved []catalog.NARID, err error) {
 		if err := x.exec(`UPDATE chunks SET pack = ?, "offset" = ? WHERE hash = ? AND pack = ? AND "offset" = ?`, to, k.To, k.Hash[:], from, k.From); err != nil {
 			return nil, err
 		}
+		if err := x.exec(`DELETE FROM chunks WHERE pack = ? AND "offset" = ?`, from, k.From); err != nil {
+			return nil, err
+		}
 	}
-	return moved, x.exec("DELETE FROM chunks WHERE pack = ?", from)
+	return moved, x.exec("UPDATE packs SET retired = 1 WHERE id = ?", from)
 }
 
 // addPack adds a pack that no NAR refers to yet.
