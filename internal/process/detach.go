@@ -76,7 +76,10 @@ func Detach(ctx context.Context) error {
 }
 
 // A Starter is the process that has called Detach. The nil Starter is none, and is told nothing.
-type Starter struct{ pipe *os.File }
+type Starter struct {
+	pipe      *os.File
+	inherited []int // descriptors that this process has from whoever started that one
+}
 
 // Started returns the process that has started this one by Detach, nil if none has.
 func Started() *Starter {
@@ -85,12 +88,45 @@ func Started() *Starter {
 	if parent != strconv.Itoa(os.Getppid()) {
 		return nil // an environment that was copied
 	}
+	s := &Starter{inherited: inherited()}
+	for _, fd := range s.inherited {
+		syscall.CloseOnExec(fd)
+	}
+	s.pipe = os.NewFile(pipeFD, "pipe to the starter")
 	syscall.CloseOnExec(pipeFD)
-	return &Starter{os.NewFile(pipeFD, "pipe to the starter")}
+	return s
+}
+
+// inherited returns the open descriptors above that of the pipe that other processes would inherit, too:
+// Go opens none of this kind, so that they were open when this program began. Where that cannot be told there are none.
+func inherited() (fds []int) {
+	entries, _ := os.ReadDir("/dev/fd")
+	for _, entry := range entries {
+		fd, err := strconv.Atoi(entry.Name())
+		if err != nil || fd <= pipeFD {
+			continue
+		}
+		flags, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(fd), syscall.F_GETFD, 0)
+		if errno == 0 && flags&syscall.FD_CLOEXEC == 0 {
+			fds = append(fds, fd)
+		}
+	}
+	return fds
 }
 
 // Ready lets Detach return. An error says that it did not wait.
-func (s *Starter) Ready() error { return s.tell(ready) }
+//
+// It closes what was open in the process that called Detach: somebody may wait for a pipe to end, or for a lock.
+// Until then it can be opened, as /dev/fd/63: a shell gives files by such names.
+func (s *Starter) Ready() error {
+	if s != nil {
+		for _, fd := range s.inherited {
+			syscall.Close(fd)
+		}
+		s.inherited = nil
+	}
+	return s.tell(ready)
+}
 
 // Failed lets Detach return with an error. After Ready it does nothing.
 func (s *Starter) Failed(err error) { _ = s.tell(err.Error() + "\n") }

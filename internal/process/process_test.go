@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -50,6 +51,26 @@ func play(role, where string) error {
 		return err
 	case starter == nil:
 		return Detach(context.Background())
+	case role == "holds":
+		// What was given by number can be read until it is ready.
+		text, err := os.ReadFile("/dev/fd/4")
+		if err == nil {
+			err = os.WriteFile(where, text, 0o600)
+		}
+		if err != nil {
+			starter.Failed(err)
+			return err
+		}
+		if err := starter.Ready(); err != nil {
+			return err
+		}
+		for range 1000 {
+			if _, err := os.Stat(where); err != nil {
+				return nil
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		return errors.New("it was not told to end")
 	case role == "fails":
 		starter.Failed(errors.New("two\nlines"))
 		return nil
@@ -126,6 +147,43 @@ func TestDetach(t *testing.T) {
 			return
 		}
 		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// A daemon keeps nothing open of what was open where it was started; it can be given files in this way all the same.
+func TestDetachInherits(t *testing.T) {
+	where := filepath.Join(t.TempDir(), "where")
+	key, theirs, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, held, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	cmd := exec.CommandContext(t.Context(), os.Args[0])
+	cmd.Env = append(os.Environ(), roleVariable+"=holds", whereVariable+"="+where)
+	cmd.ExtraFiles = []*os.File{held, key, held}
+	if _, err := theirs.WriteString("secret"); err != nil {
+		t.Fatal(err)
+	}
+	theirs.Close()
+	out, err := cmd.CombinedOutput()
+	key.Close()
+	held.Close()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	defer os.Remove(where) // ends it
+	if text, err := os.ReadFile(where); err != nil || string(text) != "secret" {
+		t.Errorf("it read %q, %v", text, err)
+	}
+	if err := ours.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := ours.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the pipe is open yet: %d, %v", n, err)
 	}
 }
 
