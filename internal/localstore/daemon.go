@@ -31,6 +31,10 @@ const (
 	// daemonPause is how long a daemon that did not answer is left alone,
 	// so that one that hangs does not hold up one request after the other.
 	daemonPause = time.Second
+
+	// daemonPatience is how long a daemon that does not answer is believed to do so yet. On a machine with too much to do
+	// it takes seconds; one that is silent for longer hangs, and counts as one that is not there.
+	daemonPatience = 30 * time.Second
 )
 
 // daemon asks the Nix daemon over its socket. It is safe for concurrent use.
@@ -41,7 +45,9 @@ type daemon struct {
 	turns    chan struct{} // holds something for each exchange
 
 	mu     sync.Mutex
-	failed failure // of the last exchange; zero after one that went well
+	failed failure   // of the last exchange; zero after one that went well
+	silent time.Time // since when it has not answered; zero while it does, or is not there
+	given  bool      // up, and somebody was told
 }
 
 func newDaemon(socket string, storeDir nix.StoreDir) *daemon {
@@ -118,6 +124,7 @@ func (d *daemon) do(ctx context.Context, exchange func(*protocol.WorkerClient) e
 		err := c.exchange(ctx, exchange)
 		if err == nil {
 			d.keep(c)
+			d.answered()
 			return nil
 		}
 		c.Close()
@@ -125,6 +132,7 @@ func (d *daemon) do(ctx context.Context, exchange func(*protocol.WorkerClient) e
 			continue
 		}
 		if errors.As(err, new(*protocol.AnswerError)) || errors.As(err, new(*rowError)) {
+			d.answered()
 			return err
 		}
 		return d.fail(ctx, err)
@@ -135,6 +143,15 @@ func (d *daemon) do(ctx context.Context, exchange func(*protocol.WorkerClient) e
 func isClosed(err error) bool {
 	var op *net.OpError
 	return errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.As(err, &op) && !op.Timeout()
+}
+
+// isTimeout reports whether err says that there was no answer in time, or no room in the queue of those who wait for one.
+func isTimeout(err error) bool {
+	t, ok := errors.AsType[interface {
+		error
+		Timeout() bool
+	}](err)
+	return ok && t.Timeout()
 }
 
 // keep keeps a connection for the next exchange, or closes it.
@@ -197,9 +214,33 @@ func (d *daemon) fail(ctx context.Context, err error) error {
 	if ctx.Err() == nil {
 		d.mu.Lock()
 		defer d.mu.Unlock()
-		d.failed = failure{err, time.Now()}
+		now := time.Now()
+		switch {
+		case !isTimeout(err):
+			d.silent = time.Time{}
+		case d.silent.IsZero() || now.Sub(d.failed.at) > daemonPatience: // nobody has asked meanwhile
+			d.silent = now
+		}
+		d.failed = failure{err, now}
 	}
 	return err
+}
+
+// answered records that the daemon does.
+func (d *daemon) answered() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failed, d.silent, d.given = failure{}, time.Time{}, false
+}
+
+// givenUp reports whether the daemon is silent for so long that it counts as none, and whether it is the first to find that.
+func (d *daemon) givenUp() (yes, first bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	yes = !d.silent.IsZero() && time.Since(d.silent) >= daemonPatience
+	first = yes && !d.given
+	d.given = d.given || yes
+	return yes, first
 }
 
 // daemonConn is one connection to the daemon, for one goroutine at a time.

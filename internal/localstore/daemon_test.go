@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -261,6 +262,89 @@ func TestHangingDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.Close()
+}
+
+// What the daemon does not confirm in time is not known to be absent: a client would remember a miss for an hour.
+// A daemon that is not there confirms nothing, and neither does one that is silent for long.
+func TestUnconfirmed(t *testing.T) {
+	n := newNix(t)
+	path := n.add("file", "hello\n")
+	s := n.open()
+	s.db.writable = false // as for a user who may not write there
+	var log strings.Builder
+	s.log = textLogger(&log)
+	want := func(why string, want error) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+		defer cancel()
+		if _, err := s.PathInfo(ctx, nix.PathHash{1}); !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", why, err, want)
+		}
+		if _, err := s.PathInfo(ctx, path.Hash()); err != nil {
+			t.Errorf("%s: a path that is there: %v", why, err)
+		}
+	}
+	want("no daemon", cache.ErrNotFound)
+
+	if err := os.MkdirAll(filepath.Dir(s.daemon.socket), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: s.daemon.socket, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s.daemon.failed = failure{}
+	want("a daemon that says nothing", cache.ErrUnavailable)
+
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := raw.Control(func(fd uintptr) { err = syscall.Listen(int(fd), 0) }); err != nil {
+		t.Fatal(err)
+	}
+	for err == nil { // somebody else waits for it
+		var c net.Conn
+		if c, err = net.Dial("unix", s.daemon.socket); err == nil {
+			defer c.Close()
+		}
+	}
+	for range 2 { // also while it is left alone
+		want("a daemon that has too much to do", cache.ErrUnavailable)
+	}
+	if s.daemon.silent.IsZero() {
+		t.Error("it is not known since when it is silent")
+	}
+
+	s.daemon.silent = time.Now().Add(-daemonPatience)
+	for range 2 {
+		want("a daemon that hangs", cache.ErrNotFound)
+	}
+	if n := strings.Count(log.String(), "the Nix daemon does not answer"); n != 1 {
+		t.Errorf("it is logged %d times:\n%s", n, &log)
+	}
+	s.daemon.failed.at = time.Now().Add(-2 * daemonPatience)
+	want("a daemon that had been asked nothing for long", cache.ErrUnavailable)
+
+	l.Close()
+	s.daemon.failed = failure{}
+	want("no daemon any more", cache.ErrNotFound)
+	n.startDaemon()
+	s.daemon.failed = failure{}
+	want("a daemon that answers", cache.ErrNotFound)
+	if s.daemon.given || !s.daemon.silent.IsZero() || !s.confirmed.has(mustVersion(t, s), nix.PathHash{1}) {
+		t.Error("it has answered, and is still given up, or was not believed")
+	}
+}
+
+func mustVersion(t *testing.T, s *Store) uint64 {
+	t.Helper()
+	version, ok := s.db.version()
+	if !ok {
+		t.Fatal("the database was replaced")
+	}
+	return version
 }
 
 func TestDaemonReconnects(t *testing.T) {

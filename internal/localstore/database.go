@@ -333,25 +333,31 @@ func (s *Store) askDaemon(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 	return info, nil
 }
 
-// confirmTimeout bounds the wait for the daemon's word on an absent path. It normally takes some 50 µs.
-const confirmTimeout = time.Second
-
 // confirmMiss asks the daemon, where one answers, for a path that the database seems not to have. A process that may
 // not write the WAL index cannot mark what it reads, and SQLite does not promise it the newest snapshot.
+// A daemon that is there and does not answer leaves it open: a client remembers a miss for an hour, and asks again at once otherwise.
 func (s *Store) confirmMiss(ctx context.Context, version uint64, hash nix.PathHash, miss error) (*nix.PathInfo, error) {
 	if s.confirmed.has(version, hash) {
 		return nil, miss
 	}
-	asking, cancel := context.WithTimeout(ctx, confirmTimeout)
-	defer cancel()
-	info, err := s.daemon.pathInfo(asking, hash)
-	if err == nil && info == nil {
+	info, err := s.daemon.pathInfo(ctx, hash)
+	switch {
+	case err == nil && info == nil:
 		s.confirmed.add(version, hash)
-	}
-	if err != nil || info == nil {
+		return nil, miss
+	case err == nil:
+		return info, nil
+	case ctx.Err() == nil && !isTimeout(err):
 		return nil, miss
 	}
-	return info, nil
+	given, first := s.daemon.givenUp()
+	if first {
+		s.log.Warn("the Nix daemon does not answer; absent paths are not confirmed by it any more", "error", err)
+	}
+	if given {
+		return nil, miss
+	}
+	return nil, fmt.Errorf("confirm that path hash %v is absent: %w: %w", hash, cache.ErrUnavailable, err)
 }
 
 // maxConfirmed bounds the absent paths remembered as such, at some 10 bytes each.
