@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"slices"
 	"syscall"
 
 	"github.com/alecthomas/kong"
@@ -165,6 +166,8 @@ func (p *nixServePlan) serve(ctx context.Context, starter *process.Starter) (err
 	if err := p.user.Assume(); err != nil {
 		return err
 	}
+	store.Disconnect()
+	p.warnOfUnreadable(log)
 	if starter != nil {
 		if err := os.Chdir("/"); err != nil { // no file system is kept from being unmounted
 			return err
@@ -198,6 +201,21 @@ func (p *nixServePlan) announce(log *slog.Logger, store *localstore.Store, liste
 	}
 	if len(p.ignored) > 0 {
 		log.Info("these flags of nix-serve have no effect here", "flags", p.ignored)
+	}
+}
+
+// warnOfUnreadable says which files of certificates were read with rights that have been given up: renewed, they cannot be read.
+func (p *nixServePlan) warnOfUnreadable(log *slog.Logger) {
+	for _, pair := range p.pairs {
+		for _, path := range slices.Compact([]string{pair.Cert, pair.Key}) {
+			f, err := os.Open(path)
+			if err != nil {
+				log.Warn("when this certificate is renewed it takes a restart to serve it, as this user cannot read the file; let a group of the user read it, and enter its directory",
+					"file", path, "uid", os.Geteuid(), "error", err)
+				continue
+			}
+			f.Close()
+		}
 	}
 }
 

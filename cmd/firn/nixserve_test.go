@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -24,9 +26,10 @@ type nixServeTester struct {
 	path string // in the store
 	port string
 	url  string
+	vars []string // of all its programs
 }
 
-func newNixServe(t *testing.T) *nixServeTester {
+func newNixServe(t *testing.T, vars ...string) *nixServeTester {
 	t.Helper()
 	needNix(t)
 	dir, err := os.MkdirTemp("", "nix-serve")
@@ -37,7 +40,7 @@ func newNixServe(t *testing.T) *nixServeTester {
 	if err := os.Chmod(dir, 0o755); err != nil { // the user that is changed to reads the store
 		t.Fatal(err)
 	}
-	n := &nixServeTester{T: t, dir: dir, port: freePort(t)}
+	n := &nixServeTester{T: t, dir: dir, port: freePort(t), vars: vars}
 	n.url = "http://127.0.0.1:" + n.port
 	n.path = n.add("snow")
 	n.must("nix-store", "--generate-binary-cache-key", "demo-1", n.at("secret"), n.at("public"))
@@ -58,7 +61,7 @@ func (n *nixServeTester) add(name string) string {
 
 func (n *nixServeTester) command(name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(n.Context(), name, args...)
-	cmd.Env = environment(n.T, "NIX_REMOTE=local?root="+n.at("root"), "NIX_SECRET_KEY_FILE="+n.at("secret"))
+	cmd.Env = environment(n.T, append(n.vars, "NIX_REMOTE=local?root="+n.at("root"), "NIX_SECRET_KEY_FILE="+n.at("secret"))...)
 	cmd.Dir = n.dir
 	return cmd
 }
@@ -214,6 +217,71 @@ func TestNixServeDaemon(t *testing.T) {
 	n.waitEnd(pid)
 	if _, err := os.Lstat(args[5]); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the pid file is still there: %v", err)
+	}
+}
+
+// The Nix daemon takes it for the user that it has become, also where it asked the daemon before, as root.
+func TestNixServeAtDaemon(t *testing.T) {
+	n := newNixServe(t, "NIX_CONFIG=use-sqlite-wal = false") // such a database is not read: the daemon is asked for everything
+	user, uid, _ := n.other()
+	if user == nil {
+		return // it becomes nobody else
+	}
+	socket := n.at("root/nix/var/nix/daemon-socket/socket")
+	daemon := n.command("nix-daemon")
+	daemon.Env = append(daemon.Env, "NIX_DAEMON_SOCKET_PATH="+socket)
+	log := newLogBuffer()
+	daemon.Stderr, daemon.WaitDelay = log, time.Second // its children have that, too
+	if err := errors.Join(os.MkdirAll(filepath.Dir(socket), 0o755), daemon.Start()); err != nil {
+		t.Fatal(err)
+	}
+	defer daemon.Wait()
+	defer daemon.Process.Kill()
+	waitForSocket(t, socket)
+	n.must(nixServe, append([]string{"-D", "--listen", "127.0.0.1:" + n.port, "--pid", n.at("pid")}, user...)...)
+	pid := n.pid(n.at("pid"))
+	log.wait(t, fmt.Sprintf("accepted connection from pid %d, user root", pid))
+	get(t, http.DefaultClient, n.url+"/"+filepath.Base(n.path)[:32]+".narinfo")
+	if want := fmt.Sprintf("accepted connection from pid %d, user nobody", pid); !strings.Contains(log.String(), want) {
+		t.Errorf("a narinfo was asked for by another user than %d:\n%s", uid, log)
+	}
+}
+
+// Which files of a certificate the user cannot read again is said at the start, and not when the certificate has run out.
+func TestNixServeUnreadableKey(t *testing.T) {
+	n := newNixServe(t)
+	user, _, _ := n.other()
+	n.must("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "30", "-subj", "/CN=server", "-keyout", n.at("key"), "-out", n.at("cert"))
+	if err := errors.Join(os.Chmod(n.at("key"), 0o600), os.Chmod(n.at("cert"), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	n.must(nixServe, append([]string{"-D", "--listen", "127.0.0.1:" + n.port + ":ssl", "--ssl-cert", n.at("cert"), "--ssl-key", n.at("key"), "--error-log", n.at("log"), "--pid", n.at("pid")}, user...)...)
+	n.pid(n.at("pid"))
+	log, err := os.ReadFile(n.at("log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, want := range map[string]bool{"key": user != nil, "cert": false} {
+		if got := regexp.MustCompile(`level=WARN .* file=` + n.at(name) + ` `).Match(log); got != want {
+			t.Errorf("a warning of %s: %t, want %t\n%s", name, got, want, log)
+		}
+	}
+}
+
+// waitForSocket waits until somebody listens at a Unix socket.
+func waitForSocket(t *testing.T, path string) {
+	t.Helper()
+	for {
+		conn, err := net.Dial("unix", path)
+		if err == nil {
+			conn.Close()
+			return
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-t.Context().Done():
+			t.Fatal(err)
+		}
 	}
 }
 

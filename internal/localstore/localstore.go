@@ -216,6 +216,10 @@ func (s *Store) Close() error {
 	return err
 }
 
+// Disconnect closes the connections to the Nix daemon that lie unused. The daemon takes whoever asks for the user that connected:
+// a process that has become another user calls this before anything else is asked of the store.
+func (s *Store) Disconnect() { s.daemon.close() }
+
 // Name returns "local store".
 func (s *Store) Name() string { return "local store" }
 
