@@ -5,6 +5,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"net/http"
@@ -47,37 +48,32 @@ func catalogBars(s Samples) []Bar {
 	}
 	var all []Bar
 	for _, m := range []Metric{metricLookups, metricAbsent} {
-		all = append(all, atLeastRatio(m.Title+": of 1,000,000 pushed paths, to 10,000", medianRatio(s.of(large, m.Key), s.of(small, m.Key)), 0.8))
+		all = append(all, atLeastRatio(m.Title+": of 1,000,000 pushed paths, to 10,000", medianRatio(s.of(large, m.Key), s.of(small, m.Key)), 0.8).note("catalogs"))
 	}
 	return all
 }
 
 // catalogRows are the table of catalogs, nil where none were measured.
 func (r *Report) catalogRows() [][]string {
-	head := []string{""}
+	var specs []Spec
 	for _, n := range catalogPaths {
-		head = append(head, catalogName(n))
+		specs = append(specs, Spec{Name: catalogName(n)})
 	}
-	if len(r.Samples[head[1]]) == 0 {
+	if len(r.Samples[specs[0].Name]) == 0 {
 		return nil
 	}
-	rows := [][]string{head}
-	for _, m := range []Metric{metricLookups, metricAbsent, metricCatalog} {
-		row := []string{m.Title + ", " + m.Unit}
-		for _, name := range head[1:] {
-			row = append(row, r.cell(&Server{Spec: Spec{Name: name}}, m))
-		}
-		rows = append(rows, row)
-	}
-	return rows
+	return r.table(specs, []Metric{metricLookups, metricAbsent, metricCatalog})
 }
 
 // catalogs measures firn over catalogs of all catalogPaths, in turns.
 func (b *shootout) catalogs(ctx context.Context, opts Options, program string) error {
 	all := make([]*filled, len(catalogPaths))
+	empty, err := emptyCatalog(ctx, program, b.work)
+	if err != nil {
+		return err
+	}
 	for i, n := range catalogPaths {
-		var err error
-		if all[i], err = b.fillCatalog(ctx, opts.Cache, program, n); err != nil {
+		if all[i], err = fillCatalog(ctx, opts.Cache, empty, n, b.progress); err != nil {
 			return fmt.Errorf("fill %s: %w", catalogName(n), err)
 		}
 	}
@@ -106,7 +102,6 @@ func (b *shootout) catalogOnce(ctx context.Context, f *filled, spec Spec) error 
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(s.dir)
 	defer s.stop()
 	var there, absent []Request
 	for _, hash := range f.hashes {
@@ -138,33 +133,75 @@ type filled struct {
 	hashes []nix.PathHash // a sample
 }
 
-// fillCatalog makes the state of a server to which n paths were pushed in dir, or finds it there.
-func (b *shootout) fillCatalog(ctx context.Context, dir, program string, n int) (*filled, error) {
-	state := filepath.Join(dir, fmt.Sprintf("shootout-catalog-%d", n))
+// fillCatalogs makes all catalogs in dir, as far as they are not there.
+func fillCatalogs(ctx context.Context, dir, program, work string, progress func(string, ...any)) error {
+	empty, err := emptyCatalog(ctx, program, work)
+	if err != nil {
+		return err
+	}
+	for _, n := range catalogPaths {
+		if _, err := fillCatalog(ctx, dir, empty, n, progress); err != nil {
+			return fmt.Errorf("fill %s: %w", catalogName(n), err)
+		}
+	}
+	return nil
+}
+
+// emptyCatalog makes the state of a server to which nothing was pushed yet: it has all tables, and the cache main.
+func emptyCatalog(ctx context.Context, program, work string) (state string, err error) {
+	if state, err = os.MkdirTemp(work, "catalog-"); err != nil {
+		return "", err
+	}
+	client, err := NewClient()
+	if err != nil {
+		return "", err
+	}
+	s, err := start(ctx, client, depotSpec("firn", "", program, state), work)
+	if err != nil {
+		return "", err
+	}
+	s.stop()
+	return state, nil
+}
+
+// fillCatalog makes the state of a server to which n paths were pushed, from that of an empty one, in dir, or finds it there.
+// It is named after the tables, so that one of another version of firn is never taken.
+func fillCatalog(ctx context.Context, dir, empty string, n int, progress func(string, ...any)) (*filled, error) {
+	tables, err := tablesOf(ctx, catalogOf(empty))
+	if err != nil {
+		return nil, err
+	}
+	version := sha256.Sum256([]byte(tables))
+	state := filepath.Join(dir, fmt.Sprintf("shootout-catalog-%d-%x", n, version[:4]))
 	if _, err := os.Stat(state); err != nil {
-		b.progress("generating a catalog of %d paths", n)
+		progress("generating a catalog of %d paths", n)
 		begin := time.Now()
 		work, err := os.MkdirTemp(dir, ".shootout-")
 		if err != nil {
 			return nil, err
 		}
 		defer os.RemoveAll(work)
-		s, err := start(ctx, b.client, depotSpec("firn", "", program, work), b.work) // which makes the tables, and the cache main
-		if err != nil {
+		if err := output(ctx, "cp", "-a", empty+"/.", work); err != nil {
 			return nil, err
 		}
-		s.stop()
-		os.RemoveAll(s.dir)
 		if err := insertPaths(ctx, catalogOf(work), n); err != nil {
 			return nil, err
 		}
 		if err := os.Rename(work, state); err != nil {
 			return nil, err
 		}
-		b.progress("it took %.1f s", time.Since(begin).Seconds())
+		progress("a catalog of %d paths took %.1f s", n, time.Since(begin).Seconds())
 	}
 	hashes, err := sampleHashes(ctx, catalogOf(state))
 	return &filled{state, hashes}, err
+}
+
+// tablesOf are the statements that made a database.
+func tablesOf(ctx context.Context, file string) (text string, err error) {
+	err = withDatabase(file, "mode=ro", func(db *sql.DB) error {
+		return db.QueryRowContext(ctx, "SELECT group_concat(sql, ';') FROM (SELECT sql FROM sqlite_schema ORDER BY name)").Scan(&text)
+	})
+	return text, err
 }
 
 func catalogOf(state string) string { return filepath.Join(state, "depot", "catalog.db") }

@@ -42,6 +42,18 @@ var (
 
 func scaleName(paths int) string { return fmt.Sprintf("firn over %d paths", paths) }
 
+// scaleRows are the table of generated databases, nil where none were measured.
+func (r *Report) scaleRows() [][]string {
+	var specs []Spec
+	for _, n := range scalePaths {
+		specs = append(specs, Spec{Name: scaleName(n)})
+	}
+	if len(r.Samples[specs[0].Name]) == 0 {
+		return nil
+	}
+	return r.table(specs, []Metric{metricScaleStart, metricScalePeak})
+}
+
 // scale measures firn over databases of all scalePaths, in turns.
 func (b *shootout) scale(ctx context.Context, cache, program, key string) error {
 	stores := make([]*generated, len(scalePaths))
@@ -73,7 +85,6 @@ func (b *shootout) scaleOnce(ctx context.Context, store *generated, spec Spec) e
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(s.dir)
 	defer s.stop()
 	var requests []Request
 	for _, path := range store.paths {

@@ -5,7 +5,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"os"
 	"slices"
 	"time"
 )
@@ -23,7 +22,7 @@ const (
 	// One pass is so short that a single interruption would double it.
 	narinfoRepeats = 5
 	// rateTime is how long requests per second are counted; rateTimeQuick in a quick run.
-	rateTime, rateTimeQuick = 2 * time.Second, 500 * time.Millisecond
+	rateTime, rateTimeQuick = time.Second, 200 * time.Millisecond
 )
 
 // narConnections are the numbers of connections that all NARs are fetched on.
@@ -77,8 +76,9 @@ type shootout struct {
 	discard  Discard
 	rateTime time.Duration
 	work     string // for the files of servers that are started
-	sshWork  string // for stores and depots of copies over SSH
 	progress func(format string, args ...any)
+	plan     *plan
+	remarks  []string // what was not measured, and why
 
 	servers []*Server
 	targets map[*Server]*Target
@@ -264,7 +264,7 @@ func (b *shootout) restart(ctx context.Context, spec Spec) error {
 	}
 	s.stop()
 	b.samples.add(s.Name, metricStart.Key, s.Start.Seconds())
-	return os.RemoveAll(s.dir)
+	return nil
 }
 
 // inFlight measures the memory of every server with many NARs in flight: first held half sent, then sent as fast as it goes.

@@ -3,41 +3,128 @@
 package main
 
 import (
-	"bytes"
-	"crypto/sha256"
+	"context"
 	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
-
-	"firn/nix"
-	"firn/nix/nar"
 )
 
-func TestUploads(t *testing.T) {
-	const size = 1 << 20
-	names, err := uploadNames(size)
+// firnProgram builds firn.
+func firnProgram(t *testing.T) string {
+	t.Helper()
+	root, err := moduleRoot(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	seen := map[string]bool{}
-	for i, name := range names {
-		var archive bytes.Buffer
-		if err := writeUpload(&archive, size); err != nil {
+	program, err := buildFirn(t.Context(), root, t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return program
+}
+
+// Real Nix pushes a small store to each pusher's end, and a depot is filled with it.
+func TestPushes(t *testing.T) {
+	m, program := material(t), firnProgram(t)
+	b := &shootout{client: newClient(t), work: t.TempDir(), progress: t.Logf, targets: make(map[*Server]*Target), samples: make(Samples)}
+	from := source{m.Root, tops(m.Closure)}
+	for _, pusher := range pushers {
+		if err := b.pushOnce(t.Context(), program, pusher, from); err != nil {
+			t.Fatalf("%s: %v", pusher, err)
+		}
+		if xs := b.samples.of(pusher, metricPush.Key); len(xs) != 1 || xs[0] <= 0 {
+			t.Errorf("%s: samples %v", pusher, xs)
+		}
+	}
+	for i, part := range []int64{1 << 20, 16 << 20} { // hung up, and whole
+		b.work = t.TempDir()
+		if err := b.uploadAtOnce(t.Context(), program, 8<<20, part); err != nil {
 			t.Fatal(err)
 		}
-		archive.Write(uploadTail(i))
-		if got := nix.SHA256Sum(sha256.Sum256(archive.Bytes())).Nix32(); got != name || seen[name] {
-			t.Errorf("upload %d is named %s and has the hash %s; seen before: %v", i, name, got, seen[name])
+		if xs := b.samples.of(pushPlain, metricUploads.Key); len(xs) != i+1 || xs[i] < 1<<20 {
+			t.Errorf("samples %v", xs)
 		}
-		seen[name] = true
-		r := nar.NewReader(&archive)
-		if h, err := r.Next(); err != nil || h.Size != size {
-			t.Fatalf("upload %d: %+v, %v", i, h, err)
+	}
+	m.Again = &m.generation // a rebuild that changes nothing
+	state, err := b.fillDepot(t.Context(), program, m)
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, added := b.samples.of(firnDepot, metricKept.Key), b.samples.of(firnDepot, metricAdded.Key)
+	if len(kept) != 1 || len(added) != 1 || kept[0] < 40<<20 || added[0] > 1<<20 {
+		t.Errorf("kept %v, added %v", kept, added)
+	}
+	if err := b.enter(t.Context(), depotSpec(firnDepot, nginxZstd, program, state), m.Closure); err != nil {
+		t.Fatal(err)
+	}
+	b.leave()
+}
+
+// What is put into the sink is gone, but for narinfos.
+func TestSink(t *testing.T) {
+	s := httptest.NewServer(newSink())
+	defer s.Close()
+	do := func(method, path, body string) (int, string) {
+		t.Helper()
+		req, err := http.NewRequestWithContext(t.Context(), method, s.URL+path, strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
 		}
-		if _, err := r.Next(); err != io.EOF {
-			t.Fatalf("upload %d: %v, want its end", i, err)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if err := r.CheckEnd(); err != nil {
-			t.Fatalf("upload %d: %v", i, err)
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
 		}
+		return resp.StatusCode, string(text)
+	}
+	for _, tt := range []struct {
+		method, path, body string
+		status             int
+		want               string
+	}{
+		{"GET", "/nix-cache-info", "", 200, "StoreDir: /nix/store\n"},
+		{"HEAD", "/a.narinfo", "", 404, ""},
+		{"PUT", "/nar/a.nar", strings.Repeat("x", 3*sinkBuffer+1), 200, ""},
+		{"GET", "/nar/a.nar", "", 404, "404 page not found\n"},
+		{"PUT", "/a.narinfo", "StorePath: x", 200, ""},
+		{"GET", "/a.narinfo", "", 200, "StorePath: x"},
+		{"HEAD", "/a.narinfo", "", 200, ""},
+		{"DELETE", "/a.narinfo", "", 405, "only GET, HEAD and PUT\n"},
+	} {
+		if status, text := do(tt.method, tt.path, tt.body); status != tt.status || text != tt.want {
+			t.Errorf("%s %s: %d %q, want %d %q", tt.method, tt.path, status, text, tt.status, tt.want)
+		}
+	}
+}
+
+func TestMain(m *testing.M) {
+	// The sink is a process of this program, which in tests is this.
+	if len(os.Args) == 3 && os.Args[1] == sinkCommand {
+		exit(serveSink(context.Background(), os.Args[2]))
+	}
+	os.Exit(m.Run())
+}
+
+func TestSizeOf(t *testing.T) {
+	dir := t.TempDir()
+	for name, size := range map[string]int{"a": 3, "d/b": 4} {
+		file := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(file, make([]byte, size), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := sizeOf(dir); err != nil || got != 7 {
+		t.Errorf("%d bytes, error %v", got, err)
 	}
 }

@@ -5,7 +5,6 @@ package main
 import (
 	"bytes"
 	"encoding/csv"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -27,8 +26,8 @@ type Report struct {
 	Runs     int
 	Discard  Discard
 	Closure  []Path
+	Copied   []Path // the part of it that is pushed and copied over SSH
 	Servers  []*Server
-	Targets  map[*Server]*Target
 	Samples  Samples
 	Metrics  []Metric
 	Remarks  []string // what was not measured, and why
@@ -78,7 +77,7 @@ func (r *Report) group(base *Server) []*Server {
 }
 
 // cell is a server's median of a metric, with its spread and the median ratio to its baseline.
-func (r *Report) cell(s *Server, m Metric) string {
+func (r *Report) cell(s Spec, m Metric) string {
 	xs := r.Samples.of(s.Name, m.Key)
 	if len(xs) == 0 {
 		return "–"
@@ -93,90 +92,82 @@ func (r *Report) cell(s *Server, m Metric) string {
 	return text
 }
 
-// rows are a group's table: a head, then a row for each metric.
+// rows are a group's table.
 func (r *Report) rows(base *Server) [][]string {
-	servers := r.group(base)
+	var specs []Spec
+	for _, s := range r.group(base) {
+		specs = append(specs, s.Spec)
+	}
+	return r.table(specs, r.Metrics)
+}
+
+// table has a head, then a row for each metric of which there is a sample.
+func (r *Report) table(specs []Spec, metrics []Metric) [][]string {
 	head := []string{""}
-	for _, s := range servers {
-		head = append(head, s.Name)
+	for _, spec := range specs {
+		head = append(head, spec.Name)
 	}
 	rows := [][]string{head}
-	for _, m := range r.Metrics {
+	for _, m := range metrics {
 		row := []string{m.Title + ", " + m.Unit}
-		for _, s := range servers {
-			row = append(row, r.cell(s, m))
+		measured := false
+		for _, spec := range specs {
+			row = append(row, r.cell(spec, m))
+			measured = measured || len(r.Samples.of(spec.Name, m.Key)) > 0
 		}
-		rows = append(rows, row)
+		if measured {
+			rows = append(rows, row)
+		}
 	}
 	return rows
 }
 
-// pushRows are the table of pushes, nil where none were measured.
-func (r *Report) pushRows() [][]string {
-	if len(r.Samples[nixFiles]) == 0 {
-		return nil
+// section is a table with a title.
+type section struct {
+	title string
+	rows  [][]string
+}
+
+// sections are all tables but that of the bars.
+func (r *Report) sections() []section {
+	var all []section
+	for _, base := range r.baselines() {
+		all = append(all, section{"Against " + base.Name, r.rows(base)})
 	}
-	rows := [][]string{append([]string{""}, pushers...)}
-	for _, m := range pushMetrics() {
-		row := []string{m.Title + ", " + m.Unit}
-		for _, pusher := range pushers {
-			spec := Spec{Name: pusher}
-			if pusher != nixFiles {
-				spec.Baseline = nixFiles
-			}
-			row = append(row, r.cell(&Server{Spec: spec}, m))
+	for _, s := range []section{
+		{"Pushes", r.pushRows()},
+		{"What is kept", r.keptRows()},
+		{"Over SSH", r.sshRows()},
+		{"Large catalogs", r.catalogRows()},
+		{"Large databases of Nix", r.scaleRows()},
+	} {
+		if s.rows != nil {
+			all = append(all, s)
 		}
-		rows = append(rows, row)
 	}
-	return rows
+	return all
 }
 
 // barRows are the table of bars.
 func (r *Report) barRows() [][]string {
-	rows := [][]string{{"what", "bar", "measured", ""}}
+	rows := [][]string{{"what", "bar", "measured", "", "the least"}}
 	for _, b := range bars(r.Samples) {
-		rows = append(rows, []string{b.What, b.Limit, b.Value, string(b.Verdict)})
+		rows = append(rows, []string{b.What, b.Limit, b.Value, string(b.Verdict), b.Nearest})
 	}
 	return rows
 }
 
 func (r *Report) printTables(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, base := range r.baselines() {
-		for _, row := range r.rows(base) {
+	for _, s := range append(r.sections(), section{"What firn must reach", r.barRows()}) {
+		fmt.Fprintf(w, "%s\n\n", s.title)
+		for _, row := range s.rows {
 			fmt.Fprintln(tab, strings.Join(row, "\t"))
 		}
-		fmt.Fprintln(tab)
 		if err := tab.Flush(); err != nil {
 			return err
 		}
-	}
-	if rows := r.pushRows(); rows != nil {
-		for _, row := range rows {
-			fmt.Fprintln(tab, strings.Join(row, "\t"))
-		}
-		fmt.Fprintln(tab)
-		if err := tab.Flush(); err != nil {
-			return err
-		}
-	}
-	for _, rows := range [][][]string{r.sshRows(), r.catalogRows()} {
-		if rows == nil {
-			continue
-		}
-		for _, row := range rows {
-			fmt.Fprintln(tab, strings.Join(row, "\t"))
-		}
-		fmt.Fprintln(tab)
-		if err := tab.Flush(); err != nil {
-			return err
-		}
-	}
-	for _, row := range r.barRows() {
-		fmt.Fprintln(tab, strings.Join(row, "\t"))
-	}
-	if err := tab.Flush(); err != nil {
-		return err
+		fmt.Fprintln(w)
 	}
 	for _, remark := range r.Remarks {
 		fmt.Fprintln(w, remark)
@@ -207,81 +198,6 @@ func sortedKeys[V any](m map[string]V) []string {
 	}
 	slices.Sort(keys)
 	return keys
-}
-
-// page is docs/benchmarks.md.
-func (r *Report) page() ([]byte, error) {
-	notes, err := os.ReadFile(filepath.Join(r.NotesDir, "notes.md"))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, err
-	}
-	var b bytes.Buffer
-	var size int64
-	for _, p := range r.Closure {
-		size += p.NARSize
-	}
-	fmt.Fprintf(&b, "# Benchmarks\n\n<!-- Written by `make bench`; the notes at the end are bench/notes.md. -->\n\n")
-	fmt.Fprintf(&b, "firn serves %d store paths (%.0f MiB of NARs) from a live store, nginx serves the same NARs as flat files that `nix copy` wrote.\n", len(r.Closure), float64(size)/(1<<20))
-	fmt.Fprintf(&b, "Median of %d runs, lowest and highest in brackets, × the median of the ratios to nginx in the same run.\n\n", r.Runs)
-	fmt.Fprintf(&b, "![Times and rates of all servers](benchmarks.svg)\n\n")
-	fmt.Fprintf(&b, "| | |\n|---|---|\n| machine | %s |\n| date | %s |\n| command | `%s` |\n| took | %v |\n\n", r.Machine, r.Date.UTC().Format(time.DateOnly), r.Command, r.Took.Round(time.Second))
-	fmt.Fprintf(&b, "## What firn must reach\n\n")
-	writeMarkdown(&b, r.barRows())
-	for _, base := range r.baselines() {
-		fmt.Fprintf(&b, "\n## Against %s\n\n", base.Name)
-		writeMarkdown(&b, r.rows(base))
-	}
-	if rows := r.pushRows(); rows != nil {
-		b.WriteString("\n## Pushes\n\n")
-		writeMarkdown(&b, rows)
-	}
-	if rows := r.sshRows(); rows != nil {
-		b.WriteString("\n## Over SSH\n\n")
-		writeMarkdown(&b, rows)
-	}
-	if rows := r.catalogRows(); rows != nil {
-		b.WriteString("\n## Catalogs\n\n")
-		writeMarkdown(&b, rows)
-	}
-	for _, remark := range r.Remarks {
-		fmt.Fprintf(&b, "\n%s\n", remark)
-	}
-	b.WriteString(method(r.Discard))
-	if len(notes) > 0 {
-		fmt.Fprintf(&b, "\n## Notes\n\n%s", notes)
-	}
-	return b.Bytes(), nil
-}
-
-// method describes what was done.
-func method(d Discard) string {
-	discard := "The bodies of NARs are dropped by the kernel (`recv` with `MSG_TRUNC`) instead of being copied, so that nearly all the time measured is the server's own, as if the client were another machine."
-	if d == DiscardCopy {
-		discard = "The bodies of NARs are read into memory and forgotten, as any program must that wants the bytes."
-	}
-	return `
-## Method
-
-After [cache-shootout](https://github.com/Mic92/cache-shootout): all narinfos in sequence over one kept-alive connection; all NARs over 1, 4, 16 and 64 connections, bodies discarded; everything warm.
-Besides: narinfo requests per second on 64 connections, for paths that are there and for paths that are not; the time until the first byte of a range of 4 KiB at the end of the largest NAR;
-and what it costs the machine: CPU time (user and system) of the server for all narinfos and all NARs once, and resident memory of its processes.
-
-* The servers take turns, measurement by measurement, in an order that rotates; the others are idle meanwhile.
-* Before anything is measured, every NAR is read from every server, decompressed and compared with the NAR hash that Nix knows; every later answer must have the same status and length.
-* One client for all: a single thread with an epoll loop that knows as much HTTP as it needs. It shares the machine with the servers. ` + discard + `
-* nginx is Debian's, with a worker for each core, ` + "`sendfile` and `tcp_nopush`" + ` on and no logs. Its narinfos are signed like firn's.
-* Servers and client have a higher priority than other work of the machine (niceness -10), where the caller may set that.
-* *bare Go* is the limit of this machine for a program in Go: a loop that sends the flat files with ` + "`sendfile`" + `, one goroutine a connection, and no HTTP library.
-* *256 NARs in flight* are first held half sent for a second, then sent as fast as it goes.
-* Pushes are *nix copy* from the store, to an empty firn and, in turns, to files of its own with zstd and all cores; what firn keeps includes its catalog.
-  The depot that firn serves from afterwards has two generations of the closure. *Rebuilt* is the second, which differs in its path hashes, and in the references to them inside files.
-* Over SSH the same Nix copies to and from firn, and to and from itself behind Debian's sshd, where it writes the paths to an empty store and registers them;
-  both with their own defaults, so with the cipher that their server and OpenSSH's client agree on.
-  Beside everything else this is done with the smaller closure of a quick run; ` + "`go run ./bench --only ssh`" + ` takes the whole.
-* Catalogs are filled with paths as if these had been pushed. After each start, 10,000 narinfos from all over the catalog are asked for, each once,
-  so that none is in firn's memory; then as many that are not there. The files of the database are in the memory of the machine.
-* Ratios are judged with the two digits that are printed.
-`
 }
 
 // writeMarkdown writes a table with columns of equal width, so that the source can be read as well.

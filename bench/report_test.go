@@ -9,6 +9,9 @@ import (
 	"errors"
 	"io"
 	"math"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -48,7 +51,7 @@ func TestCell(t *testing.T) {
 		{2, metricNARs(4), "–"},
 	}
 	for _, tt := range tests {
-		if got := r.cell(r.Servers[tt.server], tt.metric); got != tt.want {
+		if got := r.cell(r.Servers[tt.server].Spec, tt.metric); got != tt.want {
 			t.Errorf("%s, %s: %q, want %q", r.Servers[tt.server].Name, tt.metric.Title, got, tt.want)
 		}
 	}
@@ -165,6 +168,65 @@ func TestPage(t *testing.T) {
 	for _, want := range []string{"](benchmarks.svg)", "`go run ./bench`", "## Against nginx\n", "## Against nginx, zstd\n", "MSG_TRUNC", "2.250 (1.500–3.000) ×1.50"} {
 		if !bytes.Contains(page, []byte(want)) {
 			t.Errorf("no %q in the page", want)
+		}
+	}
+}
+
+// A bar that was missed is listed with what the machine allows and what the notes say; one that was reached is not.
+func TestPageSaysWhatStandsInTheWay(t *testing.T) {
+	r := sampleReport(t)
+	r.Samples.add(bareGo, metricNARs(4).Key, 1.2)
+	if err := os.WriteFile(filepath.Join(r.NotesDir, "notes.md"), []byte("Of all.\n\n## nars\n\nMany files.\n\n## depot\n\nNot said.\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	page, err := r.page()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, missed, ok := strings.Cut(string(page), "## What stands in the way\n")
+	missed, _, _ = strings.Cut(missed, "\n## ")
+	for _, want := range []string{"* all NARs, 4 connections, uncompressed: 1.50 (bar ≤ 1.00 ×; the least 1.20)\n", "\nMany files.\n"} {
+		if !ok || !strings.Contains(missed, want) {
+			t.Errorf("no %q in %q", want, missed)
+		}
+	}
+	for _, no := range []string{metricHits.Title, "Not said.", "Of all."} {
+		if strings.Contains(missed, no) {
+			t.Errorf("%q in %q", no, missed)
+		}
+	}
+	if !strings.HasSuffix(string(page), "## Reading the numbers\n\nOf all.\n") {
+		t.Error("what is said of all numbers is not at the end")
+	}
+}
+
+// The notes have a section for every bar that may be missed, and none that no bar names.
+func TestNotes(t *testing.T) {
+	text, err := os.ReadFile("notes.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := make(Samples)
+	for _, server := range []string{nixFiles, firnDepot, firnAgain, sshNix, catalogName(catalogPaths[1])} {
+		for _, m := range slices.Concat(metrics(), sshMetrics(), []Metric{metricPush, metricKept, metricLookups}) {
+			s.add(server, m.Key, 1)
+		}
+	}
+	notes := parseNotes(string(text))
+	delete(notes, "")
+	named := make(map[string]bool)
+	for _, bar := range bars(s) {
+		if bar.Note == "" {
+			continue
+		}
+		named[bar.Note] = true
+		if notes[bar.Note] == "" {
+			t.Errorf("%s: no section %q", bar.What, bar.Note)
+		}
+	}
+	for section := range notes {
+		if !named[section] {
+			t.Errorf("no bar names the section %q", section)
 		}
 	}
 }

@@ -35,6 +35,7 @@ const (
 	nginxPlain = "nginx"
 	nginxZstd  = "nginx, zstd"
 	bareGo     = "bare Go"
+	bareZstd   = "bare Go, zstd"
 	firnPlain  = "firn"
 	firnZstd   = "firn, zstd"
 )
@@ -269,8 +270,8 @@ func nginxProgram() string {
 }
 
 // bareSpec is the bare Go server over the flat files of root.
-func bareSpec(root string) Spec {
-	return Spec{Name: bareGo, Baseline: nginxPlain, Command: func(addr netip.AddrPort, dir string) (*exec.Cmd, error) {
+func bareSpec(name, baseline, root string) Spec {
+	return Spec{Name: name, Baseline: baseline, Command: func(addr netip.AddrPort, dir string) (*exec.Cmd, error) {
 		self, err := os.Executable()
 		if err != nil {
 			return nil, err
@@ -301,15 +302,6 @@ func buildFirn(ctx context.Context, root, dir string) (string, error) {
 		return "", fmt.Errorf("build firn: %w\n%s", err, bytes.TrimSpace(text))
 	}
 	return program, nil
-}
-
-// hasFlag tells whether `firn serve` knows a flag.
-func hasFlag(ctx context.Context, program, flag string) (bool, error) {
-	text, err := exec.CommandContext(ctx, program, "serve", "--help").CombinedOutput()
-	if err != nil {
-		return false, fmt.Errorf("ask firn for its flags: %w\n%s", err, bytes.TrimSpace(text))
-	}
-	return bytes.Contains(text, []byte(flag)), nil
 }
 
 // parsePeer reads NAME=URL or NAME=URL,PID. The URL must be of this machine's loopback: nothing else is ever asked.

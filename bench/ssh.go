@@ -3,26 +3,23 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
-// Real Nix copies a closure over SSH in both directions: to and from firn, and, in turns, to and from the Nix of this machine behind OpenSSH,
+// Real Nix copies a part of the closure over SSH in both directions: to and from firn, and, in turns, to and from the Nix of this machine behind OpenSSH,
 // which writes the paths into an empty store of its own and registers them there.
 
 // sshPart is what --only calls this.
@@ -34,12 +31,8 @@ const (
 	sshFirn = "firn, SSH"
 )
 
-const (
-	// sshRuns is how often all is measured if nothing else is, and sshRunsBeside beside the other measurements, with a smaller closure.
-	sshRuns, sshRunsBeside = 3, 1
-	// sshPushes is how many clients push at once when memory is measured.
-	sshPushes = 8
-)
+// sshPushes is how many clients push at once when memory is measured.
+const sshPushes = 8
 
 var (
 	sshServers = []string{sshNix, sshFirn}
@@ -47,7 +40,7 @@ var (
 )
 
 func metricSSH(what, scheme string) Metric {
-	title := map[string]string{"push": "push of the closure", "there": "push of what is there", "pull": "pull of the closure"}[what]
+	title := map[string]string{"push": "push", "there": "push of what is there", "pull": "pull"}[what]
 	return Metric{Key: what + "_" + scheme + "_s", Title: title + ", " + scheme + "://", Unit: "s", Scale: 1, Digits: 2, Ratio: true}
 }
 
@@ -71,63 +64,46 @@ func sshBars(s Samples) []Bar {
 	}
 	ratio := func(what, scheme string, limit float64) Bar {
 		m := metricSSH(what, scheme)
-		return atMostRatio(m.Title+", to "+sshNix, medianRatio(s.of(sshFirn, m.Key), s.of(sshNix, m.Key)), limit)
+		return atMostRatio(m.Title+", to "+sshNix, medianRatio(s.of(sshFirn, m.Key), s.of(sshNix, m.Key)), limit).note("ssh")
 	}
 	all := []Bar{ratio("push", "ssh", 0.9), ratio("push", "ssh-ng", 0.8), ratio("pull", "ssh", 0.9), ratio("pull", "ssh-ng", 0.9)}
 	for _, scheme := range sshSchemes {
 		m := metricSSH("there", scheme)
-		all = append(all, under(m, m.Title, median(s.of(sshFirn, m.Key)), 1))
+		all = append(all, under(m, m.Title, median(s.of(sshFirn, m.Key)), 1).note("ssh"))
 	}
-	return append(all, under(metricSSHMemory, metricSSHMemory.Title, median(s.of(sshFirn, metricSSHMemory.Key)), 150e6))
+	return append(all, under(metricSSHMemory, metricSSHMemory.Title, median(s.of(sshFirn, metricSSHMemory.Key)), 150e6).note("memory"))
 }
 
-// ssh measures copies over SSH. alone tells whether nothing else is measured: then there is time for the whole closure.
-func (b *shootout) ssh(ctx context.Context, opts Options, program string, of []generation, alone bool, begin time.Time) error {
+// ssh measures copies of a part of the closure over SSH, and memory while several clients push some at once.
+func (b *shootout) ssh(ctx context.Context, program string, from source, atOnce []source) error {
 	if err := need(ctx, hasSSHD, "openssh-server", b.progress); err != nil {
 		return err
 	}
-	// Nothing is removed until all is measured: for minutes after many files were removed, ext4 looks at each of their inodes
-	// before it makes a new one, so that who comes later pays for who came before, several times over.
-	var err error
-	if b.sshWork, err = os.MkdirTemp(b.work, "ssh-"); err != nil {
-		return err
-	}
-	defer removeStore(b.sshWork)
-	runs := min(opts.Runs, sshRuns)
-	switch {
-	case opts.Quick:
-		runs = 1
-	case !alone:
-		runs = min(runs, sshRunsBeside)
-		if of, err = generations(ctx, opts.Cache, true, b.progress); err != nil {
-			return err
+	free := freeSpace(b.work)
+	err := b.rounds(stageSSH, func(round int) error {
+		if now := freeSpace(b.work); round > 0 && now < 2*(free-now)/int64(round) {
+			b.remark("Copies over SSH: a round was left out, for it would have filled the disk.")
+			return nil
 		}
-	}
-	for run := range runs {
-		started, before := time.Now(), freeSpace(b.sshWork)
 		for i := range sshSchemes {
-			scheme := sshSchemes[(run+i)%2]
+			scheme := sshSchemes[(round+i)%2]
 			for j := range sshServers {
-				if err := b.sshOnce(ctx, program, sshServers[(run+i+j)%2], scheme, of[0]); err != nil {
+				if err := b.sshOnce(ctx, program, sshServers[(round+i+j)%2], scheme, from); err != nil {
 					return err
 				}
 			}
 		}
-		if now := time.Now(); run+1 < runs && now.Add(now.Sub(started)).After(begin.Add(opts.Limit-lastPhases)) {
-			b.progress("%d of %d runs made: another would end after %v", run+1, runs, opts.Limit)
-			break
-		}
-		if after := freeSpace(b.sshWork); run+1 < runs && after < 2*(before-after) {
-			b.progress("%d of %d runs made: another would fill the disk", run+1, runs)
-			break
-		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
-	return b.sshAtOnce(ctx, program, of)
+	return b.sshAtOnce(ctx, program, atOnce)
 }
 
-// sshOnce copies a closure to an empty server, once more, and back.
-func (b *shootout) sshOnce(ctx context.Context, program, name, scheme string, from generation) error {
-	dir, err := os.MkdirTemp(b.sshWork, "")
+// sshOnce copies paths to an empty server, once more, and back.
+func (b *shootout) sshOnce(ctx context.Context, program, name, scheme string, from source) error {
+	dir, err := os.MkdirTemp(b.work, "ssh-")
 	if err != nil {
 		return err
 	}
@@ -154,15 +130,17 @@ func (b *shootout) sshOnce(ctx context.Context, program, name, scheme string, fr
 		b.samples.add(name, m.Key, took.Seconds())
 		b.progress("%s: %s %s %s", name, m.Title, m.format(took.Seconds()), m.Unit)
 	}
-	if _, err := os.Stat(filepath.Join(pulled, from.what)); err != nil {
-		return fmt.Errorf("%s, %s: what was pulled is not there: %w", name, scheme, err)
+	for _, path := range from.what {
+		if _, err := os.Lstat(filepath.Join(pulled, path)); err != nil {
+			return fmt.Errorf("%s, %s: what was pulled is not there: %w", name, scheme, err)
+		}
 	}
 	return nil
 }
 
 // sshAtOnce measures the memory of firn while several clients push to it.
-func (b *shootout) sshAtOnce(ctx context.Context, program string, of []generation) error {
-	dir, err := os.MkdirTemp(b.sshWork, "")
+func (b *shootout) sshAtOnce(ctx context.Context, program string, of []source) error {
+	dir, err := os.MkdirTemp(b.work, "ssh-")
 	if err != nil {
 		return err
 	}
@@ -174,9 +152,9 @@ func (b *shootout) sshAtOnce(ctx context.Context, program string, of []generatio
 	begin := time.Now()
 	group, groupCtx := errgroup.WithContext(ctx)
 	for i := range sshPushes {
-		g := of[i/2%len(of)]
+		from := of[i/2%len(of)]
 		group.Go(func() error {
-			_, err := end.copy(groupCtx, g.root, end.url(sshSchemes[i%2]), g.what, dir)
+			_, err := end.copy(groupCtx, from.root, end.url(sshSchemes[i%2]), from.what, dir)
 			return err
 		})
 	}
@@ -207,8 +185,8 @@ func (e *sshEnd) url(scheme string) string {
 
 // copy has Nix copy the closure of a path. The client, which is the same for both ends, does not wait for the disk with every path that it registers,
 // which otherwise takes most of the time of a pull and differs by factors from run to run. Signatures are not asked for, for what is pushed to the store of another machine may have none.
-func (e *sshEnd) copy(ctx context.Context, from, to, what, dir string) (time.Duration, error) {
-	return timeNix(ctx, dir, []string{"NIX_SSHOPTS=" + e.options}, "copy", "--no-check-sigs", "--option", "fsync-metadata", "false", "--from", from, "--to", to, what)
+func (e *sshEnd) copy(ctx context.Context, from, to string, what []string, dir string) (time.Duration, error) {
+	return timeNix(ctx, dir, []string{"NIX_SSHOPTS=" + e.options}, append([]string{"copy", "--no-check-sigs", "--option", "fsync-metadata", "false", "--from", from, "--to", to}, what...)...)
 }
 
 // startSSH starts a server with nothing in it, whose files are in dir, and a key that it lets in.
@@ -299,48 +277,10 @@ func greets(addr netip.AddrPort) error {
 	return nil
 }
 
-// output runs a command; an error has what it says.
-func output(ctx context.Context, args ...string) error {
-	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
-	cmd.Env = cleanEnvironment()
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(text))
-	}
-	return nil
-}
-
-// freeSpace is how many bytes can be written where dir is.
-func freeSpace(dir string) int64 {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return 0
-	}
-	return int64(fs.Bavail) * fs.Bsize
-}
-
-// removeStore removes a directory with stores in it, whose directories cannot be written.
-func removeStore(dir string) {
-	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && entry.IsDir() {
-			_ = os.Chmod(path, 0o700)
-		}
-		return nil
-	})
-	_ = os.RemoveAll(dir)
-}
-
 // sshRows are the table of copies over SSH, nil where none were measured.
 func (r *Report) sshRows() [][]string {
 	if len(r.Samples[sshNix]) == 0 {
 		return nil
 	}
-	rows := [][]string{{"", sshNix, sshFirn}}
-	for _, m := range sshMetrics() {
-		rows = append(rows, []string{
-			m.Title + ", " + m.Unit,
-			r.cell(&Server{Spec: Spec{Name: sshNix}}, m),
-			r.cell(&Server{Spec: Spec{Name: sshFirn, Baseline: sshNix}}, m),
-		})
-	}
-	return rows
+	return r.table([]Spec{{Name: sshNix}, {Name: sshFirn, Baseline: sshNix}}, sshMetrics())
 }

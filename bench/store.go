@@ -6,26 +6,34 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strings"
 
+	"golang.org/x/sync/errgroup"
+
+	"firn/internal/debstore"
 	"firn/nix"
 )
 
 // Material is what the servers serve: a store, and the same closure as flat files.
 type Material struct {
+	generation
+	Key string // file of the secret key that signed the flat files, and that firn signs with
+	// Again is a store that differs in its path hashes, as after a mass rebuild; nil of a store that was not made for this.
+	Again *generation
+}
+
+// A generation is a store, and its closure as binary caches of flat files.
+type generation struct {
 	Root    string // of the store, as in `nix --store ROOT`
-	Plain   string // binary cache of flat files, NARs uncompressed
-	Zstd    string // binary cache of flat files, NARs compressed by Nix with zstd
-	Key     string // file of the secret key that signed both, and that firn signs with
+	Plain   string // NARs uncompressed
+	Zstd    string // NARs compressed by Nix with zstd; "": not made
 	Closure []Path // sorted by path hash
-	// Generations has this store, and one that differs in its path hashes. Empty of a store that was not made for this.
-	Generations []generation
 }
 
 // quickPackages is how many packages the store of a quick run is made of, so that even the first takes less than a minute.
@@ -35,34 +43,96 @@ const quickPackages = 100
 // root is a store to use instead of one made of this machine's Debian packages; "": none.
 // quick takes a part of the packages.
 func prepare(ctx context.Context, dir, root string, quick bool, progress func(string, ...any)) (*Material, error) {
-	what := []string{"--all"}
-	var made []generation
-	if root == "" {
-		stores, err := generations(ctx, dir, quick, progress)
+	m := &Material{}
+	if root != "" {
+		root, err := filepath.Abs(root)
 		if err != nil {
 			return nil, err
 		}
-		made, root, what = stores, stores[0].root, []string{stores[0].what}
+		m.Root = root
+		err = m.flatten(ctx, dir, []string{"--all"}, true, progress)
+		m.Key = filepath.Join(filepath.Dir(m.Plain), "secret")
+		return m, err
 	}
-	root, err := filepath.Abs(root)
+	stores, err := makeStores(ctx, dir, quick, progress)
 	if err != nil {
 		return nil, err
 	}
-	name, err := flatName(root)
-	if err != nil {
-		return nil, err
+	m.Root, m.Again = stores[0].Root, &generation{Root: stores[1].Root}
+	group, groupCtx := errgroup.WithContext(ctx) // Nix compresses on all cores, but reads the store on one
+	group.Go(func() error { return m.flatten(groupCtx, dir, []string{stores[0].Everything.String()}, true, progress) })
+	group.Go(func() error {
+		return m.Again.flatten(groupCtx, dir, []string{stores[1].Everything.String()}, false, progress)
+	})
+	err = group.Wait()
+	m.Key = filepath.Join(filepath.Dir(m.Plain), "secret")
+	return m, err
+}
+
+// makeStores makes, or finds, two generations of a store. Both are made anew if they are not of the same packages,
+// as when some were upgraded between the first and the second.
+func makeStores(ctx context.Context, cache string, quick bool, progress func(string, ...any)) (stores [2]*debstore.Store, err error) {
+	var of debstore.Options
+	if quick {
+		of = debstore.Options{Packages: quickPackages, LargeFile: 1 << 20}
 	}
-	flat := filepath.Join(dir, name)
-	if _, err := os.Stat(flat); err != nil {
-		if err := makeFlat(ctx, dir, flat, root, what, progress); err != nil {
-			return nil, err
+	progress("making two generations of a store of this machine's Debian packages, or finding them in %s", cache)
+	for again := false; ; again = true {
+		group, groupCtx := errgroup.WithContext(ctx)
+		for i := range stores {
+			of := of
+			of.Generation = i
+			group.Go(func() (err error) {
+				stores[i], err = debstore.Make(groupCtx, cache, of)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return stores, err
+		}
+		if slices.Equal(packageNames(stores[0]), packageNames(stores[1])) {
+			return stores, nil
+		}
+		if again {
+			return stores, errors.New("packages of this machine change while stores are made of them")
+		}
+		for _, s := range stores {
+			if err := os.RemoveAll(s.Root); err != nil {
+				return stores, err
+			}
 		}
 	}
-	m := &Material{Generations: made, Root: root, Plain: filepath.Join(flat, "none"), Zstd: filepath.Join(flat, "zstd"), Key: filepath.Join(flat, "secret")}
-	if m.Closure, err = readClosure(m.Plain); err != nil {
-		return nil, err
+}
+
+func packageNames(s *debstore.Store) []string {
+	var names []string
+	for _, p := range s.Packages {
+		names = append(names, p.Name())
 	}
-	return m, nil
+	slices.Sort(names)
+	return names
+}
+
+// flatten makes the flat files of a generation in dir, or finds them there.
+func (g *generation) flatten(ctx context.Context, dir string, what []string, compressed bool, progress func(string, ...any)) error {
+	name, err := flatName(g.Root)
+	if err != nil {
+		return err
+	}
+	flat := filepath.Join(dir, name)
+	g.Plain = filepath.Join(flat, "none")
+	compressions := []string{"none"}
+	if compressed {
+		g.Zstd = filepath.Join(flat, "zstd")
+		compressions = append(compressions, "zstd")
+	}
+	if _, err := os.Stat(flat); err != nil {
+		if err := makeFlat(ctx, dir, flat, g.Root, what, compressions, progress); err != nil {
+			return err
+		}
+	}
+	g.Closure, err = readClosure(g.Plain)
+	return err
 }
 
 // flatName names the flat files of a store after the store paths in it.
@@ -78,8 +148,8 @@ func flatName(root string) (string, error) {
 	return fmt.Sprintf("shootout-%x", sum.Sum(nil)[:8]), nil
 }
 
-// makeFlat writes both binary caches and their key to the new directory flat, which appears whole or not at all.
-func makeFlat(ctx context.Context, dir, flat, root string, what []string, progress func(string, ...any)) error {
+// makeFlat writes binary caches and their key to the new directory flat, which appears whole or not at all.
+func makeFlat(ctx context.Context, dir, flat, root string, what, compressions []string, progress func(string, ...any)) error {
 	work, err := os.MkdirTemp(dir, ".shootout-")
 	if err != nil {
 		return err
@@ -93,8 +163,8 @@ func makeFlat(ctx context.Context, dir, flat, root string, what []string, progre
 	if err := os.WriteFile(key, []byte(secret.Reveal()), 0o600); err != nil {
 		return err
 	}
-	for _, compression := range []string{"none", "zstd"} {
-		progress("writing the closure as flat files, compression %s", compression)
+	for _, compression := range compressions {
+		progress("writing %s as flat files, compression %s", filepath.Base(root), compression)
 		to := url.URL{Scheme: "file", Path: filepath.Join(work, compression), RawQuery: url.Values{
 			"compression":          {compression},
 			"parallel-compression": {"true"},
@@ -128,7 +198,7 @@ func readClosure(flat string) ([]Path, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read closure: %s: %w", file, err)
 		}
-		closure = append(closure, Path{Hash: info.Path.Hash(), NARHash: info.NARHash, NARSize: info.NARSize})
+		closure = append(closure, Path{Path: info.Path, NARHash: info.NARHash, NARSize: info.NARSize, References: info.References})
 	}
 	return closure, nil
 }
@@ -145,35 +215,4 @@ func part(closure []Path) []Path {
 		}
 	}
 	return picked
-}
-
-// need finds a program, or installs the Debian package that has it.
-func need(ctx context.Context, found func() bool, pkg string, progress func(string, ...any)) error {
-	if found() {
-		return nil
-	}
-	progress("installing %s", pkg)
-	for _, args := range [][]string{{"update", "-q"}, {"install", "-y", "-q", "--no-install-recommends", pkg}} {
-		cmd := exec.CommandContext(ctx, "apt-get", args...)
-		// With RUNLEVEL=1 a package's script starts no service.
-		cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "RUNLEVEL=1")
-		if text, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("apt-get %s: %w\n%s", strings.Join(args, " "), err, bytes.TrimSpace(text))
-		}
-	}
-	if !found() {
-		return fmt.Errorf("install %s: the program is still not there", pkg)
-	}
-	return nil
-}
-
-// needTools brings the programs that the shootout runs.
-func needTools(ctx context.Context, progress func(string, ...any)) error {
-	has := func(program string) func() bool {
-		return func() bool { _, err := exec.LookPath(program); return err == nil }
-	}
-	if err := need(ctx, has("nix"), "nix-bin", progress); err != nil {
-		return err
-	}
-	return need(ctx, has(nginxProgram()), "nginx-light", progress)
 }

@@ -30,9 +30,10 @@ const (
 
 // Path is what every server must say of a store path.
 type Path struct {
-	Hash    nix.PathHash
-	NARHash nix.Hash
-	NARSize int64
+	Path       nix.StorePath
+	NARHash    nix.Hash
+	NARSize    int64
+	References []nix.StorePath
 }
 
 // Target is what a server serves, found right, as requests ready to be sent.
@@ -72,10 +73,10 @@ func verify(ctx context.Context, s *Server, closure []Path) (*Target, error) {
 			return nil, err
 		}
 		if info.FileSize != 0 && info.FileSize != sizes[i] {
-			return nil, fmt.Errorf("%s: FileSize %d of a NAR of %d bytes", p.Hash, info.FileSize, sizes[i])
+			return nil, fmt.Errorf("%s: FileSize %d of a NAR of %d bytes", p.Path.Hash(), info.FileSize, sizes[i])
 		}
 		t.Compression = info.Compression
-		t.NARInfos = append(t.NARInfos, s.get(narinfoPath(p.Hash), http.StatusOK, int64(len(text))))
+		t.NARInfos = append(t.NARInfos, s.get(narinfoPath(p.Path.Hash()), http.StatusOK, int64(len(text))))
 		t.NARs = append(t.NARs, s.get("/"+info.URL, http.StatusOK, sizes[i]))
 		t.NARBytes += sizes[i]
 		if sizes[i] > sizes[largest] {
@@ -145,7 +146,7 @@ func (v *verifier) get(ctx context.Context, path, rng string, status int) (*http
 
 // narinfo reads the narinfo of p and compares it with what Nix says.
 func (v *verifier) narinfo(ctx context.Context, p Path) (*nix.NARInfo, []byte, error) {
-	path := v.server.Prefix + narinfoPath(p.Hash)
+	path := v.server.Prefix + narinfoPath(p.Path.Hash())
 	resp, err := v.get(ctx, path, "", http.StatusOK)
 	if err != nil {
 		return nil, nil, err
