@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -26,7 +27,12 @@ import (
 	"firn/nix/nar"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(killedVariable); dir != "" {
+		useUntilKilled(dir)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // A tester is a depot in memory with one cache.
 type tester struct {
