@@ -403,7 +403,7 @@ func TestFullDisk(t *testing.T) {
 					p := newPushed(random, fmt.Sprintf("%s-%d-%d", name, i, n), 1<<20+random.IntN(4<<20), nil)
 					err := p.push(client, v.url, token)
 					p.file, p.nar = nil, nil // what is left is its hash
-					if status, ok := errors.AsType[*statusError](err); ok && status.code/100 != 5 {
+					if status, ok := errors.AsType[*statusError](err); ok && (status.code != http.StatusInsufficientStorage || !strings.Contains(status.text, "disk of this server is full")) {
 						t.Errorf("a full disk is answered with %v", err)
 					} else if err != nil && !ok {
 						t.Errorf("push: %v", err)
@@ -432,6 +432,9 @@ func TestFullDisk(t *testing.T) {
 	}
 	checkAll()
 	admin(m, "verify")
+	if logs := v.logs.String(); !strings.Contains(logs, "make some on the disk of the state directory") {
+		t.Errorf("the log does not say what to do:\n%s", logs)
+	}
 	v.kill(t)
 	v.start(t)
 	checkAll()

@@ -24,6 +24,8 @@ var (
 	ErrUnauthenticated = errors.New("unauthenticated")
 	// ErrTooLarge: it exceeds a limit.
 	ErrTooLarge = errors.New("too large")
+	// ErrFull: there is no room to keep it. Somebody has to make some.
+	ErrFull = errors.New("no room")
 	// ErrUnavailable: it could not be told now; asking again later may succeed.
 	ErrUnavailable = errors.New("unavailable")
 )

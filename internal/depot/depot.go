@@ -24,6 +24,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"firn/internal/cache"
@@ -179,6 +180,14 @@ func (p *Part) IsThere() bool {
 	return false
 }
 
+// full says of an error that there is no room, where that is why something could not be written.
+func full(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", cache.ErrFull, err)
+	}
+	return err
+}
+
 // failure describes an error of the catalog in the words of the hall.
 func failure(verb string, err error) error {
 	if err == nil {
@@ -188,6 +197,7 @@ func failure(verb string, err error) error {
 		{catalog.ErrNotFound, cache.ErrNotFound},
 		{catalog.ErrConflict, cache.ErrConflict},
 		{catalog.ErrGone, cache.ErrUnavailable},
+		{catalog.ErrFull, cache.ErrFull},
 		{catalog.ErrUnavailable, cache.ErrUnavailable},
 	} {
 		if errors.Is(err, k.in) {

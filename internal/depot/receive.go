@@ -17,7 +17,7 @@ import (
 func (p *Part) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
 	r, err := p.receive(ctx, u)
 	if err != nil {
-		return cache.Received{}, fmt.Errorf("receive NAR %q: %w", u.URL, err)
+		return cache.Received{}, fmt.Errorf("receive NAR %q: %w", u.URL, full(err))
 	}
 	return r, nil
 }

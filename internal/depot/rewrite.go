@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/depot/blob"
 	"firn/internal/depot/catalog"
 )
 
@@ -20,6 +21,8 @@ const (
 	rewriteLimit = 1 << 30
 	// retryAfter is how long a pack that could not be copied is passed over: others come first, and what was wrong may be gone by then.
 	retryAfter = 6 * time.Hour
+	// What a new pack leaves free at least: a reservePart of the file system, or reserveMost of a large one. A disk that is nearly full is for what is pushed.
+	reservePart, reserveMost = 20, 1 << 30 // bytes
 	// moveLimit is how many NARs one transaction moves: others wait for it; moveBytes how many bytes their recipes have, or a recipe more.
 	moveLimit, moveBytes = 64, 4 << 20
 )
@@ -45,6 +48,7 @@ func (d *Depot) rewrite(ctx context.Context) error {
 		return failure("look up thin packs", err)
 	}
 	var copied int64
+	var cramped bool
 	var errs []error
 	for _, p := range thin {
 		if copied > rewriteLimit || waiting > d.opts.RewriteRoom {
@@ -58,7 +62,10 @@ func (d *Depot) rewrite(ctx context.Context) error {
 			waiting += p.Size
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("rewrite pack %s: %w", p.Name, err))
+			if short := errors.Is(err, errCramped); !short || !cramped { // said once, not for each
+				errs = append(errs, fmt.Errorf("rewrite pack %s: %w", p.Name, err))
+				cramped = cramped || short
+			}
 			if ctx.Err() != nil || !errors.Is(err, errNotCopied) {
 				break
 			}
@@ -71,6 +78,8 @@ func (d *Depot) rewrite(ctx context.Context) error {
 var (
 	// errUnsound says that a pack is not to be moved as it is.
 	errUnsound = errors.New("it is damaged")
+	// errCramped says that there is too little room to begin.
+	errCramped = errors.New("there is no room to rewrite it")
 	// errNotCopied says that it is the pack, or the room for the new one, that failed.
 	errNotCopied = errors.New("it cannot be copied now")
 )
@@ -92,6 +101,9 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 	if len(live) == 0 || 2*dead <= p.Size {
 		return 0, failure("note pack", d.catalog.Examined(ctx, p, dead))
 	}
+	if err := d.hasRoom(ctx, size); err != nil {
+		return 0, fmt.Errorf("%w: %w", errNotCopied, err)
+	}
 	r := &rewriting{d: d, old: p.Name, at: make(map[int64]int64, len(live))}
 	switch err := r.copy(ctx, live); {
 	case errors.Is(err, errUnsound), errors.Is(lost(err), errDamaged):
@@ -108,6 +120,22 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 		d.log.Info("rewrote a pack", "pack", p.Name, "size", p.Size, "to", r.to.Name, "kept", r.to.Size)
 	}
 	return size, err
+}
+
+// hasRoom is an error if too little would be free once so many bytes are written.
+func (d *Depot) hasRoom(ctx context.Context, size int64) error {
+	m, ok := d.blobs.(blob.Measured)
+	if !ok {
+		return nil
+	}
+	free, all, err := m.Room(ctx)
+	if err != nil || all == 0 {
+		return err
+	}
+	if reserve := min(all/reservePart, reserveMost); free-size < reserve {
+		return fmt.Errorf("%w: %d bytes are free, %d would be written, and %d are to stay free; make room on its disk", errCramped, free, size, reserve)
+	}
+	return nil
 }
 
 // live returns the frames of a pack that NARs refer to, by their offsets. One of a NAR that is withheld is left where it is, until that is repaired.

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -236,6 +237,39 @@ func TestRewriteRoom(tt *testing.T) {
 	}
 	if thin, err := s.catalog.ThinPacks(s.Context(), 10); err != nil || len(thin) > 0 {
 		s.Errorf("%v are thin still, %v", thin, err)
+	}
+	s.wantNAR(s.info, s.kept)
+	s.wantClean()
+}
+
+// narrow is a store with little room.
+type narrow struct {
+	blob.Store
+	free, all int64
+}
+
+func (n *narrow) Room(context.Context) (free, all int64, err error) { return n.free, n.all, nil }
+
+// TestRewriteCramped: nothing is written anew where it would take the room that what is pushed needs; when there is room again, it is.
+func TestRewriteCramped(tt *testing.T) {
+	const mega = 1 << 20
+	blobs := &narrow{Store: blobtest.NewMemory(), free: 6 * mega, all: 120 * mega}
+	s := newThinned(tt, newCatalog(tt), blobs)
+	s.thin(300)
+	before, _ := s.packs()
+	s.now = s.now.Add(time.Minute)
+	err := s.depot.Tick(s.Context())
+	if err == nil || strings.Count(err.Error(), "make room on its disk") != 1 {
+		s.Errorf("without room: %v", err)
+	}
+	s.pass(time.Minute) // it is said no more
+	if names, _ := s.packs(); len(names) != len(before) {
+		s.Errorf("%d packs were written", len(names)-len(before))
+	}
+	blobs.free = 7 * mega
+	s.pass(6 * time.Hour)
+	if names, _ := s.packs(); len(names) != len(before)+2 {
+		s.Errorf("with room again there are packs %v, before %v", names, before)
 	}
 	s.wantNAR(s.info, s.kept)
 	s.wantClean()

@@ -162,6 +162,7 @@ var refusals = []refusal{
 	{"invalid", cache.ErrInvalid},
 	{"no such place", cache.ErrNotFound},
 	{"method", errMethod},
+	{"no room", cache.ErrFull},
 	{"unavailable", cache.ErrUnavailable},
 }
 

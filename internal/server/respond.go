@@ -71,6 +71,7 @@ var statuses = []struct {
 	{errGone, http.StatusBadRequest, "the body ended too early"},
 	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
 	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
+	{cache.ErrFull, http.StatusInsufficientStorage, "the disk of this server is full: whoever runs it has to make room"},
 	{cache.ErrUnavailable, http.StatusServiceUnavailable, "unavailable now, try again later"},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, "unavailable now, try again later"},
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable now, try again later"},
@@ -241,6 +242,9 @@ func (s *Server) fail(x *exchange, err error) {
 		if x.r.Context().Err() == nil { // else the client has gone, and that is all
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
+	case http.StatusInsufficientStorage:
+		s.log.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself",
+			"path", x.r.URL.Path, "error", err)
 	case http.StatusInternalServerError:
 		s.log.Error("failed", "path", x.r.URL.Path, "error", err)
 	}

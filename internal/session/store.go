@@ -321,6 +321,9 @@ func (s *store) tell(err error) error {
 		text = "this is there already, and is something else"
 	case errors.Is(err, cache.ErrInvalid):
 		text = "this is not as it should be"
+	case errors.Is(err, cache.ErrFull):
+		text = "the disk of the server is full: whoever runs it has to make room"
+		s.Logger.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself", "error", err)
 	case errors.Is(err, cache.ErrUnavailable):
 		text = "this cannot be answered now; try again later"
 		s.Logger.Warn("unavailable", "error", err)

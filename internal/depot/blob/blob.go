@@ -36,6 +36,12 @@ type Store interface {
 	Sweep(ctx context.Context, before time.Time) error
 }
 
+// Measured is a Store that knows how much room it has. One that can grow without end is none.
+type Measured interface {
+	// Room returns how many bytes can be written still, and how many there could be in all, those of others included; 0 in all if that cannot be told.
+	Room(ctx context.Context) (free, all int64, err error)
+}
+
 // Info is what a listing tells of a blob.
 type Info struct {
 	Name     string

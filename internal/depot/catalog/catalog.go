@@ -20,6 +20,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"iter"
 	"time"
 
@@ -36,6 +37,8 @@ var (
 	ErrGone = errors.New("swept meanwhile")
 	// ErrUnavailable: the catalog cannot be asked now, such as for a lock that is held or a disk that is full.
 	ErrUnavailable = errors.New("catalog unavailable")
+	// ErrFull: there is no room on the disk for it. It is ErrUnavailable as well.
+	ErrFull = fmt.Errorf("%w: the disk is full", ErrUnavailable)
 	// ErrTooLarge: a note, or all of them, are larger than they may be.
 	ErrTooLarge = errors.New("too large for the catalog")
 )

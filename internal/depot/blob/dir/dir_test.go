@@ -8,7 +8,10 @@ import (
 	"io/fs"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -372,5 +375,26 @@ func TestConnections(t *testing.T) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// Room is what df says.
+func TestRoom(t *testing.T) {
+	path := t.TempDir()
+	free, all, err := open(t, path, dir.Options{}).Room(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := exec.Command("df", "--portability", "--block-size=1", path).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := strings.Fields(strings.Split(string(out), "\n")[1])
+	size, err := strconv.ParseInt(fields[1], 10, 64)
+	if err != nil {
+		t.Fatalf("df says %s", out)
+	}
+	if all != size || free < 0 || free > all {
+		t.Errorf("%d bytes are free of %d; df says %s", free, all, out)
 	}
 }

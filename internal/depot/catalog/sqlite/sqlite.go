@@ -18,7 +18,8 @@ import (
 	"sync"
 	"time"
 
-	_ "modernc.org/sqlite" // the driver "sqlite"
+	driver "modernc.org/sqlite" // "sqlite"
+	codes "modernc.org/sqlite/lib"
 
 	"firn/internal/depot/catalog"
 	"firn/internal/walindex"
@@ -224,6 +225,9 @@ func unavailable(err error) error {
 		if errors.Is(err, known) {
 			return err
 		}
+	}
+	if e, ok := errors.AsType[*driver.Error](err); ok && e.Code()&0xff == codes.SQLITE_FULL {
+		return fmt.Errorf("%w: %w", catalog.ErrFull, err)
 	}
 	return fmt.Errorf("%w: %w", catalog.ErrUnavailable, err)
 }
