@@ -27,6 +27,9 @@ type commandLine struct {
 		Set    cacheSetCommand    `cmd:"" help:"Change a cache."`
 		Delete cacheDeleteCommand `cmd:"" help:"Delete a cache and all that was pushed to it."`
 	} `cmd:"" help:"Make, show and change caches."`
+	Path struct {
+		Delete pathDeleteCommand `cmd:"" help:"Delete store paths from a cache."`
+	} `cmd:"" help:"Delete store paths."`
 	Token struct {
 		Create tokenCreateCommand `cmd:"" help:"Make a token, with which clients push, or read what is private."`
 		List   tokenListCommand   `cmd:"" help:"List the tokens."`

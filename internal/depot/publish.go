@@ -102,6 +102,9 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, 
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	}
+	if errors.Is(err, catalog.ErrDeleted) {
+		return nil, cache.Refuse(cache.ErrConflict, "References: %s refers to what was deleted from this cache just now; push that first", info.Path)
+	}
 	if err != nil {
 		return nil, failure("write catalog", err)
 	}

@@ -35,6 +35,8 @@ var (
 	ErrConflict = errors.New("already in the catalog")
 	// ErrGone: something that a new record refers to was swept meanwhile. The whole can be done again.
 	ErrGone = errors.New("swept meanwhile")
+	// ErrDeleted: something that a new record refers to was deleted just now. It has to be there again first.
+	ErrDeleted = errors.New("deleted just now")
 	// ErrUnavailable: the catalog cannot be asked now, such as for a lock that is held or a disk that is full.
 	ErrUnavailable = errors.New("catalog unavailable")
 	// ErrFull: there is no room on the disk for it. It is ErrUnavailable as well.
@@ -66,6 +68,7 @@ type Catalog interface {
 	NARs
 	Packs
 	Paths
+	Deletions
 	Files
 
 	// Version returns a number that is another one after any commit by anybody, cheaply (in a few hundred nanoseconds).
@@ -323,7 +326,7 @@ type Paths interface {
 	// If the path is there already, it stays; with the same NAR, the signatures that are new are added to it.
 	// One that is withheld makes way for another NAR, with its debug info.
 	// It returns what is there then, and whether this call added it.
-	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld. Signatures past 64 are refused with ErrConflict.
+	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld; ErrDeleted as DeletePaths says. Signatures past 64 are refused with ErrConflict.
 	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo) (there *Path, added bool, err error)
 
 	// Awaited reports whether a path that is not to be had may be referred to already: a published path of the cache had this reference

@@ -53,6 +53,7 @@ type room struct {
 	debug   map[string]catalog.DebugInfo
 	files   map[string][]byte
 	awaited map[nix.PathHash]bool
+	deleted map[nix.PathHash]time.Time
 }
 
 type made struct {
@@ -135,6 +136,7 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 		debug:   make(map[string]catalog.DebugInfo),
 		files:   make(map[string][]byte),
 		awaited: make(map[nix.PathHash]bool),
+		deleted: make(map[nix.PathHash]time.Time),
 	}
 	m.changed()
 	return nil

@@ -38,6 +38,11 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	if n == nil || n.Damaged {
 		return nil, false, fmt.Errorf("publish %s: %w: the NAR", p.Info.Path, catalog.ErrGone)
 	}
+	for _, ref := range p.Info.References {
+		if at, ok := r.deleted[ref.Hash()]; ok && ref != p.Info.Path && m.now().Before(at.Add(catalog.RecentlyDeleted)) {
+			return nil, false, fmt.Errorf("publish %s: %w: %s", p.Info.Path, catalog.ErrDeleted, ref)
+		}
+	}
 	if withheld {
 		m.deletePath(r, hash)
 	}
@@ -54,6 +59,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		}
 	}
 	delete(r.awaited, hash)
+	delete(r.deleted, hash)
 	for _, d := range debug {
 		if _, there := r.debug[d.BuildID]; !there {
 			d.Path = hash

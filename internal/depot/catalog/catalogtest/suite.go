@@ -63,6 +63,8 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"paths that are refused", (*suite).refusedPaths},
 		{"all of a path", (*suite).wholePaths},
 		{"paths in order", (*suite).order},
+		{"deletions", (*suite).deletions},
+		{"deletions of what is referred to", (*suite).referredDeletions},
 		{"signatures", (*suite).signatures},
 		{"paths that are withheld", (*suite).replaceWithheld},
 		{"debug info", (*suite).debug},

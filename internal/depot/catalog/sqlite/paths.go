@@ -156,9 +156,14 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 			continue
 		}
 		to := ref.Hash()
-		if err := x.exec("INSERT INTO awaited SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2) ON CONFLICT DO NOTHING",
-			int64(cache), to[:]); err != nil {
+		var deleted bool // just now
+		if _, err := x.get(`INSERT INTO awaited (cache, hash) SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2)
+			ON CONFLICT DO UPDATE SET hash = excluded.hash RETURNING coalesce(deleted, 0) > ?3`,
+			[]any{int64(cache), to[:], c.seconds() - int64(catalog.RecentlyDeleted/time.Second)}, &deleted); err != nil {
 			return err
+		}
+		if deleted {
+			return fmt.Errorf("%w: %s", catalog.ErrDeleted, ref)
 		}
 	}
 	if err := x.exec("DELETE FROM awaited WHERE cache = ? AND hash = ?", int64(cache), hash[:]); err != nil {

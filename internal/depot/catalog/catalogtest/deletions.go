@@ -1,0 +1,169 @@
+package catalogtest
+
+import (
+	"bytes"
+	"slices"
+	"time"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+func hashes(names ...string) (all []nix.PathHash) {
+	for _, name := range names {
+		all = append(all, storePath(name).Hash())
+	}
+	return all
+}
+
+// sorted are the paths of names in the order of their hashes.
+func sorted(names ...string) (all []nix.StorePath) {
+	for _, name := range names {
+		all = append(all, storePath(name))
+	}
+	slices.SortFunc(all, func(a, b nix.StorePath) int {
+		x, y := a.Hash(), b.Hash()
+		return bytes.Compare(x[:], y[:])
+	})
+	return all
+}
+
+// paths are those that a cache has.
+func (s *suite) pathsOf(cache catalog.CacheID) (all []nix.StorePath) {
+	s.Helper()
+	for p, err := range s.c.AllPaths(s.Context(), cache, nix.PathHash{}, false) {
+		s.ok(err)
+		all = append(all, p.Info.Path)
+	}
+	return all
+}
+
+// publishing publishes a path that refers to others.
+func (s *suite) publishing(cache catalog.CacheID, name string, refs ...string) error {
+	s.Helper()
+	nar, _, err := s.c.AddNAR(s.Context(), newNAR("of "+name, cache))
+	s.ok(err)
+	p := path(name, nar, "of "+name)
+	p.Info.References = nil
+	for _, ref := range refs {
+		p.Info.References = append(p.Info.References, storePath(ref))
+	}
+	_, _, err = s.c.Publish(s.Context(), cache, p, []catalog.DebugInfo{{BuildID: "1234567890123456789012345678901234567890", Path: p.Info.Path.Hash(), Member: "x"}})
+	return err
+}
+
+func (s *suite) deletions() {
+	a, b := s.cache("a"), s.cache("b")
+	for _, name := range []string{"one", "two", "three"} {
+		s.ok(s.publishing(a, name, name)) // to itself, which is no hindrance
+	}
+	id, _, err := s.c.AddNAR(s.Context(), newNAR("of two", b))
+	s.ok(err)
+	s.publish(b, path("two", id, "of two"))
+	s.publish(a, path("twin", id, "of two"))
+	want := &catalog.Deleted{Paths: sorted("one", "two"), FileBytes: 500}
+	d := &catalog.Deletion{Cache: a, Paths: append(hashes("one", "two"), hashes("one")...), DryRun: true}
+	got, err := s.c.DeletePaths(s.Context(), d)
+	s.ok(err)
+	s.equal(got, want)
+	s.equal(s.pathsOf(a), sorted("one", "two", "three", "twin"))
+
+	// All or none.
+	d.DryRun = false
+	d.Paths = hashes("one", "none")
+	_, err = s.c.DeletePaths(s.Context(), d)
+	s.want(err, catalog.ErrNotFound)
+	s.equal(s.pathsOf(a), sorted("one", "two", "three", "twin"))
+	d.Paths = hashes("one", "two")
+	got, err = s.c.DeletePaths(s.Context(), d)
+	s.ok(err)
+	s.equal(got, want)
+	s.equal(s.pathsOf(a), sorted("three", "twin"))
+	s.equal(s.pathsOf(b), sorted("two"))
+	_, err = s.c.DebugInfo(s.Context(), a, "1234567890123456789012345678901234567890")
+	s.want(err, catalog.ErrNotFound)
+	_, err = s.c.DeletePaths(s.Context(), d)
+	s.want(err, catalog.ErrNotFound)
+	_, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: 99, Paths: hashes("three")})
+	s.want(err, catalog.ErrNotFound)
+
+	// The NAR that two paths had goes with the last of them, and so does one that is withheld.
+	for i, cache := range []catalog.CacheID{b, a} {
+		got, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: cache, Paths: hashes([]string{"two", "twin"}[i])})
+		s.ok(err)
+		s.equal(got.FileBytes, int64(500*i))
+	}
+	three, err := s.c.Path(s.Context(), a, storePath("three").Hash())
+	s.ok(err)
+	s.ok(s.c.Withhold(s.Context(), three.NAR, true))
+	got, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("three")})
+	s.ok(err)
+	s.equal(got.Paths, sorted("three"))
+	s.expire()
+	counts, err := s.c.Count(s.Context(), nil)
+	s.ok(err)
+	s.equal(counts, catalog.Counts{Caches: 2})
+}
+
+// referredDeletions leave no path without one that it refers to, unless that is wanted.
+func (s *suite) referredDeletions() {
+	a := s.cache("a")
+	fill := func() {
+		s.Helper()
+		s.ok(s.publishing(a, "early", "library")) // before what it refers to
+		s.clock.Advance(catalog.RecentlyDeleted + time.Second)
+		s.ok(s.publishing(a, "library"))
+		s.ok(s.publishing(a, "program", "library", "program"))
+		s.ok(s.publishing(a, "system", "program"))
+		s.ok(s.publishing(a, "other"))
+	}
+	fill()
+	deleting := func(how catalog.Referrers, names ...string) (*catalog.Deleted, error) {
+		return s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes(names...), Referrers: how})
+	}
+	_, err := deleting(catalog.RefuseReferrers, "program", "other")
+	s.want(err, catalog.ErrConflict)
+	referred := &catalog.ReferredError{}
+	if r, ok := err.(interface{ Unwrap() error }); !ok {
+		s.Fatalf("refused with %v", err)
+	} else if referred, ok = r.Unwrap().(*catalog.ReferredError); !ok {
+		s.Fatalf("refused with %v", err)
+	}
+	s.equal(referred, &catalog.ReferredError{Path: storePath("program"), By: sorted("system")})
+	s.equal(len(s.pathsOf(a)), 5)
+	got, err := deleting(catalog.DeleteReferrers, "library")
+	s.ok(err)
+	s.equal(got.Paths, sorted("early", "library", "program", "system"))
+	s.equal(s.pathsOf(a), sorted("other"))
+
+	// One that was checked before is not published after, until what it refers to is there again, or was not there long since.
+	s.want(s.publishing(a, "late", "other", "program"), catalog.ErrDeleted)
+	s.equal(s.pathsOf(a), sorted("other"))
+	s.ok(s.publishing(a, "library"))
+	s.ok(s.publishing(a, "program", "library"))
+	s.ok(s.publishing(a, "late", "other", "program"))
+	got, err = deleting(catalog.RefuseReferrers, "late", "library", "program", "other")
+	s.ok(err)
+	s.equal(got.Paths, sorted("late", "library", "other", "program"))
+	s.clock.Advance(catalog.RecentlyDeleted + time.Second)
+	s.ok(s.publishing(a, "late", "other", "program"))
+	_, err = deleting(catalog.RefuseReferrers, "late")
+	s.ok(err)
+
+	// Those who want it so may have it so.
+	s.clock.Advance(catalog.RecentlyDeleted + time.Second)
+	fill()
+	got, err = deleting(catalog.KeepReferrers, "library")
+	s.ok(err)
+	s.equal(got.Paths, sorted("library"))
+	s.ok(s.publishing(a, "late", "library"))
+	s.equal(s.pathsOf(a), sorted("early", "program", "system", "other", "late"))
+
+	// Of many referrers some are named.
+	s.ok(s.publishing(a, "library"))
+	for _, name := range []string{"1", "2", "3", "4", "5", "6"} {
+		s.ok(s.publishing(a, "user-"+name, "library"))
+	}
+	_, err = deleting(catalog.RefuseReferrers, "library")
+	s.want(err, catalog.ErrConflict)
+}

@@ -1,0 +1,72 @@
+package catalogtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// DeletePaths removes paths.
+func (m *Memory) DeletePaths(_ context.Context, d *catalog.Deletion) (*catalog.Deleted, error) {
+	defer m.lock()()
+	r := m.caches[d.Cache]
+	if r == nil {
+		return nil, fmt.Errorf("delete paths: %w: the cache", catalog.ErrNotFound)
+	}
+	more, err := d.Refer(func(each func(nix.StorePath, []nix.StorePath) error) error {
+		for _, p := range r.paths {
+			if err := each(p.Info.Path, p.Info.References); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("delete paths: %w", err)
+	}
+	all := make(map[nix.PathHash]bool)
+	for _, hash := range d.Paths {
+		all[hash] = true
+	}
+	for _, path := range more {
+		all[path.Hash()] = true
+	}
+	byHash := func(a, b nix.PathHash) int { return bytes.Compare(a[:], b[:]) }
+	var gone catalog.Deleted
+	for _, hash := range slices.SortedFunc(maps.Keys(all), byHash) {
+		if r.paths[hash] == nil {
+			return nil, fmt.Errorf("delete paths: %w: %s", catalog.ErrNotFound, hash)
+		}
+		gone.Paths = append(gone.Paths, r.paths[hash].Info.Path)
+	}
+	kept := make(map[catalog.NARID]bool)
+	for _, other := range m.caches {
+		for hash, p := range other.paths {
+			if other != r || !all[hash] {
+				kept[p.NAR] = true
+			}
+		}
+	}
+	for hash := range all {
+		if id := r.paths[hash].NAR; !kept[id] {
+			kept[id] = true
+			gone.FileBytes += m.nars[id].FileSize
+		}
+	}
+	if d.DryRun {
+		return &gone, nil
+	}
+	for hash := range all {
+		m.deletePath(r, hash)
+		if d.Referrers != catalog.KeepReferrers && !r.record.AllowMissingReferences {
+			r.deleted[hash] = m.now()
+		}
+	}
+	m.changed()
+	return &gone, nil
+}
