@@ -117,6 +117,43 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// The README's table of the house has every room, or the one that it is in, and none that is not there.
+func TestHouse(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, house, ok := strings.Cut(string(text), "\n## The house\n")
+	house, _, _ = strings.Cut(house, "\n## ")
+	if !ok {
+		t.Fatal("README.md has no part named The house")
+	}
+	listed := map[string]bool{}
+	for line := range strings.Lines(house) {
+		row, ok := strings.CutPrefix(line, "| `")
+		if !ok {
+			continue
+		}
+		names, _, _ := strings.Cut(row, " |")
+		for name := range strings.SplitSeq(names, ",") {
+			name = strings.Trim(name, " `")
+			if _, err := os.Stat("../../" + name); err != nil {
+				t.Errorf("README.md has a room %s, which is not there", name)
+			}
+			listed[name] = true
+		}
+	}
+	for room := range packages(t) {
+		in := room
+		for !listed[in] && in != "." {
+			in = filepath.Dir(in)
+		}
+		if in == "." {
+			t.Errorf("README.md has no room %s: give it a row in The house", room)
+		}
+	}
+}
+
 func mayImport(r rule, room string) bool {
 	if slices.Contains(r.rooms, room) {
 		return true
