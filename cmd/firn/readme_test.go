@@ -1,12 +1,15 @@
 package main
 
 import (
+	"context"
 	"net"
 	"os"
 	"os/exec"
 	"regexp"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 )
 
 // The walk of the README works as it stands, with a store of its own.
@@ -136,6 +139,9 @@ func goEnv(t *testing.T, name string) string {
 	return strings.TrimSpace(string(out))
 }
 
+// walkTimeout bounds a walk, which takes seconds. curl, which waits for a server, is patient with one that does not come.
+const walkTimeout = 3 * time.Minute
+
 // walk runs the blocks of a page that are marked sh, in one shell, from the root of the repository and on a port that is free.
 // It returns what they print.
 func walk(t *testing.T, page string, vars ...string) string {
@@ -156,9 +162,14 @@ func walk(t *testing.T, page string, vars ...string) string {
 	}
 	ports := strings.NewReplacer("5000", freePort(t), "2222", freePort(t))
 
-	cmd := exec.CommandContext(t.Context(), "bash", "-euxo", "pipefail", "-c", ports.Replace(script.String()))
+	ctx, cancel := context.WithTimeout(t.Context(), walkTimeout)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "bash", "-euxo", "pipefail", "-c", ports.Replace(script.String()))
 	cmd.Dir = "../.."
-	cmd.Env = append(append(os.Environ(), "TMPDIR="+t.TempDir()), vars...)
+	cmd.Env = append(append(os.Environ(), "TMPDIR="+t.TempDir(), "FIRN_STATE="+t.TempDir()), vars...) // not that of this machine
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGTERM) } // with what it waits for
+	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("the walk failed: %v\n%s", err, out)
