@@ -45,8 +45,36 @@ const (
 // startNoise is by how much two starts of the same program may differ that cost the same, in seconds.
 const startNoise = 0.010
 
-// bars are all bars, in the order of the table.
-func bars(s Samples) []Bar {
+// barGroup is the bars of one thing that firn does.
+type barGroup struct {
+	title string
+	bars  []Bar
+}
+
+// barGroups are all bars, in the order of the page. Groups of which nothing was measured are left out, but for the first.
+func barGroups(s Samples) []barGroup {
+	all := []barGroup{{"Serving a store as it is", storeBars(s)}}
+	for _, g := range []barGroup{
+		{"Keeping what is pushed", slices.Concat(pushBars(s), keptBars(s), depotBars(s), catalogBars(s))},
+		{"Copies over SSH", sshBars(s)},
+	} {
+		if len(g.bars) > 0 {
+			all = append(all, g)
+		}
+	}
+	return all
+}
+
+// bars are the bars of all groups.
+func bars(s Samples) (all []Bar) {
+	for _, g := range barGroups(s) {
+		all = append(all, g.bars...)
+	}
+	return all
+}
+
+// storeBars are the bars of what is served from a live store.
+func storeBars(s Samples) []Bar {
 	ratioOf := func(server, base string, m Metric) float64 {
 		return medianRatio(s.of(server, m.Key), s.of(base, m.Key))
 	}
@@ -77,11 +105,10 @@ func bars(s Samples) []Bar {
 		under(metricStart, metricStart.Title, valueOf(firnPlain, metricStart), 0.1),
 	)
 	small, large := scaleName(scalePaths[0]), scaleName(scalePaths[1])
-	all = append(all,
+	return append(all,
 		under(metricScaleStart, "start to first narinfo over 1,000,000 paths, against 100,000", valueOf(large, metricScaleStart), valueOf(small, metricScaleStart)+startNoise),
 		under(metricScalePeak, "resident over 1,000,000 paths, at most", valueOf(large, metricScalePeak), 256e6).note("memory"),
 	)
-	return slices.Concat(all, pushBars(s), keptBars(s), depotBars(s), catalogBars(s), sshBars(s))
 }
 
 // depotBars are the bars of what is served from a depot; none when nothing was.

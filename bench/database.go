@@ -24,9 +24,9 @@ import (
 
 const (
 	// referencesPerPath is how many references a generated path has.
-	referencesPerPath = 4
+	referencesPerPath = 2
 	// scaleStarts is how often firn is started over each database.
-	scaleStarts = 5
+	scaleStarts = 3
 	// scaleSample is the number of narinfos that are asked for before memory is looked at.
 	scaleSample = 10_000
 )
@@ -115,7 +115,7 @@ type generated struct {
 
 // generateStore makes a store of n paths in dir, or finds it there.
 func generateStore(ctx context.Context, dir string, n int, progress func(string, ...any)) (*generated, error) {
-	root := filepath.Join(dir, fmt.Sprintf("shootout-database-%d", n))
+	root := filepath.Join(dir, fmt.Sprintf("shootout-database-%d-references-%d", n, referencesPerPath))
 	if _, err := os.Stat(root); err != nil {
 		progress("generating a database of %d paths", n)
 		work, err := os.MkdirTemp(dir, ".shootout-")

@@ -35,7 +35,7 @@ type Options struct {
 	Runs    int           `help:"Measure so many times what is served; what is copied three times, if this is no less." default:"5"`
 	Quick   bool          `help:"Measure a small store, twice, in less than a minute. Writes to the results directory only."`
 	Whole   bool          `help:"Copy the whole closure where a part of it is copied otherwise: pushes take five times as long then."`
-	Limit   time.Duration `help:"Begin no round that would let all end later than this after the start." default:"9m45s"`
+	Limit   time.Duration `help:"Begin no round that would let all end later than this after the start." default:"9m15s"`
 	Peer    []string      `help:"A further server that runs already, on the loopback interface, over the same store. With its process id, its CPU time and memory are measured too. Repeatable." placeholder:"NAME=URL[,PID]" sep:"none"`
 	Only    []string      `help:"Measure only these servers, and the ones that they are compared with: nginx, bare Go, firn, \"nginx, zstd\", \"firn, zstd\" or a peer's name; push, what is pushed; ssh, what is copied over SSH; or catalog, look-ups in large catalogs. Repeatable." placeholder:"NAME" sep:"none"`
 	Firn    string        `help:"Measure this program instead of building ./cmd/firn." placeholder:"PROGRAM"`

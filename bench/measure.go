@@ -22,7 +22,7 @@ const (
 	// One pass is so short that a single interruption would double it.
 	narinfoRepeats = 5
 	// rateTime is how long requests per second are counted; rateTimeQuick in a quick run.
-	rateTime, rateTimeQuick = time.Second, 200 * time.Millisecond
+	rateTime, rateTimeQuick = 700 * time.Millisecond, 200 * time.Millisecond
 )
 
 // narConnections are the numbers of connections that all NARs are fetched on.
@@ -67,6 +67,7 @@ func metrics() []Metric {
 // phase is one measurement of one server.
 type phase struct {
 	metric Metric
+	twins  bool // of twins, too
 	run    func(context.Context, *Server, *Target) (float64, error)
 }
 
@@ -123,7 +124,7 @@ func (b *shootout) leave() {
 
 // phases are what a run measures.
 func (b *shootout) phases() []phase {
-	all := []phase{{metricNARInfos, func(ctx context.Context, s *Server, t *Target) (float64, error) {
+	all := []phase{{metricNARInfos, true, func(ctx context.Context, s *Server, t *Target) (float64, error) {
 		var times []float64
 		for range narinfoRepeats {
 			v, err := b.seconds(ctx, Load{Addr: s.Addr, Connections: 1, Discard: DiscardCopy, Requests: t.NARInfos})
@@ -135,18 +136,18 @@ func (b *shootout) phases() []phase {
 		return median(times), nil
 	}}}
 	for _, n := range narConnections {
-		all = append(all, phase{metricNARs(n), func(ctx context.Context, s *Server, t *Target) (float64, error) {
+		all = append(all, phase{metricNARs(n), true, func(ctx context.Context, s *Server, t *Target) (float64, error) {
 			return b.seconds(ctx, Load{Addr: s.Addr, Connections: n, Discard: b.discard, Requests: t.NARs})
 		}})
 	}
 	return append(all,
-		phase{metricHits, func(ctx context.Context, s *Server, t *Target) (float64, error) {
+		phase{metricHits, false, func(ctx context.Context, s *Server, t *Target) (float64, error) {
 			return b.rate(ctx, s, t.NARInfos)
 		}},
-		phase{metricMisses, func(ctx context.Context, s *Server, t *Target) (float64, error) {
+		phase{metricMisses, false, func(ctx context.Context, s *Server, t *Target) (float64, error) {
 			return b.rate(ctx, s, t.Misses)
 		}},
-		phase{metricRange, func(ctx context.Context, s *Server, t *Target) (float64, error) {
+		phase{metricRange, true, func(ctx context.Context, s *Server, t *Target) (float64, error) {
 			times, err := b.client.FirstBytes(ctx, Load{Addr: s.Addr, Discard: DiscardCopy, Requests: slices.Repeat([]Request{t.Range}, rangeRepeats)})
 			if err != nil {
 				return 0, err
@@ -178,6 +179,9 @@ func (b *shootout) run(ctx context.Context) error {
 	for i, ph := range b.phases() {
 		for j := range b.servers {
 			s := b.servers[(b.runs+i+j)%len(b.servers)]
+			if s.Twin && !ph.twins {
+				continue
+			}
 			if err := b.measure(ctx, ph, s); err != nil {
 				return fmt.Errorf("%s: %s: %w%s", s.Name, ph.metric.Title, err, s.logTail())
 			}
@@ -270,7 +274,7 @@ func (b *shootout) restart(ctx context.Context, spec Spec) error {
 // inFlight measures the memory of every server with many NARs in flight: first held half sent, then sent as fast as it goes.
 func (b *shootout) inFlight(ctx context.Context) error {
 	for _, s := range b.servers {
-		if !s.measured() {
+		if !s.measured() || s.Twin {
 			continue
 		}
 		if err := resetPeak(s.PID); err != nil {

@@ -26,7 +26,13 @@ func (r *Report) page() ([]byte, error) {
 	fmt.Fprintf(&b, "| | |\n|---|---|\n| machine | %s |\n| date | %s |\n| command | `%s` |\n| took | %v |\n\n", r.Machine, r.Date.UTC().Format(time.DateOnly), r.Command, r.Took.Round(time.Second))
 	fmt.Fprintf(&b, "## What firn must reach\n\n")
 	fmt.Fprintf(&b, "*The least* is what this machine gives a program that does the least it can, in the same runs: a loop in Go that sends files and speaks hardly any HTTP, and, of pushes, a server that keeps nothing.\n\n")
-	writeMarkdown(&b, r.barRows())
+	for i, g := range barGroups(r.Samples) {
+		if i > 0 {
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(&b, "### %s\n\n", g.title)
+		writeMarkdown(&b, barRows(g))
+	}
 	for _, remark := range r.Remarks {
 		fmt.Fprintf(&b, "\n%s\n", remark)
 	}
@@ -48,11 +54,13 @@ func (r *Report) page() ([]byte, error) {
 func (r *Report) summary() string {
 	var b strings.Builder
 	const mib = 1 << 20
-	fmt.Fprintf(&b, "firn serves %d store paths (%d MiB of NARs) from a live store and from a depot; nginx serves the same NARs as flat files that `nix copy` wrote.\n", len(r.Closure), narBytes(r.Closure)/mib)
-	if len(r.Copied) > 0 {
-		fmt.Fprintf(&b, "Pushed, and copied over SSH, are %d of them (%d MiB) that look like the whole.\n", len(r.Copied), narBytes(r.Copied)/mib)
+	if r.Runs > 0 {
+		fmt.Fprintf(&b, "firn serves %d store paths (%d MiB of NARs) from a live store and from a depot; nginx serves the same NARs as flat files that `nix copy` wrote.\n", len(r.Closure), narBytes(r.Closure)/mib)
+		fmt.Fprintf(&b, "Numbers are medians of %d runs, with the lowest and the highest in brackets, and × the median of the ratios to the first column in the same run.\n", r.Runs)
 	}
-	fmt.Fprintf(&b, "Median of %d runs, lowest and highest in brackets, × the median of the ratios to the first column in the same run.\n", r.Runs)
+	if len(r.Copied) > 0 {
+		fmt.Fprintf(&b, "What is pushed, and copied over SSH, are %d paths of the store (%d MiB) that look like the whole, in %d rounds.\n", len(r.Copied), narBytes(r.Copied)/mib, r.copyRounds())
+	}
 	count := make(map[Verdict]int)
 	for _, bar := range bars(r.Samples) {
 		count[bar.Verdict]++
@@ -63,6 +71,11 @@ func (r *Report) summary() string {
 	}
 	b.WriteString(".")
 	return b.String()
+}
+
+// copyRounds is how often was measured what is copied.
+func (r *Report) copyRounds() int {
+	return max(len(r.Samples.of(nixFiles, metricPush.Key)), len(r.Samples.of(sshNix, metricSSH("push", sshSchemes[0]).Key)))
 }
 
 // missed lists the bars that were missed, each section of them with what the notes say.
@@ -125,6 +138,7 @@ After [cache-shootout](https://github.com/Mic92/cache-shootout): all narinfos in
 Besides: narinfo requests per second on 64 connections, for paths that are there and for paths that are not; the time until the first byte of a range of 4 KiB at the end of the largest NAR;
 and what it costs the machine: CPU time (user and system) of the server for all narinfos and all NARs once, and resident memory of its processes.
 
+* Requests per second, and memory with NARs in flight, are left out of servers whose narinfos and NARs come about as another's do.
 * The servers take turns, measurement by measurement, in an order that rotates; the others are idle meanwhile.
 * Before anything is measured, every NAR is read from every server, decompressed and compared with the NAR hash that Nix knows; every later answer must have the same status and length.
 * One client for all: a single thread with an epoll loop that knows as much HTTP as it needs. It shares the machine with the servers. ` + discard + `

@@ -38,7 +38,7 @@ type plan struct {
 
 // makePlan says what takes how long. Of a quick run little is left but what does not depend on sizes.
 func makePlan(opts Options, e *entrants, begin time.Time) *plan {
-	const perServer, perServerQuick = 3500 * time.Millisecond, 1500 * time.Millisecond
+	const perServer, perServerQuick = 4200 * time.Millisecond, 1500 * time.Millisecond
 	p := &plan{begin: begin, limit: opts.Limit}
 	add := func(wanted bool, s stage, quickOnce, quickRound time.Duration) {
 		if opts.Quick {
@@ -49,10 +49,10 @@ func makePlan(opts Options, e *entrants, begin time.Time) *plan {
 		}
 	}
 	servers := time.Duration(len(e.specs))
-	add(servers > 0, stage{stageServing, opts.Runs, 8 * servers * time.Second, servers * perServer}, servers*time.Second, servers*perServerQuick)
-	add(e.push, stage{stagePushes, opts.copyRounds(), 20 * time.Second, 28 * time.Second}, 2*time.Second, 6*time.Second)
-	add(e.ssh, stage{stageSSH, opts.copyRounds(), 10 * time.Second, 32 * time.Second}, 5*time.Second, 12*time.Second)
-	add(e.databases || e.catalog, stage{stageDatabases, 1, 0, 15 * time.Second}, 0, 15*time.Second)
+	add(servers > 0, stage{stageServing, opts.Runs, 9 * servers * time.Second, servers * perServer}, servers*time.Second, servers*perServerQuick)
+	add(e.push, stage{stagePushes, opts.copyRounds(), 12 * time.Second, 27 * time.Second}, 2*time.Second, 6*time.Second)
+	add(e.ssh, stage{stageSSH, opts.copyRounds(), 6 * time.Second, 25 * time.Second}, 5*time.Second, 12*time.Second)
+	add(e.databases || e.catalog, stage{stageDatabases, 1, 0, 20 * time.Second}, 0, 15*time.Second)
 	add(true, stage{stageEnd, 1, 0, 8 * time.Second}, 0, time.Second)
 	return p
 }
@@ -65,7 +65,7 @@ func (p *plan) String() string {
 		sum += s.whole()
 		text := fmt.Sprintf("%s %.0f s", s.name, s.whole().Seconds())
 		if s.rounds > 1 {
-			text = fmt.Sprintf("%d × %s", s.rounds, text)
+			text += fmt.Sprintf(" in %d rounds", s.rounds)
 		}
 		words = append(words, text)
 	}

@@ -34,7 +34,7 @@ func TestPlan(t *testing.T) {
 			t.Errorf("%s after %d rounds of %v: %v, want %v", tt.name, tt.done, tt.longest, got, tt.want)
 		}
 	}
-	if want := "about 1h3m0s on two cores once everything is prepared (2 × first 180 s, 3 × second 3000 s, third 600 s)"; p.String() != want {
+	if want := "about 1h3m0s on two cores once everything is prepared (first 180 s in 2 rounds, second 3000 s in 3 rounds, third 600 s)"; p.String() != want {
 		t.Errorf("%q, want %q", p, want)
 	}
 }

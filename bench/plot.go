@@ -27,13 +27,16 @@ const (
 	glyphWidth  = 7 // of a legend's letter, about
 )
 
-// barColors are of the servers that always take part: one hue for firn uncompressed, one for zstd, grey for nginx. Light theme, dark theme.
+// barColors are of the servers that always take part: one hue for firn uncompressed, one for zstd, one for its depot, greys for nginx and bare Go. Light theme, dark theme.
 var barColors = map[string][2]string{
 	nginxPlain: {"#8c959f", "#8b949e"},
 	bareGo:     {"#d0d7de", "#484f58"},
 	firnPlain:  {"#0969da", "#58a6ff"},
 	nginxZstd:  {"#b7a58a", "#8f7f66"},
+	bareZstd:   {"#e4dccb", "#5b5243"},
 	firnZstd:   {"#1a7f64", "#3fb99a"},
+	firnDepot:  {"#9a6700", "#d29922"},
+	firnAgain:  {"#d4a72c", "#8a6410"},
 }
 
 // peerColors are of the others, in turn.

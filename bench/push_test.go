@@ -64,6 +64,27 @@ func TestPushes(t *testing.T) {
 	b.leave()
 }
 
+// Real Nix copies a small store to firn over SSH and back, by both protocols, and with several clients at once.
+func TestSSH(t *testing.T) {
+	m, program := material(t), firnProgram(t)
+	b := &shootout{client: newClient(t), work: t.TempDir(), progress: t.Logf, samples: make(Samples)}
+	defer removeStore(b.work)
+	from := source{m.Root, tops(m.Closure)}
+	for _, scheme := range sshSchemes {
+		if err := b.sshOnce(t.Context(), program, sshFirn, scheme, from); err != nil {
+			t.Fatalf("%s: %v", scheme, err)
+		}
+	}
+	if err := b.sshAtOnce(t.Context(), program, []source{from}); err != nil {
+		t.Fatal(err)
+	}
+	for _, metric := range sshMetrics() {
+		if xs := b.samples.of(sshFirn, metric.Key); len(xs) != 1 || xs[0] <= 0 {
+			t.Errorf("%s: samples %v", metric.Title, xs)
+		}
+	}
+}
+
 // What is put into the sink is gone, but for narinfos.
 func TestSink(t *testing.T) {
 	s := httptest.NewServer(newSink())

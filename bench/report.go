@@ -148,10 +148,10 @@ func (r *Report) sections() []section {
 	return all
 }
 
-// barRows are the table of bars.
-func (r *Report) barRows() [][]string {
+// barRows are the table of a group of bars.
+func barRows(g barGroup) [][]string {
 	rows := [][]string{{"what", "bar", "measured", "", "the least"}}
-	for _, b := range bars(r.Samples) {
+	for _, b := range g.bars {
 		rows = append(rows, []string{b.What, b.Limit, b.Value, string(b.Verdict), b.Nearest})
 	}
 	return rows
@@ -159,7 +159,11 @@ func (r *Report) barRows() [][]string {
 
 func (r *Report) printTables(w io.Writer) error {
 	tab := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	for _, s := range append(r.sections(), section{"What firn must reach", r.barRows()}) {
+	all := r.sections()
+	for _, g := range barGroups(r.Samples) {
+		all = append(all, section{"What firn must reach: " + g.title, barRows(g)})
+	}
+	for _, s := range all {
 		fmt.Fprintf(w, "%s\n\n", s.title)
 		for _, row := range s.rows {
 			fmt.Fprintln(tab, strings.Join(row, "\t"))

@@ -52,6 +52,10 @@ type Spec struct {
 	// Closure is what it serves, where that is not the closure of the Material.
 	Closure []Path
 
+	// Twin tells that narinfos and memory are those of another server, which differs in the NARs that it serves:
+	// requests for narinfos per second, and memory with many NARs in flight, are not measured again.
+	Twin bool
+
 	// Of a peer.
 	URL *url.URL
 	PID int // 0: not known, so its CPU time and memory are not measured

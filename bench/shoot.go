@@ -66,7 +66,9 @@ func shoot(ctx context.Context, opts Options) error {
 	if err := b.serving(ctx, e, material, r.Closure); err != nil {
 		return err
 	}
-	r.Copied = b.toCopy(opts, material)
+	if e.push || e.ssh {
+		r.Copied = toCopy(opts, material)
+	}
 	if e.push {
 		if err := b.push(ctx, e.program, source{material.Root, tops(r.Copied)}); err != nil {
 			return err
@@ -108,20 +110,15 @@ func shoot(ctx context.Context, opts Options) error {
 	return publish(opts, r)
 }
 
-// prepare makes what is measured, as far as it is not there: the program, stores, flat files, large databases and catalogs.
-// Nothing is measured meanwhile, so all of it is made at the same time.
+// prepare makes what is measured, as far as it is not there: the program, stores, flat files, the depot, large databases and catalogs.
+// Nothing is timed meanwhile, so all of it is made at the same time.
 func (b *shootout) prepare(ctx context.Context, opts Options, e *entrants, root string) (m *Material, err error) {
 	if err := needTools(ctx, b.progress); err != nil {
 		return nil, err
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	m = &Material{}
-	if len(e.specs) > 0 || e.push || e.ssh {
-		group.Go(func() (err error) {
-			m, err = prepare(ctx, opts.Cache, opts.Store, opts.Quick, b.progress)
-			return err
-		})
-	}
+	built := make(chan struct{})
 	group.Go(func() error {
 		if e.firn && e.program == "" {
 			b.progress("building firn")
@@ -130,11 +127,26 @@ func (b *shootout) prepare(ctx context.Context, opts Options, e *entrants, root 
 				return err
 			}
 		}
+		close(built)
 		if e.catalog {
 			return fillCatalogs(ctx, opts.Cache, e.program, b.work, b.progress)
 		}
 		return nil
 	})
+	if len(e.specs) > 0 || e.push || e.ssh {
+		group.Go(func() (err error) {
+			if m, err = prepare(ctx, opts.Cache, opts.Store, opts.Quick, b.progress); err != nil || !e.depot {
+				return err
+			}
+			select {
+			case <-built:
+				e.state, err = b.fillDepot(ctx, e.program, m)
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+	}
 	if e.databases {
 		group.Go(func() error {
 			for _, n := range scalePaths {
@@ -155,14 +167,7 @@ func (b *shootout) serving(ctx context.Context, e *entrants, m *Material, served
 	if len(e.specs) == 0 {
 		return nil
 	}
-	state := ""
-	if e.depot {
-		var err error
-		if state, err = b.fillDepot(ctx, e.program, m); err != nil {
-			return err
-		}
-	}
-	for _, spec := range e.choose(competitors(e.program, m, state), e.peers) {
+	for _, spec := range e.choose(competitors(e.program, m, e.state), e.peers) {
 		closure := served
 		if spec.Closure != nil {
 			closure = spec.Closure
@@ -181,7 +186,7 @@ func (b *shootout) serving(ctx context.Context, e *entrants, m *Material, served
 }
 
 // toCopy is what is copied to caches and over SSH.
-func (b *shootout) toCopy(opts Options, m *Material) []Path {
+func toCopy(opts Options, m *Material) []Path {
 	switch {
 	case opts.Whole:
 		return m.Closure
@@ -206,6 +211,7 @@ type entrants struct {
 	firn      bool   // it takes part
 	program   string // firn
 	depot     bool   // firn serves from a depot, too
+	state     string // the depot
 	databases bool   // firn serves over large databases
 	push      bool   // what is pushed is measured
 	ssh       bool   // firn is compared with OpenSSH
@@ -270,13 +276,16 @@ func competitors(program string, m *Material, state string) []Spec {
 	if m.Again != nil {
 		again.Closure = m.Again.Closure
 	}
+	bare := bareSpec(bareZstd, nginxZstd, m.Zstd)
+	zstd := firnSpec(firnZstd, nginxZstd, program, m.Root, m.Key, "--compression", "zstd")
+	bare.Twin, zstd.Twin, again.Twin = true, true, true
 	return []Spec{
 		nginxSpec(nginxPlain, "", m.Plain),
 		bareSpec(bareGo, nginxPlain, m.Plain),
 		firnSpec(firnPlain, nginxPlain, program, m.Root, m.Key),
 		nginxSpec(nginxZstd, "", m.Zstd),
-		bareSpec(bareZstd, nginxZstd, m.Zstd),
-		firnSpec(firnZstd, nginxZstd, program, m.Root, m.Key, "--compression", "zstd"),
+		bare,
+		zstd,
 		depotSpec(firnDepot, nginxZstd, program, state),
 		again,
 	}
