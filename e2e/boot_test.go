@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -220,37 +219,12 @@ func (b *booted) run(args ...string) string {
 	return out
 }
 
-// walk runs the commands of the blocks marked console in a section of the handbook.
-func (b *booted) walk(page, heading string) {
+// walk runs the commands of the blocks marked sh on a page of the handbook.
+func (b *booted) walk(page string) {
 	b.t.Helper()
-	lines := 0
-	for _, block := range blocks(b.t, page, heading, "console") {
-		for line := range strings.Lines(block) {
-			b.run("sh", "-c", line)
-			lines++
-		}
+	for _, block := range fenced(b.t, page, "sh") {
+		b.run("sh", "-euc", block)
 	}
-	if lines == 0 {
-		b.t.Fatalf("there are no commands in %s, %s", page, heading)
-	}
-}
-
-// blocks returns the blocks of a kind in a section of the handbook.
-func blocks(t testing.TB, page, heading, kind string) (blocks []string) {
-	t.Helper()
-	text, err := os.ReadFile("../docs/" + page)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, section, ok := strings.Cut(string(text), "\n## "+heading+"\n")
-	if !ok {
-		t.Fatalf("%s has no section %s", page, heading)
-	}
-	section, _, _ = strings.Cut(section, "\n## ")
-	for _, match := range regexp.MustCompile("(?ms)^```"+kind+"\n(.*?)^```$").FindAllStringSubmatch(section, -1) {
-		blocks = append(blocks, match[1])
-	}
-	return blocks
 }
 
 // property returns what systemd says of firn.service.

@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"runtime"
 	"strings"
 	"sync"
@@ -196,16 +195,10 @@ func testInstalled(t *testing.T, deb string) {
 		}
 	}
 
-	// The page of the handbook, which installs it and makes a token.
-	text, err := os.ReadFile("../docs/debian.md")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var script strings.Builder
-	for _, block := range regexp.MustCompile("(?ms)^```sh\n(.*?)^```$").FindAllStringSubmatch(string(text), -1) {
-		script.WriteString(block[1])
-	}
-	out := d.run("bash", "-euxo", "pipefail", "-c", "cd /root\n"+script.String())
+	// The page of the handbook, which installs it and makes a token, and at its end removes it.
+	page := fenced(t, "docs/debian.md", "sh")
+	install, remove := page[:len(page)-1], page[len(page)-1]
+	out := d.run("bash", "-euxo", "pipefail", "-c", "cd /root\n"+strings.Join(install, ""))
 	token := tokenText.FindString(out)
 	if token == "" {
 		t.Fatalf("the page makes no token:\n%s", out)
@@ -273,12 +266,17 @@ func testInstalled(t *testing.T, deb string) {
 	if err := os.MkdirAll(filepath.Join(d.root, "var/lib/firn/zstd"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	said := d.run("dpkg", "--purge", "firn")
+	purge, rm, _ := strings.Cut(remove, "\n")
+	said := d.run("sh", "-euc", purge)
 	if d.there("/etc/firn/firn.toml") || d.there("/var/lib/firn/zstd") || d.there("/var/lib/systemd/deb-systemd-helper-enabled/firn.service.dsh-also") {
 		t.Error("purge leaves the configuration, NARs that can be made again, or what systemd was told")
 	}
 	if !d.there("/var/lib/firn") || !strings.Contains(said, "still in /var/lib/firn") {
 		t.Errorf("purge takes what was pushed, or does not tell that it is there: %s", said)
+	}
+	d.run("sh", "-euc", rm)
+	if d.there("/var/lib/firn") {
+		t.Error("the last command of the page leaves the state")
 	}
 }
 

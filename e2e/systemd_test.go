@@ -48,15 +48,15 @@ func TestService(t *testing.T) {
 		return string(text)
 	}
 	plain, secured, shell := "127.0.0.1:"+freePort(t), "[::1]:"+freePort(t), "127.0.0.1:"+freePort(t)
-	page := "systemd.md"
+	const page = "docs/systemd.md"
 	b := boot(t, map[string]string{
 		"etc/systemd/test/nix-daemon.service":              nixDaemonUnit,
 		"etc/systemd/test/nix-daemon.socket":               nixDaemonSocket,
 		"etc/systemd/test/firn.socket.d/test.conf":         socketAt(plain) + "ListenStream=/run/firn.sock\n",
 		"etc/systemd/test/firn-https.socket.d/test.conf":   socketAt(secured),
 		"etc/systemd/test/firn-ssh.socket.d/test.conf":     socketAt(shell),
-		"etc/systemd/test/firn.service.d/credentials.conf": blocks(t, page, "Credentials", "ini")[0],
-		"etc/firn/firn.toml":                               "priority = 11\n",
+		"etc/systemd/test/firn.service.d/credentials.conf": credentialsOf(t, page),
+		"etc/firn/firn.toml":                               "priority = 11\nlisten = ['127.0.0.1:0']\n",
 		"root/hello":                                       "hello from a machine with systemd\n",
 	}, map[string]string{ // where the handbook has them
 		"etc/firn/secret":                       key.Reveal(),
@@ -64,7 +64,7 @@ func TestService(t *testing.T) {
 		"etc/ssl/private/cache.example.org.key": text(strings.TrimSuffix(cert, ".crt") + ".key"),
 	})
 	b.run("systemctl", "start", "nix-daemon.socket", "firn-https.socket", "firn-ssh.socket")
-	b.walk(page, "Sockets")
+	b.walk(page)
 	b.run("systemctl", "stop", "firn.service")
 	get := func(client *http.Client, url string) string {
 		t.Helper()
@@ -138,6 +138,18 @@ func TestService(t *testing.T) {
 	if got := b.property("Result"); got != "success" {
 		t.Errorf("the end of the service was no success: %s", got)
 	}
+}
+
+// credentialsOf returns the configuration of credentials on a page of the handbook.
+func credentialsOf(t *testing.T, page string) string {
+	t.Helper()
+	for _, conf := range fenced(t, page, "ini") {
+		if strings.Contains(conf, "\nLoadCredential=") {
+			return conf
+		}
+	}
+	t.Fatalf("%s has no credentials", page)
+	return ""
 }
 
 // confined checks that the running service is held to what the unit says. What systemd makes of that is systemd's;

@@ -9,30 +9,107 @@ import (
 	"testing"
 )
 
-// notRun are the blocks of commands in README and handbook that no test runs as they stand, by page and first line, each with the reason.
-// Whatever can be run is marked sh, and is part of a walk.
-var notRun = map[string]string{
-	"README.md: go run ./cmd/firn serve":                         "stays at port 5000 of all addresses; the walk below it serves too",
-	"README.md: firn token create --push main ci":                "has HOST in it, and writes to /etc/nix; docs/pushing.md has it as a walk",
-	"README.md: firn cache set main --host cache.example.org":    "takes an authority that reaches this machine by name; e2e has it with pebble, TestACME…",
-	"README.md: make test":                                       "is what runs this",
-	"docs/tls.md: firn cache set main --host cache.example.org":  "is for names that only their owner has; e2e has it with others, TestTwoNames",
-	"docs/tls.md: firn serve --listen :80 --plain-http redirect": "takes an authority that reaches this machine by name; e2e has it with pebble, TestACME…",
+// A notRun is a block of commands in README or handbook that no test runs as it stands. Whatever can be run is marked sh, and is part of a walk.
+type notRun struct {
+	page string
+	text string // all of it
+	why  string
 }
 
-// elsewhere are the programs that take a machine of another kind than the tests have, by the first words of a block. What they do there is tested in other ways.
-var elsewhere = map[string]string{
-	"systemctl":       "takes a machine with systemd as its init",
-	"apt-get":         "changes the machine that it runs on",
-	"podman":          "takes a container runtime",
-	"docker":          "takes a container runtime",
-	"sudo firn-admin": "takes NixOS",
+const withoutRuntime = "takes a container runtime; e2e has the file system of the image, with its user, command and variables, TestImage"
+
+// notRuns are all of them.
+var notRuns = []notRun{
+	{
+		"README.md",
+		"go run ./cmd/firn serve     # serves /nix/store at http://HOST:5000, and prints the lines that clients need\n" +
+			"make test                   # runs every test, against real Nix\n",
+		"stays at port 5000 of all addresses, and is what runs this; the walk below it serves too",
+	},
+	{
+		"README.md",
+		"firn token create --push main ci          # on the server: prints a token, once\n" +
+			"echo \"machine HOST login ci password TOKEN\" >>/etc/nix/netrc\n" +
+			"nix copy --to http://HOST:5000 PATH       # from any Nix since 2.3\n",
+		"has HOST in it, and writes to /etc/nix; docs/pushing.md has it as a walk",
+	},
+	{
+		"README.md",
+		"firn cache set main --host cache.example.org\n" +
+			"firn serve --listen :80 --plain-http redirect --acme you@example.org\n",
+		"takes an authority that reaches this machine by name; e2e has it with pebble, TestACME…",
+	},
+	{
+		"README.md",
+		"make test     # every test; installs real Nix where it is missing (Debian, as root)\n" +
+			"make check    # gofmt, vet, staticcheck, known vulnerabilities, import rules, race detector\n" +
+			"make ci       # both, as the CI runs it\n" +
+			"make fuzz     # every fuzz target for a while: make fuzz FUZZTIME=10m\n" +
+			"make bench    # firn against nginx on this machine; writes docs/benchmarks.md\n",
+		"is what runs this",
+	},
+	{
+		"docs/tls.md",
+		"firn cache set main --host cache.example.org --host cache\n" +
+			"firn cache create team --private --host team.example.org\n",
+		"is for names that only their owner has; e2e has it with others, TestTwoNames",
+	},
+	{
+		"docs/tls.md",
+		"firn serve --listen :80 --plain-http redirect --acme you@example.org\n",
+		"takes an authority that reaches this machine by name; e2e has it with pebble, TestACME…",
+	},
+	{
+		"docs/container.md",
+		"podman load --input dist/firn-oci.tar\n" +
+			"docker load --input dist/firn-oci.tar\n" +
+			"skopeo copy --all oci-archive:dist/firn-oci.tar docker://registry.example.org/firn\n",
+		withoutRuntime,
+	},
+	{
+		"docs/container.md",
+		"docker run --detach --name firn --publish 5000:5000 --volume firn:/var/lib/firn localhost/firn\n" +
+			"docker exec firn firn token create --push main ci\n" +
+			"docker logs firn            # has the two lines that clients need\n",
+		withoutRuntime,
+	},
+	{
+		"docs/container.md",
+		"docker run --publish 5000:5000 --volume firn:/var/lib/firn --env FIRN_PRIORITY=20 localhost/firn serve --log-format json\n",
+		withoutRuntime,
+	},
+	{
+		"docs/container.md",
+		"docker run --publish 5000:5000 --volume /nix:/nix:ro --volume firn:/var/lib/firn localhost/firn\n",
+		withoutRuntime,
+	},
+	{
+		"docs/debian.md",
+		"systemctl status firn\n" +
+			"journalctl --unit firn      # has the two lines that clients need\n",
+		"takes a Debian with systemd as its init and a journal; e2e has the package in one without, and the service under a systemd without a journal",
+	},
+	{
+		"docs/debian.md",
+		"systemctl restart firn\n",
+		"takes a Debian with systemd as its init; e2e restarts the service under systemd, as docs/systemd.md has it",
+	},
+	{
+		"docs/nixos.md",
+		"sudo firn-admin token create --push main ci\n",
+		"takes NixOS; nixos/ has firn-admin evaluated, and compared",
+	},
+	{
+		"docs/nixos.md",
+		"sudo firn-admin import --cache team https://attic.example.org/team /nix/store/…-hello\n",
+		"takes NixOS, and somebody's cache; docs/moving.md has firn import as a walk",
+	},
 }
 
 // A block is a fenced or indented piece of a page.
 type block struct {
-	page, language, first string
-	line                  int
+	page, language, text string
+	line                 int
 }
 
 // blocksOf returns the fenced blocks of a page. Indented ones are of language "indented".
@@ -42,17 +119,31 @@ func blocksOf(t *testing.T, page string) (blocks []block) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(string(text), "\n")
-	inside := false
-	for i, line := range lines {
+	last := func() *block { return &blocks[len(blocks)-1] }
+	fenced, indented := false, false
+	before := ""
+	number := 0
+	for line := range strings.Lines(string(text)) {
+		number++
+		opens := strings.HasPrefix(line, "```")
 		switch {
-		case strings.HasPrefix(line, "```"):
-			if inside = !inside; inside {
-				blocks = append(blocks, block{page, strings.TrimPrefix(line, "```"), lines[i+1], i + 1})
+		case opens && !fenced:
+			blocks = append(blocks, block{page, strings.TrimSpace(strings.TrimPrefix(line, "```")), "", number})
+			fenced = true
+		case opens:
+			fenced = false
+		case fenced:
+			last().text += line
+		case strings.HasPrefix(line, "    ") && (indented || before == "\n"):
+			if !indented {
+				blocks = append(blocks, block{page, "indented", "", number})
 			}
-		case !inside && strings.HasPrefix(line, "    ") && i > 0 && lines[i-1] == "":
-			blocks = append(blocks, block{page, "indented", strings.TrimSpace(line), i + 1})
+			last().text += strings.TrimPrefix(line, "    ")
+			indented = true
+			continue
 		}
+		indented = false
+		before = line
 	}
 	return blocks
 }
@@ -71,10 +162,10 @@ func pages(t *testing.T) []string {
 	return all
 }
 
-// command matches the first line of what looks like something to be typed.
-var command = regexp.MustCompile(`^(\$ |# )?(sudo |\./)?(firn|nix|nix-store|curl|systemctl|apt|apt-get|docker|podman|make|go) `)
+// command matches a line of what looks like something to be typed.
+var command = regexp.MustCompile(`(?m)^(\$ |# )?(sudo |\./)?(firn|nix|nix-store|curl|systemctl|apt|apt-get|docker|podman|make|go) `)
 
-// Every command in README and handbook is run by a test, but for those that notRun and elsewhere give a reason for.
+// Every command in README and handbook is run by a test, but for the blocks that notRuns gives a reason for.
 func TestEveryCommandIsRun(t *testing.T) {
 	tests := ""
 	for _, pattern := range []string{"*_test.go", "../../e2e/*_test.go", "../../packaging/*_test.go", "../../nixos/*_test.go"} {
@@ -90,7 +181,7 @@ func TestEveryCommandIsRun(t *testing.T) {
 			tests += string(text)
 		}
 	}
-	used := map[string]bool{}
+	used := make([]bool, len(notRuns))
 	for _, page := range pages(t) {
 		for _, b := range blocksOf(t, page) {
 			switch {
@@ -98,28 +189,19 @@ func TestEveryCommandIsRun(t *testing.T) {
 				if !strings.Contains(tests, page+`"`) {
 					t.Errorf("%s:%d: no test names this page, and it has commands marked sh: give it a walk in readme_test.go", page, b.line)
 				}
-			case b.language == "console" || command.MatchString(b.first):
-				key := ""
-				for k := range notRun {
-					if strings.HasPrefix(page+": "+b.first, k) {
-						key = k
-					}
+			case b.language == "console" || command.MatchString(b.text):
+				i := slices.IndexFunc(notRuns, func(n notRun) bool { return n.page == page && n.text == b.text })
+				if i < 0 {
+					t.Errorf("%s:%d: nothing runs\n%smark it sh, in a walk of the page, or give a reason in notRuns", page, b.line, b.text)
+					continue
 				}
-				for program := range elsewhere {
-					if strings.HasPrefix(b.first, program+" ") {
-						key = program
-					}
-				}
-				if key == "" {
-					t.Errorf("%s:%d: nothing runs %q: mark it sh, in a walk of the page, or give a reason in notRun", page, b.line, b.first)
-				}
-				used[key] = true
+				used[i] = true
 			}
 		}
 	}
-	for key := range notRun {
-		if !used[key] {
-			t.Errorf("notRun has a reason for %q, and no page has that", key)
+	for i, n := range notRuns {
+		if !used[i] {
+			t.Errorf("notRuns has a reason for this, and %s does not have it:\n%s", n.page, n.text)
 		}
 	}
 }
