@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"context"
-	"net"
 	"net/http"
 	"path/filepath"
 	"strings"
@@ -14,39 +12,13 @@ func startCaddy(m *machine, socket, cert string) (port string) {
 	t := m.t
 	t.Helper()
 	port = freePort(t)
-	config := fenced(t, proxyPage, "caddy")[0]
-	for old, text := range map[string]string{
+	config := replaced(t, fenced(t, proxyPage, "caddy")[0], map[string]string{
 		// Its own certificate, in place of one from an authority.
 		"cache.example.org {\n":    "https://localhost:" + port + " {\n    tls " + cert + " " + strings.TrimSuffix(cert, ".crt") + ".key\n",
 		"unix//run/firn/firn.sock": "unix/" + socket,
-	} {
-		if strings.Count(config, old) != 1 {
-			t.Fatalf("the configuration of the handbook has no %q", old)
-		}
-		config = strings.Replace(config, old, text, 1)
-	}
+	})
 	file := m.write("Caddyfile", "{\n    admin off\n    auto_https disable_redirects\n}\n"+config)
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd := m.command(ctx, "env", "XDG_DATA_HOME="+m.dir, "XDG_CONFIG_HOME="+m.dir, "caddy", "run", "--config", file, "--adapter", "caddyfile")
-	logs := &lockedBuffer{}
-	cmd.Stderr = logs
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cancel()
-		cmd.Wait()
-		if t.Failed() {
-			t.Logf("caddy:\n%s", logs)
-		}
-	})
-	eventually(t, "caddy listens", func() bool {
-		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
-		if err == nil {
-			conn.Close()
-		}
-		return err == nil
-	})
+	startProxy(m, port, "env", "XDG_DATA_HOME="+m.dir, "XDG_CONFIG_HOME="+m.dir, "caddy", "run", "--config", file, "--adapter", "caddyfile")
 	return port
 }
 
@@ -61,16 +33,7 @@ func TestBehindCaddy(t *testing.T) {
 	token := newToken(host, "ci", "--push", "main")
 	var last string
 	eachNix(t, func(t *testing.T, n nixSystem) {
-		source, reader := newMachine(t, n), newMachine(t, n)
-		path := add(source, "file-"+n.version, 3_000_000).String()
-		netrc := source.write("netrc", "machine localhost login a password "+token+"\n")
-		on := func(m *machine, args ...string) {
-			m.run(withHosts(m, "127.0.0.1", []string{"localhost"}, append([]string{"env", "NIX_SSL_CERT_FILE=" + cert}, args...)...)...)
-		}
-		on(source, "nix", "copy", "--to", url+"?compression=zstd", path, "--option", "netrc-file", netrc)
-		on(reader, "nix", "copy", "--from", url, path, "--option", "trusted-public-keys", s.publicKey)
-		sameTree(t, source.path(path), reader.path(path))
-		last = path
+		last = wantThrough(t, n, s, url, "127.0.0.1", cert, token)
 	})
 	out := host.run("env", "NIX_SSL_CERT_FILE="+cert, "NIX_CONF_DIR="+host.dir, firnPath, "doctor", url, "--path", last, "--trusted-public-keys", s.publicKey)
 	if strings.Contains(out, "\nwarn ") || strings.Contains(out, "\nfail ") || !strings.Contains(out, "HTTP/2") {

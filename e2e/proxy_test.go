@@ -99,33 +99,24 @@ func TestClientCertificate(t *testing.T) {
 // proxyPage is the page of the handbook on proxies.
 const proxyPage = "docs/behind-a-proxy.md"
 
-// startTLSNginx runs Debian's nginx with the server of the handbook in front of a socket, and returns its port.
-func startTLSNginx(m *machine, socket, cert string) (port string) {
-	t := m.t
+// replaced returns a configuration of the handbook with some of its text replaced, each once.
+func replaced(t testing.TB, config string, texts map[string]string) string {
 	t.Helper()
-	port = freePort(t)
-	config := fenced(t, proxyPage, "nginx")[0]
-	for old, text := range map[string]string{
-		"    listen 443 ssl;\n":                       "    listen 127.0.0.1:" + port + " ssl;\n",
-		"    listen [::]:443 ssl;\n":                  "    listen [::1]:" + port + " ssl;\n",
-		"server_name cache.example.org;":              "server_name localhost;",
-		" /etc/ssl/cache.example.org.pem;":            " " + cert + ";",
-		" /etc/ssl/cache.example.org.key;":            " " + strings.TrimSuffix(cert, ".crt") + ".key;",
-		"proxy_pass http://unix:/run/firn/firn.sock;": "proxy_pass http://unix:" + socket + ";",
-	} {
+	for old, text := range texts {
 		if strings.Count(config, old) != 1 {
 			t.Fatalf("the configuration of the handbook has no %q", old)
 		}
 		config = strings.Replace(config, old, text, 1)
 	}
-	dir := m.dir
-	temp := ""
-	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
-		temp += kind + "_temp_path " + filepath.Join(dir, "tmp") + ";\n"
-	}
-	file := m.write("nginx.conf", "daemon off;\nuser root;\npid "+dir+"/nginx.pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+temp+config+"}\n")
+	return config
+}
+
+// startProxy runs a web server until the test ends, and returns when it listens at its port.
+func startProxy(m *machine, port string, command ...string) {
+	t := m.t
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := m.command(ctx, "/usr/sbin/nginx", "-p", dir, "-c", file)
+	cmd := m.command(ctx, command...)
 	logs := &lockedBuffer{}
 	cmd.Stderr = logs
 	if err := cmd.Start(); err != nil {
@@ -133,17 +124,56 @@ func startTLSNginx(m *machine, socket, cert string) (port string) {
 	}
 	t.Cleanup(func() {
 		cancel()
-		if err := cmd.Wait(); cmd.ProcessState.ExitCode() != 0 {
-			t.Errorf("nginx did not end well: %v\n%s", err, logs)
+		cmd.Wait()
+		if t.Failed() {
+			t.Logf("the proxy:\n%s", logs)
 		}
 	})
-	eventually(t, "nginx listens", func() bool {
+	eventually(t, "the proxy listens", func() bool {
 		conn, err := net.Dial("tcp", "127.0.0.1:"+port)
 		if err == nil {
 			conn.Close()
 		}
 		return err == nil
 	})
+}
+
+// wantThrough has a Nix push a path through a proxy that answers as localhost at an address, and another machine get it. It returns the path.
+func wantThrough(t *testing.T, n nixSystem, s *server, url, address, cert, token string) string {
+	t.Helper()
+	source, reader := newMachine(t, n), newMachine(t, n)
+	path := add(source, "file-"+n.version+strings.Trim(address[:1], ":"), 3_000_000).String()
+	on := func(m *machine, args ...string) {
+		t.Helper()
+		m.run(withHosts(m, address, []string{"localhost"}, append([]string{"env", "NIX_SSL_CERT_FILE=" + cert}, args...)...)...)
+	}
+	netrc := source.write("netrc", "machine localhost login a password "+token+"\n")
+	on(source, "nix", "copy", "--to", url+"?compression=zstd", path, "--option", "netrc-file", netrc)
+	on(reader, "nix", "copy", "--from", url, path, "--option", "trusted-public-keys", s.publicKey)
+	sameTree(t, source.path(path), reader.path(path))
+	return path
+}
+
+// startTLSNginx runs Debian's nginx with the server of the handbook in front of a socket, and returns its port.
+func startTLSNginx(m *machine, socket, cert string) (port string) {
+	t := m.t
+	t.Helper()
+	port = freePort(t)
+	config := replaced(t, fenced(t, proxyPage, "nginx")[0], map[string]string{
+		"    listen 443 ssl;\n":                       "    listen 127.0.0.1:" + port + " ssl;\n",
+		"    listen [::]:443 ssl;\n":                  "    listen [::1]:" + port + " ssl;\n",
+		"server_name cache.example.org;":              "server_name localhost;",
+		" /etc/ssl/cache.example.org.pem;":            " " + cert + ";",
+		" /etc/ssl/cache.example.org.key;":            " " + strings.TrimSuffix(cert, ".crt") + ".key;",
+		"proxy_pass http://unix:/run/firn/firn.sock;": "proxy_pass http://unix:" + socket + ";",
+	})
+	dir := m.dir
+	temp := ""
+	for _, kind := range []string{"client_body", "proxy", "fastcgi", "uwsgi", "scgi"} {
+		temp += kind + "_temp_path " + filepath.Join(dir, "tmp") + ";\n"
+	}
+	file := m.write("nginx.conf", "daemon off;\nuser root;\npid "+dir+"/nginx.pid;\nerror_log stderr;\nevents {}\nhttp {\naccess_log off;\n"+temp+config+"}\n")
+	startProxy(m, port, "/usr/sbin/nginx", "-p", dir, "-c", file)
 	return port
 }
 
@@ -159,15 +189,7 @@ func TestPushBehindNginx(t *testing.T) {
 	url := "https://localhost:" + port
 	eachNix(t, func(t *testing.T, n nixSystem) {
 		for _, address := range []string{"127.0.0.1", "::1"} {
-			source, reader := newMachine(t, n), newMachine(t, n)
-			path := add(source, "file-"+n.version+strings.Trim(address[:1], ":"), 3_000_000).String()
-			on := func(m *machine, args ...string) {
-				m.run(withHosts(m, address, []string{"localhost"}, append([]string{"env", "NIX_SSL_CERT_FILE=" + cert}, args...)...)...)
-			}
-			netrc := source.write("netrc", "machine localhost login a password "+token+"\n")
-			on(source, "nix", "copy", "--to", url+"?compression=zstd", path, "--option", "netrc-file", netrc)
-			on(reader, "nix", "copy", "--from", url, path, "--option", "trusted-public-keys", s.publicKey)
-			sameTree(t, source.path(path), reader.path(path))
+			wantThrough(t, n, s, url, address, cert, token)
 		}
 	})
 
