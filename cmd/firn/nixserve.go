@@ -182,15 +182,7 @@ func (p *nixServePlan) serve(ctx context.Context, starter *process.Starter) (err
 	defer runtime.KeepAlive(setCollector())
 	door := server.New(cache.Only(c), server.Options{Version: version(), Logger: log, Requests: logs.requests})
 	group, ctx := errgroup.WithContext(ctx)
-	for _, l := range listeners {
-		group.Go(func() error { return door.Serve(ctx, l) })
-	}
-	for _, l := range https {
-		group.Go(func() error { return door.ServeTLS(ctx, l, certificates.Config()) })
-	}
-	if certificates != nil {
-		group.Go(func() error { return follow(ctx, certificates) })
-	}
+	serveHTTP(ctx, group, door, listeners, https, certificates)
 	return group.Wait()
 }
 

@@ -168,15 +168,9 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		log.Info("ending as soon as all answers are sent; another signal ends at once")
 		told.end()
 	})
-	for _, l := range listeners {
-		group.Go(func() error { return door.Serve(ctx, l) })
-	}
-	for _, l := range https {
-		group.Go(func() error { return door.ServeTLS(ctx, l, tls.Config()) })
-	}
+	serveHTTP(ctx, group, door, listeners, https, tls)
 	if tls != nil {
 		group.Go(func() error { return certify(ctx, tls, all) })
-		group.Go(func() error { return follow(ctx, tls) })
 	}
 	for _, l := range sshListeners {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })

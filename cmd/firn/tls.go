@@ -12,6 +12,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"firn/internal/caches"
 	"firn/internal/certs"
 	"firn/internal/config"
@@ -126,6 +128,20 @@ func portOf(l net.Listener) int {
 		return addr.Port
 	}
 	return 0
+}
+
+// serveHTTP has the group serve HTTP through all listeners, those of https with certificates, which are followed where they are in files.
+// Certificates are nil where there are none.
+func serveHTTP(ctx context.Context, group *errgroup.Group, door *server.Server, plain, https []net.Listener, c *certs.Certs) {
+	for _, l := range plain {
+		group.Go(func() error { return door.Serve(ctx, l) })
+	}
+	for _, l := range https {
+		group.Go(func() error { return door.ServeTLS(ctx, l, c.Config()) })
+	}
+	if c != nil {
+		group.Go(func() error { return follow(ctx, c) })
+	}
 }
 
 // certify gets certificates for the host names of all caches, and renews them, until ctx ends.
