@@ -435,6 +435,7 @@ func TestFullDisk(t *testing.T) {
 	if logs := v.logs.String(); !strings.Contains(logs, "make some on the disk of the state directory") {
 		t.Errorf("the log does not say what to do:\n%s", logs)
 	}
+	fullOverSSH(t, state)
 	v.kill(t)
 	v.start(t)
 	checkAll()
@@ -452,4 +453,24 @@ func TestFullDisk(t *testing.T) {
 	v.kill(t)
 	alive = false
 	admin(m, "verify")
+}
+
+// fullOverSSH pushes to a full disk as Nix does over SSH, and wants the reason on its side.
+func fullOverSSH(t *testing.T, state string) {
+	t.Helper()
+	source := newMachine(t, systemNix()) // the others do not see the file system that is full
+	file := source.write("noise", "")
+	noise := make([]byte, 64<<20)
+	rand.NewChaCha8([32]byte{7}).Read(noise)
+	if err := os.WriteFile(file, noise, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	path := source.run("nix-store", "--add", file)
+	program := source.write("program", "#!/bin/sh\nFIRN_STORE=off exec "+firnPath+" stdio --state "+state+"\n")
+	if err := os.Chmod(program, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, scheme := range schemes {
+		source.refused([]string{"the disk of the server is full"}, "nix", "copy", "--to", scheme+"://localhost?remote-program="+program, path)
+	}
 }

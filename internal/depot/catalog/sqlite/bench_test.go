@@ -122,3 +122,23 @@ func BenchmarkVersion(b *testing.B) {
 		}
 	}
 }
+
+// One path is deleted, for which the references of all are read.
+func BenchmarkDeletePaths(b *testing.B) {
+	for _, n := range []int{10_000, 1_000_000} {
+		c := openAt(b, filepath.Join(b.TempDir(), "catalog.db"), Options{})
+		cache, err := addCache(b.Context(), c, "main")
+		if err != nil {
+			b.Fatal(err)
+		}
+		fill(b, c, cache, n)
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for b.Loop() {
+				d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{sampleHash(n/2, n)}, DryRun: true}
+				if _, err := c.DeletePaths(b.Context(), d); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
