@@ -259,7 +259,7 @@ type Upload struct {
 // NARs keeps what is known of bytes.
 type NARs interface {
 	// Chunks returns those of the given chunks that there are, in any order, with Led for a cache, which may be none.
-	// Those in a pack that others were moved out of are left out, see MoveFrames.
+	// Those in a pack that others were moved out of are left out, see MoveFrames, and those in one that is soon to be swept, see Sweep.
 	// At most 256 are asked for at once.
 	Chunks(ctx context.Context, cache CacheID, hashes []Sum) ([]Chunk, error)
 
@@ -296,6 +296,7 @@ type NARs interface {
 
 	// Sweep forgets uploads whose NAR is not published in their cache, and which were made, or last published there, before the given time, then NARs that nothing leads to
 	// and that were added before that time, and packs, with their chunks, that no NAR has referred to since then.
+	// When half of that time has passed for a pack, Chunks does not find what is in it any more, so who has found something has the other half to refer to it.
 	// At most limit of each in one call; it returns the names of the packs, whose blobs are to be deleted now,
 	// and whether there may be more.
 	Sweep(ctx context.Context, before time.Time, limit int) (packs []string, more bool, err error)

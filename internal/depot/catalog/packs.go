@@ -38,7 +38,7 @@ type MovedNAR struct {
 // Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
 type Packs interface {
 	// ThinPacks returns up to limit packs that NARs have left, or were moved into, since they were last examined, and to which others refer, in an order that stays.
-	// One to which a NAR was added after a move out of it is among them.
+	// One that Chunks leaves out, and to which a NAR was added, is among them.
 	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
 
 	// NARsIn iterates over the NARs that refer to a pack, in the order of their IDs, with all there is of them.

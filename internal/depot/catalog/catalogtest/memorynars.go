@@ -256,9 +256,11 @@ func (m *Memory) sweepPacks(before time.Time, limit int) (gone []string, more bo
 			p.loose = time.Time{}
 		case p.loose.IsZero():
 			p.loose = m.now()
-		case p.loose.Before(before) && len(gone) == limit:
+		case !p.loose.Before(before):
+			p.retired = p.retired || p.loose.Before(before.Add(m.now().Sub(before)/2))
+		case len(gone) == limit:
 			more = true
-		case p.loose.Before(before):
+		default:
 			gone = append(gone, name)
 			delete(m.packs, name)
 			m.forget(func(c catalog.Chunk) bool { return c.Pack == name })

@@ -70,6 +70,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"debug info", (*suite).debug},
 		{"files", (*suite).files},
 		{"sweeps", (*suite).sweeps},
+		{"packs that are soon swept", (*suite).leavingPacks},
 		{"sweeps of uploads", (*suite).sweepUploads},
 		{"sweeps of a few", (*suite).sweepLimit},
 		{"thin packs", (*suite).thinPacks},

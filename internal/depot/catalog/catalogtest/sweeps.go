@@ -86,6 +86,38 @@ func (s *suite) sweeps() {
 	s.equal(known, []string{"pack-shared", "pack-using"})
 }
 
+// leavingPacks: what nobody needs is found in the first half of the grace, and can be needed in the other one too.
+func (s *suite) leavingPacks() {
+	a := s.cache("a")
+	s.nar("one", a)
+	s.nar("two", a)
+	found := func(name string) bool {
+		s.Helper()
+		chunks, err := s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk " + name)})
+		s.ok(err)
+		return len(chunks) == 1
+	}
+	s.clock.Advance(61 * time.Minute)
+	s.sweep() // from now on they are nobody's
+	s.clock.Advance(29 * time.Minute)
+	s.sweep()
+	s.equal([]bool{found("one"), found("two")}, []bool{true, true})
+	s.clock.Advance(2 * time.Minute)
+	s.sweep()
+	s.equal([]bool{found("one"), found("two")}, []bool{false, false})
+	s.clock.Advance(28 * time.Minute)
+	s.sweep()
+	late := newNAR("late", a, "one")
+	late.Built = []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1}}
+	id, _, err := s.c.AddNAR(s.Context(), late)
+	s.ok(err)
+	s.publish(a, path("late", id, "late"))
+	s.equal(s.expire(), []string{"pack-two"})
+	s.equal(found("one"), false)
+	s.ok(s.c.Examined(s.Context(), s.thin()["pack-one"], 0))
+	s.equal(found("one"), true)
+}
+
 func (s *suite) deleteCache() {
 	a, b := s.cache("a"), s.cache("b")
 	id, _ := s.nar("one", a)

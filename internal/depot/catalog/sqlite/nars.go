@@ -358,6 +358,11 @@ func (c *Catalog) sweepPacks(x *change, before int64, limit int) (more bool, gon
 	if err := x.exec("UPDATE loose_packs SET since = ? WHERE since IS NULL", c.seconds()); err != nil {
 		return false, nil, err
 	}
+	// Who finds a chunk in one of them has half of the grace, at least, to need it.
+	half := before + (c.seconds()-before)/2
+	if err := x.exec("UPDATE packs SET retired = 1 WHERE NOT retired AND id IN (SELECT pack FROM loose_packs WHERE since < ? AND since >= ?)", half, before); err != nil {
+		return false, nil, err
+	}
 	packs, err := x.ids("SELECT pack FROM loose_packs WHERE since < ? LIMIT ?", before, limit)
 	if err != nil {
 		return false, nil, err

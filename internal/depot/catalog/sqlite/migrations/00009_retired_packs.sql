@@ -1,6 +1,6 @@
 -- +goose Up
 
--- 1: what was needed of the pack was moved to another one. Nothing new finds chunks in it, but uploads that found one before may still come to need it.
+-- 1: what was needed of the pack was moved to another one, or it will soon be swept. Nobody finds chunks in it, but uploads that found one before may come to need it.
 ALTER TABLE packs ADD COLUMN retired INTEGER NOT NULL DEFAULT 0;
 
 -- +goose StatementBegin
