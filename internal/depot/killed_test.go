@@ -16,6 +16,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -31,9 +32,10 @@ const (
 	// killedVariable names the directory of a child's depot: see useUntilKilled.
 	killedVariable = "FIRN_DEPOT_CHILD"
 	// killedRounds is how often a child is killed, unless FIRN_KILL_ROUNDS says otherwise.
-	killedRounds = 24
-	// killedDelay is how long a child lives at most; most are killed much sooner, as much is done at a start.
-	killedDelay = 1200 * time.Millisecond
+	killedRounds = 12
+	// killedWords is how much a child may say at most; most are killed much sooner, as much is done at a start.
+	// Time would be no measure: on a busy machine children would be killed before they have done anything.
+	killedWords = 600
 	// killedWorkers push and delete at once.
 	killedWorkers = 4
 	// killedPaths is how many paths a worker has from time to time.
@@ -42,12 +44,12 @@ const (
 	killedKnown = 80
 )
 
-// A clock of depots that are killed: a day passes each second, so that all grace ends while things are done.
-// It is in the past, so files are young until the test makes them old.
+// killedEpoch is when the clock of a depot that is killed begins. It is in the past, so files are young until the test makes them old.
 var killedEpoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC)
 
-func killedClock(start time.Time) func() time.Time {
-	return func() time.Time { return killedEpoch.Add(time.Since(start) * 86_400) }
+// killedTime is the time after so many ticks of the depot: three hours pass with each, so that all grace ends while things are done.
+func killedTime(ticks int64) time.Time {
+	return killedEpoch.Add(time.Duration(ticks) * 3 * time.Hour)
 }
 
 // TestKilled kills a process that pushes, deletes paths and caches, sweeps and rewrites packs, all at once, at moments that nothing decides.
@@ -60,10 +62,9 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k := &killing{T: t, dir: t.TempDir(), start: time.Now(), paths: make(map[killedPath]existence), caches: make(map[string]existence)}
-	random := rand.New(rand.NewPCG(uint64(k.start.UnixNano()), 0))
+	k := &killing{T: t, dir: t.TempDir(), paths: make(map[killedPath]existence), caches: make(map[string]existence)}
 	for range rounds {
-		k.killAfter(time.Duration(float64(killedDelay) * math.Pow(1000, random.Float64()-1)))
+		k.killAfter(int(math.Pow(killedWords, rand.Float64())))
 		k.check()
 		if t.Failed() {
 			t.FailNow()
@@ -96,14 +97,14 @@ type killedPath struct {
 type killing struct {
 	*testing.T
 	dir    string
-	start  time.Time
+	ticks  int64
 	caches map[string]existence // but for main
 	paths  map[killedPath]existence
 	counts map[string]int
 }
 
-// killAfter starts a child, kills it and takes in what it said.
-func (k *killing) killAfter(delay time.Duration) {
+// killAfter starts a child, kills it soon after it has said something so many times, and takes in what it said.
+func (k *killing) killAfter(words int) {
 	k.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -112,7 +113,7 @@ func (k *killing) killAfter(delay time.Duration) {
 	cmd := exec.CommandContext(k.Context(), self)
 	cmd.Env = append(os.Environ(), killedVariable+"="+k.dir)
 	var given bytes.Buffer
-	fmt.Fprintln(&given, k.start.UnixNano())
+	fmt.Fprintln(&given, k.ticks)
 	for p, is := range k.paths {
 		if p.cache == cache.Main {
 			fmt.Fprintln(&given, p.number, is)
@@ -133,7 +134,9 @@ func (k *killing) killAfter(delay time.Duration) {
 			break
 		}
 		if k.hear(strings.Fields(line), line) {
-			time.AfterFunc(delay, func() { _ = cmd.Process.Kill() })
+			if words--; words == 0 {
+				time.AfterFunc(rand.N(4*time.Millisecond), func() { _ = cmd.Process.Kill() })
+			}
 		}
 	}
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {
@@ -141,8 +144,8 @@ func (k *killing) killAfter(delay time.Duration) {
 	}
 }
 
-// hear takes in a line of a child, and reports whether it says that the child is ready.
-func (k *killing) hear(words []string, line string) (ready bool) {
+// hear takes in a line of a child, and reports whether it says more than that time passes.
+func (k *killing) hear(words []string, line string) bool {
 	if k.counts == nil {
 		k.counts = make(map[string]int)
 	}
@@ -156,8 +159,9 @@ func (k *killing) hear(words []string, line string) (ready bool) {
 		p.number, _ = strconv.ParseUint(words[2], 10, 64)
 	}
 	switch words[0] {
-	case "ready":
-		return true
+	case "tick":
+		k.ticks++
+		return false
 	case "rewrote", "refused":
 	case "push", "delete":
 		k.paths[p] = unknown
@@ -174,7 +178,7 @@ func (k *killing) hear(words []string, line string) (ready bool) {
 	default:
 		k.Error(line)
 	}
-	return false
+	return true
 }
 
 // open opens the depot as it was left.
@@ -202,7 +206,7 @@ func openKilled(tb testing.TB, path string, opts depot.Options) (*tester, error)
 // check looks at what a child has left, and finds out what became of what it was doing.
 func (k *killing) check() {
 	k.Helper()
-	t := k.open(depot.Options{Now: killedClock(k.start)})
+	t := k.open(depot.Options{Now: func() time.Time { return killedTime(k.ticks) }})
 	defer t.close()
 	t.wantClean()
 	all, err := t.catalog.Caches(t.Context())
@@ -276,9 +280,8 @@ func (k *killing) age() {
 // sweepAll deletes everything, and checks that nothing is left when the grace is over.
 func (k *killing) sweepAll() {
 	k.Helper()
-	var later time.Duration
-	clock := killedClock(k.start)
-	t := k.open(depot.Options{Now: func() time.Time { return clock().Add(later) }})
+	now := killedTime(k.ticks)
+	t := k.open(depot.Options{Now: func() time.Time { return now }})
 	defer t.close()
 	all, err := t.catalog.Caches(t.Context())
 	if err != nil {
@@ -290,7 +293,7 @@ func (k *killing) sweepAll() {
 		}
 	}
 	for range 4 {
-		later += 25 * time.Hour
+		now = now.Add(25 * time.Hour)
 		if err := t.depot.Tick(t.Context()); err != nil {
 			k.Error(err)
 		}
@@ -339,11 +342,13 @@ func useUntilKilled(path string) {
 	defer os.Exit(1)
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Scan()
-	nanoseconds, err := strconv.ParseInt(lines.Text(), 10, 64)
+	var ticks atomic.Int64
+	before, err := strconv.ParseInt(lines.Text(), 10, 64)
 	if err != nil {
 		fmt.Println("fault", err)
 		return
 	}
+	ticks.Store(before)
 	workers := make([]killedWorker, killedWorkers)
 	highest := uint64(0)
 	for lines.Scan() {
@@ -360,7 +365,7 @@ func useUntilKilled(path string) {
 	}
 	tb := childTB{}
 	t, err := openKilled(tb, path, depot.Options{
-		Now:         killedClock(time.Unix(0, nanoseconds)),
+		Now:         func() time.Time { return killedTime(ticks.Load()) },
 		Logger:      slog.New(slog.NewTextHandler(os.Stdout, nil)),
 		RewriteRoom: 16 << 20,
 	})
@@ -368,7 +373,6 @@ func useUntilKilled(path string) {
 		fmt.Println("fault", err)
 		return
 	}
-	fmt.Println("ready")
 	for i := range workers {
 		w := &workers[i]
 		w.tester, w.name = t, cache.Main
@@ -382,6 +386,8 @@ func useUntilKilled(path string) {
 			fmt.Println("fault", "tick:", err)
 			return
 		}
+		ticks.Add(1)
+		fmt.Println("tick")
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -424,7 +430,7 @@ func take(from *[]uint64, at int) uint64 {
 	return n
 }
 
-// push pushes a path. With days that take a second, something that it needs may be swept before it has it.
+// push pushes a path. With days so short, something that it needs may be swept before it has it.
 func (w *killedWorker) push(number uint64) {
 	nar := killedNAR(w, number)
 	info := infoOf(w, nar)
