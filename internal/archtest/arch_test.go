@@ -45,7 +45,7 @@ var rules = map[string]rule{
 	"internal/depot":                     {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/catalog", "internal/depot/chunk", "nix", "nix/nar"}, libraries: true},
 	"internal/depot/blob":                {},
 	"internal/depot/blob/blobtest":       {rooms: []string{"internal/depot/blob"}},
-	"internal/depot/blob/dir":            {rooms: []string{"internal/depot/blob"}},
+	"internal/depot/blob/dir":            {rooms: []string{"internal/depot/blob"}, libraries: true},
 	"internal/depot/catalog":             {rooms: []string{"nix"}},
 	"internal/depot/catalog/catalogtest": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
 	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "internal/walindex", "nix"}, libraries: true},

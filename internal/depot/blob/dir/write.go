@@ -16,6 +16,9 @@ import (
 // isTemporary reports whether a file of this name is being written: no blob's name begins with a dot.
 func isTemporary(name string) bool { return name[0] == '.' }
 
+// early is how many bytes gather in the page cache before the disk is told to take them.
+const early = 2 << 20
+
 // writer is a blob that is being written.
 type writer struct {
 	store *Store
@@ -23,6 +26,8 @@ type writer struct {
 	path  string   // where the bytes are; "" once they are not to be removed
 	name  string
 	err   error // the first that a write had
+
+	size, begun int64 // bytes that were written, and those of them that the disk is taking
 }
 
 // Create begins a blob.
@@ -72,9 +77,14 @@ func (w *writer) Write(p []byte) (n int, err error) {
 	} else {
 		n, err = w.file.Write(p)
 	}
+	w.size += int64(n)
 	if err != nil {
 		w.err = errors.Join(w.err, err)
 		return n, fmt.Errorf("write blob: %w", err)
+	}
+	if w.size-w.begun >= early {
+		writeBack(w.file, w.begun, w.size-w.begun)
+		w.begun = w.size
 	}
 	return n, nil
 }
