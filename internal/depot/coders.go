@@ -32,6 +32,18 @@ func (c *coders) work(f func()) {
 	f()
 }
 
+// each does something for each of the parts, at once as far as there are cores.
+func (c *coders) each(parts []part, f func(*part)) {
+	var others sync.WaitGroup
+	for i := 1; i < len(parts); i++ {
+		others.Go(func() { c.work(func() { f(&parts[i]) }) })
+	}
+	if len(parts) > 0 {
+		c.work(func() { f(&parts[0]) })
+	}
+	others.Wait()
+}
+
 // encoder returns an encoder, for putEncoder.
 func (c *coders) encoder() *zstd.Encoder {
 	if e, ok := c.encoders.Get().(*zstd.Encoder); ok {

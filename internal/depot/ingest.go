@@ -35,12 +35,12 @@ const (
 
 // A piece is a part of a NAR that becomes one frame.
 type piece struct {
-	data        []byte // of a room
-	shared      bool   // it is one chunk, and long enough to be found by its hash; the others are not
-	sum         catalog.Sum
-	known       *catalog.Chunk // the chunk that there is already, or nil
-	like        int            // number of an earlier frame of the NAR with the same bytes, or -1
-	out, length int            // where its frame is in the room, if it has one
+	data   []byte // of a room
+	shared bool   // it is one chunk, and long enough to be found by its hash; the others are not
+	sum    catalog.Sum
+	known  *catalog.Chunk // the chunk that there is already, or nil
+	like   int            // number of an earlier frame of the NAR with the same bytes, or -1
+	length int            // of its frame, if it has one
 }
 
 // An ingest is a NAR on its way in. It is an io.Reader of the NAR, for whoever parses it:
@@ -187,11 +187,11 @@ func (in *ingest) move() error {
 		next.n = copy(next.buf, rest)
 		in.room = next
 		in.work.Go(func() {
-			in.settle(b, before, own)
+			in.settle(b, b.cut, before, own)
 			in.d.rooms.put(b)
 		})
 	} else {
-		in.settle(b, before, own)
+		in.settle(b, b.cut, before, own)
 		n := copy(b.buf, rest)
 		b.reset()
 		b.n = n
@@ -230,14 +230,27 @@ func (in *ingest) cut(b *room) {
 	}
 }
 
-// settle hashes and keeps the pieces of a room.
-func (in *ingest) settle(b *room, before, own turns) {
+// finish begins to keep the rest of the NAR, once all of it was read.
+func (in *ingest) finish() {
+	b, before, own := in.room, in.last, newTurns()
+	in.last = own
+	if in.known {
+		b.cut = b.n
+	}
+	in.work.Go(func() { in.settle(b, b.n, before, own) })
+}
+
+// settle hashes and keeps the bytes of a room before end. Only the last room is not cut that far yet: nobody else needs the cutter any more.
+func (in *ingest) settle(b *room, end int, before, own turns) {
 	var hashing sync.WaitGroup
 	hashing.Go(func() {
 		<-before.hashed
-		in.hash.Write(b.buf[:b.cut])
+		in.hash.Write(b.buf[:end])
 		close(own.hashed)
 	})
+	if b.cut < end {
+		in.cut(b)
+	}
 	in.keep(b, before, own) // a failure has ended the work
 	hashing.Wait()
 }
@@ -256,9 +269,10 @@ func (in *ingest) keep(b *room, before, own turns) (err error) {
 	if in.known {
 		return nil
 	}
-	in.d.coders.work(func() {
-		for i := range b.pieces {
-			if p := &b.pieces[i]; p.shared {
+	b.divide(cap(in.d.coders.working))
+	in.d.coders.each(b.parts, func(t *part) {
+		for i := range t.pieces {
+			if p := &t.pieces[i]; p.shared {
 				p.sum = sha256.Sum256(p.data)
 			}
 		}
@@ -272,17 +286,17 @@ func (in *ingest) keep(b *room, before, own turns) (err error) {
 	if in.ctx.Err() != nil {
 		return context.Cause(in.ctx)
 	}
-	in.d.coders.work(func() {
+	in.d.coders.each(b.parts, func(t *part) {
 		e := in.d.coders.encoder()
 		defer in.d.coders.putEncoder(e)
-		for i := range b.pieces {
-			switch p := &b.pieces[i]; {
+		for i := range t.pieces {
+			switch p := &t.pieces[i]; {
 			case p.isNew():
-				p.out = len(b.out)
-				b.out = e.EncodeAll(p.data, b.out)
-				p.length = len(b.out) - p.out
+				before := len(t.out)
+				t.out = e.EncodeAll(p.data, t.out)
+				p.length = len(t.out) - before
 			case p.isUnseen():
-				b.unseen = e.EncodeAll(p.data, b.unseen)
+				t.unseen = e.EncodeAll(p.data, t.unseen)
 			}
 		}
 	})
@@ -290,7 +304,12 @@ func (in *ingest) keep(b *room, before, own turns) (err error) {
 	if in.ctx.Err() != nil {
 		return context.Cause(in.ctx)
 	}
-	return in.write(b)
+	for i := range b.parts {
+		if err := in.write(&b.parts[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (p *piece) isNew() bool { return p.known == nil && p.like < 0 }
@@ -359,9 +378,9 @@ func (in *ingest) claim(pieces []piece) {
 	}
 }
 
-// write notes where the frames of a room lie, and writes those that are new to the pack.
-func (in *ingest) write(b *room) error {
-	if len(b.out) > 0 && in.pack == nil {
+// write notes where the frames of a part lie, and writes those that are new to the pack.
+func (in *ingest) write(t *part) error {
+	if len(t.out) > 0 && in.pack == nil {
 		in.packName = newPackName()
 		w, err := in.d.blobs.Create(in.ctx, in.packName)
 		if err != nil {
@@ -369,8 +388,9 @@ func (in *ingest) write(b *room) error {
 		}
 		in.pack, in.own = w, in.index(in.packName)
 	}
-	for i := range b.pieces {
-		p := &b.pieces[i]
+	end := in.packSize
+	for i := range t.pieces {
+		p := &t.pieces[i]
 		at := place{size: int32(len(p.data))}
 		if p.shared && (p.isNew() || p.isUnseen()) {
 			in.uses = append(in.uses, p.sum)
@@ -382,23 +402,24 @@ func (in *ingest) write(b *room) error {
 		case p.like >= 0:
 			at = in.frames[p.like]
 		default:
-			at.pack, at.off, at.length = in.own, in.packSize+int64(p.out), int32(p.length)
+			at.pack, at.off, at.length = in.own, end, int32(p.length)
+			end += int64(p.length)
 			if p.shared {
 				in.chunks = append(in.chunks, catalog.Chunk{Hash: p.sum, Pack: in.packName, Offset: at.off, Length: int64(at.length), Size: int64(at.size)})
 			}
 		}
 		in.frames = append(in.frames, at)
 	}
-	if err := in.decoy.write(in.ctx, in.d.blobs, b.unseen); err != nil {
+	if err := in.decoy.write(in.ctx, in.d.blobs, t.unseen); err != nil {
 		return err
 	}
-	if len(b.out) == 0 {
+	if len(t.out) == 0 {
 		return nil
 	}
-	if _, err := in.pack.Write(b.out); err != nil {
+	if _, err := in.pack.Write(t.out); err != nil {
 		return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
 	}
-	in.packSize += int64(len(b.out))
+	in.packSize += int64(len(t.out))
 	return nil
 }
 
@@ -456,27 +477,23 @@ func (in *ingest) parse() ([]byte, error) {
 	}
 }
 
-// sum returns the NAR hash, once all of the NAR was read.
+// sum returns the NAR hash, after finish.
 func (in *ingest) sum() catalog.Sum {
 	<-in.last.hashed
-	in.hash.Write(in.room.buf[:in.room.n])
 	return catalog.Sum(in.hash.Sum(nil))
 }
 
-// end keeps the rest of the NAR, once all of it was read, and makes the pack durable.
+// end waits until all of the NAR is written, after finish, and makes the pack durable.
 func (in *ingest) end() error {
-	in.cut(in.room)
-	err := in.keep(in.room, in.last, newTurns())
-	if err == nil {
-		err = in.whole()
+	in.work.Wait()
+	if in.ctx.Err() != nil {
+		return context.Cause(in.ctx) // what a room failed with
 	}
+	err := in.whole()
 	if err == nil && in.pack != nil {
 		err = commit(in.ctx, in.pack)
 	} else if err == nil {
 		err = in.decoy.commit(in.ctx)
-	}
-	if err != nil && in.ctx.Err() != nil {
-		return context.Cause(in.ctx) // what a room before failed with
 	}
 	return err
 }

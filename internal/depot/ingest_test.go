@@ -3,6 +3,7 @@ package depot
 import (
 	"context"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 
@@ -58,6 +59,52 @@ func TestWhole(t *testing.T) {
 		in := &ingest{frames: []place{{size: 5}, {size: 3}}, size: test.size, known: test.known}
 		if err := in.whole(); !errors.Is(err, test.want) {
 			t.Errorf("%d bytes, known %t: %v, want %v", test.size, test.known, err, test.want)
+		}
+	}
+}
+
+// The pieces of a room are divided in order, none is left out, and no core gets much more than its share.
+func TestDivide(t *testing.T) {
+	for _, test := range []struct {
+		sizes []int
+		most  int
+		want  []int // pieces in each part
+	}{
+		{nil, 2, nil},
+		{[]int{5}, 2, []int{1}},
+		{[]int{50_000, 50_000}, 2, []int{2}},
+		{[]int{1 << 20, 1, 1 << 20}, 2, []int{2, 1}},
+		{[]int{200_000, 200_000, 200_000, 200_000}, 3, []int{2, 2}},
+		{[]int{200_000, 200_000, 200_000, 200_000}, 16, []int{1, 1, 1, 1}},
+		{[]int{200_000, 200_000, 200_000, 200_000}, 1, []int{4}},
+	} {
+		b := &room{}
+		for i, n := range test.sizes {
+			b.pieces = append(b.pieces, piece{data: make([]byte, n), like: i})
+			b.cut += n
+		}
+		for range 2 { // with the memory of the time before
+			b.divide(test.most)
+			var got []int
+			next := 0
+			for _, p := range b.parts {
+				got = append(got, len(p.pieces))
+				for _, piece := range p.pieces {
+					if piece.like != next {
+						t.Errorf("%v by %d: piece %d where %d was to be", test.sizes, test.most, piece.like, next)
+					}
+					next++
+				}
+				if len(p.out)+len(p.unseen) != 0 {
+					t.Error("a part begins with the frames of another")
+				}
+			}
+			if !slices.Equal(got, test.want) {
+				t.Errorf("%v by %d: %v, want %v", test.sizes, test.most, got, test.want)
+			}
+			for i := range b.parts {
+				b.parts[i].out = append(b.parts[i].out, 1)
+			}
 		}
 	}
 }

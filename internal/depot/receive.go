@@ -40,6 +40,7 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if err != nil {
 		return r, err
 	}
+	in.finish()
 	sum := in.sum()
 	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.size}
 	r.FileHash, r.FileSize = r.NARHash, r.NARSize

@@ -18,6 +18,9 @@ const (
 	maxLarge = 64
 	// Beside that, up to maxExtra rooms let those uploads read on while they compress.
 	minExtra, maxExtra = 4, 16
+
+	// leastPart is how many bytes are worth a goroutine of their own, about 100 µs of hashing.
+	leastPart = 128 << 10
 )
 
 // rooms gives the uploads memory for the bytes of their NARs, and bounds what all of them have.
@@ -38,10 +41,37 @@ type room struct {
 	n      int     // how many bytes of the NAR are in it
 	pieces []piece // what they were cut into, and
 	cut    int     // the end of these
-	out    []byte  // frames of pieces
-	unseen []byte  // frames of pieces that are kept already, of which the cache may not know
+	parts  []part  // all of these
 
 	from chan struct{} // what it holds something of; nil for a small one
+}
+
+// A part is some of the pieces of a room, of which one core makes frames.
+type part struct {
+	pieces []piece
+	out    []byte // frames of new ones, in order
+	unseen []byte // frames of those that are kept already, of which the cache may not know
+}
+
+// divide puts all pieces into at most so many parts of about the same size.
+func (b *room) divide(most int) {
+	size := max(leastPart, (b.cut+most-1)/most)
+	b.parts = b.parts[:0]
+	for rest := b.pieces; len(rest) > 0; {
+		n, bytes := 0, 0
+		for n < len(rest) && bytes < size {
+			bytes += len(rest[n].data)
+			n++
+		}
+		if len(b.parts) < cap(b.parts) {
+			b.parts = b.parts[:len(b.parts)+1] // with the memory for its frames
+		} else {
+			b.parts = append(b.parts, part{})
+		}
+		t := &b.parts[len(b.parts)-1]
+		t.pieces, t.out, t.unseen = rest[:n], t.out[:0], t.unseen[:0]
+		rest = rest[n:]
+	}
 }
 
 func (r *rooms) small() *room {
@@ -93,5 +123,5 @@ func (r *rooms) put(b *room) {
 
 // reset makes the room an empty one.
 func (b *room) reset() {
-	b.n, b.cut, b.pieces, b.out, b.unseen = 0, 0, b.pieces[:0], b.out[:0], b.unseen[:0]
+	b.n, b.cut, b.pieces, b.parts = 0, 0, b.pieces[:0], b.parts[:0]
 }
