@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"net/url"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -87,6 +88,9 @@ func (n *lane) run() fate {
 				return isOver
 			}
 		}
+		// By the time that the other connections had their turn, the next request may have come: then neither a read that finds
+		// nothing nor a wait is made for it.
+		runtime.Gosched()
 		size, err := n.link.Read(n.buf[:])
 		if err != nil {
 			return isOver
