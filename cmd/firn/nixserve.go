@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"runtime"
 	"slices"
 	"syscall"
 
@@ -179,7 +178,7 @@ func (p *nixServePlan) serve(ctx context.Context, starter *process.Starter) (err
 	}
 	p.ignoreSignals(logs)
 
-	defer runtime.KeepAlive(setCollector())
+	setCollector()
 	door := server.New(cache.Only(c), server.Options{Version: version(), Logger: log, Requests: logs.requests})
 	group, ctx := errgroup.WithContext(ctx)
 	serveHTTP(ctx, group, door, listeners, https, certificates)

@@ -10,8 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"runtime"
-	"runtime/debug"
 	"slices"
 	"syscall"
 	"time"
@@ -161,7 +159,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	told.add(service.HTTP, listeners)
 	told.add(service.HTTPS, https)
 	told.add(service.SSH, sshListeners)
-	defer runtime.KeepAlive(setCollector())
+	setCollector()
 	group, ctx := errgroup.WithContext(ctx)
 	// Also where one of what follows fails: the others end as after a signal.
 	context.AfterFunc(ctx, func() {
@@ -198,25 +196,6 @@ func sweep(ctx context.Context, d *depot.Depot, log *slog.Logger) error {
 			return nil
 		}
 	}
-}
-
-// The collector runs when the heap has grown by gcPercent since the last time. A large heap is buffers of compressions and of SSH,
-// in which there is nothing to look for, so that running often costs little, and keeps what eight pushes at once take below 150 MB.
-//
-// ballastSize is added to what the collector takes for the live heap, in bytes. What is really live is a few megabytes where nobody pushes,
-// and collecting that each time that a few more have been allocated takes a tenth of the narinfos per second:
-// with the ballast it is after 13 MB. These bytes are never touched, and so take no memory.
-const (
-	gcPercent   = 15
-	ballastSize = 84 << 20
-)
-
-// setCollector has the collector run like that, and returns the ballast, which is to be kept alive.
-func setCollector() (ballast []byte) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
-	return make([]byte, ballastSize)
 }
 
 // untilSignal returns a context that SIGINT and SIGTERM end, once: a second signal does what it does by default.
