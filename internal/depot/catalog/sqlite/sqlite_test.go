@@ -187,7 +187,7 @@ func TestFull(t *testing.T) {
 				for j := 0; ; j++ {
 					name := fmt.Sprintf("p%d-%d-%d", round, i, j)
 					if err := push(t.Context(), c, cache, name); err != nil {
-						if !errors.Is(err, catalog.ErrUnavailable) {
+						if !errors.Is(err, catalog.ErrFull) {
 							t.Error(err)
 						}
 						return

@@ -120,8 +120,11 @@ func (w *writer) transact(batch []*write, errs []error) error {
 				return err
 			}
 			if errs[i] = unavailable(wr.do(x)); errs[i] != nil {
-				// Fails where the error has ended the whole transaction, such as a full disk does.
+				// Fails where the error has ended the whole transaction, such as a full disk does: then it is that of all.
 				if err := x.exec("ROLLBACK TO one"); err != nil {
+					if errors.Is(errs[i], catalog.ErrUnavailable) {
+						return errs[i]
+					}
 					return fmt.Errorf("%w, after: %v", err, errs[i])
 				}
 			}
