@@ -34,6 +34,7 @@ var (
 	metricHits     = Metric{Key: "narinfo_hits_per_s", Title: "narinfo hits, 64 connections", Unit: "1/s", Scale: 1, Higher: true, Ratio: true}
 	metricMisses   = Metric{Key: "narinfo_misses_per_s", Title: "narinfo misses, 64 connections", Unit: "1/s", Scale: 1, Higher: true, Ratio: true}
 	metricRange    = Metric{Key: "range_first_byte_s", Title: "first byte of a range at the end of the largest NAR", Unit: "ms", Scale: 1e3, Digits: 2, Ratio: true}
+	metricSent     = Metric{Key: "nar_bytes", Title: "all NARs as they are sent", Unit: "MB", Scale: 1e-6, Digits: 0, Ratio: true}
 	metricCPU      = Metric{Key: "cpu_s", Title: "CPU of the server, one pass", Unit: "s", Scale: 1, Digits: 2, Ratio: true}
 	metricClient   = Metric{Key: "client_cpu_s", Title: "CPU of the client, one pass", Unit: "s", Scale: 1, Digits: 2}
 	metricAfter    = Metric{Key: "resident_after_bytes", Title: "resident after the passes", Unit: "MB", Scale: 1e-6, Digits: 1}
@@ -61,7 +62,7 @@ func metrics() []Metric {
 	for _, n := range narConnections {
 		all = append(all, metricNARs(n))
 	}
-	return append(all, metricHits, metricMisses, metricRange, metricCPU, metricClient, metricAfter, metricPeak, metricFlight, metricStart)
+	return append(all, metricHits, metricMisses, metricRange, metricSent, metricCPU, metricClient, metricAfter, metricPeak, metricFlight, metricStart)
 }
 
 // phase is one measurement of one server.
@@ -103,6 +104,7 @@ func (b *shootout) enter(ctx context.Context, spec Spec, closure []Path) error {
 		s.Baseline = baselineOf(t)
 	}
 	b.targets[s] = t
+	b.samples.add(s.Name, metricSent.Key, float64(t.NARBytes))
 	b.progress("%s: %d paths, %.0f MiB of NARs are right (%.1f s)", s.Name, len(closure), float64(t.NARBytes)/(1<<20), time.Since(begin).Seconds())
 	return nil
 }
