@@ -199,7 +199,7 @@ func (p *nixServePlan) announce(log *slog.Logger, store *localstore.Store, liste
 func (p *nixServePlan) warnOfUnreadable(log *slog.Logger) {
 	for _, pair := range p.pairs {
 		for _, path := range slices.Compact([]string{pair.Cert, pair.Key}) {
-			f, err := os.Open(path)
+			f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe would be waited for
 			if err != nil {
 				log.Warn("when this certificate is renewed it takes a restart to serve it, as this user cannot read the file; let a group of the user read it, and enter its directory",
 					"file", path, "uid", os.Geteuid(), "error", err)
