@@ -24,7 +24,7 @@ type pathDeleteCommand struct {
 
 func (*pathDeleteCommand) Help() string {
 	return `They are gone from the cache at once, all or none of them, also on a server that runs: clients get 404 for them, but for what
-they remember themselves. What no other path has of them is removed from disk a day later. They can be pushed again.
+they remember themselves. What no other path has of them is removed from disk two days later. They can be pushed again.
 
 Nothing is deleted that another path of the cache refers to, unless that is deleted as well. Paths that the server has in its own
 store are served from there all the same.
@@ -127,6 +127,6 @@ func (c *pathDeleteCommand) print(k *kong.Context, gone *catalog.Deleted) error 
 	for _, path := range gone.Paths {
 		fmt.Fprintln(k.Stdout, verb, path)
 	}
-	_, err := fmt.Fprintf(k.Stdout, "up to %s %s free a day later; what other paths share of it stays\n", size(gone.FileBytes), will)
+	_, err := fmt.Fprintf(k.Stdout, "up to %s %s free two days later; what other paths share of it stays\n", size(gone.FileBytes), will)
 	return err
 }

@@ -22,6 +22,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
 	blobdir "firn/internal/depot/blob/dir"
+	"firn/internal/depot/catalog"
 	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 	"firn/nix/nar"
@@ -453,6 +454,40 @@ func TestSweep(tt *testing.T) {
 	wantError(t, "Received", err, cache.ErrNotFound)
 	t.wantClean()
 	t.wantNAR(t.push(gone), gone)
+}
+
+// What was deleted can come again without its NAR for a day, and its bytes go after another one.
+func TestDeletedPath(tt *testing.T) {
+	clock := catalogtest.NewClock()
+	t := newTesterOn(tt, catalogtest.NewMemory(clock.Now), blobtest.NewMemory(), depot.Options{Now: clock.Now})
+	info := t.push(archive(t, file("", text(300_000, 1))))
+	url := "nar/" + info.NARHash.Nix32() + ".nar"
+	pass := func(hours int) {
+		t.Helper()
+		for range hours {
+			clock.Advance(time.Hour)
+			if err := t.depot.Tick(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	pass(100)
+	if _, err := t.catalog.DeletePaths(t.Context(), &catalog.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
+		t.Fatal(err)
+	}
+	pass(24)
+	if _, err := t.Received(t.Context(), url); err != nil {
+		t.Errorf("after a day: %v", err)
+	}
+	pass(23)
+	if names, _ := t.packs(); len(names) != 1 {
+		t.Errorf("before two days there are packs %v", names)
+	}
+	pass(3)
+	if names, _ := t.packs(); len(names) != 0 {
+		t.Errorf("after two days there are packs %v", names)
+	}
+	t.wantClean()
 }
 
 // An upload that comes once more has all of the grace for its narinfo.
