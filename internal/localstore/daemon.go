@@ -48,6 +48,7 @@ type daemon struct {
 	failed failure   // of the last exchange; zero after one that went well
 	silent time.Time // since when it has not answered; zero while it does, or is not there
 	given  bool      // up, and somebody was told
+	tried  bool      // by somebody, while it is given up
 }
 
 func newDaemon(socket string, storeDir nix.StoreDir) *daemon {
@@ -217,9 +218,9 @@ func (d *daemon) fail(ctx context.Context, err error) error {
 		now := time.Now()
 		switch {
 		case !isTimeout(err):
-			d.silent = time.Time{}
+			d.silent, d.given = time.Time{}, false
 		case d.silent.IsZero() || now.Sub(d.failed.at) > daemonPatience: // nobody has asked meanwhile
-			d.silent = now
+			d.silent, d.given = now, false
 		}
 		d.failed = failure{err, now}
 	}
@@ -241,6 +242,25 @@ func (d *daemon) givenUp() (yes, first bool) {
 	first = yes && !d.given
 	d.given = d.given || yes
 	return yes, first
+}
+
+// try reports whether the daemon is worth a question, after which the caller calls done. Of one that is given up one question at a time finds out
+// whether it answers again; all others would wait in vain.
+func (d *daemon) try() (done func(), ok bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch {
+	case !d.given:
+		return func() {}, true
+	case d.tried:
+		return nil, false
+	}
+	d.tried = true
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.tried = false
+	}, true
 }
 
 // daemonConn is one connection to the daemon, for one goroutine at a time.

@@ -328,6 +328,24 @@ func TestUnconfirmed(t *testing.T) {
 	if n := strings.Count(log.String(), "the Nix daemon does not answer"); n != 1 {
 		t.Errorf("it is logged %d times:\n%s", n, &log)
 	}
+	done, ok := s.daemon.try()
+	if !ok {
+		t.Fatal("nobody finds out whether it answers again")
+	}
+	for range maxExchanges {
+		s.daemon.turns <- struct{}{} // who waited for it would wait for these
+	}
+	late, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	wantWithin(late, "a daemon that hangs, and somebody else is asking", cache.ErrNotFound)
+	if late.Err() != nil {
+		t.Error("it waited for a daemon that is given up")
+	}
+	for range maxExchanges {
+		<-s.daemon.turns
+	}
+	done()
+
 	s.daemon.failed.at = time.Now().Add(-2 * daemonPatience)
 	want("a daemon that had been asked nothing for long", cache.ErrUnavailable)
 

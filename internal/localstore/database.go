@@ -340,7 +340,12 @@ func (s *Store) confirmMiss(ctx context.Context, version uint64, hash nix.PathHa
 	if s.confirmed.has(version, hash) {
 		return nil, miss
 	}
+	done, ok := s.daemon.try()
+	if !ok {
+		return nil, miss
+	}
 	info, err := s.daemon.pathInfo(ctx, hash)
+	done()
 	switch {
 	case err == nil && info == nil:
 		s.confirmed.add(version, hash)
