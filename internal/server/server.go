@@ -21,6 +21,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -126,6 +127,8 @@ type Server struct {
 	httpsPort  int // to redirect to; 0: none
 	noHTTP2    bool
 	challenger Challenger // nil: none
+
+	busy atomic.Int64 // lanes that have their turn
 
 	listing *semaphore.Weighted // of listingMakers
 

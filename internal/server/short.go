@@ -88,20 +88,29 @@ func (n *lane) run() fate {
 				return isOver
 			}
 		}
-		// By the time that the other connections had their turn, the next request may have come: then neither a read that finds
-		// nothing nor a wait is made for it.
-		runtime.Gosched()
 		size, err := n.link.Read(n.buf[:])
 		if err != nil {
 			return isOver
 		}
-		n.link.state(http.StateActive)
-		fate := n.answer(n.buf[:size])
-		n.link.state(http.StateIdle) // also where only a part of a request has come: net/http will say when it has all
+		fate := n.turn(n.buf[:size])
 		if fate != staysShort {
 			return fate
 		}
 	}
+}
+
+// turn answers the requests that have come. If other connections have theirs, it lets those go first that wait for a core: by then
+// the next request may have come, and neither a read that finds nothing nor a wait is made for it. With no others that would only cost time.
+func (n *lane) turn(requests []byte) fate {
+	others := n.s.busy.Add(1) > 1
+	defer n.s.busy.Add(-1)
+	n.link.state(http.StateActive)
+	fate := n.answer(requests)
+	n.link.state(http.StateIdle) // also where only a part of a request has come: net/http will say when it has all
+	if fate == staysShort && (others || n.s.busy.Load() > 1) {
+		runtime.Gosched()
+	}
+	return fate
 }
 
 // answer answers the requests that have come.
