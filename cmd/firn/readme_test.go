@@ -82,9 +82,10 @@ func TestKeysWalk(t *testing.T) {
 }
 
 // So does that of the page on moving, with a store below a directory: caches of firn are of /nix/store.
+// The store has what is imported, as that of a reader has.
 func TestMovingWalk(t *testing.T) {
 	dir := t.TempDir()
-	out := walk(t, "docs/moving.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	out := walk(t, "docs/moving.md", "NIX_REMOTE="+dir, "FIRN_STORE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
 	if !strings.Contains(out, "\nSig: static-1:") || strings.Contains(out, "\nfail ") {
 		t.Errorf("not what the page says:\n%s", out)
 	}
