@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -263,7 +264,7 @@ type cacheSetCommand struct {
 
 func (*cacheSetCommand) Help() string {
 	return `What is not named stays as it is. What is named, and may be there several times, is replaced as a whole.
-A server that runs heeds it at once, and main can be set before the first start. --host '' takes all host names away.
+A server that runs heeds it at once, and main can be set before the first start. --host "" takes all host names away.
 
 To change a key, add the new one, give its public key to the clients, and drop the old one after 30 days:
 so long clients remember signatures.
@@ -278,6 +279,9 @@ Examples:
 }
 
 func (c *cacheSetCommand) Run() error {
+	if reflect.ValueOf(c.cacheSettings).IsZero() && len(c.AddKey) == 0 && len(c.DropKey) == 0 {
+		return fmt.Errorf("there is nothing to change: say what, such as firn cache set %s --private; firn cache show %s shows how it is", c.Name, c.Name)
+	}
 	if c.Name == cache.Main && c.Priority != nil {
 		return fmt.Errorf("the priority of the cache %s is a setting of the server: see firn serve --priority", cache.Main)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -110,9 +111,25 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 		return nil
 	}
 	fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
-		"    machine HOST login %s password TOKEN\n\nThen: nix copy --to http://HOST:5000 --option netrc-file /etc/nix/netrc PATH\n\n", c.Name)
+		"    machine HOST login %s password TOKEN\n\n%s\n\n", c.Name, useOf(grants))
 	_, err = fmt.Fprintln(k.Stdout, secret)
 	return err
+}
+
+// useOf says what a client types who has these rights, of the cache that the most useful one of them names.
+func useOf(grants []catalog.Grant) string {
+	best := slices.MaxFunc(grants, func(a, b catalog.Grant) int { return cmp.Compare(a.Rights, b.Rights) })
+	at := "http://HOST:5000"
+	switch {
+	case strings.ContainsAny(best.Pattern, `*?[\`):
+		at += "/NAME"
+	case best.Pattern != cache.Main:
+		at += "/" + best.Pattern
+	}
+	if cache.Rights(best.Rights) < cache.Push {
+		return "Then, in nix.conf: extra-substituters = " + at
+	}
+	return "Then: nix copy --to " + at + " --option netrc-file /etc/nix/netrc PATH"
 }
 
 // warnUnmatched tells of patterns that match no cache, as a name that is typed wrong.
