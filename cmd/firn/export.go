@@ -23,7 +23,7 @@ import (
 
 type exportCommand struct {
 	stateFlags
-	Cache string   `default:"main" placeholder:"NAME" help:"The cache to export."`
+	Cache string   `default:"main" placeholder:"NAME" help:"The cache to export. By default main."`
 	Key   []string `placeholder:"FILE" complete:"file" help:"Sign what the cache main has with the secret key in FILE. May be given several times. By default as firn serve does with this configuration."`
 	Dir   string   `arg:"" complete:"dir" help:"The directory to write, which may be an older export."`
 	Path  []string `arg:"" optional:"" help:"Export these store paths with all that they refer to, also of the local store. By default all that was pushed."`

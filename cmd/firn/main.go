@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
@@ -77,8 +78,11 @@ func main() {
 // run runs one command and returns the exit code.
 func run(args []string) int {
 	parser := newParser(&commandLine{})
-	if len(args) == 0 {
+	switch {
+	case len(args) == 0:
 		args = []string{"--help"}
+	case slices.Equal(args, []string{"--version"}): // what most programs take for it
+		args = []string{"version"}
 	}
 	command, err := parser.Parse(args)
 	if err == nil {

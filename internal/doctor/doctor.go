@@ -237,6 +237,9 @@ var ErrURL = errors.New("firn doctor looks at caches that are reached over HTTP:
 // ParseURL parses the URL of a cache. ErrURL if it is none.
 func ParseURL(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
+	if err != nil && !strings.Contains(text, "://") {
+		return nil, fmt.Errorf("%w, and this has neither in front", ErrURL) // HOST:PORT; not shown, as it may have a password
+	}
 	if err != nil {
 		if parse, ok := errors.AsType[*url.Error](err); ok {
 			err = parse.Err // the rest may show a password

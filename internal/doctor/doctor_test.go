@@ -58,6 +58,7 @@ func TestURLs(t *testing.T) {
 		"https://me:secret@host/a/b/":    "",
 		"http://[::1]:5000":              "",
 		"cache.example.org":              `"cache.example.org" has neither in front`,
+		"127.0.0.1:5000":                 "this has neither in front",
 		"ssh://me@host":                  "nix store info --store ssh://me@host",
 		"ssh-ng://me:secret@host":        "ssh-ng://me:xxxxx@host",
 		"s3://bucket":                    "this begins with s3",

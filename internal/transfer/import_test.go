@@ -272,7 +272,7 @@ func TestImportErrors(t *testing.T) {
 		{server.URL, nil, "cannot list what it has; name the store paths"},
 		{server.URL, []nix.StorePath{absent}, absent.Hash().String()},
 		{server.URL + "/nowhere", []nix.StorePath{absent}, "there is no binary cache without it"},
-		{other, nil, "there is no binary cache without it"},
+		{other, nil, "not found: " + other + "/nix-cache-info; there is no binary cache without it"},
 		{other + "/absent", nil, "no such file"},
 		{elsewhere, nil, "that cache is for the store directory /gnu/store"},
 		{"s3://bucket", nil, "s3:// is no binary cache that can be read"},

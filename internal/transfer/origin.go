@@ -72,7 +72,7 @@ func (d dirOrigin) open(_ context.Context, name string) (io.ReadCloser, string, 
 		f, err = d.root.Open(file)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, "", fmt.Errorf("%w: %w", cache.ErrNotFound, err)
+		return nil, "", fmt.Errorf("%w: %s", cache.ErrNotFound, path.Join(d.root.Name(), file))
 	}
 	return f, "", err
 }
