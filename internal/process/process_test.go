@@ -252,6 +252,15 @@ func TestPIDFileOfOthers(t *testing.T) {
 	}
 	defer other.Wait()
 	defer other.Process.Kill()
+	for { // Start returns within its execve, a moment before the kernel knows the arguments
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", other.Process.Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(line) > 0 {
+			break
+		}
+	}
 	if err := os.WriteFile(path, fmt.Appendf(nil, "%d\n", other.Process.Pid), 0o600); err != nil {
 		t.Fatal(err)
 	}
