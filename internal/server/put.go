@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"io"
@@ -75,7 +76,8 @@ func (s *Server) put(x *exchange) error {
 }
 
 // decoded returns the body of an upload without its Content-Encoding, which must be closed.
-// What has more than limit bytes fails with ErrTooLarge where it exceeds that.
+// What has more than limit bytes fails with ErrTooLarge where it exceeds that. In place of its end it fails if whoever sends it may not do so any more:
+// it can take its time, and a token may be revoked meanwhile. A NAR is not looked at so, as nobody sees it before its narinfo.
 func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
 	encodings := x.r.Header["Content-Encoding"]
 	if len(encodings) > 1 {
@@ -92,8 +94,13 @@ func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
 	return struct {
 		io.Reader
 		io.Closer
-	}{&bounded{plain, limit, limit}, plain}, nil
+	}{io.MultiReader(&bounded{plain, limit, limit}, &check{func() error { return s.allow(x) }}), plain}, nil
 }
+
+// A check is a reader of nothing, whose end may be an error.
+type check struct{ end func() error }
+
+func (c *check) Read([]byte) (int, error) { return 0, cmp.Or(c.end(), io.EOF) }
 
 // bounded is a reader that fails where there is more than its limit.
 type bounded struct {

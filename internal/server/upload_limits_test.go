@@ -2,12 +2,16 @@ package server
 
 import (
 	"bufio"
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -418,4 +422,61 @@ func TestUploadsTakeTurns(t *testing.T) {
 		first.Close()
 		third.Close()
 	})
+}
+
+// revocable is an Authenticator all of whose tokens can be revoked.
+type revocable struct {
+	Authenticator
+	gone atomic.Bool
+}
+
+func (r *revocable) Authenticate(ctx context.Context, authorization string, remote netip.Addr) (cache.Principal, error) {
+	if r.gone.Load() {
+		return nil, fmt.Errorf("%w: it was revoked", cache.ErrUnauthenticated)
+	}
+	return r.Authenticator.Authenticate(ctx, authorization, remote)
+}
+
+// A token that is revoked while a body is on its way has nothing shown that is in it.
+func TestRevokedWhileUploading(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		access := &revocable{Authenticator: tokens}
+		t.server.access = access
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "late", "contents")
+		url := "nar/" + path.Info.NARHash.Nix32() + ".nar"
+		if _, err := t.cache.Receive(t.Context(), cache.Upload{URL: url, NAR: bytes.NewReader(path.NAR), NARHash: path.Info.NARHash}); err != nil {
+			t.Fatal(err)
+		}
+		narinfo := (&nix.NARInfo{PathInfo: *path.Info, URL: url, Compression: nix.None, FileHash: path.Info.NARHash, FileSize: path.Info.NARSize}).AppendText(nil)
+		drv := "00000000000000000000000000000000-a.drv"
+		for target, body := range map[string]string{
+			"/" + path.Info.Path.Hash().String() + ".narinfo": string(narinfo),
+			"/log/" + drv: "a log",
+		} {
+			conn, r := t.begin(target, int64(len(body)), as("push-main"))
+			io.WriteString(conn, body[:3])
+			synctest.Wait()
+			access.gone.Store(true)
+			io.WriteString(conn, body[3:])
+			t.wantAnswer(r, http.StatusUnauthorized)
+			conn.Close()
+			access.gone.Store(false)
+		}
+		if _, err := t.cache.NARInfo(t.Context(), path.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+			t.Errorf("the path was published: %v", err)
+		}
+		if log, err := t.cache.OpenLog(t.Context(), mustParseBase(t, drv)); err == nil {
+			log.Close()
+			t.Error("the log was kept")
+		}
+	})
+}
+
+func mustParseBase(t *uploadTester, base string) nix.StorePath {
+	t.Helper()
+	path, err := nix.DefaultStoreDir.ParseBase(base)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return path
 }

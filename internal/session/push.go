@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -114,7 +115,7 @@ func (s *store) Settle(context.Context) error {
 // keep receives a NAR and publishes it after those that were read before it and to which it refers.
 func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r io.Reader, before []*push) error {
 	if s.daemon != nil {
-		return s.daemon.addNAR(ctx, info, r)
+		return s.daemon.addNAR(ctx, info, s.vouched(ctx, r))
 	}
 	url := "nar/" + info.NARHash.Nix32() + ".nar" // as it would be called over HTTP
 	got, err := c.Receive(ctx, cache.Upload{URL: url, NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
@@ -123,6 +124,10 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 	}
 	for _, b := range before {
 		<-b.settled
+	}
+	// It may have taken hours to come in: what counts is what the client may do now, and how the cache is now.
+	if c, err = s.open(ctx, cache.Push); err != nil {
+		return err
 	}
 	added, err := c.Publish(ctx, &nix.NARInfo{
 		PathInfo: *info,
@@ -135,6 +140,19 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 	}
 	return err
 }
+
+// vouched is a reader that fails in place of its end if the client may not push any more by then.
+func (s *store) vouched(ctx context.Context, r io.Reader) io.Reader {
+	return io.MultiReader(r, &check{func() error {
+		_, err := s.open(ctx, cache.Push)
+		return err
+	}})
+}
+
+// A check is a reader of nothing, whose end may be an error.
+type check struct{ end func() error }
+
+func (c *check) Read([]byte) (int, error) { return 0, cmp.Or(c.end(), io.EOF) }
 
 // add adds a path that is being read, and returns those that it has to wait for. It waits until there are few enough.
 func (p *pushes) add(info *nix.PathInfo) (own *push, before []*push, err error) {

@@ -52,7 +52,7 @@ func start(t *testing.T) *tester {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	s.cancel = cancel
-	ours, theirs := net.Pipe()
+	ours, theirs := connected(t)
 	s.conn = ours
 	go func() {
 		defer theirs.Close()
@@ -72,6 +72,23 @@ func start(t *testing.T) *tester {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// connected returns the two ends of a connection that holds, unlike a net.Pipe, what both say at once.
+func connected(t *testing.T) (ours, theirs net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if ours, err = net.Dial("tcp", l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if theirs, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return ours, theirs
 }
 
 func (t *tester) path(name, contents string) cachetest.Path {
@@ -161,6 +178,64 @@ func TestRights(t0 *testing.T) {
 		t.Errorf("the conversation ended with %v", err)
 	}
 }
+
+// A key that is revoked while it pushes has nothing published, however long before that the push began.
+func TestRevokedWhilePushing(t0 *testing.T) {
+	for name, revoke := range map[string]func(*tester){
+		"revoked":   func(t *tester) { t.gone.Store(true) },
+		"read only": func(t *tester) { t.rights.now.Store(uint32(cache.Read)) },
+	} {
+		t0.Run(name, func(t0 *testing.T) {
+			t := start(t0)
+			a := t.path("a", strings.Repeat("contents", 10000))
+			half, rest := io.Pipe()
+			pushed := make(chan error, 1)
+			go func() { pushed <- t.client.AddNAR(a.Info, half) }()
+			rest.Write(a.NAR[:len(a.NAR)-8])
+			revoke(t)
+			rest.Write(a.NAR[len(a.NAR)-8:])
+			rest.Close()
+			t.refused(<-pushed, "this key ")
+			if _, err := t.sink.PathInfo(t.Context(), a.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+				t.Errorf("the path was published: %v", err)
+			}
+		})
+	}
+}
+
+// So is a build log, which takes the place of another one.
+func TestRevokedWhileLogging(t0 *testing.T) {
+	t := start(t0)
+	drv, err := nix.DefaultStoreDir.ParseBase("00000000000000000000000000000000-a.drv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &store{Options: Options{
+		Name:  "main",
+		Cache: func(context.Context) (*cache.Cache, error) { return t.cache, nil },
+		Who: func(context.Context) (cache.Principal, error) {
+			if t.gone.Load() {
+				return nil, cache.ErrUnauthenticated
+			}
+			return &t.rights, nil
+		},
+	}, dir: nix.DefaultStoreDir}
+	err = s.PutBuildLog(t.Context(), drv, io.MultiReader(strings.NewReader("a log"), readerFunc(func([]byte) (int, error) {
+		t.gone.Store(true)
+		return 0, io.EOF
+	})))
+	if err == nil || err.Error() != "this key has expired or was revoked" {
+		t.Errorf("got %v", err)
+	}
+	if log, err := t.cache.OpenLog(t.Context(), drv); err == nil {
+		log.Close()
+		t.Error("the log was kept")
+	}
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // A server that ends hangs up between two questions, and not in the middle of one.
 func TestEnd(t0 *testing.T) {

@@ -44,7 +44,8 @@ type Options struct {
 }
 
 // A store is a cache as one client may use it. Rights are looked at for every question anew:
-// a key that is revoked is good for nothing from then on, also in the middle of a conversation.
+// a key that is revoked is good for nothing from then on, also in the middle of a conversation, or of a NAR: they are looked at
+// once more when that has come in, which may take hours.
 //
 // All errors that it returns have texts for the client.
 type store struct {
@@ -284,7 +285,7 @@ func (s *store) PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader)
 		return err
 	}
 	defer done()
-	return s.tell(c.PutLog(ctx, drv, r))
+	return s.tell(c.PutLog(ctx, drv, s.vouched(ctx, r)))
 }
 
 // A told is an error whose text is for the client.
