@@ -68,6 +68,31 @@ func openAt(t testing.TB, path string, opts Options) *Catalog {
 	return c
 }
 
+// The last to close takes the WAL into the file: who copies that alone, of a server that has ended, has everything.
+func TestCloseLeavesOneFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	c, err := Open(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := addCache(t.Context(), c, "team"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Caches(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	found, err := filepath.Glob(path + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(found) != 1 || found[0] != path {
+		t.Errorf("there are %q, want %s alone", found, path)
+	}
+}
+
 func addCache(ctx context.Context, c *Catalog, name string) (catalog.CacheID, error) {
 	r := &catalog.Cache{Name: name, StoreDir: nix.DefaultStoreDir, Sources: []string{catalog.SourceDepot}, Created: time.Now()}
 	err := c.AddCache(ctx, r)

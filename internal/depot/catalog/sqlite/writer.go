@@ -49,7 +49,12 @@ func (w *writer) close() error {
 	close(w.queue)
 	w.mu.Unlock()
 	<-w.ended
-	return errors.Join(w.conn.Close(), w.db.Close())
+	var errs []error
+	// Statements of a sql.Conn are not closed with it, and with one open SQLite keeps the file open, and the WAL beside it.
+	for _, s := range w.prepared {
+		errs = append(errs, s.Close())
+	}
+	return errors.Join(append(errs, w.conn.Close(), w.db.Close())...)
 }
 
 // write has do change the catalog, in a transaction that may be shared with others, and returns when that is durable.
