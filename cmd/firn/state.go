@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/term"
@@ -85,7 +86,34 @@ func hasDepot(state string) bool {
 }
 
 func errNoDepot(state string) error {
+	if err := checkLost(state); err != nil {
+		return err
+	}
 	return fmt.Errorf("there is no depot in %s; name the state directory of the server with --state, or start `firn serve` once", state)
+}
+
+// checkLost refuses to make a catalog where there are packs: it would know none of them, and so have them deleted.
+func checkLost(state string) error {
+	packs := filepath.Join(state, depotDir, packsName)
+	found := errors.New("found")
+	err := filepath.WalkDir(packs, func(_ string, e fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case !e.IsDir() && !strings.HasPrefix(e.Name(), "."): // those are being written, or were when something crashed
+			return found
+		}
+		return nil
+	})
+	switch {
+	case err == found:
+		return fmt.Errorf("there is nothing in the catalog %s, and without it nobody can tell what is in %s: "+
+			"bring back both from one backup, with the catalog's -wal if that is there; or, if all that was pushed is to be forgotten, remove the packs",
+			filepath.Join(state, depotDir, catalogName), packs)
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	}
+	return err
 }
 
 // checkOwner refuses to write, as root, into the state of a server that runs as somebody else, who could not read it.
@@ -126,7 +154,7 @@ func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w", err)
 	}
-	cat, err := sqlite.Open(ctx, path, sqlite.Options{})
+	cat, err := sqlite.Open(ctx, path, sqlite.Options{New: func() error { return checkLost(state) }})
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
 	}

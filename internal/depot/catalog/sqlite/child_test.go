@@ -3,7 +3,9 @@ package sqlite
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -66,6 +68,42 @@ func openAt(t testing.TB, path string, opts Options) *Catalog {
 		}
 	})
 	return c
+}
+
+// New is asked where there is no catalog: no file, an empty one, or one that was copied without its WAL. Its error ends Open, and one that is there is not asked for.
+func TestNew(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	lost := errors.New("lost")
+	refuse := Options{New: func() error { return lost }}
+	if _, err := Open(t.Context(), path, refuse); !errors.Is(err, lost) {
+		t.Errorf("without a file: %v, want %v", err, lost)
+	}
+	if _, err := os.Stat(path); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a file was made: %v", err)
+	}
+	if err := os.WriteFile(path, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), path, refuse); !errors.Is(err, lost) {
+		t.Errorf("with an empty file: %v, want %v", err, lost)
+	}
+
+	c := openAt(t, path, Options{})
+	if _, err := addCache(t.Context(), c, "team"); err != nil {
+		t.Fatal(err)
+	}
+	openAt(t, path, refuse)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	alone := filepath.Join(t.TempDir(), "catalog.db")
+	if err := os.WriteFile(alone, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), alone, refuse); !errors.Is(err, lost) {
+		t.Errorf("without its WAL: %v, want %v", err, lost)
+	}
 }
 
 // The last to close takes the WAL into the file: who copies that alone, of a server that has ended, has everything.

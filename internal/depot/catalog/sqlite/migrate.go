@@ -26,8 +26,8 @@ const (
 	migratePause = 25 * time.Millisecond
 )
 
-// migrate brings the file up to date.
-func migrate(ctx context.Context, db *sql.DB) error {
+// migrate brings the file up to date. It asks made before it makes anything in one that has nothing in it.
+func migrate(ctx context.Context, db *sql.DB, made func() error) error {
 	steps, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
@@ -37,7 +37,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 		return err
 	}
 	for tries := 1; ; tries++ {
-		err := migrateOnce(ctx, p)
+		err := migrateOnce(ctx, p, made)
 		if err == nil || tries == migrateTries || !raced(err) {
 			return err
 		}
@@ -49,7 +49,7 @@ func migrate(ctx context.Context, db *sql.DB) error {
 	}
 }
 
-func migrateOnce(ctx context.Context, p *goose.Provider) error {
+func migrateOnce(ctx context.Context, p *goose.Provider, made func() error) error {
 	sources := p.ListSources()
 	newest := sources[len(sources)-1].Version
 	has, err := p.GetDBVersion(ctx)
@@ -61,6 +61,10 @@ func migrateOnce(ctx context.Context, p *goose.Provider) error {
 		return fmt.Errorf("it was written by a newer firn: it has version %d, and this firn knows up to %d", has, newest)
 	case has == newest:
 		return nil
+	case has == 0:
+		if err := made(); err != nil {
+			return err
+		}
 	}
 	_, err = p.Up(ctx)
 	return unavailable(err)

@@ -42,6 +42,8 @@ type Options struct {
 	Now func() time.Time
 	// Wait is how long a write waits for one of another process; 0 is 10 s.
 	Wait time.Duration
+	// New, if it is not nil, is asked before a catalog is made where there is none, or a file with nothing in it; its error ends Open. It may be asked twice.
+	New func() error
 }
 
 // Catalog keeps a catalog in a file.
@@ -72,6 +74,14 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	if path, err = filepath.Abs(path); err != nil {
 		return nil, err
 	}
+	if opts.New == nil {
+		opts.New = func() error { return nil }
+	}
+	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+		if err := opts.New(); err != nil {
+			return nil, err
+		}
+	}
 	if err := create(path); err != nil {
 		return nil, err
 	}
@@ -90,7 +100,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	if err := migrate(ctx, db); err != nil {
+	if err := migrate(ctx, db, opts.New); err != nil {
 		return nil, err
 	}
 	if c.reads, err = sql.Open("sqlite", dataSource(path, wait, "mode=ro", "_pragma=query_only(1)")); err != nil {
