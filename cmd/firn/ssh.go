@@ -16,11 +16,16 @@ import (
 	"firn/internal/listen"
 	"firn/internal/service"
 	"firn/internal/session"
+	"firn/internal/slots"
 	"firn/internal/sshd"
 )
 
 // sshDir is where the host keys are in the state directory.
 const sshDir = "ssh"
+
+// sshTurns is how many NARs of some size are read at once over SSH, half of them of one key or from one address: as many as over HTTP.
+// The depot has room for both together.
+const sshTurns = 32
 
 // An sshServer is the door for SSH, with what is counted behind it.
 type sshServer struct {
@@ -50,6 +55,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		}
 	}
 	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
+	turns := slots.New(sshTurns)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {
@@ -62,6 +68,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Daemon:     daemon,
 			Version:    "firn " + a.version,
 			Behind:     behind,
+			Turn:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
 			Client:     l.Key,
 			Clients:    clients,
 			Operations: operations,

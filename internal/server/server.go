@@ -30,6 +30,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/codec"
 	"firn/internal/logs"
+	"firn/internal/slots"
 	"firn/nix"
 )
 
@@ -132,10 +133,10 @@ type Server struct {
 
 	listing *semaphore.Weighted // of listingMakers
 
-	large     *slots // of Options.Uploads
-	small     *slots // of smallUploads
-	logs      *slots // of openLogs
-	listings  *slots // of largeListings
+	large     *slots.Slots // of Options.Uploads
+	small     *slots.Slots // of smallUploads
+	logs      *slots.Slots // of openLogs
+	listings  *slots.Slots // of largeListings
 	maxUpload int64
 }
 
@@ -157,10 +158,10 @@ func New(caches cache.Directory, opts Options) *Server {
 
 		listing: semaphore.NewWeighted(listingMakers),
 
-		large:     newSlots(cmp.Or(opts.Uploads, 32)),
-		small:     newSlots(smallUploads),
-		logs:      newSlots(openLogs),
-		listings:  newSlots(largeListings),
+		large:     slots.New(cmp.Or(opts.Uploads, 32)),
+		small:     slots.New(smallUploads),
+		logs:      slots.New(openLogs),
+		listings:  slots.New(largeListings),
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	if s.codec == nil {

@@ -10,13 +10,10 @@ import (
 	"net/http"
 	"net/netip"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
-
-	"github.com/google/go-cmp/cmp"
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
@@ -336,54 +333,6 @@ func (t *uploadTester) wantPutIn(name, target, body string) {
 	}
 	t.wantAnswer(r, http.StatusNoContent)
 	conn.Close()
-}
-
-// TestSlots: whoever has too many is passed over, and gets what is free when nobody else wants it.
-func TestSlots(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newSlots(8)
-		ctx, cancel := context.WithCancel(t.Context())
-		var wg sync.WaitGroup
-		got := make(map[string]int)
-		var mu sync.Mutex
-		var give []func()
-		take := func(owners ...string) {
-			wg.Go(func() {
-				done, err := s.take(ctx, owners...)
-				if err != nil {
-					return
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				got[owners[0]]++
-				give = append(give, done)
-			})
-			synctest.Wait()
-		}
-		for range 20 {
-			take("a", "here")
-		}
-		for range 20 {
-			take("b", "here")
-		}
-		for range 20 {
-			take("c", "there")
-		}
-		for range 20 {
-			take("d", "elsewhere")
-		}
-		if diff := cmp.Diff(map[string]int{"a": 4, "c": 2, "d": 1}, got); diff != "" {
-			t.Errorf("slots taken (-want +got):\n%s", diff)
-		}
-		cancel()
-		wg.Wait()
-		for _, done := range give {
-			done()
-		}
-		if s.free != 8 || len(s.held) != 0 || s.waiting.Len() != 0 {
-			t.Errorf("in the end %d are free, held %v, %d wait", s.free, s.held, s.waiting.Len())
-		}
-	})
 }
 
 // Uploads wait for each other, but not for so long that a client would give up.

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"firn/internal/cache"
 	"firn/nix"
@@ -23,6 +25,15 @@ const (
 	// smallNAR is up to how many bytes a NAR takes so little that it does not count.
 	smallNAR = 64 << 10
 )
+
+// How slowly a client may send a NAR while it has a turn: slice bytes in patience, which is how long Nix itself waits for a server that says nothing.
+// It may have to get the NAR from somewhere first.
+const (
+	slice    = 1 << 20 // bytes
+	patience = 5 * time.Minute
+)
+
+var errSlow = cache.Refuse(cache.ErrUnavailable, "less than %d bytes of a NAR came in %s: too slow, as others wait for their turn", slice, patience)
 
 // Behind bounds the memory of conversations that share it.
 type Behind struct{ turns chan struct{} }
@@ -73,6 +84,16 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 	if err != nil {
 		done()
 		return err
+	}
+	if s.Turn != nil && info.NARSize >= smallNAR {
+		mine, err := s.Turn(ctx)
+		if err != nil {
+			done()
+			s.push.settle(info.Path, p, nil)
+			return s.tell(fmt.Errorf("wait for a turn: %w: %w", cache.ErrUnavailable, err))
+		}
+		defer mine() // once it is read
+		r = &paced{r: r, slow: s.hangUp}
 	}
 	ended := &ending{r: r, ended: make(chan struct{})}
 	go func() {
@@ -217,6 +238,35 @@ func (p *pushes) early() (early []*push, failed error) {
 		}
 	}
 	return early, p.failed
+}
+
+// A paced is a reader that calls slow when it has waited for too long. What else happens between two reads is not the client's fault.
+type paced struct {
+	r    io.Reader
+	slow func()
+
+	n, next int64         // bytes that were read; with how many the client gets new time
+	left    time.Duration // of its time
+	late    atomic.Bool
+}
+
+func (p *paced) Read(b []byte) (int, error) {
+	if p.n >= p.next {
+		p.next, p.left = p.n+slice, patience
+	}
+	begun := time.Now()
+	timer := time.AfterFunc(p.left, func() {
+		p.late.Store(true)
+		p.slow()
+	})
+	n, err := p.r.Read(b)
+	timer.Stop()
+	p.left -= time.Since(begun)
+	p.n += int64(n)
+	if p.late.Load() {
+		return 0, errSlow
+	}
+	return n, err
 }
 
 // An ending is a reader that tells when it has ended.

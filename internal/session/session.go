@@ -35,7 +35,13 @@ const (
 // The text of an error is for the client.
 func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts Options) error {
 	opts.Logger = cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))
-	s := &store{Options: opts}
+	s := &store{Options: opts, hangUp: func() {
+		if c, ok := conn.(interface{ CloseWithError(error) error }); ok {
+			c.CloseWithError(errSlow)
+		} else {
+			conn.Close()
+		}
+	}}
 	c, err := s.open(ctx, cache.Read)
 	if err != nil {
 		return s.tell(err)

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -231,6 +232,42 @@ func TestRevokedWhileLogging(t0 *testing.T) {
 		log.Close()
 		t.Error("the log was kept")
 	}
+}
+
+// A client that has a turn, and sends a NAR too slowly, is hung up on; one that pauses while nothing is read of it is not.
+func TestPaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var hungUp atomic.Bool
+		half, rest := io.Pipe()
+		p := &paced{r: half, slow: func() { hungUp.Store(true); rest.CloseWithError(io.ErrClosedPipe) }}
+		read := func(n int) error {
+			_, err := io.ReadFull(p, make([]byte, n))
+			return err
+		}
+		go func() {
+			for range 4 { // a slice in just less than patience
+				time.Sleep(patience/4 - time.Second)
+				rest.Write(make([]byte, slice/4))
+			}
+			time.Sleep(patience - time.Second)
+			rest.Write(make([]byte, slice/2))
+		}()
+		for range 4 {
+			if err := read(slice / 4); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := read(slice / 2); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * patience) // nobody reads
+		if hungUp.Load() {
+			t.Fatal("it was hung up on while nobody read")
+		}
+		if err := read(1); !errors.Is(err, cache.ErrUnavailable) || !hungUp.Load() {
+			t.Errorf("a slow client: %v, hung up %t", err, hungUp.Load())
+		}
+	})
 }
 
 type readerFunc func([]byte) (int, error)

@@ -33,6 +33,9 @@ type Options struct {
 	Daemon string
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
+	// Turn waits until a NAR of some size may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
+	// Nil: at once, and as slowly as it likes.
+	Turn func(ctx context.Context) (done func(), err error)
 	// Client is who the client is, the same in all its conversations, and Clients, which is shared by all, knows these: a path that a client
 	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
 	Client  string
@@ -55,6 +58,7 @@ type store struct {
 	busy   atomic.Int32 // questions that are being answered
 	alone  atomic.Bool  // it is known to be the only one of its client
 	push   pushes
+	hangUp func() // ends the connection, of a client that is too slow
 }
 
 var _ protocol.Store = (*store)(nil)

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/cache"
+	"firn/internal/slots"
 )
 
 // whoKey is where the principal of a key is in the permissions.
@@ -24,7 +25,7 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts}
 	defer c.Close()
 	remote := addrOf(nc)
-	place := remote.Unmap().WithZone("")
+	place := slots.Place(remote)
 	log := s.log.With("remote", remote.String())
 	if !s.begin(place) {
 		s.counts.turnedAway.Add(1)
@@ -34,17 +35,26 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	defer context.AfterFunc(work, func() { c.Close() })()
 
 	sc, channels, requests, err := s.handshake(ctx, c, remote)
-	s.begun(place, err == nil)
+	s.begun(place)
 	if err != nil {
 		s.counts.failed.Add(1)
 		log.Debug("no login", "error", err)
 		return
 	}
-	s.counts.loggedIn.Add(1)
-	defer s.end()
 	defer sc.Close()
 	key := sc.Permissions.ExtraData[whoKey{}].(ssh.PublicKey)
-	l := &Login{User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
+	owners := []string{"key " + ssh.FingerprintSHA256(key), slots.Address(remote)}
+	done, ok := s.open.TryTake(owners...)
+	if !ok {
+		s.counts.turnedAway.Add(1)
+		log.Debug("turned away: too many connections that have logged in")
+		return
+	}
+	defer done()
+	s.counts.loggedIn.Add(1)
+	s.counts.open.Add(1)
+	defer s.counts.open.Add(-1)
+	l := &Login{owners: owners, hangUp: func() { sc.Close() }, User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
 		return s.access.SSHKey(ctx, key, sc.User())
 	}}
 	log = log.With("user", l.User, "key", l.Key)

@@ -19,6 +19,7 @@ var (
 // counts are what a Server counts.
 type counts struct {
 	loggedIn, failed, turnedAway  atomic.Int64 // connections
+	open                          atomic.Int64 // connections now
 	inFlight, ended, endedInError atomic.Int64 // commands
 	received, sent                atomic.Int64 // bytes
 }
@@ -31,13 +32,10 @@ func (s *Server) Collect(ch chan<- prometheus.Metric) {
 	tell := func(d *prometheus.Desc, kind prometheus.ValueType, v int64, labels ...string) {
 		ch <- prometheus.MustNewConstMetric(d, kind, float64(v), labels...)
 	}
-	s.mu.Lock()
-	open := s.open
-	s.mu.Unlock()
 	tell(descLogins, prometheus.CounterValue, s.counts.loggedIn.Load(), "ok")
 	tell(descLogins, prometheus.CounterValue, s.counts.failed.Load(), "failed")
 	tell(descLogins, prometheus.CounterValue, s.counts.turnedAway.Load(), "turned away")
-	tell(descConnections, prometheus.GaugeValue, int64(open))
+	tell(descConnections, prometheus.GaugeValue, s.counts.open.Load())
 	tell(descSessions, prometheus.CounterValue, s.counts.ended.Load(), "ok")
 	tell(descSessions, prometheus.CounterValue, s.counts.endedInError.Load(), "failed")
 	tell(descInFlight, prometheus.GaugeValue, s.counts.inFlight.Load())

@@ -2,6 +2,7 @@ package sshd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -31,8 +32,13 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 	defer rest.Wait()
 	defer ch.Close()
 	command, ok := wanted(ctx, requests, l)
+	here, gone := context.WithCancel(ctx)
+	defer gone()
 	// The client may go on asking, as for a change of its window, and is refused.
-	rest.Go(func() { ssh.DiscardRequests(requests) })
+	rest.Go(func() {
+		defer gone()
+		ssh.DiscardRequests(requests)
+	})
 	if !ok {
 		return
 	}
@@ -40,14 +46,21 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 		log := log.With("command", line)
 		log.Debug("session begins")
 		start := time.Now()
-		if err := s.sessions.Acquire(ctx, 1); err != nil {
-			return fmt.Errorf("the server is ending")
+		done, err := s.sessions.Take(here, l.owners...)
+		if err != nil {
+			return errEnding
 		}
-		defer s.sessions.Release(1)
+		defer done()
 		s.counts.inFlight.Add(1)
 		defer s.counts.inFlight.Add(-1)
 		defer context.AfterFunc(work, func() { ch.Close() })()
-		err := s.answer(ctx, l, line, &channel{ch})
+		reading, ended := context.WithCancel(context.Background())
+		defer ended()
+		err = s.answer(ctx, l, line, &channel{ch, func() {
+			if reading.Err() == nil {
+				l.hangUp()
+			}
+		}})
 		log.Debug("session ends", "duration", time.Since(start), "error", err)
 		return err
 	})
@@ -64,15 +77,25 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 }
 
 // A channel is what an answer reads and writes.
-type channel struct{ ssh.Channel }
+type channel struct {
+	ssh.Channel
+	cut func() // ends the connection
+}
 
 // goodbyeLimit is how long saying goodbye may take.
 const goodbyeLimit = time.Second
 
-// Close ends all reading and writing, as soon as the client has heard of it, and says why.
-func (c *channel) Close() error {
+// Close is CloseWithError for a server that ends.
+func (c *channel) Close() error { return c.CloseWithError(errEnding) }
+
+var errEnding = errors.New("the server is ending")
+
+// CloseWithError ends all reading and writing, as soon as the client has heard of it, and says why.
+// A client that does not answer to that loses the connection: nothing else ends what is being read from it.
+func (c *channel) CloseWithError(reason error) error {
+	time.AfterFunc(goodbyeLimit, c.cut)
 	defer time.AfterFunc(goodbyeLimit, func() { c.Channel.Close() }).Stop() // of a client that does not read
-	fmt.Fprintln(c.Stderr(), "firn: the server is ending")
+	fmt.Fprintf(c.Stderr(), "firn: %s\n", reason)
 	return c.Channel.Close()
 }
 

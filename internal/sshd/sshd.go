@@ -22,9 +22,9 @@ import (
 	"time"
 
 	"golang.org/x/crypto/ssh"
-	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
+	"firn/internal/slots"
 )
 
 const (
@@ -43,8 +43,8 @@ const (
 	// Each costs some milliseconds of a core and some 100 KiB.
 	maxStarting, maxStartingFrom = 128, 32
 
-	// maxConnections bounds those that have logged in. Some may wait for their turn, or for a client that builds something.
-	maxConnections = 1024
+	// defaultConnections bounds those that have logged in. Some may wait for their turn, or for a client that builds something.
+	defaultConnections = 1024
 
 	// maxTries is how many keys a client may offer, as one with an agent does.
 	maxTries = 20
@@ -73,7 +73,13 @@ type Login struct {
 	Key    string     // the fingerprint of its key
 	// Who returns who it is now: cache.ErrUnauthenticated if its key was revoked or has expired since.
 	Who func(ctx context.Context) (cache.Principal, error)
+
+	owners []string // by which its places are counted
+	hangUp func()   // ends the connection
 }
+
+// Owners are the names by which the places are counted that the client takes, see [slots.Slots].
+func (l *Login) Owners() []string { return l.owners }
 
 // Answer answers a command line that a client wants to run. It reads what the client sends to the command from conn, and writes what the client gets.
 // The text of its error is for the client. Once ctx ends it should find an end soon, where the conversation can be broken off.
@@ -88,8 +94,10 @@ type Options struct {
 	Version string
 	// Idle is how long a connection may be silent, an hour if zero.
 	Idle time.Duration
-	// Sessions is how many commands are answered at once; others wait. 256 if zero.
-	Sessions int64
+	// Sessions is how many commands are answered at once, half of them of one key or from one address; others wait. 256 if zero.
+	Sessions int
+	// Connections is how many there may be that have logged in, likewise; further ones are turned away. 1024 if zero.
+	Connections int
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
 }
@@ -100,14 +108,14 @@ type Server struct {
 	access   Access
 	answer   Answer
 	idle     time.Duration
-	sessions *semaphore.Weighted
+	sessions *slots.Slots
+	open     *slots.Slots // for connections that have logged in
 	log      *slog.Logger
 	counts   counts
 
 	mu       sync.Mutex
 	starting map[netip.Addr]int // connections that have not logged in, by where they come from; none is zero
 	count    int                // of these in all
-	open     int                // connections that have
 }
 
 // New returns a Server.
@@ -116,7 +124,8 @@ func New(access Access, answer Answer, opts Options) *Server {
 		access:   access,
 		answer:   answer,
 		idle:     cmp.Or(opts.Idle, defaultIdle),
-		sessions: semaphore.NewWeighted(cmp.Or(opts.Sessions, defaultSessions)),
+		sessions: slots.New(cmp.Or(opts.Sessions, defaultSessions)),
+		open:     slots.New(cmp.Or(opts.Connections, defaultConnections)),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		starting: map[netip.Addr]int{},
 	}
@@ -182,7 +191,7 @@ func temporary(err error) bool { return !errors.Is(err, net.ErrClosed) }
 func (s *Server) begin(from netip.Addr) (ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.count >= maxStarting || s.open >= maxConnections || from.IsValid() && s.starting[from] >= maxStartingFrom {
+	if s.count >= maxStarting || from.IsValid() && s.starting[from] >= maxStartingFrom {
 		return false
 	}
 	s.count++
@@ -191,20 +200,11 @@ func (s *Server) begin(from netip.Addr) (ok bool) {
 }
 
 // begun counts it no more.
-func (s *Server) begun(from netip.Addr, loggedIn bool) {
+func (s *Server) begun(from netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.count--
 	if s.starting[from]--; s.starting[from] == 0 {
 		delete(s.starting, from)
 	}
-	if loggedIn {
-		s.open++
-	}
-}
-
-func (s *Server) end() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
 }

@@ -94,7 +94,7 @@ func start(t *testing.T, opts sshd.Options, accessOpts access.Options) *tester {
 	return s
 }
 
-// echo answers: who, echo (all that comes), a refusal, and wait (until the server ends).
+// echo answers: who, echo (all that comes), a refusal, slow, hang up, and wait (until the server ends).
 func echo(ctx context.Context, l *sshd.Login, command string, conn io.ReadWriteCloser) error {
 	switch command {
 	case "who":
@@ -112,6 +112,13 @@ func echo(ctx context.Context, l *sshd.Login, command string, conn io.ReadWriteC
 		<-ctx.Done()
 		io.WriteString(conn, ", done")
 		return nil
+	case "slow":
+		io.WriteString(conn, "waiting")
+		defer time.AfterFunc(100*time.Millisecond, func() {
+			conn.(interface{ CloseWithError(error) error }).CloseWithError(errors.New("too slow"))
+		}).Stop()
+		_, err := io.Copy(io.Discard, conn)
+		return err
 	case "hang up":
 		io.WriteString(conn, "waiting")
 		defer context.AfterFunc(ctx, func() { conn.Close() })()
