@@ -83,6 +83,25 @@ func (a *admin) want(method, path, token string, body []byte, status int, text s
 	}
 }
 
+// tag returns the ETag of what is there.
+func (a *admin) tag(path, token string) string {
+	a.Helper()
+	request, err := http.NewRequestWithContext(a.Context(), http.MethodGet, a.server.url+path, nil)
+	if err != nil {
+		a.Fatal(err)
+	}
+	request.SetBasicAuth("anybody", token)
+	answer, err := http.DefaultClient.Do(request)
+	if err != nil {
+		a.Fatal(err)
+	}
+	answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		a.Fatalf("%s: %s", path, answer.Status)
+	}
+	return answer.Header.Get("ETag")
+}
+
 func (a *admin) isOK(path string) bool {
 	a.Helper()
 	answer, err := http.Get(a.server.url + path)
@@ -169,7 +188,13 @@ func TestUploadedZstd(t *testing.T) {
 	info := nix.NARInfo{PathInfo: *p.Info, Compression: nix.Zstd, FileHash: nix.SHA256Sum(sha256.Sum256(file)), FileSize: int64(len(file))}
 	info.URL = "nar/" + info.FileHash.Nix32() + ".nar.zst"
 	a.want(http.MethodPut, "/"+info.URL, token, file, http.StatusCreated, "")
+	if tag := a.tag("/"+info.URL, token); tag != "" {
+		t.Errorf("before it is published it has the tag %s, which tells whether another cache has had it all the time", tag)
+	}
 	a.want(http.MethodPut, narinfoOf(p), token, info.AppendText(nil), http.StatusCreated, "")
+	if a.tag("/"+info.URL, token) == "" {
+		t.Error("it has no tag, so that no download can be resumed")
+	}
 	got := a.server.get(t, "/"+info.URL)
 	decoder, err := zstd.NewReader(nil)
 	if err != nil {

@@ -17,7 +17,8 @@ type plain struct{ opened }
 // Size is the NAR size.
 func (p *plain) Size() int64 { return p.size }
 
-// WriteRange decompresses the frames of a range. The first time that the whole NAR is written, it is compared with its hash before its last bytes are.
+// WriteRange decompresses the frames of a range. The first time that the whole NAR is written for a cache, it is compared with its hash before its last bytes are.
+// It is so for each cache, as the time that it takes, and the number of those that were compared, would tell that another one has it.
 func (p *plain) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
 	err := outside(off, n, p.size)
 	if err == nil && n > 0 {
@@ -36,7 +37,8 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 	}
 	defer r.close()
 	hash := sha256.New()
-	verify := off == 0 && n == p.size && !p.right.Load()
+	_, right := p.right.Load(p.cache)
+	verify := off == 0 && n == p.size && !right
 	for n > 0 {
 		data, err := r.next(ctx)
 		if err != nil {
@@ -51,7 +53,7 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 				if [sha256.Size]byte(hash.Sum(nil)) != p.hash {
 					return nar.ErrMismatch
 				}
-				p.right.Store(true)
+				p.right.Store(p.cache, true)
 				p.d.right.Add(1)
 			}
 		}

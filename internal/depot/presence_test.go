@@ -127,3 +127,34 @@ func TestPresenceWithin(tt *testing.T) {
 		t.Errorf("the second generation of a cache writes %d bytes, the first %d", second, first)
 	}
 }
+
+// TestPresenceByVerification: that another cache's NAR was compared with its hash before saves nothing, and is not to be seen in the number of those that were.
+func TestPresenceByVerification(tt *testing.T) {
+	t := newTester(tt, depot.Options{})
+	_, other := t.cache("other")
+	nar := archive(tt, file("", text(100_000, 1)))
+	read := func(part *depot.Part) int64 {
+		t.Helper()
+		got, err := part.Receive(t.Context(), cache.Upload{URL: "nar/a.nar", NAR: bytes.NewReader(nar)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		before, _ := part.Verified()
+		for range 2 {
+			n, err := part.OpenReceived(t.Context(), got)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sent bytes.Buffer
+			if err := n.WriteRange(t.Context(), &sent, 0, n.Size()); err != nil || !bytes.Equal(sent.Bytes(), nar) {
+				t.Fatalf("got %d bytes, %v", sent.Len(), err)
+			}
+			n.Close()
+		}
+		after, _ := part.Verified()
+		return after - before
+	}
+	if first, second := read(t.Part), read(other); first != 1 || second != 1 {
+		t.Errorf("verified %d times for the first cache, %d for the second, want once for each", first, second)
+	}
+}

@@ -46,7 +46,7 @@ func (p *Part) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, e
 	if err != nil {
 		return nil, fmt.Errorf("open NAR %v: %w", r.NARHash, err)
 	}
-	return &plain{p.d.open(k)}, nil
+	return &plain{p.open(k)}, nil
 }
 
 // OpenReceivedCompressed opens the frames of a NAR that Received returned.
@@ -55,7 +55,7 @@ func (p *Part) OpenReceivedCompressed(ctx context.Context, r cache.Received) (ca
 	if err != nil {
 		return nil, "", fmt.Errorf("open NAR %v: %w", r.NARHash, err)
 	}
-	return &frames{p.d.open(k)}, k.tag, nil
+	return &frames{p.open(k)}, k.tag, nil
 }
 
 // own finds a NAR that was sent to this cache. Of others, it does not tell whether they are there.

@@ -36,7 +36,7 @@ type kept struct {
 	hash    catalog.Sum
 	damaged bool
 	version atomic.Uint64 // of the catalog, when this was last known to be right
-	right   atomic.Bool   // it was compared with its hash by this process
+	right   sync.Map      // the caches for which it was compared with its hash by this process
 }
 
 // find returns what is kept of a NAR.
@@ -207,7 +207,7 @@ func (p *Part) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NA
 	if err != nil {
 		return nil, err
 	}
-	return &frames{p.d.open(k)}, nil
+	return &frames{p.open(k)}, nil
 }
 
 // OpenNAR opens a NAR, to be decompressed while it is sent.
@@ -216,19 +216,20 @@ func (p *Part) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, erro
 	if err != nil {
 		return nil, err
 	}
-	return &plain{p.d.open(k)}, nil
+	return &plain{p.open(k)}, nil
 }
 
 // opened is a NAR that is open, and keeps its packs from being deleted.
 type opened struct {
-	d *Depot
+	d     *Depot
+	cache catalog.CacheID // whose it is, of those that have it
 	*kept
 	closed bool
 }
 
-func (d *Depot) open(k *kept) opened {
-	d.packs.pin(k.packs)
-	return opened{d: d, kept: k}
+func (p *Part) open(k *kept) opened {
+	p.d.packs.pin(k.packs)
+	return opened{d: p.d, cache: p.id, kept: k}
 }
 
 // Close lets the packs be deleted.

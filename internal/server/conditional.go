@@ -70,7 +70,7 @@ func matches(list []string, tag string, weak bool) bool {
 			if weak {
 				one = strings.TrimPrefix(one, "W/")
 			}
-			if one == tag || one == "*" {
+			if one == tag && tag != "" || one == "*" {
 				return true
 			}
 		}
@@ -78,7 +78,7 @@ func matches(list []string, tag string, weak bool) bool {
 	return false
 }
 
-// precondition evaluates If-Match and If-None-Match.
+// precondition evaluates If-Match and If-None-Match. No tag matches none but "*".
 // There is no date to compare with, so the headers that have one do not count.
 func precondition(h http.Header, tag string) (unchanged bool, err error) {
 	if list := h["If-Match"]; list != nil && !matches(list, tag, false) {
@@ -93,7 +93,7 @@ func rangeOf(h http.Header, tag string, size int64) (off, n int64, partial bool,
 	if len(asked) != 1 {
 		return 0, size, false, nil
 	}
-	if since := h["If-Range"]; since != nil && (len(since) != 1 || since[0] != tag) {
+	if since := h["If-Range"]; since != nil && (len(since) != 1 || since[0] != tag || tag == "") {
 		return 0, size, false, nil
 	}
 	off, n, partial, err = parseRange(asked[0], size)

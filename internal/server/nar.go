@@ -96,12 +96,14 @@ func cachingOf(a cache.Archive) *caching {
 	return cacheForever
 }
 
-// beginNAR sets the header of the answer to a request for a NAR of the given size, -1 if that is not known yet,
+// beginNAR sets the header of the answer to a request for a NAR of the given tag, which may be "", and size, -1 if that is not known yet,
 // and returns what is to be sent: length is -1 for all there will be.
 func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off, length int64, err error) {
-	tag = `"` + tag + `"`
 	h := x.w.Header()
-	h["ETag"] = []string{tag}
+	if tag != "" {
+		tag = `"` + tag + `"`
+		h["ETag"] = []string{tag}
+	}
 	h["Accept-Ranges"] = byteRanges
 	x.setCaching(h, c)
 	unchanged, err := precondition(x.r.Header, tag)

@@ -140,7 +140,7 @@ const notUploaded = "no NAR was uploaded under this name"
 // It is compressed as it is kept, where that is the compression in its name. Else it is a container of that, in which it is not compressed;
 // where there is no such container, only that it is there can be asked.
 func (s *Server) serveReceived(x *exchange) error {
-	url := x.uploadURL()
+	url, untagged := x.uploadURL(), false
 	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
 	if errors.Is(err, cache.ErrNotFound) {
 		return x.missing(notUploaded)
@@ -156,6 +156,7 @@ func (s *Server) serveReceived(x *exchange) error {
 			return cmp.Or(err, x.missing(notUploaded))
 		}
 		x.secret = true // no proxy may keep it for others
+		untagged = true
 		if x.isHead() {
 			// Whoever is told that it is there does not send it again, so it has to stay until the narinfo comes.
 			if err := x.cache.Renew(x.r.Context(), url); err != nil {
@@ -179,6 +180,11 @@ func (s *Server) serveReceived(x *exchange) error {
 	}
 	if ok {
 		defer kept.Close()
+		if untagged {
+			// The tag is another one whenever the NAR is kept anew. Who uploads it, lets it be swept, and uploads it again,
+			// would see by one that is the same that another cache has had it meanwhile.
+			keptTag = ""
+		}
 		return x.sendNAR(kept, keptTag, cacheForever)
 	}
 	if compression != nix.None {
