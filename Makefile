@@ -35,7 +35,7 @@ unit:
 # The Debian systems whose Nix the end-to-end tests run; made once, then kept.
 # One that cannot be had is left to the tests to report.
 roots:
-	@for suite in trixie sid; do e2e/nixroot $$suite >/dev/null || true; done
+	@for suite in bullseye trixie sid; do e2e/nixroot $$suite >/dev/null || true; done
 
 e2e:
 	cd e2e && $(TEST) -timeout=20m -parallel=4 .

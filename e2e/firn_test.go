@@ -30,7 +30,7 @@ import (
 var (
 	// firnPath is the program under test.
 	firnPath string
-	// nixes are the systems with Nix, the oldest Nix first.
+	// nixes are the systems with Nix: this one, then the others, the oldest first.
 	nixes []nixSystem
 )
 

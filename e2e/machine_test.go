@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,7 +29,10 @@ type nixSystem struct {
 	root    string // "" for this system
 }
 
-// findNixes returns the systems that can be had: this one, Debian 13 with Nix 2.26, and Debian sid with 2.34.
+// suites are the Debians with another Nix than this system: 2.3, 2.26 and, in sid, 2.34.
+var suites = []string{"bullseye", "trixie", "sid"}
+
+// findNixes returns the systems that can be had: this one and those of the suites.
 // One that cannot does not fail the others, for Debian sid has days on which it does not install, but is told loudly.
 func findNixes() ([]nixSystem, error) {
 	if os.Getuid() != 0 {
@@ -39,7 +43,7 @@ func findNixes() ([]nixSystem, error) {
 		return nil, fmt.Errorf("find Nix (make test installs it): %w", err)
 	}
 	found := []nixSystem{system}
-	for _, suite := range []string{"trixie", "sid"} {
+	for _, suite := range suites {
 		out, err := exec.Command("./nixroot", suite).Output()
 		var n nixSystem
 		if err == nil {
@@ -59,7 +63,7 @@ func findNixes() ([]nixSystem, error) {
 		fmt.Printf("testing with Nix %s\n", n.version)
 	}
 	if len(found) == 1 {
-		return nil, errors.New("of three systems with Nix, only this one is there")
+		return nil, errors.New("of all systems with Nix, only this one is there")
 	}
 	return found, nil
 }
@@ -103,6 +107,39 @@ func (n nixSystem) command(ctx context.Context, dir string, env []string, args .
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
 	cmd.WaitDelay = killDelay
 	return cmd
+}
+
+// isOld reports whether it is older than 2.4: it knows no zstd, no experimental features, and its commands have other names.
+func (n nixSystem) isOld() bool { return strings.HasPrefix(n.version, "2.3.") }
+
+// compressions are some in which it can upload.
+func (n nixSystem) compressions() []string {
+	if n.isOld() {
+		return []string{"none", "xz", "br"}
+	}
+	return []string{"none", "xz", "zstd"}
+}
+
+// oldNames are what commands were called before 2.4.
+var oldNames = map[string][]string{
+	"store verify":    {"verify"},
+	"store sign":      {"sign-paths"},
+	"store copy-sigs": {"copy-sigs"},
+	"store ping":      {"ping-store"},
+	"store ls":        {"ls-store"},
+	"store cat":       {"cat-store"},
+}
+
+// words returns a command line as this Nix has it.
+func (n nixSystem) words(args []string) []string {
+	at := slices.Index(args, "nix")
+	if !n.isOld() || at < 0 || len(args) < at+3 {
+		return args
+	}
+	if old, ok := oldNames[args[at+1]+" "+args[at+2]]; ok {
+		return slices.Concat(args[:at+1], old, args[at+3:])
+	}
+	return args
 }
 
 // eachNix runs a test with each Nix.
@@ -201,7 +238,7 @@ func (m *machine) command(ctx context.Context, args ...string) *exec.Cmd {
 		"TMPDIR=" + filepath.Join(m.dir, "tmp"),
 		"NIX_CONF_DIR=" + filepath.Join(m.dir, "conf"),
 		"LC_ALL=C.UTF-8",
-	}, args...)
+	}, m.nix.words(args)...)
 }
 
 // try runs a command and returns its standard output without the final newline; the error has its standard error.

@@ -36,6 +36,9 @@ func TestExportImport(t *testing.T) {
 	front := *s
 	front.url = startNginx(t, tempDir(t), "location / { root "+dir+"; }")
 	eachNix(t, func(t *testing.T, n nixSystem) {
+		if n.isOld() {
+			return // nobody is there to give it anything but zstd
+		}
 		m := newMachine(t, n)
 		m.run("nix", "copy", "--from", front.url, root, "--option", "trusted-public-keys", s.publicKey)
 		wantStore(m, s, want)

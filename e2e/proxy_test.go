@@ -148,7 +148,7 @@ func wantThrough(t *testing.T, n nixSystem, s *server, url, address, cert, token
 		m.run(withHosts(m, address, []string{"localhost"}, append([]string{"env", "NIX_SSL_CERT_FILE=" + cert}, args...)...)...)
 	}
 	netrc := source.write("netrc", "machine localhost login a password "+token+"\n")
-	on(source, "nix", "copy", "--to", url+"?compression=zstd", path, "--option", "netrc-file", netrc)
+	on(source, "nix", "copy", "--to", url+"?compression="+n.compressions()[2], path, "--option", "netrc-file", netrc)
 	on(reader, "nix", "copy", "--from", url, path, "--option", "trusted-public-keys", s.publicKey)
 	sameTree(t, source.path(path), reader.path(path))
 	return path

@@ -88,7 +88,7 @@ func TestPush(t *testing.T) {
 		tree := filepath.Join(client.dir, "debug")
 		id := debugTree(t, tree)
 		debug := client.run("nix-store", "--add", tree)
-		for _, compression := range []string{"none", "xz", "zstd"} {
+		for _, compression := range n.compressions() {
 			t.Run(compression, func(t *testing.T) {
 				host := newMachine(t, systemNix())
 				s := startDepot(host)
@@ -169,6 +169,9 @@ func TestPushRefused(t *testing.T) {
 				login(m, test.token)
 			}
 			_, err := m.try("nix", "copy", "--to", s.url, p.String())
+			if n.isOld() {
+				test.words = "" // it does not show what a server says
+			}
 			if err == nil || !strings.Contains(err.Error(), test.status) || !strings.Contains(err.Error(), test.words) {
 				t.Errorf("with the token %q: %v, want %s and %q", test.token, err, test.status, test.words)
 			}
@@ -222,10 +225,12 @@ func TestPushSignaturesAndLogs(t *testing.T) {
 		m.run("nix", "store", "copy-sigs", "--store", s.url, "--substituter", other, output)
 		wantKeys("a-1", "b-1", "c-1")
 
-		m.run("nix", "store", "copy-log", "--to", s.url, drv)
 		reader := newMachine(t, n)
-		if got := reader.run("nix", "log", "--store", s.url, output); got != "the log of a build" {
-			t.Errorf("the log of %s is %q", drv, got)
+		if !n.isOld() { // which cannot upload logs
+			m.run("nix", "store", "copy-log", "--to", s.url, drv)
+			if got := reader.run("nix", "log", "--store", s.url, output); got != "the log of a build" {
+				t.Errorf("the log of %s is %q", drv, got)
+			}
 		}
 		key, err := os.ReadFile(file("c-1.pub"))
 		if err != nil {

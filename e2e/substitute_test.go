@@ -64,7 +64,7 @@ func TestUntrustedKey(t *testing.T) {
 		}
 		for _, trusted := range []string{"", string(other)} {
 			trust := []string{"--option", "trusted-public-keys", trusted}
-			m.refused([]string{"not signed by any of the keys", "lacks a signature"},
+			m.refused([]string{"not signed by any of the keys", "lacks a signature", "does not have a valid signature"},
 				append([]string{"nix-store", "--realise", bash, "--option", "substituters", s.url}, trust...)...)
 			m.refused([]string{"lacks a valid signature", "lacks a signature"},
 				append([]string{"nix", "copy", "--from", s.url, bash}, trust...)...)
@@ -93,6 +93,9 @@ func TestKeys(t *testing.T) {
 				t.Fatal(err)
 			}
 			m.run("nix", "store", "verify", "--store", s.url, bash, "--option", "trusted-public-keys", string(key))
+		}
+		if n.isOld() {
+			return // it has no command that shows a public key
 		}
 		// Nix reads firn's secret key, and sees the same public key in it.
 		convert := m.command(t.Context(), "sh", "-c", "nix key convert-secret-to-public <"+file("firn.secret"))

@@ -207,6 +207,21 @@ func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) 
 	return e.text, nil
 }
 
+// PlainNARInfo returns the text of a narinfo that leads to the NAR uncompressed, whatever NARInfo does,
+// for clients that cannot read what that leads to. A miss is ErrNotFound itself.
+func (c *Cache) PlainNARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {
+	e, err := c.find(ctx, hash)
+	if err != nil {
+		return nil, err
+	}
+	if e.info.Compression == nix.None {
+		return e.text, nil
+	}
+	info := *e.info // the signatures do not cover what is changed
+	plain(&info, e.origin)
+	return info.AppendText(nil), nil
+}
+
 // Lookup returns what NARInfo does, as a value, which the caller must not change.
 func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, error) {
 	e, err := c.find(ctx, hash)

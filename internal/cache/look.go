@@ -183,13 +183,8 @@ func (c *Cache) sound(hash nix.PathHash, info *nix.PathInfo) error {
 // render returns the narinfo of an entry.
 func (c *Cache) render(e *entry) *nix.NARInfo {
 	origin := e.origin
-	info := &nix.NARInfo{
-		PathInfo:    *origin,
-		URL:         narURL(origin),
-		Compression: nix.None,
-		FileHash:    origin.NARHash,
-		FileSize:    origin.NARSize,
-	}
+	info := &nix.NARInfo{PathInfo: *origin}
+	plain(info, origin)
 	from, kept := e.from.(Compressed)
 	if kept || c.compress {
 		// The hash of the file is not needed for anything: the NAR hash covers what counts.
@@ -206,6 +201,13 @@ func (c *Cache) render(e *entry) *nix.NARInfo {
 	info.URL += suffix(info.Compression)
 	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
 	return info
+}
+
+// plain has a narinfo lead to the NAR as it is.
+func plain(info *nix.NARInfo, origin *nix.PathInfo) {
+	info.URL = narURL(origin)
+	info.Compression = nix.None
+	info.FileHash, info.FileSize = origin.NARHash, origin.NARSize
 }
 
 // measured returns e with the size of its compressed NAR, once that is known;

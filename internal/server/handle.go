@@ -28,7 +28,12 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		// Not for shared caches: some of them ignore Vary, and would give this to Nix.
 		return x.json(cacheNever, info)
 	}
-	text, err := x.cache.NARInfo(x.r.Context(), hash)
+	old := knowsNoZstd(x.r.Header["User-Agent"])
+	narInfo := x.cache.NARInfo
+	if old {
+		narInfo = x.cache.PlainNARInfo
+	}
+	text, err := narInfo(x.r.Context(), hash)
 	if err == cache.ErrNotFound && x.cache.HasSources() {
 		// What fail would answer, without its detours: most of what is asked of many caches is not there.
 		s.metrics.lookups[lookupMiss].Inc()
@@ -38,7 +43,27 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		return err
 	}
 	x.w.Header()["Vary"] = onAccept
+	if old {
+		// Not for shared caches: others would download several times as much.
+		return x.bytes(typeNARInfo, cacheNever, text)
+	}
 	return x.bytes(typeNARInfo, cacheShort, text)
+}
+
+// knowsNoZstd reports whether a client is a Nix before 2.4, as in "curl/7.74.0 Nix/2.3.7": that fails at a narinfo that says zstd.
+func knowsNoZstd(agent []string) bool {
+	if len(agent) != 1 {
+		return false
+	}
+	_, version, ok := strings.Cut(agent[0], "Nix/")
+	if !ok {
+		return false
+	}
+	minor, ok := strings.CutPrefix(version, "2.")
+	if !ok {
+		return strings.HasPrefix(version, "1.")
+	}
+	return minor != "" && '0' <= minor[0] && minor[0] <= '3' && (len(minor) == 1 || minor[1] < '0' || minor[1] > '9')
 }
 
 // lookedUp counts a look-up of the path hash that x names, and says what was not found.

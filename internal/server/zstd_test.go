@@ -169,3 +169,43 @@ func TestCompressedAborted(t *testing.T) {
 		t.Error("the client of HTTP/1.0 saw no error")
 	}
 }
+
+// A Nix that knows no zstd is led to the NAR as it is, under the same signatures, and shared caches do not give that to others.
+func TestOldNix(t *testing.T) {
+	hold := make(chan struct{})
+	close(hold)
+	tt, _ := zstdTester(t, hold)
+	narInfo := func(agent string) (*nix.NARInfo, string) {
+		t.Helper()
+		resp, body := tt.do("GET", "/"+tt.path.Info.Path.Hash().String()+".narinfo", "User-Agent: "+agent)
+		if resp.StatusCode != http.StatusOK {
+			t.Fatalf("status %d for %q", resp.StatusCode, agent)
+		}
+		info, err := nix.ParseNARInfoStrict(nix.DefaultStoreDir, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return info, resp.Header.Get("Cache-Control")
+	}
+	for _, agent := range []string{
+		"curl/8.14.1 Nix/2.31.2", "curl/7.88.1 Nix/2.4", "curl/7.88.1 Nix/2.30.0", "curl/7.88.1 Nix/2.8.0", "curl/7.88.1 Nix/2.40", "curl/8.0 Lix/2.93.0",
+		"curl/7.74.0", "", "Nix/", "Nix/2.", "Nix/3.1",
+	} {
+		if info, caching := narInfo(agent); info.Compression != nix.Zstd || caching != "public, max-age=300" {
+			t.Errorf("%q gets %s, %s", agent, info.Compression, caching)
+		}
+	}
+	want, _ := narInfo("")
+	for _, agent := range []string{"curl/7.74.0 Nix/2.3.7", "curl/7.70.0 Nix/2.3", "curl/7.70.0 Nix/2.3pre6895_84de821", "curl/7.64.0 Nix/2.2.2 ours", "Nix/1.11.16", "curl/7.47.0 Nix/2.0"} {
+		info, caching := narInfo(agent)
+		if info.Compression != nix.None || caching != "no-store" {
+			t.Errorf("%q gets %s, %s", agent, info.Compression, caching)
+		}
+		if diff := cmp.Diff(want.Signatures, info.Signatures); diff != "" || info.FileSize != info.NARSize {
+			t.Errorf("%q gets a file of %d bytes, and other signatures (-want +got):\n%s", agent, info.FileSize, diff)
+		}
+		if resp, body := tt.do("GET", "/"+info.URL); resp.StatusCode != http.StatusOK || !bytes.Equal(body, tt.path.NAR) {
+			t.Errorf("GET %s: status %d, not the NAR", info.URL, resp.StatusCode)
+		}
+	}
+}
