@@ -241,6 +241,43 @@ func TestPushSignaturesAndLogs(t *testing.T) {
 	})
 }
 
+// A machine with the hook of the handbook gets back what it built and pushed, when the garbage collector has taken it:
+// Nix remembers of what it pushed a narinfo without the server's signatures.
+func TestPushBuiltAndFetch(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/pushing.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, hook, _ := strings.Cut(string(page), `/push-built" <<'EOF'`+"\n")
+	hook, _, ok := strings.Cut(hook, "\nEOF\n")
+	if !ok {
+		t.Fatal("docs/pushing.md has no hook")
+	}
+	eachNix(t, func(t *testing.T, n nixSystem) {
+		host := newMachine(t, systemNix())
+		s := startDepot(host)
+		m := newMachine(t, n)
+		login(m, newToken(host, "ci", "--push", "main"))
+		program := m.write("push-built", strings.Replace(hook, "\n", "\nCACHE='"+s.url+"?compression=none' REMEMBERED='"+m.dir+"/remembered'\n", 1))
+		if err := os.Chmod(program, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		output, _ := build(m, "", "echo built and pushed >$out", append(s.trust(), "--option", "post-build-hook", program)...)
+		if p, err := nix.DefaultStoreDir.ParsePath(output); err != nil {
+			t.Fatal(err)
+		} else if _, err := s.narInfo(p); err != nil {
+			t.Fatalf("the hook did not push: %v", err)
+		}
+		m.run("nix-store", "--delete", output)
+		// Before it was built it was asked for, and for an hour Nix remembers that it was not there.
+		m.run(append([]string{"nix-store", "--realise", output, "--option", "narinfo-cache-negative-ttl", "0"}, s.trust()...)...)
+		if got, err := os.ReadFile(m.path(output)); err != nil || string(got) != "built and pushed\n" {
+			t.Errorf("%s has %q, %v", output, got, err)
+		}
+	})
+}
+
 // What a content-addressed derivation was built to is pushed with it.
 func TestPushContentAddressed(t *testing.T) {
 	t.Parallel()
