@@ -43,7 +43,7 @@ var (
 		"`firn token create` on the server prints a new one. Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
 	errWrongCertificate = cache.Refuse(cache.ErrUnauthenticated, "this certificate is not known, or is not valid now: "+
 		"`firn token create --certificate` on the server says what one is good for")
-	errMayNotRead = cache.Refuse(cache.ErrDenied, "this token may not read here")
+	errMayNotRead = cache.Refuse(cache.ErrDenied, "there is no cache of this name that this token may read")
 	errMayNotPush = cache.Refuse(cache.ErrDenied, "this token may not push here")
 )
 

@@ -461,6 +461,7 @@ func TestAccess(t *testing.T) {
 		{"PUT", "/team/nix-cache-info", "", pass, 204},
 		{"GET", "/nowhere/nix-cache-info", "", "all", 404},
 		{"PUT", "/nowhere/nix-cache-info", "", "all", 404},
+		{"GET", "/nowhere/nix-cache-info", "", "push-main", 403},
 
 		{"GET", "/nix-cache-info", "team.example.org", tokenFree, 401},
 		{"GET", "/nix-cache-info", "team.example.org", "read-team", 200},
@@ -477,7 +478,11 @@ func TestAccess(t *testing.T) {
 		if resp.StatusCode != test.status {
 			t.Errorf("%s %s of host %q with token %q: %s: %s, want %d", test.method, test.target, test.host, test.token, resp.Status, text, test.status)
 		}
-		want := map[int]string{401: "`firn token create`", 403: "this token may not"}[test.status]
+		denied := "there is no cache of this name that this token may read"
+		if test.method == "PUT" {
+			denied = "this token may not push here"
+		}
+		want := map[int]string{401: "`firn token create`", 403: denied}[test.status]
 		if !strings.Contains(string(text), want) {
 			t.Errorf("%s %s with token %q says %q, want %q", test.method, test.target, test.token, text, want)
 		}
