@@ -91,6 +91,17 @@ func TestMovingWalk(t *testing.T) {
 	}
 }
 
+// So does that of the page on backups.
+func TestBackupWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/backup.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	for _, want := range []string{"\n1 NAR verified, ", "\nStorePath: /nix/store/"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q:\n%s", want, out)
+		}
+	}
+}
+
 // ownStore are the variables of a Nix that has a store of its own, in a place of its own.
 func ownStore(t *testing.T) []string {
 	t.Helper()
