@@ -84,10 +84,13 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 		return nil
 	}
 	if !c.Repair {
-		return fmt.Errorf("%w: firn verify --repair withholds it, and pushing it again makes it whole", errDamaged)
+		return fmt.Errorf("%w: firn verify --repair withholds it, and %s", errDamaged, pushAgain)
 	}
-	return fmt.Errorf("%w, and withheld: pushing it again makes it whole", errDamaged)
+	return fmt.Errorf("%w, and withheld: %s", errDamaged, pushAgain)
 }
+
+// pushAgain is what makes whole again what is withheld. Clients remember for a month what a cache has.
+const pushAgain = "pushing it again makes it whole, from where it was pushed before with nix copy --option narinfo-cache-positive-ttl 0"
 
 type shownReport struct {
 	NARs    int64         `json:"nars"`
