@@ -164,7 +164,9 @@ func (c *cacheListCommand) Run(k *kong.Context) error {
 	if c.JSON {
 		shown := make([]shownCache, len(all))
 		for i, r := range all {
-			shown[i] = showCache(r)
+			if shown[i], err = c.show(r); err != nil {
+				return err
+			}
 		}
 		return writeJSON(k.Stdout, shown)
 	}
@@ -208,6 +210,28 @@ func showCache(r *catalog.Cache) shownCache {
 	return s
 }
 
+// show is showCache, for main with the keys that are not in the catalog: those that the server has of its settings, or has made.
+func (f *stateFlags) show(r *catalog.Cache) (shownCache, error) {
+	s := showCache(r)
+	if r.Name != cache.Main {
+		return s, nil
+	}
+	c, err := f.load()
+	if err != nil {
+		return s, err
+	}
+	keys, err := servingKeys(c, newLogger(c, os.Stderr))
+	if err != nil {
+		return s, err
+	}
+	own := make([]string, len(keys))
+	for i, key := range keys {
+		own[i] = key.Public().String()
+	}
+	s.PublicKeys = append(own, s.PublicKeys...)
+	return s, nil
+}
+
 func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
@@ -221,7 +245,8 @@ type cacheShowCommand struct {
 }
 
 func (*cacheShowCommand) Help() string {
-	return `Secret keys are not shown. Those of main are the server's own: see firn config show.
+	return `Secret keys are not shown. Among those of main are the ones of the configuration, or the one that the server made;
+of keys in flags of the server, and in systemd's credentials, this command does not know.
 
 Examples:
 
@@ -240,7 +265,10 @@ func (c *cacheShowCommand) Run(k *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	s := showCache(r)
+	s, err := c.show(r)
+	if err != nil {
+		return err
+	}
 	if c.JSON {
 		return writeJSON(k.Stdout, s)
 	}
