@@ -24,7 +24,7 @@ type pathDeleteCommand struct {
 
 func (*pathDeleteCommand) Help() string {
 	return `They are gone from the cache at once, all or none of them, also on a server that runs: clients get 404 for them, but for what
-they remember themselves. What no other path has of them is removed from disk two days later. They can be pushed again.
+they remember themselves. Hundreds go a few at a time, so that no push waits for long. What no other path has of them is removed from disk two days later. They can be pushed again.
 
 Nothing is deleted that another path of the cache refers to, unless that is deleted as well. Paths that the server has in its own
 store are served from there all the same.
@@ -78,10 +78,16 @@ func (c *pathDeleteCommand) Run(k *kong.Context) error {
 		}
 	}
 	gone, err := cat.DeletePaths(ctx, d)
-	if err != nil {
+	if gone == nil {
 		return deletionAdvice(err, r.Name)
 	}
-	return c.print(k, gone)
+	if printed := c.print(k, gone); printed != nil {
+		return printed
+	}
+	if err != nil {
+		return fmt.Errorf("not all was deleted, and what is left lacks no reference; what is still there can be deleted by the same command: %w", err)
+	}
+	return nil
 }
 
 // ask asks whether to delete more than is named.

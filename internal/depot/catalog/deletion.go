@@ -3,6 +3,7 @@ package catalog
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"firn/nix"
@@ -61,52 +62,94 @@ type Deletions interface {
 	// ErrNotFound names one that is not there. RefuseReferrers: a *ReferredError if a path of the cache that is not among them refers to one.
 	// For as long as RecentlyDeleted, or until that is published again, nothing that refers to one of them is published, but ErrDeleted:
 	// it was checked before that all its references are there. Not so if referrers are kept, or the cache allows missing references.
+	//
+	// Nobody who publishes waits for long. So many paths may go a few at a time, and what fails in the midst returns what is deleted by then as well.
+	// None goes before those that refer to it, unless they refer to each other: those that are left have all their references.
 	DeletePaths(ctx context.Context, d *Deletion) (*Deleted, error)
 }
 
-// Refer finds which of all paths refer to those of a deletion. Adapters use it.
-// all iterates over the paths of the cache, as often as it is called, best in the order in which they were published.
-func (d *Deletion) Refer(all func(each func(path nix.StorePath, refs []nix.StorePath) error) error) (more []nix.StorePath, err error) {
-	if d.Referrers == KeepReferrers {
-		return nil, nil
-	}
-	chosen := make(map[nix.PathHash]bool, len(d.Paths))
+// A Search finds what refers to the paths of a deletion among those that it is shown. Adapters use it, for one goroutine.
+type Search struct {
+	how      Referrers
+	leaving  map[nix.PathHash][]nix.StorePath // what goes, and its references as far as they were shown
+	referred ReferredError
+}
+
+// NewSearch returns a search that was shown nothing yet.
+func NewSearch(d *Deletion) *Search {
+	s := &Search{how: d.Referrers, leaving: make(map[nix.PathHash][]nix.StorePath)}
 	for _, hash := range d.Paths {
-		chosen[hash] = true
+		s.leaving[hash] = nil
 	}
-	referred := &ReferredError{}
-	for again := true; again; { // who was published before what he refers to is found the next time
-		again = false
-		err := all(func(path nix.StorePath, refs []nix.StorePath) error {
-			if chosen[path.Hash()] {
-				return nil
-			}
-			for _, ref := range refs {
-				if !chosen[ref.Hash()] || ref == path {
-					continue
-				}
-				if d.Referrers == DeleteReferrers {
-					chosen[path.Hash()], again = true, true
-					more = append(more, path)
-					return nil
-				}
-				if referred.Path.IsZero() {
-					referred.Path = ref
-				}
-				if ref == referred.Path {
-					if referred.By = append(referred.By, path); len(referred.By) == maxReferrers {
-						return referred
-					}
-				}
-			}
-			return nil
-		})
-		if err != nil {
-			return nil, err
+	return s
+}
+
+// Show shows a path. It returns whether it goes because it refers to one that goes, which was not known before:
+// then those that were shown already may refer to it. Best is the order in which they were published.
+// The error is a *ReferredError that names as many as it may.
+func (s *Search) Show(path nix.StorePath, refs []nix.StorePath) (found bool, err error) {
+	if s.how == KeepReferrers {
+		return false, nil
+	}
+	if _, leaves := s.leaving[path.Hash()]; leaves {
+		s.leaving[path.Hash()] = refs
+		return false, nil
+	}
+	for _, ref := range refs {
+		if _, leaves := s.leaving[ref.Hash()]; !leaves {
+			continue
+		}
+		if s.how == DeleteReferrers {
+			s.leaving[path.Hash()] = refs
+			return true, nil
+		}
+		if s.referred.Path.IsZero() {
+			s.referred.Path = ref
+		}
+		if ref == s.referred.Path {
+			s.referred.By = append(s.referred.By, path)
 		}
 	}
-	if len(referred.By) > 0 {
-		return nil, referred
+	if len(s.referred.By) == maxReferrers {
+		return false, s.Err()
 	}
-	return more, nil
+	return false, nil
+}
+
+// Err returns the *ReferredError if a path that was shown is in the way.
+func (s *Search) Err() error {
+	if len(s.referred.By) == 0 {
+		return nil
+	}
+	return &s.referred
+}
+
+// Forget is called when some of them are gone: who refers to one from then on is not found, but one that was published again may be.
+func (s *Search) Forget(gone []nix.PathHash) {
+	for _, hash := range gone {
+		delete(s.leaving, hash)
+	}
+}
+
+// Order returns all that goes, each before what it refers to, unless they refer to each other.
+func (s *Search) Order() []nix.PathHash {
+	order := make([]nix.PathHash, 0, len(s.leaving))
+	passed := make(map[nix.PathHash]bool, len(s.leaving))
+	var pass func(nix.PathHash)
+	pass = func(hash nix.PathHash) {
+		refs, leaves := s.leaving[hash]
+		if !leaves || passed[hash] {
+			return
+		}
+		passed[hash] = true
+		for _, ref := range refs {
+			pass(ref.Hash())
+		}
+		order = append(order, hash)
+	}
+	for hash := range s.leaving {
+		pass(hash)
+	}
+	slices.Reverse(order)
+	return order
 }

@@ -2,7 +2,12 @@ package catalogtest
 
 import (
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"slices"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"firn/internal/depot/catalog"
@@ -166,4 +171,73 @@ func (s *suite) referredDeletions() {
 	}
 	_, err = deleting(catalog.RefuseReferrers, "library")
 	s.want(err, catalog.ErrConflict)
+}
+
+// racedDeletions leave no path without one that it refers to, whatever others publish meanwhile.
+func (s *suite) racedDeletions() {
+	a := s.cache("a")
+	ctx := context.WithoutCancel(s.Context())
+	nar, _, err := s.c.AddNAR(ctx, newNAR("of all", a))
+	s.ok(err)
+	publish := func(name string, refs ...string) error {
+		p := path(name, nar, "of all")
+		p.Info.References = nil
+		for _, ref := range refs { // as a door looks for them first
+			if _, err := s.c.Path(ctx, a, storePath(ref).Hash()); err != nil {
+				return err
+			}
+			p.Info.References = append(p.Info.References, storePath(ref))
+		}
+		_, _, err := s.c.Publish(ctx, a, p, nil)
+		return err
+	}
+	var pushing sync.WaitGroup
+	for i := range 6 {
+		pushing.Go(func() {
+			last := "library"
+			for j := range 60 {
+				name := fmt.Sprint("program-", i, "-", j)
+				switch err := publish(name, "library", last); {
+				case err == nil:
+					last = name
+				case errors.Is(err, catalog.ErrNotFound), errors.Is(err, catalog.ErrDeleted):
+					if err := publish("library"); err != nil {
+						s.Error(err)
+					}
+					last = "library"
+				default:
+					s.Error(err)
+				}
+			}
+		})
+	}
+	var done atomic.Bool
+	deleting := make(chan int)
+	go func() {
+		deleted := 0
+		for !done.Load() {
+			gone, err := s.c.DeletePaths(ctx, &catalog.Deletion{Cache: a, Paths: hashes("library"), Referrers: catalog.DeleteReferrers})
+			if err == nil {
+				deleted += len(gone.Paths)
+			} else if !errors.Is(err, catalog.ErrNotFound) {
+				s.Error(err)
+			}
+		}
+		deleting <- deleted
+	}()
+	pushing.Wait()
+	done.Store(true)
+	s.Logf("%d paths were deleted", <-deleting)
+	there := make(map[nix.PathHash]bool)
+	for _, p := range s.pathsOf(a) {
+		there[p.Hash()] = true
+	}
+	for p, err := range s.c.AllPaths(ctx, a, nix.PathHash{}, false) {
+		s.ok(err)
+		for _, ref := range p.Info.References {
+			if !there[ref.Hash()] {
+				s.Errorf("%s lacks %s", p.Info.Path, ref)
+			}
+		}
+	}
 }

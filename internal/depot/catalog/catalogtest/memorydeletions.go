@@ -18,23 +18,23 @@ func (m *Memory) DeletePaths(_ context.Context, d *catalog.Deletion) (*catalog.D
 	if r == nil {
 		return nil, fmt.Errorf("delete paths: %w: the cache", catalog.ErrNotFound)
 	}
-	more, err := d.Refer(func(each func(nix.StorePath, []nix.StorePath) error) error {
+	search := catalog.NewSearch(d)
+	for again := true; again; {
+		again = false
 		for _, p := range r.paths {
-			if err := each(p.Info.Path, p.Info.References); err != nil {
-				return err
+			found, err := search.Show(p.Info.Path, p.Info.References)
+			if err != nil {
+				return nil, fmt.Errorf("delete paths: %w", err)
 			}
+			again = again || found
 		}
-		return nil
-	})
-	if err != nil {
+	}
+	if err := search.Err(); err != nil {
 		return nil, fmt.Errorf("delete paths: %w", err)
 	}
 	all := make(map[nix.PathHash]bool)
-	for _, hash := range d.Paths {
+	for _, hash := range search.Order() {
 		all[hash] = true
-	}
-	for _, path := range more {
-		all[path.Hash()] = true
 	}
 	byHash := func(a, b nix.PathHash) int { return bytes.Compare(a[:], b[:]) }
 	var gone catalog.Deleted

@@ -65,6 +65,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"paths in order", (*suite).order},
 		{"deletions", (*suite).deletions},
 		{"deletions of what is referred to", (*suite).referredDeletions},
+		{"deletions while others publish", (*suite).racedDeletions},
 		{"signatures", (*suite).signatures},
 		{"paths that are withheld", (*suite).replaceWithheld},
 		{"debug info", (*suite).debug},

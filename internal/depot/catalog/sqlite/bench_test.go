@@ -3,12 +3,15 @@ package sqlite
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"firn/internal/depot/catalog"
 	"firn/internal/depot/catalog/catalogtest"
@@ -123,22 +126,38 @@ func BenchmarkVersion(b *testing.B) {
 	}
 }
 
-// One path is deleted, for which the references of all are read.
+// One path is deleted, for which the references of all are read, while another process pushes.
 func BenchmarkDeletePaths(b *testing.B) {
 	for _, n := range []int{10_000, 1_000_000} {
-		c := openAt(b, filepath.Join(b.TempDir(), "catalog.db"), Options{})
+		path := filepath.Join(b.TempDir(), "catalog.db")
+		c, other := openAt(b, path, Options{}), openAt(b, path, Options{})
 		cache, err := addCache(b.Context(), c, "main")
 		if err != nil {
 			b.Fatal(err)
 		}
 		fill(b, c, cache, n)
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			var done atomic.Bool
+			var longest time.Duration
+			var pushing sync.WaitGroup
+			pushing.Go(func() {
+				for i := 0; !done.Load(); i++ {
+					began := time.Now()
+					if err := push(context.Background(), other, cache, fmt.Sprint(b.N, "-", i)); err != nil {
+						b.Error(err)
+					}
+					longest = max(longest, time.Since(began))
+				}
+			})
 			for b.Loop() {
-				d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{sampleHash(n/2, n)}, DryRun: true}
-				if _, err := c.DeletePaths(b.Context(), d); err != nil {
+				d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{sampleHash(rand.IntN(n), n)}, Referrers: catalog.DeleteReferrers}
+				if _, err := c.DeletePaths(b.Context(), d); err != nil && !errors.Is(err, catalog.ErrNotFound) {
 					b.Fatal(err)
 				}
 			}
+			done.Store(true)
+			pushing.Wait()
+			b.ReportMetric(float64(longest.Microseconds())/1000, "ms/longest-push")
 		})
 	}
 }

@@ -119,7 +119,7 @@ func (c *Catalog) SetCache(ctx context.Context, r *catalog.Cache) error {
 	return nil
 }
 
-// removeBatch is how much of a cache that is deleted goes in one transaction: others wait for it, for some ten milliseconds.
+// removeBatch is how much of what is deleted goes in one transaction: others wait for it, for some ten milliseconds.
 const removeBatch = 500
 
 // DeleteCache removes a cache and all that it has.
@@ -135,10 +135,12 @@ func (c *Catalog) DeleteCache(ctx context.Context, id catalog.CacheID) error {
 	}
 	// The cache is gone. Should it fail from here on, a sweep removes the rest.
 	for more := true; more; {
-		if err := c.write(ctx, func(x *change) (err error) {
+		began := time.Now()
+		err := c.write(ctx, func(x *change) (err error) {
 			more, err = removeFrom(x, int64(id), removeBatch)
 			return err
-		}); err != nil {
+		})
+		if err != nil || more && giveWay(ctx, time.Since(began)) != nil {
 			break
 		}
 	}

@@ -3,126 +3,279 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"firn/internal/depot/catalog"
 	"firn/nix"
 )
 
+// searchPage is how many paths a search reads at once, some milliseconds.
+const searchPage = 2000
+
+// deletion is one that is under way.
+//
+// Which paths refer to others is written only with these, so all have to be read, which takes seconds where there are a million.
+// That is done outside of transactions. Each transaction that deletes looks at what was published since then, which is little.
+type deletion struct {
+	c       *Catalog
+	d       *catalog.Deletion
+	dir     nix.StoreDir
+	partial bool // the cache allows missing references
+	search  *catalog.Search
+	seen    int64           // the search was shown the paths up to this row
+	left    []nix.PathHash  // to be deleted, in this order
+	again   bool            // older paths may refer to what was found since they were shown
+	gone    catalog.Deleted // what is durable
+}
+
 // DeletePaths removes paths.
-func (c *Catalog) DeletePaths(ctx context.Context, d *catalog.Deletion) (deleted *catalog.Deleted, err error) {
-	err = c.write(ctx, func(x *change) error {
-		var err error
-		deleted, err = c.deletePaths(x, d)
-		return err
+func (c *Catalog) DeletePaths(ctx context.Context, d *catalog.Deletion) (*catalog.Deleted, error) {
+	x := &deletion{c: c, d: d, search: catalog.NewSearch(d)}
+	err := x.run(ctx)
+	slices.SortFunc(x.gone.Paths, func(a, b nix.StorePath) int {
+		one, other := a.Hash(), b.Hash()
+		return bytes.Compare(one[:], other[:])
 	})
 	if err != nil {
-		return nil, fmt.Errorf("delete paths: %w", err)
+		err = fmt.Errorf("delete paths: %w", err)
+		if len(x.gone.Paths) == 0 {
+			return nil, err
+		}
 	}
-	return deleted, nil
+	return &x.gone, err
 }
 
-func (c *Catalog) deletePaths(x *change, d *catalog.Deletion) (*catalog.Deleted, error) {
-	var storeDir string
-	var partial bool
-	ok, err := x.get("SELECT store_dir, allow_missing FROM caches WHERE id = ? AND name IS NOT NULL", []any{int64(d.Cache)}, &storeDir, &partial)
-	if err != nil {
-		return nil, err
+func (x *deletion) run(ctx context.Context) error {
+	none := fmt.Errorf("%w: the cache", catalog.ErrNotFound)
+	if err := x.c.queryRow(ctx, "SELECT store_dir, allow_missing FROM caches WHERE id = ? AND name IS NOT NULL", int64(x.d.Cache)).
+		scanAll(none, &x.dir, &x.partial); err != nil {
+		return err
 	}
-	if !ok {
-		return nil, fmt.Errorf("%w: the cache", catalog.ErrNotFound)
-	}
-	dir := nix.StoreDir(storeDir)
-	more, err := d.Refer(func(each func(nix.StorePath, []nix.StorePath) error) error { return x.references(d.Cache, dir, each) })
-	if err != nil {
-		return nil, err
-	}
-	all := slices.Clone(d.Paths)
-	for _, path := range more {
-		all = append(all, path.Hash())
-	}
-	slices.SortFunc(all, func(a, b nix.PathHash) int { return bytes.Compare(a[:], b[:]) })
-	var gone catalog.Deleted
-	leaving := make(map[int64]int) // how many of them have a NAR
-	for _, hash := range slices.Compact(all) {
-		var name string
-		var nar int64
-		ok, err := x.get("SELECT name, nar FROM paths WHERE cache = ? AND hash = ?", []any{int64(d.Cache), hash[:]}, &name, &nar)
-		if err == nil && !ok {
-			err = fmt.Errorf("%w: %s", catalog.ErrNotFound, hash)
+	for _, hash := range x.d.Paths {
+		var there bool
+		if err := x.c.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM paths WHERE cache = ? AND hash = ?)", int64(x.d.Cache), hash[:]).scan(&there, nil); err != nil {
+			return err
 		}
-		if err != nil {
-			return nil, err
-		}
-		path, err := dir.ParseBase(hash.String() + "-" + name)
-		if err != nil {
-			return nil, err
-		}
-		gone.Paths = append(gone.Paths, path)
-		leaving[nar]++
-		if d.DryRun {
-			continue
-		}
-		if err := c.deletePath(x, d.Cache, hash); err != nil {
-			return nil, err
-		}
-		if d.Referrers == catalog.KeepReferrers || partial {
-			continue
-		}
-		if err := x.exec("UPDATE awaited SET deleted = ? WHERE cache = ? AND hash = ?", c.seconds(), int64(d.Cache), hash[:]); err != nil {
-			return nil, err
+		if !there {
+			return fmt.Errorf("%w: %s", catalog.ErrNotFound, hash)
 		}
 	}
-	for nar, count := range leaving {
-		if !d.DryRun {
-			count = 0
+	for x.again = true; x.again; {
+		if err := x.find(ctx); err != nil {
+			return err
 		}
-		var size int64
-		if _, err := x.get("SELECT file_size FROM nars WHERE id = ?1 AND (SELECT count(*) FROM paths WHERE nar = ?1) = ?2", []any{nar, count}, &size); err != nil {
-			return nil, err
+		if x.d.DryRun {
+			return x.foretell(ctx)
 		}
-		gone.FileBytes += size
+		if err := x.remove(ctx); err != nil {
+			return err
+		}
 	}
-	return &gone, nil
+	return nil
 }
 
-// references calls each with every path of a cache and what that refers to, in the order in which they were published.
-func (x *change) references(cache catalog.CacheID, dir nix.StoreDir, each func(nix.StorePath, []nix.StorePath) error) error {
-	s, err := x.statement("SELECT hash, name, refs FROM paths WHERE +cache = ? ORDER BY rowid" /* not by an index: that has another order */)
-	if err != nil {
-		return err
-	}
-	rows, err := s.QueryContext(context.Background(), int64(cache))
-	if err != nil {
-		return err
-	}
-	defer rows.Close()
-	for rows.Next() {
-		var hash []byte
-		var name, text string
-		if err := rows.Scan(&hash, &name, &text); err != nil {
-			return err
-		}
-		if len(hash) != len(nix.PathHash{}) {
-			return fmt.Errorf("%w: a hash has not its length", catalog.ErrUnavailable)
-		}
-		path, err := dir.ParseBase(nix.PathHash(hash).String() + "-" + name)
-		if err != nil {
-			return err
-		}
-		var refs []nix.StorePath
-		for base := range strings.FieldsSeq(text) {
-			ref, err := dir.ParseBase(base)
+// find shows the search all paths, until it finds no more.
+func (x *deletion) find(ctx context.Context) error {
+	for x.again = x.d.Referrers != catalog.KeepReferrers; x.again; {
+		x.seen, x.again = 0, false
+		var last int64
+		for more := true; more; {
+			if err := x.c.queryRow(ctx, lastPath).scan(&last, nil); err != nil {
+				return err
+			}
+			n := 0
+			err := x.c.rows(ctx, func(scan func(...any) error) error {
+				n++
+				_, found, err := x.show(scan)
+				x.again = x.again || found
+				return err
+			}, publishedSince, int64(x.d.Cache), x.seen, searchPage)
 			if err != nil {
 				return err
 			}
-			refs = append(refs, ref)
+			more = n == searchPage
 		}
-		if err := each(path, refs); err != nil {
+		x.seen = max(x.seen, last) // what follows is of other caches
+	}
+	x.left = x.search.Order()
+	return x.search.Err()
+}
+
+// lastPath is the last row of all caches. Those that are published later come after it.
+const lastPath = "SELECT coalesce(max(rowid), 0) FROM paths"
+
+// publishedSince are paths of a cache that were published after a row.
+const publishedSince = "SELECT rowid, hash, name, refs FROM paths WHERE +cache = ? AND rowid > ? ORDER BY rowid LIMIT ?"
+
+// show shows the search a path.
+func (x *deletion) show(scan func(...any) error) (path nix.StorePath, found bool, err error) {
+	var row int64
+	var hash []byte
+	var name, text string
+	if err := scan(&row, &hash, &name, &text); err != nil {
+		return path, false, err
+	}
+	if path, err = pathOf(x.dir, hash, name); err != nil {
+		return path, false, err
+	}
+	var refs []nix.StorePath
+	for base := range strings.FieldsSeq(text) {
+		ref, err := x.dir.ParseBase(base)
+		if err != nil {
+			return path, false, err
+		}
+		refs = append(refs, ref)
+	}
+	found, err = x.search.Show(path, refs)
+	x.seen = max(x.seen, row)
+	return path, found, err
+}
+
+func pathOf(dir nix.StoreDir, hash []byte, name string) (nix.StorePath, error) {
+	if len(hash) != len(nix.PathHash{}) {
+		return nix.StorePath{}, fmt.Errorf("%w: a hash has not its length", catalog.ErrUnavailable)
+	}
+	return dir.ParseBase(nix.PathHash(hash).String() + "-" + name)
+}
+
+// foretell tells what would be deleted.
+func (x *deletion) foretell(ctx context.Context) error {
+	leaving := make(map[int64]int64) // how many of them have a NAR
+	for _, hash := range x.left {
+		var name string
+		var nar, size, paths int64
+		err := x.c.queryRow(ctx, `SELECT name, nar, file_size, (SELECT count(*) FROM paths AS other WHERE other.nar = paths.nar)
+			FROM paths JOIN nars ON nars.id = nar WHERE cache = ? AND paths.hash = ?`, int64(x.d.Cache), hash[:]).
+			scanAll(catalog.ErrNotFound, &name, &nar, &size, &paths)
+		if errors.Is(err, catalog.ErrNotFound) && !slices.Contains(x.d.Paths, hash) {
+			continue // somebody else deleted it
+		}
+		if errors.Is(err, catalog.ErrNotFound) {
+			return fmt.Errorf("%w: %s", err, hash)
+		}
+		if err != nil {
+			return err
+		}
+		path, err := pathOf(x.dir, hash[:], name)
+		if err != nil {
+			return err
+		}
+		x.gone.Paths = append(x.gone.Paths, path)
+		if leaving[nar]++; leaving[nar] == paths {
+			x.gone.FileBytes += size
+		}
+	}
+	return nil
+}
+
+// remove removes all that is left, unless it has to be searched again before.
+func (x *deletion) remove(ctx context.Context) error {
+	for {
+		began := time.Now()
+		if err := x.removeNext(ctx); err != nil || x.again || len(x.left) == 0 {
+			return err
+		}
+		if err := giveWay(ctx, time.Since(began)); err != nil {
 			return err
 		}
 	}
-	return rows.Err()
+}
+
+// removeNext removes a few of those that are left, in one transaction.
+func (x *deletion) removeNext(ctx context.Context) error {
+	var gone catalog.Deleted
+	err := x.c.write(ctx, func(y *change) error {
+		gone = catalog.Deleted{}
+		if err := x.findNew(y); err != nil || x.again {
+			return err
+		}
+		return x.removeFew(y, &gone)
+	})
+	if err != nil || x.again {
+		return err
+	}
+	few := min(removeBatch, len(x.left))
+	x.search.Forget(x.left[:few])
+	x.left = x.left[few:]
+	x.gone.Paths, x.gone.FileBytes = append(x.gone.Paths, gone.Paths...), x.gone.FileBytes+gone.FileBytes
+	return nil
+}
+
+// findNew looks at what was published since. What it finds goes first.
+func (x *deletion) findNew(y *change) error {
+	if x.d.Referrers == catalog.KeepReferrers {
+		return nil
+	}
+	var last int64
+	if _, err := y.get(lastPath, nil, &last); err != nil {
+		return err
+	}
+	var found []nix.StorePath
+	if err := y.rows(func(scan func(...any) error) error {
+		path, refers, err := x.show(scan)
+		if refers {
+			found = append(found, path)
+		}
+		return err
+	}, publishedSince, int64(x.d.Cache), x.seen, -1); err != nil {
+		return err
+	}
+	x.seen = max(x.seen, last)
+	for _, path := range found {
+		hash := path.Hash()
+		x.left = slices.Insert(x.left, 0, hash)
+		awaited, err := y.get("SELECT 1 FROM awaited WHERE cache = ? AND hash = ?", []any{int64(x.d.Cache), hash[:]}, new(int64))
+		if err != nil {
+			return err
+		}
+		x.again = x.again || awaited
+	}
+	return x.search.Err()
+}
+
+// removeFew deletes the first of those that are left.
+func (x *deletion) removeFew(y *change, gone *catalog.Deleted) error {
+	cache := int64(x.d.Cache)
+	nars := make(map[int64]bool)
+	for _, hash := range x.left[:min(removeBatch, len(x.left))] {
+		var name string
+		var nar int64
+		ok, err := y.get("SELECT name, nar FROM paths WHERE cache = ? AND hash = ?", []any{cache, hash[:]}, &name, &nar)
+		if err != nil {
+			return err
+		}
+		if !ok && len(x.gone.Paths) == 0 && slices.Contains(x.d.Paths, hash) {
+			return fmt.Errorf("%w: %s", catalog.ErrNotFound, hash)
+		}
+		if !ok {
+			continue // somebody else deleted it
+		}
+		path, err := pathOf(x.dir, hash[:], name)
+		if err != nil {
+			return err
+		}
+		gone.Paths = append(gone.Paths, path)
+		nars[nar] = true
+		if err := x.c.deletePath(y, x.d.Cache, hash); err != nil {
+			return err
+		}
+		if x.d.Referrers == catalog.KeepReferrers || x.partial {
+			continue
+		}
+		if err := y.exec("UPDATE awaited SET deleted = ? WHERE cache = ? AND hash = ?", x.c.seconds(), cache, hash[:]); err != nil {
+			return err
+		}
+	}
+	for nar := range nars {
+		var size int64
+		if _, err := y.get("SELECT file_size FROM nars WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?1)", []any{nar}, &size); err != nil {
+			return err
+		}
+		gone.FileBytes += size
+	}
+	return nil
 }

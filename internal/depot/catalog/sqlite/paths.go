@@ -81,6 +81,9 @@ func joinSignatures(sigs []nix.Signature) string {
 	return strings.Join(texts, " ")
 }
 
+// nextPath is the row of a path that is published: after all that there are, and were.
+const nextPath = "(SELECT 1 + max(past, (SELECT coalesce(max(rowid), 0) FROM paths)) FROM past_paths)"
+
 // Publish makes a path visible.
 func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
 	err = c.write(ctx, func(x *change) error {
@@ -144,7 +147,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if registered.IsZero() {
 		registered = c.now()
 	}
-	if err := x.exec("INSERT INTO paths VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
+	if err := x.exec("INSERT INTO paths (rowid, cache, hash, name, nar, refs, deriver, sigs, ca, registered) VALUES ("+nextPath+", ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
 		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, registered.Unix()); err != nil {
 		return err
 	}
@@ -166,7 +169,8 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 			return fmt.Errorf("%w: %s", catalog.ErrDeleted, ref)
 		}
 	}
-	if err := x.exec("DELETE FROM awaited WHERE cache = ? AND hash = ?", int64(cache), hash[:]); err != nil {
+	// It stays among those that were awaited: older paths may refer to it.
+	if err := x.exec("UPDATE awaited SET deleted = NULL WHERE cache = ? AND hash = ?", int64(cache), hash[:]); err != nil {
 		return err
 	}
 	for _, d := range debug {

@@ -24,8 +24,6 @@ var exempt = map[string][]string{
 	"SELECT 1, count(*), count(DISTINCT":  {"USE TEMP B-TREE FOR count(DISTINCT)"},
 	// Those that are to be examined.
 	"SELECT name, size, gone FROM thin_packs": {"SCAN thin_packs USING INDEX thin_packs_to_examine"},
-	// Who refers to a path that is to be deleted.
-	"SELECT hash, name, refs FROM paths WHERE +cache": {"SCAN paths"},
 	// The hosts of one cache.
 	"SELECT id, name, store_dir, sources": {"USE TEMP B-TREE FOR group_concat(ORDER BY)"},
 }

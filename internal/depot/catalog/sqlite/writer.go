@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"firn/internal/depot/catalog"
 )
@@ -79,6 +80,17 @@ func (c *Catalog) write(ctx context.Context, do func(*change) error) error {
 	}
 	// What is queued is done, whatever becomes of ctx, so it has to be waited for.
 	return <-wr.done
+}
+
+// giveWay waits between two of many writes as long as the last one took: other processes try for the lock again and again,
+// at moments of their own, and would not find it free.
+func giveWay(ctx context.Context, took time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(took):
+		return nil
+	}
 }
 
 func (w *writer) run() {
@@ -190,24 +202,32 @@ func (x *change) get(text string, args []any, to ...any) (ok bool, err error) {
 	return err == nil, err
 }
 
-// ids are the values of the first column of a query.
-func (x *change) ids(text string, args ...any) ([]int64, error) {
+// rows calls each with every row of a query.
+func (x *change) rows(each func(scan func(...any) error) error, text string, args ...any) error {
 	s, err := x.statement(text)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	rows, err := s.QueryContext(context.Background(), args...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer rows.Close()
-	var ids []int64
 	for rows.Next() {
-		var id int64
-		if err := rows.Scan(&id); err != nil {
-			return nil, err
+		if err := each(rows.Scan); err != nil {
+			return err
 		}
-		ids = append(ids, id)
 	}
-	return ids, rows.Err()
+	return rows.Err()
+}
+
+// ids are the values of the first column of a query.
+func (x *change) ids(text string, args ...any) (ids []int64, err error) {
+	err = x.rows(func(scan func(...any) error) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	}, text, args...)
+	return ids, err
 }
