@@ -1,6 +1,7 @@
 package sqlite
 
 import (
+	"context"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -155,6 +157,42 @@ func TestLocked(t *testing.T) {
 	if err := push(t.Context(), c, cache, "two"); err != nil {
 		t.Errorf("write: %v", err)
 	}
+}
+
+// Where another process writes without a break, others have their turn.
+func TestBusy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	c, other := openAt(t, path, Options{}), openAt(t, path, Options{})
+	cache, err := addCache(t.Context(), c, "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var done atomic.Bool
+	var transactions atomic.Int64
+	var writing sync.WaitGroup
+	for range 2 { // so that one waits while the other is written
+		writing.Go(func() {
+			for ; !done.Load(); transactions.Add(1) {
+				if err := other.write(context.Background(), func(*change) error {
+					time.Sleep(20 * time.Millisecond)
+					return nil
+				}); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 3 {
+		for was := transactions.Load(); transactions.Load() < was+3 && !t.Failed(); {
+			time.Sleep(time.Millisecond)
+		}
+		if err := push(t.Context(), c, cache, fmt.Sprint(i)); err != nil {
+			t.Error(err)
+		}
+	}
+	done.Store(true)
+	writing.Wait()
 }
 
 // A full disk fails what is under way, and nothing else.

@@ -5,19 +5,32 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"time"
+
+	driver "modernc.org/sqlite"
+	codes "modernc.org/sqlite/lib"
 
 	"firn/internal/depot/catalog"
 )
 
-// maxBatch bounds how many writes share a transaction: together they take some milliseconds.
-const maxBatch = 64
+const (
+	// maxBatch bounds how many writes share a transaction: together they take some milliseconds.
+	maxBatch = 64
+
+	// maxPause bounds the pause between two tries for the lock that another process has. SQLite's own are up to 100 ms long.
+	maxPause = 2 * time.Millisecond
+	// maxUnbroken is how long one process writes before it leaves the lock to others for twice as long as they may pause:
+	// between two of its transactions it is free for some ten microseconds, in which hardly anybody tries.
+	maxUnbroken = 200 * time.Millisecond
+)
 
 // writer does all writing of a process.
 type writer struct {
 	db    *sql.DB
 	conn  *sql.Conn
+	wait  time.Duration // for other processes
 	queue chan *write
 	ended chan struct{}
 
@@ -34,12 +47,16 @@ type write struct {
 	done chan error
 }
 
-func newWriter(ctx context.Context, db *sql.DB) (*writer, error) {
+func newWriter(ctx context.Context, db *sql.DB, wait time.Duration) (*writer, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{db: db, conn: conn, queue: make(chan *write, maxBatch), ended: make(chan struct{}), prepared: make(map[string]*sql.Stmt)}
+	// begin waits.
+	if _, err := conn.ExecContext(ctx, "PRAGMA busy_timeout = 0"); err != nil {
+		return nil, errors.Join(err, conn.Close())
+	}
+	w := &writer{db: db, conn: conn, wait: wait, queue: make(chan *write, maxBatch), ended: make(chan struct{}), prepared: make(map[string]*sql.Stmt)}
 	go w.run()
 	return w, nil
 }
@@ -95,6 +112,7 @@ func giveWay(ctx context.Context, took time.Duration) error {
 
 func (w *writer) run() {
 	defer close(w.ended)
+	var began, ended time.Time // of transactions without a break
 	for first := range w.queue {
 		batch := []*write{first}
 	fill:
@@ -109,12 +127,19 @@ func (w *writer) run() {
 				break fill
 			}
 		}
+		if time.Since(ended) > 2*maxPause {
+			began = time.Now()
+		} else if time.Since(began) > maxUnbroken {
+			time.Sleep(2 * maxPause)
+			began = time.Now()
+		}
 		errs := make([]error, len(batch))
 		if err := w.transact(batch, errs); err != nil {
 			for i := range errs {
 				errs[i] = unavailable(err)
 			}
 		}
+		ended = time.Now()
 		for i, wr := range batch {
 			wr.done <- errs[i]
 		}
@@ -125,7 +150,7 @@ func (w *writer) run() {
 func (w *writer) transact(batch []*write, errs []error) error {
 	ctx := context.Background()
 	x := &change{w}
-	if err := x.exec("BEGIN IMMEDIATE"); err != nil {
+	if err := x.begin(); err != nil {
 		return err
 	}
 	err := func() error {
@@ -159,6 +184,18 @@ func (w *writer) transact(batch []*write, errs []error) error {
 
 // change is the transaction that a write is in.
 type change struct{ w *writer }
+
+// begin begins a transaction, when no other process has one.
+func (x *change) begin() error {
+	for end := time.Now().Add(x.w.wait); ; {
+		err := x.exec("BEGIN IMMEDIATE")
+		e, ok := errors.AsType[*driver.Error](err)
+		if !ok || e.Code()&0xff != codes.SQLITE_BUSY || time.Now().After(end) {
+			return err
+		}
+		time.Sleep(rand.N(maxPause)) // at random, for the other may have a rhythm
+	}
+}
 
 func (x *change) statement(text string) (*sql.Stmt, error) {
 	if s, ok := x.w.prepared[text]; ok {
