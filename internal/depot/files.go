@@ -42,14 +42,12 @@ func newLogRooms() logRooms {
 	return logRooms{semaphore.NewWeighted(maxSmallLogs), semaphore.NewWeighted(maxLargeLogs), semaphore.NewWeighted(maxLargeLogs)}
 }
 
-func logKey(drv nix.StorePath) string { return "log/" + drv.Base() }
-
 // PutLog keeps a build log, compressed.
 func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
 	kept, release, err := p.d.readLog(ctx, log)
 	defer release()
 	if err == nil {
-		err = failure("write catalog", p.d.catalog.PutFile(ctx, p.id, logKey(drv), kept, false))
+		err = failure("write catalog", p.d.catalog.PutFile(ctx, p.id, &catalog.File{Key: catalog.LogKey(drv), Content: kept}, false))
 	}
 	if err != nil {
 		return fmt.Errorf("keep log of %v: %w", drv, err)
@@ -89,7 +87,7 @@ func (d *Depot) readLog(ctx context.Context, log io.Reader) (kept []byte, releas
 
 // OpenLog opens a build log. How many may be open depends on their sizes; one more is ErrUnavailable.
 func (p *Part) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error) {
-	kept, err := p.d.catalog.File(ctx, p.id, logKey(drv))
+	kept, err := p.d.catalog.File(ctx, p.id, catalog.LogKey(drv))
 	if err != nil {
 		return nil, failure(fmt.Sprintf("open log of %v", drv), err)
 	}
@@ -152,7 +150,7 @@ func (p *Part) BuildTrace(ctx context.Context, drv nix.StorePath, output string)
 
 // PutRealisation keeps a realisation, or adds its signatures to the one that says the same.
 func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation) error {
-	err := p.merge(ctx, realisationKey(r.ID), r, func(text []byte) (json.Marshaler, error) {
+	err := p.merge(ctx, realisationKey(r.ID), r.OutPath, r, func(text []byte) (json.Marshaler, error) {
 		old, err := nix.ParseRealisation(p.dir, text)
 		if err != nil || !bytes.Equal(old.AppendFingerprint(nil), r.AppendFingerprint(nil)) {
 			return nil, err
@@ -169,7 +167,7 @@ func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 
 // PutBuildTrace keeps a build trace, or adds its signatures to the one that says the same.
 func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
-	err := p.merge(ctx, traceKey(t.Drv, t.Output), t, func(text []byte) (json.Marshaler, error) {
+	err := p.merge(ctx, traceKey(t.Drv, t.Output), t.OutPath, t, func(text []byte) (json.Marshaler, error) {
 		old, err := nix.ParseBuildTrace(t.Drv, t.Output, text)
 		if err != nil || old.OutPath != t.OutPath {
 			return nil, err
@@ -184,8 +182,8 @@ func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
 	return nil
 }
 
-// merge keeps what there is first under a key, and replaces it by what combine makes of that; nil leaves it as it is.
-func (p *Part) merge(ctx context.Context, key string, first json.Marshaler, combine func(old []byte) (json.Marshaler, error)) error {
+// merge keeps under a key what says first that a path was built, and replaces it by what combine makes of that; nil leaves it as it is.
+func (p *Part) merge(ctx context.Context, key string, built nix.StorePath, first json.Marshaler, combine func(old []byte) (json.Marshaler, error)) error {
 	p.d.merging.Lock()
 	defer p.d.merging.Unlock()
 	old, err := p.d.catalog.File(ctx, p.id, key)
@@ -195,7 +193,7 @@ func (p *Part) merge(ctx context.Context, key string, first json.Marshaler, comb
 			return err
 		}
 		// If another process was faster, its own stays.
-		return failure("write catalog", p.d.catalog.PutFile(ctx, p.id, key, text, true))
+		return p.putBuilt(ctx, &catalog.File{Key: key, Content: text, Path: built}, true)
 	}
 	if err != nil {
 		return failure("read catalog", err)
@@ -208,7 +206,15 @@ func (p *Part) merge(ctx context.Context, key string, first json.Marshaler, comb
 	if err != nil || bytes.Equal(text, old) {
 		return err
 	}
-	return failure("write catalog", p.d.catalog.PutFile(ctx, p.id, key, text, false))
+	return p.putBuilt(ctx, &catalog.File{Key: key, Content: text, Path: built}, false)
+}
+
+func (p *Part) putBuilt(ctx context.Context, f *catalog.File, keep bool) error {
+	err := p.d.catalog.PutFile(ctx, p.id, f, keep)
+	if errors.Is(err, catalog.ErrDeleted) {
+		return cache.Refuse(cache.ErrConflict, "%s was deleted from this cache just now; push that first", f.Path)
+	}
+	return failure("write catalog", err)
 }
 
 func encodeJSON(v json.Marshaler) ([]byte, error) {

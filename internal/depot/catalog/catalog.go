@@ -367,12 +367,23 @@ type Counts struct {
 	Damaged                            int64 // NARs that are withheld
 }
 
-// Files keeps the small things of a cache, under keys such as log/<derivation> and realisations/<id>.doi.
+// A File is something small that a cache has.
+type File struct {
+	Key     string // such as realisations/<id>.doi, or what LogKey returns
+	Content []byte
+	// Path is what it says was built, zero if it says nothing of the kind: it goes when that is deleted.
+	Path nix.StorePath
+}
+
+// LogKey is the key of the build log of a derivation. It goes when the last path is deleted that the derivation has built.
+func LogKey(drv nix.StorePath) string { return "log/" + drv.Base() }
+
+// Files keeps the small things of a cache.
 type Files interface {
-	// PutFile adds a file. If there is one under this key, it is replaced, or stays if keep is true.
-	// ErrGone if the cache is not there any more.
-	PutFile(ctx context.Context, cache CacheID, key string, content []byte, keep bool) error
-	// File returns a file. ErrNotFound if there is none.
+	// PutFile adds a file. If there is one under its key, it is replaced, or stays if keep is true.
+	// ErrGone if the cache is not there any more; ErrDeleted if its path was deleted a moment ago, as DeletePaths says of references.
+	PutFile(ctx context.Context, cache CacheID, f *File, keep bool) error
+	// File returns the content of a file. ErrNotFound if there is none.
 	File(ctx context.Context, cache CacheID, key string) ([]byte, error)
 	// AllFiles iterates over the keys of the files of a cache that begin with prefix, in their order.
 	AllFiles(ctx context.Context, cache CacheID, prefix string) iter.Seq2[string, error]

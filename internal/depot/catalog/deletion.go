@@ -58,9 +58,10 @@ func (e *ReferredError) Unwrap() error { return ErrConflict }
 
 // Deletions removes what is published.
 type Deletions interface {
-	// DeletePaths removes paths from a cache, with their debug info, all or none; withheld ones too.
+	// DeletePaths removes paths from a cache, all or none, withheld ones too: with their debug info, with the files that say that they were built,
+	// and at last with the logs of derivations, they themselves or those that built them, that have built no other path of the cache.
 	// ErrNotFound names one that is not there. RefuseReferrers: a *ReferredError if a path of the cache that is not among them refers to one.
-	// For as long as RecentlyDeleted, or until that is published again, nothing that refers to one of them is published, but ErrDeleted:
+	// For as long as RecentlyDeleted, or until that is published again, nothing that refers to one of them is published, nor a file that says that it was built, but ErrDeleted:
 	// it was checked before that all its references are there. Not so if referrers are kept, or the cache allows missing references.
 	//
 	// Nobody who publishes waits for long. So many paths may go a few at a time, and what fails in the midst returns what is deleted by then as well.

@@ -173,6 +173,78 @@ func (s *suite) referredDeletions() {
 	s.want(err, catalog.ErrConflict)
 }
 
+// fileDeletions take along what says that a path was built, and logs when nothing is left that was built with them.
+func (s *suite) fileDeletions() {
+	a, b := s.cache("a"), s.cache("b")
+	publish := func(cache catalog.CacheID, name, deriver string) {
+		s.Helper()
+		nar, _, err := s.c.AddNAR(s.Context(), newNAR("of "+name, cache))
+		s.ok(err)
+		p := path(name, nar, "of "+name)
+		p.Info.References, p.Info.Deriver = nil, nix.StorePath{}
+		if deriver != "" {
+			p.Info.Deriver = storePath(deriver)
+		}
+		s.ok(errOf(s.c.Publish(s.Context(), cache, p, nil)))
+	}
+	put := func(cache catalog.CacheID, key, built string) error {
+		f := &catalog.File{Key: key, Content: []byte(key)}
+		if built != "" {
+			f.Path = storePath(built)
+		}
+		return s.c.PutFile(s.Context(), cache, f, false)
+	}
+	log := func(drv string) string { return catalog.LogKey(storePath(drv)) }
+	want := func(cache catalog.CacheID, keys ...string) {
+		s.Helper()
+		var there []string
+		for key, err := range s.c.AllFiles(s.Context(), cache, "") {
+			s.ok(err)
+			there = append(there, key)
+		}
+		slices.Sort(keys)
+		s.equal(there, keys)
+	}
+	deleting := func(dry bool, names ...string) {
+		s.Helper()
+		_, err := s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes(names...), DryRun: dry})
+		s.ok(err)
+	}
+	for _, cache := range []catalog.CacheID{a, b} {
+		publish(cache, "lib", "lib.drv")
+		publish(cache, "lib-dev", "lib.drv")
+		publish(cache, "lib.drv", "")
+		publish(cache, "other", "")
+		for _, key := range []string{log("lib.drv"), log("other.drv"), "k"} {
+			s.ok(put(cache, key, ""))
+		}
+		s.ok(put(cache, "realisations/lib", "lib"))
+		s.ok(put(cache, "build-trace-v2/lib", "lib"))
+		s.ok(put(cache, "realisations/dev", "lib-dev"))
+	}
+	all := []string{log("lib.drv"), log("other.drv"), "k", "realisations/lib", "build-trace-v2/lib", "realisations/dev"}
+	deleting(true, "lib", "lib-dev", "lib.drv", "other")
+	want(a, all...)
+	deleting(false, "lib", "lib.drv", "other")
+	want(a, log("lib.drv"), log("other.drv"), "k", "realisations/dev")
+	want(b, all...)
+
+	// Who has looked before whether it is there comes too late, until it is there again.
+	s.want(put(a, "realisations/lib", "lib"), catalog.ErrDeleted)
+	publish(a, "lib", "lib.drv")
+	s.ok(put(a, "realisations/lib", "lib"))
+	s.ok(put(a, "realisations/lib", "lib-dev")) // it was something else
+	deleting(false, "lib")
+	want(a, log("lib.drv"), log("other.drv"), "k", "realisations/dev", "realisations/lib")
+	deleting(false, "lib-dev")
+	want(a, log("other.drv"), "k")
+
+	// A derivation that has built nothing has a log too.
+	publish(a, "other.drv", "")
+	deleting(false, "other.drv")
+	want(a, "k")
+}
+
 // racedDeletions leave no path without one that it refers to, whatever others publish meanwhile.
 func (s *suite) racedDeletions() {
 	a := s.cache("a")

@@ -51,7 +51,7 @@ type room struct {
 	paths   map[nix.PathHash]*catalog.Path
 	uploads map[string]*made
 	debug   map[string]catalog.DebugInfo
-	files   map[string][]byte
+	files   map[string]*catalog.File
 	awaited map[nix.PathHash]bool
 	deleted map[nix.PathHash]time.Time
 }
@@ -134,7 +134,7 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 		paths:   make(map[nix.PathHash]*catalog.Path),
 		uploads: make(map[string]*made),
 		debug:   make(map[string]catalog.DebugInfo),
-		files:   make(map[string][]byte),
+		files:   make(map[string]*catalog.File),
 		awaited: make(map[nix.PathHash]bool),
 		deleted: make(map[nix.PathHash]time.Time),
 	}
@@ -246,14 +246,17 @@ func (m *Memory) RevokeToken(_ context.Context, name string) error {
 }
 
 // PutFile adds a file.
-func (m *Memory) PutFile(_ context.Context, cache catalog.CacheID, key string, content []byte, keep bool) error {
+func (m *Memory) PutFile(_ context.Context, cache catalog.CacheID, f *catalog.File, keep bool) error {
 	defer m.lock()()
 	r := m.caches[cache]
 	if r == nil {
-		return fmt.Errorf("put file %s: %w", key, catalog.ErrGone)
+		return fmt.Errorf("put file %s: %w", f.Key, catalog.ErrGone)
 	}
-	if _, there := r.files[key]; !there || !keep {
-		r.files[key] = content
+	if m.deletedNow(r, f.Path.Hash()) {
+		return fmt.Errorf("put file %s: %w: %s", f.Key, catalog.ErrDeleted, f.Path)
+	}
+	if _, there := r.files[f.Key]; !there || !keep {
+		r.files[f.Key] = new(*f)
 	}
 	m.changed()
 	return nil
@@ -262,11 +265,11 @@ func (m *Memory) PutFile(_ context.Context, cache catalog.CacheID, key string, c
 // File returns a file.
 func (m *Memory) File(_ context.Context, cache catalog.CacheID, key string) ([]byte, error) {
 	defer m.lock()()
-	content, ok := m.room(cache).files[key]
+	f, ok := m.room(cache).files[key]
 	if !ok {
 		return nil, fmt.Errorf("read file %s: %w", key, catalog.ErrNotFound)
 	}
-	return content, nil
+	return f.Content, nil
 }
 
 // AllFiles iterates over keys.

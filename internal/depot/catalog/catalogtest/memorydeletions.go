@@ -61,6 +61,7 @@ func (m *Memory) DeletePaths(_ context.Context, d *catalog.Deletion) (*catalog.D
 	if d.DryRun {
 		return &gone, nil
 	}
+	m.deleteFiles(r, all)
 	for hash := range all {
 		m.deletePath(r, hash)
 		if d.Referrers != catalog.KeepReferrers && !r.record.AllowMissingReferences {
@@ -69,4 +70,22 @@ func (m *Memory) DeletePaths(_ context.Context, d *catalog.Deletion) (*catalog.D
 	}
 	m.changed()
 	return &gone, nil
+}
+
+// deleteFiles removes what belongs to paths that go.
+func (m *Memory) deleteFiles(r *room, gone map[nix.PathHash]bool) {
+	maps.DeleteFunc(r.files, func(_ string, f *catalog.File) bool { return gone[f.Path.Hash()] })
+	stay := make(map[nix.StorePath]bool)
+	for hash, p := range r.paths {
+		if !gone[hash] {
+			stay[p.Info.Deriver] = true
+		}
+	}
+	for hash := range gone {
+		for _, drv := range []nix.StorePath{r.paths[hash].Info.Path, r.paths[hash].Info.Deriver} {
+			if !stay[drv] {
+				delete(r.files, catalog.LogKey(drv))
+			}
+		}
+	}
 }

@@ -39,7 +39,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		return nil, false, fmt.Errorf("publish %s: %w: the NAR", p.Info.Path, catalog.ErrGone)
 	}
 	for _, ref := range p.Info.References {
-		if at, ok := r.deleted[ref.Hash()]; ok && ref != p.Info.Path && m.now().Before(at.Add(catalog.RecentlyDeleted)) {
+		if ref != p.Info.Path && m.deletedNow(r, ref.Hash()) {
 			return nil, false, fmt.Errorf("publish %s: %w: %s", p.Info.Path, catalog.ErrDeleted, ref)
 		}
 	}
@@ -68,6 +68,12 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	}
 	m.changed()
 	return m.there(path), true, nil
+}
+
+// deletedNow reports whether a path was deleted a moment ago, and is not there again.
+func (m *Memory) deletedNow(r *room, hash nix.PathHash) bool {
+	at, ok := r.deleted[hash]
+	return ok && m.now().Before(at.Add(catalog.RecentlyDeleted))
 }
 
 // there is a path with what it says of its NAR now.

@@ -65,6 +65,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"paths in order", (*suite).order},
 		{"deletions", (*suite).deletions},
 		{"deletions of what is referred to", (*suite).referredDeletions},
+		{"deletions of what files tell of", (*suite).fileDeletions},
 		{"deletions while others publish", (*suite).racedDeletions},
 		{"signatures", (*suite).signatures},
 		{"paths that are withheld", (*suite).replaceWithheld},
@@ -300,24 +301,24 @@ func errOf[A, B any](_ A, _ B, err error) error { return err }
 
 func (s *suite) files() {
 	a, b := s.cache("a"), s.cache("b")
-	s.ok(s.c.PutFile(s.Context(), a, "log/x", []byte("one"), false))
-	s.ok(s.c.PutFile(s.Context(), a, "log/x", []byte("two"), true))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("one")}, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("two")}, true))
 	content, err := s.c.File(s.Context(), a, "log/x")
 	s.ok(err)
 	s.equal(string(content), "one")
-	s.ok(s.c.PutFile(s.Context(), a, "log/x", []byte("three"), false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("three")}, false))
 	content, err = s.c.File(s.Context(), a, "log/x")
 	s.ok(err)
 	s.equal(string(content), "three")
 	_, err = s.c.File(s.Context(), b, "log/x")
 	s.want(err, catalog.ErrNotFound)
-	s.want(s.c.PutFile(s.Context(), 999, "log/x", nil, false), catalog.ErrGone)
-	s.ok(s.c.PutFile(s.Context(), a, "log/empty", nil, false))
+	s.want(s.c.PutFile(s.Context(), 999, &catalog.File{Key: "log/x"}, false), catalog.ErrGone)
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/empty"}, false))
 	for i := range 410 {
-		s.ok(s.c.PutFile(s.Context(), b, fmt.Sprintf("k/%03d", i), nil, false))
+		s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: fmt.Sprintf("k/%03d", i)}, false))
 	}
-	s.ok(s.c.PutFile(s.Context(), b, "j", nil, false))
-	s.ok(s.c.PutFile(s.Context(), b, "l", nil, false))
+	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "j"}, false))
+	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "l"}, false))
 	var keys []string
 	for key, err := range s.c.AllFiles(s.Context(), b, "k/") {
 		s.ok(err)
@@ -338,7 +339,7 @@ func (s *suite) versions() {
 	if again, _ := s.c.Version(); again != before {
 		s.Error("the version changes by itself")
 	}
-	s.ok(s.c.PutFile(s.Context(), a, "k", nil, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}, false))
 	if after, _ := s.c.Version(); after == before {
 		s.Error("the version stays after a commit")
 	}

@@ -241,27 +241,6 @@ func (c *Catalog) RevokeToken(ctx context.Context, name string) error {
 	return nil
 }
 
-// PutFile adds a file.
-func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, key string, content []byte, keep bool) error {
-	text := "INSERT INTO files VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET content = excluded.content"
-	if keep {
-		text = "INSERT INTO files VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
-	}
-	if content == nil {
-		content = []byte{}
-	}
-	err := c.write(ctx, func(x *change) error {
-		if err := hasCache(x, cache); err != nil {
-			return err
-		}
-		return x.exec(text, int64(cache), key, content)
-	})
-	if err != nil {
-		return fmt.Errorf("put file %s: %w", key, err)
-	}
-	return nil
-}
-
 // hasCache is ErrGone if there is no such cache.
 func hasCache(x *change, cache catalog.CacheID) error {
 	ok, err := x.get("SELECT id FROM caches WHERE id = ? AND name IS NOT NULL", []any{int64(cache)}, new(int64))
@@ -269,37 +248,6 @@ func hasCache(x *change, cache catalog.CacheID) error {
 		return fmt.Errorf("%w: the cache", catalog.ErrGone)
 	}
 	return err
-}
-
-// File returns a file.
-func (c *Catalog) File(ctx context.Context, cache catalog.CacheID, key string) ([]byte, error) {
-	var content []byte
-	err := c.queryRow(ctx, "SELECT content FROM files WHERE cache = ? AND key = ?", int64(cache), key).scan(&content, catalog.ErrNotFound)
-	if err != nil {
-		return nil, fmt.Errorf("read file %s: %w", key, err)
-	}
-	return content, nil
-}
-
-// AllFiles iterates over keys.
-func (c *Catalog) AllFiles(ctx context.Context, cache catalog.CacheID, prefix string) iter.Seq2[string, error] {
-	return pages(func(after string, first bool) (keys []string, err error) {
-		from, compare := after, ">"
-		if first {
-			from, compare = prefix, ">="
-		}
-		err = c.rows(ctx, func(scan func(...any) error) error {
-			var key string
-			if err := scan(&key); err != nil {
-				return err
-			}
-			if strings.HasPrefix(key, prefix) { // those that follow do not come back
-				keys = append(keys, key)
-			}
-			return nil
-		}, "SELECT key FROM files WHERE cache = ? AND key "+compare+" ? ORDER BY key LIMIT ?", int64(cache), from, page)
-		return keys, err
-	}, func(key string) string { return key })
 }
 
 // page is how many things an iteration reads at once.

@@ -26,15 +26,16 @@ type deletion struct {
 	dir     nix.StoreDir
 	partial bool // the cache allows missing references
 	search  *catalog.Search
-	seen    int64           // the search was shown the paths up to this row
-	left    []nix.PathHash  // to be deleted, in this order
-	again   bool            // older paths may refer to what was found since they were shown
-	gone    catalog.Deleted // what is durable
+	seen    int64                    // the search was shown the paths up to this row
+	left    []nix.PathHash           // to be deleted, in this order
+	again   bool                     // older paths may refer to what was found since they were shown
+	gone    catalog.Deleted          // what is durable
+	logs    map[string]nix.StorePath // derivations that have logs and have built what is gone, by their last elements
 }
 
 // DeletePaths removes paths.
 func (c *Catalog) DeletePaths(ctx context.Context, d *catalog.Deletion) (*catalog.Deleted, error) {
-	x := &deletion{c: c, d: d, search: catalog.NewSearch(d)}
+	x := &deletion{c: c, d: d, search: catalog.NewSearch(d), logs: make(map[string]nix.StorePath)}
 	err := x.run(ctx)
 	slices.SortFunc(x.gone.Paths, func(a, b nix.StorePath) int {
 		one, other := a.Hash(), b.Hash()
@@ -75,41 +76,62 @@ func (x *deletion) run(ctx context.Context) error {
 			return err
 		}
 	}
-	return nil
+	return x.removeLogs(ctx)
 }
 
 // find shows the search all paths, until it finds no more.
 func (x *deletion) find(ctx context.Context) error {
 	for x.again = x.d.Referrers != catalog.KeepReferrers; x.again; {
-		x.seen, x.again = 0, false
-		var last int64
-		for more := true; more; {
-			if err := x.c.queryRow(ctx, lastPath).scan(&last, nil); err != nil {
-				return err
-			}
-			n := 0
-			err := x.c.rows(ctx, func(scan func(...any) error) error {
-				n++
-				_, found, err := x.show(scan)
-				x.again = x.again || found
-				return err
-			}, publishedSince, int64(x.d.Cache), x.seen, searchPage)
-			if err != nil {
-				return err
-			}
-			more = n == searchPage
+		x.again = false
+		if err := x.readAll(ctx, publishedSince, func(scan func(...any) error) error {
+			_, found, err := x.show(scan)
+			x.again = x.again || found
+			return err
+		}); err != nil {
+			return err
 		}
-		x.seen = max(x.seen, last) // what follows is of other caches
 	}
 	x.left = x.search.Order()
 	return x.search.Err()
 }
 
-// lastPath is the last row of all caches. Those that are published later come after it.
-const lastPath = "SELECT coalesce(max(rowid), 0) FROM paths"
+const (
+	// publishedSince are paths of a cache that were published after a row, and derivedSince what built them. The row is the first column.
+	publishedSince = "SELECT rowid, hash, name, refs FROM paths WHERE +cache = ? AND rowid > ? ORDER BY rowid LIMIT ?"
+	derivedSince   = "SELECT rowid, deriver FROM paths WHERE +cache = ? AND rowid > ? ORDER BY rowid LIMIT ?"
+)
 
-// publishedSince are paths of a cache that were published after a row.
-const publishedSince = "SELECT rowid, hash, name, refs FROM paths WHERE +cache = ? AND rowid > ? ORDER BY rowid LIMIT ?"
+// readAll calls each, which advances seen, with all paths.
+func (x *deletion) readAll(ctx context.Context, query string, each func(scan func(...any) error) error) error {
+	x.seen = 0
+	for {
+		var last int64
+		if err := x.c.queryRow(ctx, "SELECT "+lastPath).scan(&last, nil); err != nil {
+			return err
+		}
+		before := x.seen
+		if err := x.c.rows(ctx, each, query, int64(x.d.Cache), before, searchPage); err != nil {
+			return err
+		}
+		if x.seen == before {
+			x.seen = max(x.seen, last) // what follows is of other caches
+			return nil
+		}
+	}
+}
+
+// readNew does so with those that were published since.
+func (x *deletion) readNew(y *change, query string, each func(scan func(...any) error) error) error {
+	var last int64
+	if _, err := y.get("SELECT "+lastPath, nil, &last); err != nil {
+		return err
+	}
+	if err := y.rows(each, query, int64(x.d.Cache), x.seen, -1); err != nil {
+		return err
+	}
+	x.seen = max(x.seen, last)
+	return nil
+}
 
 // show shows the search a path.
 func (x *deletion) show(scan func(...any) error) (path nix.StorePath, found bool, err error) {
@@ -210,21 +232,16 @@ func (x *deletion) findNew(y *change) error {
 	if x.d.Referrers == catalog.KeepReferrers {
 		return nil
 	}
-	var last int64
-	if _, err := y.get(lastPath, nil, &last); err != nil {
-		return err
-	}
 	var found []nix.StorePath
-	if err := y.rows(func(scan func(...any) error) error {
+	if err := x.readNew(y, publishedSince, func(scan func(...any) error) error {
 		path, refers, err := x.show(scan)
 		if refers {
 			found = append(found, path)
 		}
 		return err
-	}, publishedSince, int64(x.d.Cache), x.seen, -1); err != nil {
+	}); err != nil {
 		return err
 	}
-	x.seen = max(x.seen, last)
 	for _, path := range found {
 		hash := path.Hash()
 		x.left = slices.Insert(x.left, 0, hash)
@@ -242,9 +259,9 @@ func (x *deletion) removeFew(y *change, gone *catalog.Deleted) error {
 	cache := int64(x.d.Cache)
 	nars := make(map[int64]bool)
 	for _, hash := range x.left[:min(removeBatch, len(x.left))] {
-		var name string
+		var name, deriver string
 		var nar int64
-		ok, err := y.get("SELECT name, nar FROM paths WHERE cache = ? AND hash = ?", []any{cache, hash[:]}, &name, &nar)
+		ok, err := y.get("SELECT name, nar, deriver FROM paths WHERE cache = ? AND hash = ?", []any{cache, hash[:]}, &name, &nar, &deriver)
 		if err != nil {
 			return err
 		}
@@ -263,6 +280,12 @@ func (x *deletion) removeFew(y *change, gone *catalog.Deleted) error {
 		if err := x.c.deletePath(y, x.d.Cache, hash); err != nil {
 			return err
 		}
+		if err := y.exec("DELETE FROM files WHERE cache = ? AND path = ?", cache, hash.String()); err != nil {
+			return err
+		}
+		if err := x.noteLogs(y, path, deriver); err != nil {
+			return err
+		}
 		if x.d.Referrers == catalog.KeepReferrers || x.partial {
 			continue
 		}
@@ -276,6 +299,75 @@ func (x *deletion) removeFew(y *change, gone *catalog.Deleted) error {
 			return err
 		}
 		gone.FileBytes += size
+	}
+	return nil
+}
+
+// noteLogs notes the logs of a path that goes, as far as there are any: of the derivation that built it, and of itself where it is one.
+func (x *deletion) noteLogs(y *change, path nix.StorePath, deriver string) error {
+	drvs := []nix.StorePath{path}
+	if deriver != "" {
+		drv, err := x.dir.ParseBase(deriver)
+		if err != nil {
+			return err
+		}
+		drvs = append(drvs, drv)
+	}
+	for _, drv := range drvs {
+		there, err := y.get("SELECT 1 FROM files WHERE cache = ? AND key = ?", []any{int64(x.d.Cache), catalog.LogKey(drv)}, new(int64))
+		if err != nil {
+			return err
+		}
+		if there {
+			x.logs[drv.Base()] = drv
+		}
+	}
+	return nil
+}
+
+// removeLogs removes the logs of those derivations that have built nothing that is still there. It reads all paths for that, as find does.
+func (x *deletion) removeLogs(ctx context.Context) error {
+	if len(x.logs) == 0 {
+		return nil
+	}
+	keep := func(scan func(...any) error) error {
+		var deriver string
+		if err := scan(&x.seen, &deriver); err != nil {
+			return err
+		}
+		delete(x.logs, deriver)
+		return nil
+	}
+	if err := x.readAll(ctx, derivedSince, keep); err != nil {
+		return err
+	}
+	for len(x.logs) > 0 {
+		began := time.Now()
+		var gone []string
+		if err := x.c.write(ctx, func(y *change) error {
+			if err := x.readNew(y, derivedSince, keep); err != nil {
+				return err
+			}
+			gone = nil
+			for base, drv := range x.logs {
+				if len(gone) == removeBatch {
+					break
+				}
+				if err := y.exec("DELETE FROM files WHERE cache = ? AND key = ?", int64(x.d.Cache), catalog.LogKey(drv)); err != nil {
+					return err
+				}
+				gone = append(gone, base)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		for _, base := range gone {
+			delete(x.logs, base)
+		}
+		if err := giveWay(ctx, time.Since(began)); err != nil {
+			return err
+		}
 	}
 	return nil
 }

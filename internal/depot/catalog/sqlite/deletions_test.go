@@ -164,7 +164,7 @@ func TestDeleteWhatComesLate(t *testing.T) {
 			remove(missing)
 			early := publish("early", missing)
 			d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: catalog.DeleteReferrers}
-			x := &deletion{c: c, d: d, dir: nix.DefaultStoreDir, search: catalog.NewSearch(d)}
+			x := &deletion{c: c, d: d, dir: nix.DefaultStoreDir, search: catalog.NewSearch(d), logs: make(map[string]nix.StorePath)}
 			if err := x.find(t.Context()); err != nil {
 				t.Fatal(err)
 			}
@@ -199,7 +199,7 @@ func TestDeleteWhatComesAgain(t *testing.T) {
 	}
 	fillReferring(t, c, cache, removeBatch+1, library)
 	d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: catalog.DeleteReferrers}
-	x := &deletion{c: c, d: d, dir: nix.DefaultStoreDir, search: catalog.NewSearch(d)}
+	x := &deletion{c: c, d: d, dir: nix.DefaultStoreDir, search: catalog.NewSearch(d), logs: make(map[string]nix.StorePath)}
 	if err := errors.Join(x.find(t.Context()), x.removeNext(t.Context())); err != nil {
 		t.Fatal(err)
 	}
@@ -211,10 +211,12 @@ func TestDeleteWhatComesAgain(t *testing.T) {
 	if _, _, err := c.Publish(t.Context(), cache, p, nil); err != nil {
 		t.Fatal(err)
 	}
-	for x.again = true; x.again; {
-		if err := errors.Join(x.find(t.Context()), x.remove(t.Context())); err != nil {
-			t.Fatal(err)
-		}
+	err = x.remove(t.Context())
+	for err == nil && x.again {
+		err = errors.Join(x.find(t.Context()), x.remove(t.Context()))
+	}
+	if err != nil {
+		t.Fatal(err)
 	}
 	for p := range c.AllPaths(t.Context(), cache, nix.PathHash{}, false) {
 		t.Errorf("%s is still there", p.Info.Path)

@@ -82,7 +82,10 @@ func joinSignatures(sigs []nix.Signature) string {
 }
 
 // nextPath is the row of a path that is published: after all that there are, and were.
-const nextPath = "(SELECT 1 + max(past, (SELECT coalesce(max(rowid), 0) FROM paths)) FROM past_paths)"
+const nextPath = "(SELECT 1 + max(past, " + lastPath + ") FROM past_paths)"
+
+// lastPath is the last row of all caches. Those that are published later come after it.
+const lastPath = "coalesce((SELECT max(rowid) FROM paths), 0)"
 
 // Publish makes a path visible.
 func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
@@ -162,7 +165,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 		var deleted bool // just now
 		if _, err := x.get(`INSERT INTO awaited (cache, hash) SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2)
 			ON CONFLICT DO UPDATE SET hash = excluded.hash RETURNING coalesce(deleted, 0) > ?3`,
-			[]any{int64(cache), to[:], c.seconds() - int64(catalog.RecentlyDeleted/time.Second)}, &deleted); err != nil {
+			[]any{int64(cache), to[:], c.notLongSince()}, &deleted); err != nil {
 			return err
 		}
 		if deleted {

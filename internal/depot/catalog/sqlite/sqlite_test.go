@@ -319,7 +319,7 @@ func TestHalfDeleted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := c.PutFile(t.Context(), cache, "log/x", nil, false); err != nil {
+		if err := c.PutFile(t.Context(), cache, &catalog.File{Key: "log/x"}, false); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -332,7 +332,7 @@ func TestHalfDeleted(t *testing.T) {
 	if all, err := c.Caches(t.Context()); err != nil || len(all) != 1 || all[0].Name != "b" {
 		t.Errorf("caches %v, %v", all, err)
 	}
-	if err := c.PutFile(t.Context(), caches[0], "log/y", nil, false); !errors.Is(err, catalog.ErrGone) {
+	if err := c.PutFile(t.Context(), caches[0], &catalog.File{Key: "log/y"}, false); !errors.Is(err, catalog.ErrGone) {
 		t.Errorf("put into a deleted cache: %v", err)
 	}
 	if err := c.DeleteCache(t.Context(), caches[0]); !errors.Is(err, catalog.ErrNotFound) {
@@ -403,5 +403,49 @@ func TestSize(t *testing.T) {
 	t.Logf("%d bytes a path", each)
 	if each > 2*(recipeSize+listingSize) {
 		t.Errorf("%d bytes a path with a recipe of %d and a listing of %d", each, recipeSize, listingSize)
+	}
+}
+
+// What an older firn kept says what was built, and goes with that.
+func TestFilesOfOlder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	c, err := Open(t.Context(), path, Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	cache, err := addCache(t.Context(), c, "main")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, p := catalogtest.Sample("one", cache)
+	if err := push(t.Context(), c, cache, "one"); err != nil {
+		t.Fatal(err)
+	}
+	const realisation, broken = "realisations/sha256:00!out.doi", "build-trace-v2/x.drv/out.doi"
+	for _, f := range []*catalog.File{
+		{Key: realisation, Content: fmt.Appendf(nil, `{"outPath":%q}`, p.Info.Path.Base())},
+		{Key: broken, Content: []byte("{")},
+	} {
+		if err := c.PutFile(t.Context(), cache, f, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, text := range []string{"DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
+		if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c = openAt(t, path, Options{})
+	if _, err := c.DeletePaths(t.Context(), &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{p.Info.Path.Hash()}}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.File(t.Context(), cache, realisation); !errors.Is(err, catalog.ErrNotFound) {
+		t.Errorf("error %v", err)
+	}
+	if _, err := c.File(t.Context(), cache, broken); err != nil {
+		t.Error(err)
 	}
 }

@@ -1,0 +1,82 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+// PutFile adds a file.
+func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File, keep bool) error {
+	text := "INSERT INTO files (cache, key, content, path) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET content = excluded.content, path = excluded.path"
+	if keep {
+		text = "INSERT INTO files (cache, key, content, path) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
+	}
+	err := c.write(ctx, func(x *change) error {
+		if err := hasCache(x, cache); err != nil {
+			return err
+		}
+		var path any
+		if !f.Path.IsZero() {
+			path = f.Path.Hash().String()
+			deleted, err := c.deletedNow(x, cache, f.Path.Hash())
+			if err != nil {
+				return err
+			}
+			if deleted {
+				return fmt.Errorf("%w: %s", catalog.ErrDeleted, f.Path)
+			}
+		}
+		return x.exec(text, int64(cache), f.Key, notNil(f.Content), path)
+	})
+	if err != nil {
+		return fmt.Errorf("put file %s: %w", f.Key, err)
+	}
+	return nil
+}
+
+// deletedNow reports whether a path was deleted a moment ago, and is not there again.
+func (c *Catalog) deletedNow(x *change, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
+	return x.get("SELECT 1 FROM awaited WHERE cache = ? AND hash = ? AND deleted > ?", []any{int64(cache), hash[:], c.notLongSince()}, new(int64))
+}
+
+// notLongSince is the time since which what was deleted counts as recently deleted.
+func (c *Catalog) notLongSince() int64 {
+	return c.seconds() - int64(catalog.RecentlyDeleted/time.Second)
+}
+
+// File returns a file.
+func (c *Catalog) File(ctx context.Context, cache catalog.CacheID, key string) ([]byte, error) {
+	var content []byte
+	err := c.queryRow(ctx, "SELECT content FROM files WHERE cache = ? AND key = ?", int64(cache), key).scan(&content, catalog.ErrNotFound)
+	if err != nil {
+		return nil, fmt.Errorf("read file %s: %w", key, err)
+	}
+	return content, nil
+}
+
+// AllFiles iterates over keys.
+func (c *Catalog) AllFiles(ctx context.Context, cache catalog.CacheID, prefix string) iter.Seq2[string, error] {
+	return pages(func(after string, first bool) (keys []string, err error) {
+		from, compare := after, ">"
+		if first {
+			from, compare = prefix, ">="
+		}
+		err = c.rows(ctx, func(scan func(...any) error) error {
+			var key string
+			if err := scan(&key); err != nil {
+				return err
+			}
+			if strings.HasPrefix(key, prefix) { // those that follow do not come back
+				keys = append(keys, key)
+			}
+			return nil
+		}, "SELECT key FROM files WHERE cache = ? AND key "+compare+" ? ORDER BY key LIMIT ?", int64(cache), from, page)
+		return keys, err
+	}, func(key string) string { return key })
+}
