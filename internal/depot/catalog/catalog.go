@@ -350,7 +350,7 @@ type Paths interface {
 	// DeletePath removes a path from a cache. ErrNotFound if it is not there.
 	DeletePath(ctx context.Context, cache CacheID, hash nix.PathHash) error
 
-	// DebugInfo returns the debug info of a build ID. ErrNotFound if there is none.
+	// DebugInfo returns the debug info of a build ID, of any path that has it and is not withheld. ErrNotFound if there is none.
 	DebugInfo(ctx context.Context, cache CacheID, buildID string) (*DebugInfo, error)
 
 	// Count returns what is kept. With a cache, its paths and the NARs of these; else everything.

@@ -50,7 +50,7 @@ type room struct {
 	record  catalog.Cache
 	paths   map[nix.PathHash]*catalog.Path
 	uploads map[string]*made
-	debug   map[string]catalog.DebugInfo
+	debug   map[string][]catalog.DebugInfo // by build ID
 	files   map[string]*catalog.File
 	awaited map[nix.PathHash]bool
 	deleted map[nix.PathHash]time.Time
@@ -133,7 +133,7 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 		record:  *c,
 		paths:   make(map[nix.PathHash]*catalog.Path),
 		uploads: make(map[string]*made),
-		debug:   make(map[string]catalog.DebugInfo),
+		debug:   make(map[string][]catalog.DebugInfo),
 		files:   make(map[string]*catalog.File),
 		awaited: make(map[nix.PathHash]bool),
 		deleted: make(map[nix.PathHash]time.Time),

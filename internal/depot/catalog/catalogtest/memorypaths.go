@@ -5,7 +5,6 @@ import (
 	"context"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 	"time"
 
@@ -61,10 +60,8 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	delete(r.awaited, hash)
 	delete(r.deleted, hash)
 	for _, d := range debug {
-		if _, there := r.debug[d.BuildID]; !there {
-			d.Path = hash
-			r.debug[d.BuildID] = d
-		}
+		d.Path = hash
+		r.debug[d.BuildID] = append(r.debug[d.BuildID], d)
 	}
 	m.changed()
 	return m.there(path), true, nil
@@ -178,7 +175,9 @@ func (m *Memory) deletePath(r *room, hash nix.PathHash) {
 	p := r.paths[hash]
 	delete(r.paths, hash)
 	r.awaited[hash] = true
-	maps.DeleteFunc(r.debug, func(_ string, d catalog.DebugInfo) bool { return d.Path == hash })
+	for id, all := range r.debug {
+		r.debug[id] = slices.DeleteFunc(all, func(d catalog.DebugInfo) bool { return d.Path == hash })
+	}
 	if !r.publishes(p.NAR) {
 		for _, u := range r.uploads {
 			if u.NAR == p.NAR {
@@ -193,11 +192,12 @@ func (m *Memory) deletePath(r *room, hash nix.PathHash) {
 func (m *Memory) DebugInfo(_ context.Context, cache catalog.CacheID, buildID string) (*catalog.DebugInfo, error) {
 	defer m.lock()()
 	r := m.room(cache)
-	d, ok := r.debug[buildID]
-	if !ok || m.nars[r.paths[d.Path].NAR].Damaged {
-		return nil, fmt.Errorf("look up debug info: %w", catalog.ErrNotFound)
+	for _, d := range r.debug[buildID] {
+		if !m.nars[r.paths[d.Path].NAR].Damaged {
+			return &d, nil
+		}
 	}
-	return &d, nil
+	return nil, fmt.Errorf("look up debug info: %w", catalog.ErrNotFound)
 }
 
 // Count returns what is kept.

@@ -165,9 +165,33 @@ func (s *suite) debug() {
 	_, err = s.c.DebugInfo(s.Context(), a, build)
 	s.want(err, catalog.ErrNotFound)
 	s.ok(s.c.Withhold(s.Context(), id, false))
-	// Another path with the same build ID does no harm.
-	_, _, err = s.c.Publish(s.Context(), a, path("q", id, "one"), []catalog.DebugInfo{{BuildID: build, Path: storePath("q").Hash(), Member: "lib/y"}})
+	// Any path with the same build ID will do, as long as there is one.
+	other, _ := s.nar("two", a)
+	q := path("q", other, "two")
+	_, _, err = s.c.Publish(s.Context(), a, q, []catalog.DebugInfo{{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}})
 	s.ok(err)
+	of := func(want *catalog.DebugInfo) {
+		s.Helper()
+		got, err := s.c.DebugInfo(s.Context(), a, build)
+		s.ok(err)
+		s.equal(got, want)
+	}
+	ofP, ofQ := &catalog.DebugInfo{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}, &catalog.DebugInfo{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}
+	for _, gone := range []struct {
+		nar  catalog.NARID
+		left *catalog.DebugInfo
+	}{{id, ofQ}, {other, ofP}} {
+		s.ok(s.c.Withhold(s.Context(), gone.nar, true))
+		of(gone.left)
+		s.ok(s.c.Withhold(s.Context(), gone.nar, false))
+	}
+	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	of(ofQ)
+	_, _, err = s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{*ofP})
+	s.ok(err)
+	_, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("q")})
+	s.ok(err)
+	of(ofP)
 	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
 	_, err = s.c.DebugInfo(s.Context(), a, build)
 	s.want(err, catalog.ErrNotFound)

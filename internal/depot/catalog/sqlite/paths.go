@@ -154,7 +154,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, registered.Unix()); err != nil {
 		return err
 	}
-	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND cache = ?", int64(p.NAR), int64(cache)); err != nil {
+	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND +cache = ?" /* by the NAR: a cache has a million */, int64(p.NAR), int64(cache)); err != nil {
 		return err
 	}
 	for _, ref := range p.Info.References {
@@ -181,7 +181,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 		if err != nil {
 			return fmt.Errorf("build ID %q: %w", d.BuildID, err)
 		}
-		if err := x.exec("INSERT INTO debug_info VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", int64(cache), id, hash[:], d.Member); err != nil {
+		if err := x.exec("INSERT INTO debug_info (build_id, cache, hash, member) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", id, int64(cache), hash[:], d.Member); err != nil {
 			return err
 		}
 	}
@@ -313,7 +313,7 @@ func (c *Catalog) deletePath(x *change, cache catalog.CacheID, hash nix.PathHash
 	if err != nil {
 		return err
 	}
-	return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",
+	return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND +cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",
 		c.seconds(), nar, int64(cache))
 }
 
@@ -327,7 +327,7 @@ func (c *Catalog) DebugInfo(ctx context.Context, cache catalog.CacheID, buildID 
 	var hash []byte
 	err = c.queryRow(ctx, `
 		SELECT debug_info.hash, member FROM debug_info JOIN paths USING (cache, hash) JOIN nars ON nars.id = nar
-		WHERE cache = ? AND build_id = ? AND NOT damaged`, int64(cache), id).scanAll(catalog.ErrNotFound, &hash, &d.Member)
+		WHERE cache = ? AND build_id = ? AND NOT damaged LIMIT 1`, int64(cache), id).scanAll(catalog.ErrNotFound, &hash, &d.Member)
 	if err != nil {
 		return nil, fmt.Errorf("look up debug info: %w", err)
 	}
