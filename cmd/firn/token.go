@@ -33,7 +33,7 @@ type tokenCreateCommand struct {
 type rightsFlags struct {
 	Read    []string `placeholder:"PATTERN" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
 	Push    []string `placeholder:"PATTERN" help:"Push to the caches whose names match, and read them."`
-	Admin   []string `placeholder:"PATTERN" help:"Push to, read and delete from the caches whose names match."`
+	Admin   []string `placeholder:"PATTERN" help:"As --push; with main among them, also see all of /metrics from other machines. Deleting takes a command on the server, such as firn path delete."`
 	Expires string   `placeholder:"TIME" help:"How long it is good for, such as 12h or 90d. By default until it is revoked."`
 }
 
