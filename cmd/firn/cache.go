@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -124,6 +125,7 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 	if err := cat.AddCache(ctx, r); err != nil {
 		return conflict(err)
 	}
+	say("The cache %s answers at /%s/. Clients have to trust this:", r.Name, r.Name)
 	for _, key := range r.Keys {
 		fmt.Fprintln(k.Stdout, key.Public())
 	}
@@ -274,7 +276,7 @@ func (c *cacheShowCommand) Run(k *kong.Context) error {
 	}
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "name\t%s\naccess\t%s\nsources\t%s\nstore directory\t%s\npriority\t%d\n", s.Name, accessOf(r), strings.Join(s.Sources, ", "), s.StoreDir, s.Priority)
-	fmt.Fprintf(w, "hosts\t%s\nmissing references\t%s\n", strings.Join(s.Hosts, " "), map[bool]string{true: "allowed", false: "refused"}[s.AllowMissingReferences])
+	fmt.Fprintf(w, "hosts\t%s\nmissing references\t%s\n", strings.Join(s.Hosts, " "), missingReferences(r))
 	for _, key := range s.PublicKeys {
 		fmt.Fprintf(w, "public key\t%s\n", key)
 	}
@@ -347,7 +349,50 @@ func (c *cacheSetCommand) Run() error {
 	if err := caches.Check(&changed); err != nil {
 		return err
 	}
-	return conflict(cat.SetCache(ctx, &changed))
+	if err := cat.SetCache(ctx, &changed); err != nil {
+		return conflict(err)
+	}
+	if now := differences(r, &changed); len(now) > 0 {
+		say("The cache %s has changed: %s.", r.Name, strings.Join(now, "; "))
+	} else {
+		say("The cache %s was like this before.", r.Name)
+	}
+	return nil
+}
+
+// differences says how a cache is now, as far as it was otherwise.
+func differences(old, now *catalog.Cache) (all []string) {
+	for _, d := range []struct {
+		differs bool
+		is      string
+	}{
+		{old.Private != now.Private, "it is " + accessOf(now)},
+		{!slices.Equal(old.Sources, now.Sources), "its sources are " + strings.Join(now.Sources, ", ")},
+		{old.Priority != now.Priority, fmt.Sprint("its priority is ", now.Priority)},
+		{!slices.Equal(old.Hosts, now.Hosts), "its host names are " + cmp.Or(strings.Join(now.Hosts, ", "), "none")},
+		{old.AllowMissingReferences != now.AllowMissingReferences, "missing references are " + missingReferences(now)},
+		{!slices.EqualFunc(old.Keys, now.Keys, func(a, b nix.SecretKey) bool { return a.Reveal() == b.Reveal() }), "its own keys are " + cmp.Or(keyNames(now), "none")},
+	} {
+		if d.differs {
+			all = append(all, d.is)
+		}
+	}
+	return all
+}
+
+func missingReferences(r *catalog.Cache) string {
+	if r.AllowMissingReferences {
+		return "allowed"
+	}
+	return "refused"
+}
+
+func keyNames(r *catalog.Cache) string {
+	var names []string
+	for _, key := range r.Keys {
+		names = append(names, key.Name())
+	}
+	return strings.Join(names, ", ")
 }
 
 type cacheDeleteCommand struct {
@@ -387,5 +432,9 @@ func (c *cacheDeleteCommand) Run() error {
 	if err := confirm(what, c.Yes); err != nil {
 		return err
 	}
-	return cat.DeleteCache(ctx, r.ID)
+	if err := cat.DeleteCache(ctx, r.ID); err != nil {
+		return err
+	}
+	say("The cache %s is gone, with %s.", r.Name, plural(counts.Paths, "path"))
+	return nil
 }

@@ -26,10 +26,12 @@ func (c *manualCommand) Run(k *kong.Context) error {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return fmt.Errorf("write manual: %w", err)
 	}
-	for name, text := range manual.Pages(k.Model, version(), describe) {
+	pages := manual.Pages(k.Model, version(), describe)
+	for name, text := range pages {
 		if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write manual: %w", err)
 		}
 	}
+	say("Wrote %s to %s.", plural(int64(len(pages)), "page"), c.Dir)
 	return nil
 }

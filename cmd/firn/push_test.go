@@ -50,6 +50,19 @@ func (a *admin) run(args ...string) (stdout string, code int) {
 	return string(out), code
 }
 
+// said runs a command and returns what it says on standard error.
+func (a *admin) said(args ...string) string {
+	a.Helper()
+	cmd := exec.CommandContext(a.Context(), "firn", append(args, "--state", a.state)...)
+	cmd.Env = environment(a.T)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Run(); err != nil {
+		a.Fatalf("firn %v: %v: %s", args, err, stderr.String())
+	}
+	return stderr.String()
+}
+
 func (a *admin) mustRun(args ...string) string {
 	a.Helper()
 	out, code := a.run(args...)
@@ -273,4 +286,28 @@ func TestExportImport(t *testing.T) {
 		t.Errorf("a second import says %q", got)
 	}
 	into.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusOK, "\nSig: "+into.server.keyName()+":")
+}
+
+// Who changes something is told what has changed, in a line that scripts do not see.
+func TestSaysWhatWasDone(t *testing.T) {
+	a := newAdmin(t)
+	key := filepath.Join(t.TempDir(), "id.pub")
+	if err := os.WriteFile(key, []byte("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHsyR5pL7KWpJ3iuvcMLfGWSrKYyqWTrqEX2Ydh9Z7yM ci\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ command, want string }{
+		{"cache create team", "The cache team answers at /team/. Clients have to trust this:\n"},
+		{"cache set team --private --priority 20", "The cache team has changed: it is private; its priority is 20.\n"},
+		{"cache set team --private", "The cache team was like this before.\n"},
+		{"cache set team --host a.example --host b.example --allow-missing-references", "The cache team has changed: its host names are a.example, b.example; missing references are allowed.\n"},
+		{"sshkey add ci " + key + " --push team --read t*", "The holder of the key ci may do this from now on: read t*, push team.\n"},
+		{"sshkey revoke ci", "The key ci is good for nothing any more.\n"},
+		{"token create --admin team ci", "This is the only time"},
+		{"token revoke ci", "The token ci is good for nothing any more.\n"},
+		{"cache delete --yes team", "The cache team is gone, with 0 paths.\n"},
+	} {
+		if got := a.said(strings.Fields(step.command)...); !strings.HasPrefix(got, step.want) {
+			t.Errorf("firn %s says %q, want %q", step.command, got, step.want)
+		}
+	}
 }

@@ -59,7 +59,15 @@ func (c *sshkeyAddCommand) Run() error {
 		}
 		return err
 	}
-	return warnUnmatched(ctx, cat, grants)
+	if err := warnUnmatched(ctx, cat, grants); err != nil {
+		return err
+	}
+	who := "The holder of the key"
+	if c.Authority {
+		who = "Whoever has a certificate of the authority"
+	}
+	say("%s %s may do this from now on: %s.", who, c.Name, grantsText(grants))
+	return nil
 }
 
 // readPublicKey reads the file of a public key.
@@ -166,6 +174,9 @@ func (c *sshkeyRevokeCommand) Run() error {
 	err = cat.RevokeSSHKey(ctx, c.Name)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return fmt.Errorf("there is no key named %s; firn sshkey list shows those that there are", c.Name)
+	}
+	if err == nil {
+		say("The key %s is good for nothing any more.", c.Name)
 	}
 	return err
 }

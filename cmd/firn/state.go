@@ -229,6 +229,9 @@ func record(ctx context.Context, cat catalog.Catalog, name string) (*catalog.Cac
 	return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)
 }
 
+// say tells a person in one line what was done. Scripts read standard output.
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
+
 // confirm asks whether to do something that cannot be undone.
 func confirm(what string, yes bool) error {
 	if yes {

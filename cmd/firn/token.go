@@ -108,6 +108,7 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 		return err
 	}
 	if secret == "" {
+		say("Whoever shows the certificate in %s may do this, as %s: %s.", c.Certificate, c.Name, grantsText(grants))
 		return nil
 	}
 	fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
@@ -231,6 +232,12 @@ func (s *shownToken) rights() string {
 	return strings.Join(rights, ", ")
 }
 
+// grantsText says what grants allow.
+func grantsText(grants []catalog.Grant) string {
+	s := show("", time.Time{}, time.Time{}, grants)
+	return s.rights()
+}
+
 // end is the time of expiry for a table.
 func (s *shownToken) end() string {
 	switch {
@@ -275,6 +282,9 @@ func (c *tokenRevokeCommand) Run() error {
 	err = cat.RevokeToken(ctx, c.Name)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return fmt.Errorf("there is no token named %s; firn token list shows those that there are", c.Name)
+	}
+	if err == nil {
+		say("The token %s is good for nothing any more.", c.Name)
 	}
 	return err
 }
