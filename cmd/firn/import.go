@@ -75,7 +75,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	p := newProgress("importing")
-	opts.Progress = p.paths
+	opts.Progress, opts.Retry = p.paths, p.retry
 	done, err := transfer.Import(ctx, c.From, into, roots, opts)
 	p.end()
 	return transferred(k, "imported", done, err)

@@ -17,6 +17,10 @@ const (
 	barWidth = 30
 	// barInterval and lineInterval are the least time between two drawings of a bar, and between two lines where there is no terminal.
 	barInterval, lineInterval = 100 * time.Millisecond, 10 * time.Second
+	// retryInterval is the least time between two lines about what failed: when a server is away, all that is asked for fails at once.
+	retryInterval = time.Second
+	// clearLine takes the bar away.
+	clearLine = "\r\x1b[K"
 )
 
 // progress shows on standard error how far something is: as a bar on a terminal, else as a line now and then.
@@ -25,8 +29,11 @@ type progress struct {
 	terminal bool
 	begun    time.Time
 
-	mu   sync.Mutex
-	last time.Time
+	mu    sync.Mutex
+	last  time.Time
+	bar   string    // that is on the terminal
+	told  time.Time // when what failed was told of last
+	until time.Time // when the last of what failed is tried again
 }
 
 func newProgress(what string) *progress {
@@ -43,8 +50,35 @@ func (p *progress) bytes(done, total int64) {
 // paths tells how far a transfer is.
 func (p *progress) paths(now transfer.Progress) {
 	p.show(int64(now.Paths), int64(now.Known), func() string {
-		return fmt.Sprintf("of %s, %s, %s/s", plural(int64(now.Known), "path"), size(now.Bytes), p.rate(now.Bytes))
+		text := fmt.Sprintf("of %s, %s, %s/s", plural(int64(now.Known), "path"), size(now.Bytes), p.rate(now.Bytes))
+		if pause := time.Until(p.until); pause > 0 {
+			text += fmt.Sprintf(", trying again in %.1f s", pause.Seconds())
+		}
+		return text
 	})
+}
+
+// retry tells what failed, and after which pause it is tried again.
+func (p *progress) retry(err error, pause time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	now := time.Now()
+	if until := now.Add(pause); until.After(p.until) {
+		p.until = until
+	}
+	if now.Sub(p.told) < retryInterval {
+		return
+	}
+	p.told = now
+	when := "now"
+	if pause > 0 {
+		when = fmt.Sprintf("in %.1f s", pause.Seconds())
+	}
+	line := fmt.Sprintf("%s: %v; trying again %s\n", p.what, err, when)
+	if p.terminal {
+		line = clearLine + line + p.bar
+	}
+	fmt.Fprint(os.Stderr, line)
 }
 
 // rate is how many bytes there were in a second, so far.
@@ -70,12 +104,13 @@ func (p *progress) show(done, total int64, rest func() string) {
 		return
 	}
 	filled := int(share * barWidth)
-	fmt.Fprintf(os.Stderr, "\r%s [%s%s] %3.0f %% %s\x1b[K", p.what, strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), 100*share, rest())
+	p.bar = fmt.Sprintf("%s [%s%s] %3.0f %% %s", p.what, strings.Repeat("#", filled), strings.Repeat(".", barWidth-filled), 100*share, rest())
+	fmt.Fprintf(os.Stderr, "\r%s\x1b[K", p.bar)
 }
 
 // end takes the bar away.
 func (p *progress) end() {
 	if p.terminal {
-		fmt.Fprint(os.Stderr, "\r\x1b[K")
+		fmt.Fprint(os.Stderr, clearLine)
 	}
 }

@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -309,5 +311,29 @@ func TestSaysWhatWasDone(t *testing.T) {
 		if got := a.said(strings.Fields(step.command)...); !strings.HasPrefix(got, step.want) {
 			t.Errorf("firn %s says %q, want %q", step.command, got, step.want)
 		}
+	}
+}
+
+// An import says what fails and that it tries again.
+func TestImportTellsOfRetries(t *testing.T) {
+	a := newAdmin(t)
+	var asked atomic.Int64
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if asked.Add(1) == 1 {
+			http.Error(w, "later", http.StatusServiceUnavailable)
+			return
+		}
+		http.NotFound(w, r)
+	}))
+	defer server.Close()
+	cmd := exec.CommandContext(t.Context(), "firn", "import", "--state", a.state, server.URL, "/nix/store/1b9p07z77phvv2hf6gm9f28syp39f1ag-hello-2.12")
+	cmd.Env = environment(t)
+	out, err := cmd.CombinedOutput()
+	if err == nil {
+		t.Error("nothing was there, and it was imported")
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	if !strings.HasPrefix(line, "importing: get "+server.URL) || !strings.Contains(line, "503 Service Unavailable; trying again in 0.") {
+		t.Errorf("it says\n%s", out)
 	}
 }

@@ -36,6 +36,8 @@ type ImportOptions struct {
 	Limits *codec.Limits
 	// Netrc is a file with users and passwords, as curl and Nix read it; "": none. What is in the URL wins.
 	Netrc string
+	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: nobody is.
+	Retry func(err error, pause time.Duration)
 	// UserAgent is who asks; "": firn.
 	UserAgent string
 

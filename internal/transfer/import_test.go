@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/klauspost/compress/zstd"
@@ -198,11 +199,17 @@ func TestImportRetries(t *testing.T) {
 	}))
 	defer server.Close()
 	c, _ := newSink(t)
-	opts := transfer.ImportOptions{Workers: 1}.WithoutPauses()
+	var told []string // by one worker
+	opts := transfer.ImportOptions{Workers: 1, Retry: func(err error, _ time.Duration) { told = append(told, err.Error()) }}.WithoutPauses()
 	if _, err := transfer.Import(t.Context(), server.URL, c, []nix.StorePath{source.paths[0].Info.Path}, opts); err != nil {
 		t.Fatal(err)
 	}
 	wantPaths(t, c, source.paths, 0, 1, 2)
+	for _, want := range []string{"503 Service Unavailable", "500 Internal Server Error", "EOF", "it broke off after "} {
+		if !slices.ContainsFunc(told, func(text string) bool { return strings.Contains(text, server.URL) && strings.Contains(text, want) }) {
+			t.Errorf("nobody is told of %q: %q", want, told)
+		}
+	}
 	if ranges.Load() == 0 {
 		t.Error("nothing was taken up where it broke off")
 	}

@@ -33,6 +33,7 @@ type httpOrigin struct {
 	agent  string
 	client *http.Client
 	pause  time.Duration // before the first repetition
+	retry  func(err error, pause time.Duration)
 }
 
 func newHTTPOrigin(base *url.URL, opts *ImportOptions) (*httpOrigin, error) {
@@ -44,7 +45,12 @@ func newHTTPOrigin(base *url.URL, opts *ImportOptions) (*httpOrigin, error) {
 	transport.DisableCompression = true // what is asked for in parts has to be as it is
 	transport.ResponseHeaderTimeout = patience
 	transport.MaxIdleConnsPerHost = 2 * opts.Workers
+	retry := opts.Retry
+	if retry == nil {
+		retry = func(error, time.Duration) {}
+	}
 	return &httpOrigin{
+		retry:  retry,
 		site:   site,
 		agent:  cmp.Or(opts.UserAgent, "firn"),
 		client: &http.Client{Transport: transport, CheckRedirect: remote.CheckRedirect},
@@ -112,6 +118,7 @@ func (d *download) Read(p []byte) (int, error) {
 		if d.failures++; d.failures >= tries {
 			return 0, unreachable{fmt.Errorf("get %s: %w", d.url, err)}
 		}
+		d.origin.retry(fmt.Errorf("get %s: it broke off after %d bytes: %w", d.url, d.off, err), 0)
 		if err := d.connect(); err != nil {
 			return 0, err
 		}
@@ -132,12 +139,18 @@ func (d *download) connect() error {
 	pauses := backoff.NewExponentialBackOff()
 	pauses.InitialInterval = d.origin.pause
 	_, err := backoff.Retry(d.ctx, func() (struct{}, error) { return struct{}{}, d.ask() },
-		backoff.WithBackOff(pauses), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(0))
-	if retry, ok := errors.AsType[*backoff.RetryAfterError](err); ok {
-		err = unreachable{fmt.Errorf("get %s: %w: it asks to be left alone for %v", d.url, cache.ErrUnavailable, retry.Duration)}
-	}
+		backoff.WithBackOff(pauses), backoff.WithMaxTries(tries), backoff.WithMaxElapsedTime(0),
+		backoff.WithNotify(func(err error, pause time.Duration) { d.origin.retry(d.explain(err), pause) }))
 	if d.ctx.Err() != nil {
 		return context.Cause(d.ctx)
+	}
+	return d.explain(err)
+}
+
+// explain says what a server that asks for patience has said.
+func (d *download) explain(err error) error {
+	if retry, ok := errors.AsType[*backoff.RetryAfterError](err); ok {
+		return unreachable{fmt.Errorf("get %s: %w: it asks to be left alone for %v", d.url, cache.ErrUnavailable, retry.Duration)}
 	}
 	return err
 }
