@@ -114,7 +114,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	if c.header, err = walindex.Map(c.shm.File); err != nil {
 		return nil, errors.Join(err, c.reads.Close(), c.shm.close())
 	}
-	if c.writes, err = newWriter(ctx, db, wait); err != nil {
+	if c.writes, err = newWriter(ctx, db, filepath.Dir(path), wait); err != nil {
 		return nil, errors.Join(err, c.reads.Close(), c.shm.close())
 	}
 	return c, nil

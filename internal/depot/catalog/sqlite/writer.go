@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"os"
+	"slices"
 	"sync"
+	"syscall"
 	"time"
 
 	driver "modernc.org/sqlite"
@@ -30,6 +33,7 @@ const (
 type writer struct {
 	db    *sql.DB
 	conn  *sql.Conn
+	dir   string        // of the file
 	wait  time.Duration // for other processes
 	queue chan *write
 	ended chan struct{}
@@ -47,7 +51,7 @@ type write struct {
 	done chan error
 }
 
-func newWriter(ctx context.Context, db *sql.DB, wait time.Duration) (*writer, error) {
+func newWriter(ctx context.Context, db *sql.DB, dir string, wait time.Duration) (*writer, error) {
 	conn, err := db.Conn(ctx)
 	if err != nil {
 		return nil, err
@@ -56,7 +60,7 @@ func newWriter(ctx context.Context, db *sql.DB, wait time.Duration) (*writer, er
 	if _, err := conn.ExecContext(ctx, "PRAGMA busy_timeout = 0"); err != nil {
 		return nil, errors.Join(err, conn.Close())
 	}
-	w := &writer{db: db, conn: conn, wait: wait, queue: make(chan *write, maxBatch), ended: make(chan struct{}), prepared: make(map[string]*sql.Stmt)}
+	w := &writer{db: db, conn: conn, dir: dir, wait: wait, queue: make(chan *write, maxBatch), ended: make(chan struct{}), prepared: make(map[string]*sql.Stmt)}
 	go w.run()
 	return w, nil
 }
@@ -136,7 +140,7 @@ func (w *writer) run() {
 		errs := make([]error, len(batch))
 		if err := w.transact(batch, errs); err != nil {
 			for i := range errs {
-				errs[i] = unavailable(err)
+				errs[i] = w.failure(err)
 			}
 		}
 		ended = time.Now()
@@ -161,7 +165,7 @@ func (w *writer) transact(batch []*write, errs []error) error {
 			if err := x.exec("SAVEPOINT one"); err != nil {
 				return err
 			}
-			if errs[i] = unavailable(wr.do(x)); errs[i] != nil {
+			if errs[i] = w.failure(wr.do(x)); errs[i] != nil {
 				// Fails where the error has ended the whole transaction, such as a full disk does: then it is that of all.
 				if err := x.exec("ROLLBACK TO one"); err != nil {
 					if errors.Is(errs[i], catalog.ErrUnavailable) {
@@ -180,6 +184,39 @@ func (w *writer) transact(batch []*write, errs []error) error {
 		_, _ = w.conn.ExecContext(ctx, "ROLLBACK") // there may be nothing left to roll back
 	}
 	return err
+}
+
+// roomNeeded is how many bytes room writes: more than SQLite does at once.
+const roomNeeded = 64 << 10
+
+// failure is unavailable, but tells also of a quota that is used up. SQLite says of a full disk that it is full, and of a quota only that it could not write;
+// which error the system gave, its driver does not tell. So the system is asked again.
+func (w *writer) failure(err error) error {
+	if e, ok := errors.AsType[*driver.Error](err); ok && slices.Contains(unwritten, e.Code()) {
+		if full := w.room(); errors.Is(full, syscall.EDQUOT) || errors.Is(full, syscall.ENOSPC) {
+			return fmt.Errorf("%w: %w: %w", catalog.ErrFull, full, err)
+		}
+	}
+	return unavailable(err)
+}
+
+// unwritten are the codes of what could not be written, of the WAL and its index.
+var unwritten = []int{codes.SQLITE_IOERR_WRITE, codes.SQLITE_IOERR_FSYNC, codes.SQLITE_IOERR_SHMSIZE}
+
+// room finds out whether something can be written beside the catalog. It leaves nothing there.
+func (w *writer) room() error {
+	f, err := os.CreateTemp(w.dir, "room-")
+	if err != nil {
+		return err
+	}
+	err = os.Remove(f.Name())
+	if err == nil {
+		_, err = f.Write(make([]byte, roomNeeded))
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
 
 // change is the transaction that a write is in.
