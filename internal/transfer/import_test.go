@@ -282,7 +282,8 @@ func TestImportErrors(t *testing.T) {
 		{other, nil, "not found: " + other + "/nix-cache-info; there is no binary cache without it"},
 		{other + "/absent", nil, "no such file"},
 		{elsewhere, nil, "that cache is for the store directory /gnu/store"},
-		{"s3://bucket", nil, "s3:// is no binary cache that can be read"},
+		{"s3://bucket", nil, "buckets are not read; copy this one to a directory"},
+		{"ftp://host", nil, "ftp:// is no binary cache that can be read"},
 		{"file://host" + dir, nil, "a file:// URL has no host"},
 		{"http:///x", nil, "want http://HOST/PATH"},
 	} {

@@ -39,6 +39,8 @@ func openOrigin(from string, opts *ImportOptions) (origin, error) {
 			return nil, fmt.Errorf("%w: a file:// URL has no host: write file:///path", cache.ErrInvalid)
 		}
 		return openDirOrigin(u.Path)
+	case err == nil && u.Scheme == "s3":
+		return nil, fmt.Errorf("%w: buckets are not read; copy this one to a directory, as aws s3 sync does, and import that; or name its https:// address, and store paths", cache.ErrInvalid)
 	case strings.Contains(from, "://"):
 		scheme, _, _ := strings.Cut(from, "://")
 		return nil, fmt.Errorf("%w: %s:// is no binary cache that can be read; want http://, https://, file:// or a directory", cache.ErrInvalid, scheme)
