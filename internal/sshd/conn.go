@@ -22,7 +22,7 @@ type whoKey struct{}
 
 // serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection is cut.
 func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
-	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts}
+	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts, backlog: s.unread.backlog()}
 	defer c.Close()
 	remote := addrOf(nc)
 	place := slots.Place(remote)
@@ -54,9 +54,10 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	s.counts.loggedIn.Add(1)
 	s.counts.open.Add(1)
 	defer s.counts.open.Add(-1)
-	l := &Login{owners: owners, hangUp: func() { sc.Close() }, User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
-		return s.access.SSHKey(ctx, key, sc.User())
-	}}
+	l := &Login{owners: owners, hangUp: func() { sc.Close() }, backlog: c.backlog,
+		User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
+			return s.access.SSHKey(ctx, key, sc.User())
+		}}
 	log = log.With("user", l.User, "key", l.Key)
 	log.Debug("logged in", "client", string(sc.ClientVersion()))
 
@@ -165,9 +166,10 @@ func addrOf(nc net.Conn) netip.Addr {
 // An idleConn is a connection that ends when nothing was sent in either direction for a while, once it has begun.
 type idleConn struct {
 	net.Conn
-	counts *counts
-	idle   time.Duration
-	next   atomic.Int64 // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
+	counts  *counts
+	idle    time.Duration
+	backlog *backlog
+	next    atomic.Int64 // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
 }
 
 // deadlineSteps is how often the deadline is moved while idle passes: not with every packet.
@@ -189,9 +191,20 @@ func (c *idleConn) touch() {
 	}
 }
 
+func (c *idleConn) Close() error {
+	c.backlog.close()
+	return c.Conn.Close()
+}
+
 func (c *idleConn) Read(p []byte) (int, error) {
+	if c.backlog.isFull() {
+		if err := c.backlog.wait(c.idle); err != nil {
+			return 0, err
+		}
+	}
 	n, err := c.Conn.Read(p)
 	if n > 0 {
+		c.backlog.add(n)
 		c.counts.received.Add(int64(n))
 		c.touch()
 		acknowledge(c.Conn, n)

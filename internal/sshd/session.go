@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -24,13 +25,24 @@ const noShell = "hello: this is a Nix cache, and there is no shell. Use it with 
 
 // serveSession answers the one command of a session.
 func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChannel, log *slog.Logger) {
-	ch, requests, err := n.Accept()
+	accepted, requests, err := n.Accept()
 	if err != nil {
 		return
 	}
+	running, ended := context.WithCancel(context.Background())
+	defer ended()
+	ch := l.backlog.channel(accepted, func() {
+		if running.Err() == nil {
+			l.hangUp()
+		}
+	})
+	defer ch.gone()
 	var rest sync.WaitGroup
 	defer rest.Wait()
-	defer ch.Close()
+	// What a client sends for no one is read, until it has closed the channel as well: else it would wait, and so might what is behind it.
+	rest.Go(func() { _, _ = io.Copy(io.Discard, ch.Stderr()) })
+	defer rest.Go(func() { _, _ = io.Copy(io.Discard, ch) })
+	defer ch.Channel.Close()
 	command, ok := wanted(ctx, requests, l)
 	here, gone := context.WithCancel(ctx)
 	defer gone()
@@ -54,13 +66,8 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 		s.counts.inFlight.Add(1)
 		defer s.counts.inFlight.Add(-1)
 		defer context.AfterFunc(work, func() { ch.Close() })()
-		reading, ended := context.WithCancel(context.Background())
-		defer ended()
-		err = s.answer(ctx, l, line, &channel{ch, func() {
-			if reading.Err() == nil {
-				l.hangUp()
-			}
-		}})
+		err = s.answer(ctx, l, line, ch)
+		ended()
 		log.Debug("session ends", "duration", time.Since(start), "error", err)
 		return err
 	})
@@ -74,12 +81,6 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 	}
 	ch.CloseWrite()
 	ch.SendRequest("exit-status", false, ssh.Marshal(&status))
-}
-
-// A channel is what an answer reads and writes.
-type channel struct {
-	ssh.Channel
-	cut func() // ends the connection
 }
 
 // goodbyeLimit is how long saying goodbye may take.

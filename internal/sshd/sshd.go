@@ -74,8 +74,9 @@ type Login struct {
 	// Who returns who it is now: cache.ErrUnauthenticated if its key was revoked or has expired since.
 	Who func(ctx context.Context) (cache.Principal, error)
 
-	owners []string // by which its places are counted
-	hangUp func()   // ends the connection
+	owners  []string // by which its places are counted
+	hangUp  func()   // ends the connection
+	backlog *backlog // of it
 }
 
 // Owners are the names by which the places are counted that the client takes, see [slots.Slots].
@@ -100,6 +101,8 @@ type Options struct {
 	Connections int
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
+
+	unread *unread // for tests with less than there is
 }
 
 // Server is an SSH server, and a prometheus.Collector of what it does. It is safe for concurrent use.
@@ -110,6 +113,7 @@ type Server struct {
 	idle     time.Duration
 	sessions *slots.Slots
 	open     *slots.Slots // for connections that have logged in
+	unread   *unread
 	log      *slog.Logger
 	counts   counts
 
@@ -127,6 +131,7 @@ func New(access Access, answer Answer, opts Options) *Server {
 		sessions: slots.New(cmp.Or(opts.Sessions, defaultSessions)),
 		open:     slots.New(cmp.Or(opts.Connections, defaultConnections)),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
+		unread:   cmp.Or(opts.unread, newUnread()),
 		starting: map[netip.Addr]int{},
 	}
 	s.config = ssh.ServerConfig{

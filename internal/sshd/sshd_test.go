@@ -94,7 +94,7 @@ func start(t *testing.T, opts sshd.Options, accessOpts access.Options) *tester {
 	return s
 }
 
-// echo answers: who, echo (all that comes), a refusal, slow, hang up, and wait (until the server ends).
+// echo answers: who, echo (all that comes), a refusal, count, zeros, slow, hang up, and wait (until the server ends).
 func echo(ctx context.Context, l *sshd.Login, command string, conn io.ReadWriteCloser) error {
 	switch command {
 	case "who":
@@ -112,6 +112,13 @@ func echo(ctx context.Context, l *sshd.Login, command string, conn io.ReadWriteC
 		<-ctx.Done()
 		io.WriteString(conn, ", done")
 		return nil
+	case "count":
+		n, err := io.Copy(io.Discard, conn)
+		fmt.Fprint(conn, n)
+		return err
+	case "zeros":
+		_, err := io.CopyN(conn, zeroReader{}, zeros)
+		return err
 	case "slow":
 		io.WriteString(conn, "waiting")
 		defer time.AfterFunc(100*time.Millisecond, func() {
@@ -126,6 +133,16 @@ func echo(ctx context.Context, l *sshd.Login, command string, conn io.ReadWriteC
 		return err
 	}
 	return fmt.Errorf("there is no %q", command)
+}
+
+// zeros is how many bytes the command of this name says.
+const zeros = 64 << 20
+
+type zeroReader struct{}
+
+func (zeroReader) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
 }
 
 func newSigner(tb testing.TB) ssh.Signer {
