@@ -29,8 +29,9 @@ type commandLine struct {
 		Delete cacheDeleteCommand `cmd:"" help:"Delete a cache and all that was pushed to it."`
 	} `cmd:"" help:"Make, show and change caches."`
 	Path struct {
+		List   pathListCommand   `cmd:"" help:"List the store paths that were pushed to a cache."`
 		Delete pathDeleteCommand `cmd:"" help:"Delete store paths from a cache."`
-	} `cmd:"" help:"Delete store paths."`
+	} `cmd:"" help:"List and delete store paths."`
 	Token struct {
 		Create tokenCreateCommand `cmd:"" help:"Make a token, with which clients push, or read what is private."`
 		List   tokenListCommand   `cmd:"" help:"List the tokens."`

@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -39,6 +40,15 @@ func TestDeletePaths(t *testing.T) {
 		}
 	}
 	there(library, program, system, other)
+	if out := strings.Fields(a.mustRun("path", "list")); len(out) != 4 || !slices.Contains(out, program.Info.Path.String()) {
+		t.Errorf("firn path list says %s", out)
+	}
+	if out := a.mustRun("path", "list", "--cache", "team"); out != library.Info.Path.String() {
+		t.Errorf("firn path list --cache team says %s", out)
+	}
+	if out := a.mustRun("path", "list", "--withheld"); out != "" {
+		t.Errorf("firn path list --withheld says %s", out)
+	}
 
 	for _, args := range [][]string{
 		{program.Info.Path.String()},

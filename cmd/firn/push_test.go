@@ -260,6 +260,12 @@ func TestVerifyDamage(t *testing.T) {
 	wantDamaged("--repair")
 	a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusNotFound, "")
 	a.want(http.MethodGet, narinfoOf(other), "", nil, http.StatusOK, "")
+	if got := a.mustRun("path", "list", "--withheld"); got != p.Info.Path.String() {
+		t.Errorf("path list --withheld says %q", got)
+	}
+	if got := a.mustRun("path", "list"); got != other.Info.Path.String() {
+		t.Errorf("path list says %q", got)
+	}
 
 	a.want(http.MethodPut, "/"+cachetest.URL(p.NAR, ""), token, p.NAR, http.StatusCreated, "") // its narinfo is there again with it
 	a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusOK, "")
