@@ -24,11 +24,12 @@ const clientUnknown = "http://… (the proxy in front of the socket)"
 // An announcement is what a person who starts the server wants to know.
 type announcement struct {
 	version   string
-	store     string // is served: "the store /nix/store", empty if none is
-	noStore   string // why none is served, and what to do
-	depot     bool   // something was pushed
-	state     string // the state directory
-	madeKey   string // the file of the key that this start made, empty if it made none
+	store     string   // is served: "the store /nix/store", empty if none is
+	noStore   string   // why none is served, and what to do
+	depot     bool     // something was pushed
+	others    []string // the names of all caches but main
+	state     string   // the state directory
+	madeKey   string   // the file of the key that this start made, empty if it made none
 	keys      []nix.PublicKey
 	https     []net.Listener // with TLS
 	listeners []net.Listener
@@ -46,6 +47,8 @@ func (a *announcement) print(w io.Writer) error {
 		fmt.Fprintf(&b, "firn %s serves %s at\n\n", a.version, a.store)
 	case a.depot:
 		fmt.Fprintf(&b, "firn %s serves what was pushed to it at\n\n", a.version)
+	case len(a.others) > 0:
+		fmt.Fprintf(&b, "firn %s has nothing in the cache %s yet, and can be pushed to, at\n\n", a.version, cache.Main)
 	default:
 		fmt.Fprintf(&b, "firn %s has nothing to serve yet, and can be pushed to, at\n\n", a.version)
 	}
@@ -68,6 +71,9 @@ func (a *announcement) print(w io.Writer) error {
 		if client == "" || at != "" && isLoopback(client) && !isLoopback(at) {
 			client = at
 		}
+	}
+	if len(a.others) > 0 {
+		fmt.Fprintf(&b, "\nand, at /NAME/ there, the other caches that `firn cache list` shows: %s\n", strings.Join(a.others, ", "))
 	}
 	a.printSSH(&b, hostname)
 	if a.store == "" {

@@ -147,6 +147,9 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 
 	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
 	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()
+	if a.others, err = otherCaches(ctx, kept.catalog); err != nil {
+		return err
+	}
 	if err := a.print(k.Stdout); err != nil {
 		log.Warn("the start could not be announced", "error", err)
 	}

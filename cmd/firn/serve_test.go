@@ -155,6 +155,19 @@ func TestServeNixEnvironment(t *testing.T) {
 	}
 }
 
+// A start names the caches that there are, and does not say that there is nothing where main alone is empty.
+func TestServeOtherCaches(t *testing.T) {
+	a := newAdmin(t)
+	a.mustRun("cache", "create", "team", "--private")
+	a.mustRun("cache", "create", "office")
+	s := startServer(t, environment(t), "--state", a.state, "--store", "off", "--listen", "127.0.0.1:0")
+	for _, want := range []string{"has nothing in the cache main yet, and can be pushed to, at\n", "and, at /NAME/ there, the other caches that `firn cache list` shows: office, team\n"} {
+		if !strings.Contains(s.announced, want) {
+			t.Errorf("no %q in\n%s", want, s.announced)
+		}
+	}
+}
+
 // A server that was started before Nix made its store serves that when it is there.
 func TestServeWithoutNix(t *testing.T) {
 	dir, vars := t.TempDir(), nixVariables(t)
