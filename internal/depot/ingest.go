@@ -113,6 +113,9 @@ func (in *ingest) close() {
 	if in.pack != nil {
 		in.pack.Abort()
 	}
+	if in.packName != "" {
+		in.d.packs.unpin([]string{in.packName})
+	}
 	in.decoy.abort()
 }
 
@@ -382,6 +385,7 @@ func (in *ingest) claim(pieces []piece) {
 func (in *ingest) write(t *part) error {
 	if len(t.out) > 0 && in.pack == nil {
 		in.packName = newPackName()
+		in.d.packs.pin([]string{in.packName}) // until it is in a record, however old it is by then
 		w, err := in.d.blobs.Create(in.ctx, in.packName)
 		if err != nil {
 			return fmt.Errorf("create pack: %w: %w", cache.ErrUnavailable, err)

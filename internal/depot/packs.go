@@ -119,6 +119,12 @@ func (p *packs) unpin(names []string) {
 	}
 }
 
+func (p *packs) isPinned(name string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.pinned[name] > 0
+}
+
 // forget closes a pack that is to be deleted, unless it is pinned.
 func (p *packs) forget(name string) (ok bool) {
 	p.mu.Lock()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -90,6 +91,9 @@ func (d *Depot) deleteWaiting(ctx context.Context) error {
 func (d *Depot) deleteOrphans(ctx context.Context, before time.Time) error {
 	var names []string
 	check := func() error {
+		// One that an upload is about to name in a record is none, however old: a machine may sleep in between, or its clock be set.
+		// When it is no longer pinned, the record is there, if there will ever be one.
+		names = slices.DeleteFunc(names, d.packs.isPinned)
 		if len(names) == 0 {
 			return nil
 		}
