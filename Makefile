@@ -43,7 +43,7 @@ e2e:
 nix:
 	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light caddy=caddy curl=curl ssh=openssh-client \
 		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 sqlite3=sqlite3 rsync=rsync systemd-analyze=systemd logrotate=logrotate \
-		dpkg-deb=dpkg lintian=lintian umoci=umoci podman=podman ip=iproute2
+		dpkg-deb=dpkg lintian=lintian umoci=umoci podman=podman ip=iproute2 chromium=chromium
 
 check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races
 

@@ -197,6 +197,14 @@ func (c *Cache) HasSources() bool {
 	})
 }
 
+// AwaitsOthers reports whether a source is not there yet beside the one that keeps what is pushed.
+func (c *Cache) AwaitsOthers() bool {
+	return slices.ContainsFunc(c.sources, func(s Source) bool {
+		a, ok := s.(Awaited)
+		return ok && s != Source(c.sink) && !a.IsThere()
+	})
+}
+
 // NARInfo returns the text of a narinfo, which the caller must not change.
 // A miss is ErrNotFound itself, without words around it: misses are most of what a cache is asked.
 func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {

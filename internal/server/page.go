@@ -45,6 +45,8 @@ func (s *Server) servePage(x *exchange) error {
 		URL      string
 		Root     string // of the server, relative to the page
 		Private  bool
+		Keeps    bool // what is pushed
+		NoStore  bool // there is one to serve, once it is there
 		StoreDir string
 		Priority int
 		Sources  []string
@@ -53,6 +55,8 @@ func (s *Server) servePage(x *exchange) error {
 	}{
 		URL:      s.shownURL(x.r),
 		Private:  x.secret,
+		Keeps:    x.cache.Keeps(),
+		NoStore:  x.cache.AwaitsOthers(),
 		StoreDir: string(info.StoreDir),
 		Priority: info.Priority,
 		Sources:  x.cache.Sources(),

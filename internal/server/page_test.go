@@ -95,3 +95,15 @@ func TestShownURL(t *testing.T) {
 		})
 	}
 }
+
+// Where something is kept, the page says how to push, and elsewhere it does not.
+func TestPageOfDepot(t *testing.T) {
+	kept, served := newPushTester(t), newTester(t)
+	want := `<pre id="push">nix copy --to <span class="url">` + kept.url + "</span> PATH</pre>"
+	if page := string(kept.wantGet(200, "/")); !strings.Contains(page, want) {
+		t.Errorf("the page has no %s:\n%s", want, page)
+	}
+	if _, page := served.do("GET", "/"); strings.Contains(string(page), "--to") {
+		t.Errorf("the page says how to push to what keeps nothing:\n%s", page)
+	}
+}
