@@ -334,6 +334,26 @@ func TestSSHDamaged(t *testing.T) {
 	}
 }
 
+// The log says by its name which key has pushed what, as over HTTP.
+func TestSSHLog(t *testing.T) {
+	t.Parallel()
+	host := newMachine(t, systemNix())
+	log := filepath.Join(host.dir, "log")
+	_, port := startSSH(host, "--log-level", "debug", "--log-file", log)
+	key := sshKey(host, "key")
+	admin(host, "sshkey add", "--push", "main", "builder-7", key+".pub")
+	c := newSSHClient(newMachine(t, newestNix()), host, port, key)
+	path := c.run("nix-store", "--add", c.write("logged", "pushed, and logged"))
+	c.nix("nix", "copy", "--to", "ssh-ng://main@127.0.0.1", path)
+	text, err := os.ReadFile(log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !regexp.MustCompile(`(?m)^.* msg=published remote=127\.0\.0\.1 user=main by=builder-7 path=` + regexp.QuoteMeta(path) + ` cache=main$`).Match(text) {
+		t.Errorf("no line says who pushed %s:\n%s", path, text)
+	}
+}
+
 // firn stdio is the same behind another SSH server, or none; firn daemon on a socket. From there Nix gets no NARs:
 // it reads the files of a store that it reaches over a socket itself.
 func TestStdioAndDaemon(t *testing.T) {

@@ -61,6 +61,10 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		if err != nil {
 			return err
 		}
+		by := "" // of a key that was revoked just now, which the session tells the client
+		if who, err := l.Who(ctx); err == nil {
+			by = who.Name()
+		}
 		return session.Serve(ctx, conn, command, session.Options{
 			Name:       l.User,
 			Cache:      func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
@@ -72,7 +76,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Client:     l.Key,
 			Clients:    clients,
 			Operations: operations,
-			Logger:     log.With("remote", l.Remote.String(), "cache", l.User),
+			Logger:     log.With("remote", l.Remote.String(), "user", l.User, "by", by),
 		})
 	}
 	a.ssh = listeners
