@@ -18,6 +18,10 @@ const maxClosure = 1 << 18
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
 
+// maxNARInfo bounds, in bytes, the narinfo of what is published: when it is served, signatures are added to it. Over SSH a path comes without one,
+// and could have more references than any client reads.
+const maxNARInfo = nix.MaxNARInfoSize - 32<<10
+
 // errNoSink is for whoever pushes to a cache without a sink.
 var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")
 
@@ -156,6 +160,9 @@ func (c *Cache) checkInfo(n *nix.NARInfo) error {
 		return Refuse(ErrInvalid, "Deriver: %s is not in %s, the store directory of this cache", n.Deriver, dir)
 	case n.NARHash.Algorithm() != nix.SHA256 || n.NARSize <= 0:
 		return Refuse(ErrInvalid, "NarHash and NarSize: they have to be there, and the hash a SHA-256")
+	}
+	if len(n.AppendText(nil)) > maxNARInfo {
+		return Refuse(ErrTooLarge, "References: with %d of them, the narinfo of %s has more than %d bytes", len(n.References), n.Path, maxNARInfo)
 	}
 	for _, ref := range n.References {
 		if ref.Dir() != c.info.StoreDir {

@@ -165,6 +165,33 @@ func TestPublishRefuses(t *testing.T) {
 }
 
 // A path that is there with another NAR stays, and with other references it is refused.
+// A narinfo that no client would read is not made, however a path came.
+func TestPublishTooManyReferences(t *testing.T) {
+	c := newPushed(t, cache.Options{AllowMissingReferences: true})
+	p := hello(t)
+	info := *p.Info
+	info.CA = nix.ContentAddress{}
+	for i := range 30_000 {
+		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-x", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info.References = append(info.References, ref)
+	}
+	p.Info = &info
+	n := c.upload(p)
+	c.wantRefused(n, cache.ErrTooLarge, "References: with 30000 of them")
+	n.References = n.References[:20_000]
+	c.publish(n)
+	text, err := c.NARInfo(t.Context(), n.Path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nix.ParseNARInfoStrict(nix.DefaultStoreDir, text); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestPublishAnother(t *testing.T) {
 	c := newPushed(t, cache.Options{})
 	p := cachetest.NewTree(t, nix.DefaultStoreDir, "tree", map[string]string{"built": "monday"})
