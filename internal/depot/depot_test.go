@@ -490,6 +490,38 @@ func TestDeletedPath(tt *testing.T) {
 	t.wantClean()
 }
 
+// What says that a deleted path was built is gone with it, and another build can say so in its place.
+func TestDeletedRealisation(tt *testing.T) {
+	t := newTester(tt, depot.Options{})
+	info, later := t.push(archive(t, file("", []byte("one")))), t.push(archive(t, file("", []byte("two"))))
+	drv, err := nix.DefaultStoreDir.ParseBase("1b9p07z77phvv2hf6gm9f28syp39f1ag-one.drv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := nix.RealisationID{DrvHash: nix.SHA256Sum([32]byte{1}), Output: "out"}
+	put := func(out nix.StorePath) error {
+		return errors.Join(t.PutRealisation(t.Context(), &nix.Realisation{ID: id, OutPath: out}),
+			t.PutBuildTrace(t.Context(), &nix.BuildTrace{Drv: drv, Output: "out", OutPath: out}))
+	}
+	if err := put(info.Path); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := t.catalog.DeletePaths(t.Context(), &catalog.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
+		t.Fatal(err)
+	}
+	_, err = t.Realisation(t.Context(), id)
+	wantError(t, "Realisation", err, cache.ErrNotFound)
+	_, err = t.BuildTrace(t.Context(), drv, "out")
+	wantError(t, "BuildTrace", err, cache.ErrNotFound)
+	wantError(t, "keeping that of what was deleted just now", put(info.Path), cache.ErrConflict)
+	if err := put(later.Path); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := t.Realisation(t.Context(), id); err != nil || got.OutPath != later.Path {
+		t.Errorf("Realisation: %+v, %v", got, err)
+	}
+}
+
 // An upload that comes once more has all of the grace for its narinfo.
 func TestRenew(tt *testing.T) {
 	clock := catalogtest.NewClock()

@@ -119,8 +119,8 @@ func (c *Catalog) SetCache(ctx context.Context, r *catalog.Cache) error {
 	return nil
 }
 
-// removeBatch is how much of what is deleted goes in one transaction: others wait for it, for some ten milliseconds.
-const removeBatch = 500
+// removeBatch is how much of what is deleted goes in one transaction: others wait for it, for some ten milliseconds where there are a million paths.
+const removeBatch = 100
 
 // DeleteCache removes a cache and all that it has.
 func (c *Catalog) DeleteCache(ctx context.Context, id catalog.CacheID) error {

@@ -75,7 +75,7 @@ func TestDeleteMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const many = 5*removeBatch + 7
+	const many = 20*removeBatch + 7
 	fillReferring(t, c, cache, many, library)
 
 	var done atomic.Bool
@@ -234,7 +234,7 @@ func TestDeletionCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const many = 8 * removeBatch
+	const many = 20 * removeBatch
 	fillReferring(t, c, cache, many, library)
 	count := func() int64 {
 		t.Helper()
