@@ -79,11 +79,16 @@ func (x *deletion) run(ctx context.Context) error {
 	return x.removeLogs(ctx)
 }
 
-// find shows the search all paths, until it finds no more.
+// find shows the search all paths that there are now, until it finds no more.
 func (x *deletion) find(ctx context.Context) error {
+	last, err := x.last(ctx)
+	if err != nil {
+		return err
+	}
 	for x.again = x.d.Referrers != catalog.KeepReferrers; x.again; {
 		x.again = false
-		if err := x.readAll(ctx, publishedSince, func(scan func(...any) error) error {
+		// Not those that are published meanwhile: as long as somebody publishes what refers to it there would be no end.
+		if err := x.readAll(ctx, last, publishedSince, func(scan func(...any) error) error {
 			_, found, err := x.show(scan)
 			x.again = x.again || found
 			return err
@@ -96,37 +101,37 @@ func (x *deletion) find(ctx context.Context) error {
 }
 
 const (
-	// publishedSince are paths of a cache that were published after a row, and derivedSince what built them. The row is the first column.
-	publishedSince = "SELECT rowid, hash, name, refs FROM paths WHERE +cache = ? AND rowid > ? ORDER BY rowid LIMIT ?"
-	derivedSince   = "SELECT rowid, deriver FROM paths WHERE +cache = ? AND rowid > ? ORDER BY rowid LIMIT ?"
+	// publishedSince are paths of a cache that were published after a row, up to another, and derivedSince what built them. The row is the first column.
+	publishedSince = "SELECT rowid, hash, name, refs FROM paths WHERE +cache = ? AND rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
+	derivedSince   = "SELECT rowid, deriver FROM paths WHERE +cache = ? AND rowid > ? AND rowid <= ? ORDER BY rowid LIMIT ?"
 )
 
-// readAll calls each, which advances seen, with all paths.
-func (x *deletion) readAll(ctx context.Context, query string, each func(scan func(...any) error) error) error {
-	x.seen = 0
-	for {
-		var last int64
-		if err := x.c.queryRow(ctx, "SELECT "+lastPath).scan(&last, nil); err != nil {
-			return err
-		}
+// last returns the last row that there is.
+func (x *deletion) last(ctx context.Context) (last int64, err error) {
+	return last, x.c.queryRow(ctx, "SELECT "+lastPath).scan(&last, nil)
+}
+
+// readAll calls each, which advances seen, with all paths up to a row.
+func (x *deletion) readAll(ctx context.Context, last int64, query string, each func(scan func(...any) error) error) error {
+	for x.seen = 0; ; {
 		before := x.seen
-		if err := x.c.rows(ctx, each, query, int64(x.d.Cache), before, searchPage); err != nil {
+		if err := x.c.rows(ctx, each, query, int64(x.d.Cache), before, last, searchPage); err != nil {
 			return err
 		}
 		if x.seen == before {
-			x.seen = max(x.seen, last) // what follows is of other caches
+			x.seen = last // what is left is of other caches
 			return nil
 		}
 	}
 }
 
-// readNew does so with those that were published since.
+// readNew calls each with those that were published since.
 func (x *deletion) readNew(y *change, query string, each func(scan func(...any) error) error) error {
 	var last int64
 	if _, err := y.get("SELECT "+lastPath, nil, &last); err != nil {
 		return err
 	}
-	if err := y.rows(each, query, int64(x.d.Cache), x.seen, -1); err != nil {
+	if err := y.rows(each, query, int64(x.d.Cache), x.seen, last, -1); err != nil {
 		return err
 	}
 	x.seen = max(x.seen, last)
@@ -338,7 +343,11 @@ func (x *deletion) removeLogs(ctx context.Context) error {
 		delete(x.logs, deriver)
 		return nil
 	}
-	if err := x.readAll(ctx, derivedSince, keep); err != nil {
+	last, err := x.last(ctx)
+	if err == nil {
+		err = x.readAll(ctx, last, derivedSince, keep)
+	}
+	if err != nil {
 		return err
 	}
 	for len(x.logs) > 0 {

@@ -248,7 +248,7 @@ func TestDeletionCutOff(t *testing.T) {
 	defer cancel()
 	go func() {
 		for count() == many+1 {
-			time.Sleep(time.Millisecond)
+			time.Sleep(10 * time.Millisecond)
 		}
 		cancel()
 	}()
