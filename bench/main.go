@@ -72,6 +72,8 @@ func main() {
 		exit(serveBare(ctx, os.Args[2], os.Args[3]))
 	case len(os.Args) == 3 && os.Args[1] == sinkCommand:
 		exit(serveSink(ctx, os.Args[2]))
+	case len(os.Args) == 2 && os.Args[1] == sshSinkCommand:
+		exit(serveSSHSink(ctx))
 	}
 	var opts Options
 	kong.Parse(&opts, kong.Name("bench"), kong.Description(description))

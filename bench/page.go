@@ -155,6 +155,7 @@ and what it costs the machine: CPU time (user and system) of the server for all 
   *Rebuilt* is the second generation, which differs in its path hashes, and in the references to them inside files.
 * Over SSH the same Nix copies to and from firn, and to and from itself behind Debian's sshd, where it writes the paths to an empty store and registers them;
   both with their own defaults, so with the cipher that their server and OpenSSH's client agree on. The 8 pushes at once are of two generations, by both protocols, each by two clients.
+  *Nowhere* is a program behind the same sshd that reads what comes and keeps nothing.
 * Catalogs are filled with paths as if these had been pushed. After each start, 10,000 narinfos from all over the catalog are asked for, each once,
   so that none is in firn's memory; then as many that are not there. The files of the database are in the memory of the machine.
 * Ratios are judged with the two digits that are printed.

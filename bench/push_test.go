@@ -3,14 +3,20 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+	"firn/nix/protocol"
 )
 
 // firnProgram builds firn.
@@ -85,6 +91,32 @@ func TestSSH(t *testing.T) {
 	}
 }
 
+// What is pushed into the SSH sink is read to its end, and gone, but for its path info.
+func TestSSHSink(t *testing.T) {
+	ours, theirs := net.Pipe()
+	store := &sinkStore{infos: make(map[nix.StorePath]*nix.PathInfo)}
+	ended := make(chan error, 1)
+	go func() {
+		defer theirs.Close()
+		ended <- protocol.ServeWorker(t.Context(), theirs, store, protocol.Options{Version: "2.8.0"})
+	}()
+	c, err := protocol.DialWorker(ours, nix.DefaultStoreDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "hello", "world")
+	for range 2 {
+		if err := c.AddNAR(p.Info, bytes.NewReader(p.NAR)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := store.PathInfo(t.Context(), p.Info.Path); err != nil || got.NARHash != p.Info.NARHash {
+		t.Errorf("what is remembered is %v (%v)", got, err)
+	}
+	ours.Close()
+	<-ended
+}
+
 // What is put into the sink is gone, but for narinfos.
 func TestSink(t *testing.T) {
 	s := httptest.NewServer(newSink())
@@ -127,9 +159,12 @@ func TestSink(t *testing.T) {
 }
 
 func TestMain(m *testing.M) {
-	// The sink is a process of this program, which in tests is this.
+	// The sinks are processes of this program, which in tests is this.
 	if len(os.Args) == 3 && os.Args[1] == sinkCommand {
 		exit(serveSink(context.Background(), os.Args[2]))
+	}
+	if len(os.Args) == 2 && os.Args[1] == sshSinkCommand {
+		exit(serveSSHSink(context.Background()))
 	}
 	os.Exit(m.Run())
 }

@@ -20,7 +20,7 @@ import (
 )
 
 // Real Nix copies a part of the closure over SSH in both directions: to and from firn, and, in turns, to and from the Nix of this machine behind OpenSSH,
-// which writes the paths into an empty store of its own and registers them there.
+// which writes the paths into an empty store of its own and registers them there. It also copies them to a store that keeps nothing (sshsink.go).
 
 // sshPart is what --only calls this.
 const sshPart = "ssh"
@@ -29,13 +29,14 @@ const sshPart = "ssh"
 const (
 	sshNix  = "OpenSSH and Nix"
 	sshFirn = "firn, SSH"
+	sshSink = "nowhere, SSH"
 )
 
 // sshPushes is how many clients push at once when memory is measured.
 const sshPushes = 8
 
 var (
-	sshServers = []string{sshNix, sshFirn}
+	sshServers = []string{sshNix, sshFirn, sshSink}
 	sshSchemes = []string{"ssh", "ssh-ng"}
 )
 
@@ -64,7 +65,8 @@ func sshBars(s Samples) []Bar {
 	}
 	ratio := func(what, scheme string, limit float64) Bar {
 		m := metricSSH(what, scheme)
-		return atMostRatio(m.Title+", to "+sshNix, medianRatio(s.of(sshFirn, m.Key), s.of(sshNix, m.Key)), limit).note("ssh")
+		to := func(server string) float64 { return medianRatio(s.of(server, m.Key), s.of(sshNix, m.Key)) }
+		return atMostRatio(m.Title+", to "+sshNix, to(sshFirn), limit).near("ssh", to(sshSink))
 	}
 	all := []Bar{ratio("push", "ssh", 0.9), ratio("push", "ssh-ng", 0.8), ratio("pull", "ssh", 0.9), ratio("pull", "ssh-ng", 0.9)}
 	for _, scheme := range sshSchemes {
@@ -88,7 +90,7 @@ func (b *shootout) ssh(ctx context.Context, program string, from source, atOnce 
 		for i := range sshSchemes {
 			scheme := sshSchemes[(round+i)%2]
 			for j := range sshServers {
-				if err := b.sshOnce(ctx, program, sshServers[(round+i+j)%2], scheme, from); err != nil {
+				if err := b.sshOnce(ctx, program, sshServers[(round+i+j)%len(sshServers)], scheme, from); err != nil {
 					return err
 				}
 			}
@@ -101,7 +103,7 @@ func (b *shootout) ssh(ctx context.Context, program string, from source, atOnce 
 	return b.sshAtOnce(ctx, program, atOnce)
 }
 
-// sshOnce copies paths to an empty server, once more, and back.
+// sshOnce copies paths to an empty server, and, if that has kept them, once more, and back.
 func (b *shootout) sshOnce(ctx context.Context, program, name, scheme string, from source) error {
 	dir, err := os.MkdirTemp(b.work, "ssh-")
 	if err != nil {
@@ -129,6 +131,9 @@ func (b *shootout) sshOnce(ctx context.Context, program, name, scheme string, fr
 		}
 		b.samples.add(name, m.Key, took.Seconds())
 		b.progress("%s: %s %s %s", name, m.Title, m.format(took.Seconds()), m.Unit)
+		if name == sshSink {
+			return nil
+		}
 	}
 	for _, path := range from.what {
 		if _, err := os.Lstat(filepath.Join(pulled, path)); err != nil {
@@ -202,9 +207,15 @@ func (b *shootout) startSSH(ctx context.Context, program, name, dir string) (*ss
 		return nil, err
 	}
 	e := &sshEnd{user: pushedCache}
-	if name == sshNix {
+	if name != sshFirn {
 		e.user, e.query = "root", url.Values{"remote-store": {filepath.Join(dir, "store")}}.Encode()
-		if e.Server, err = launch(sshdSpec(name, addr, key+".pub", hostKey), b.work); err == nil {
+		if name == sshSink {
+			err = forceSink(key + ".pub")
+		}
+		if err == nil {
+			e.Server, err = launch(sshdSpec(name, addr, key+".pub", hostKey), b.work)
+		}
+		if err == nil {
 			err = e.await(ctx, func() error { return greets(addr) })
 		}
 	} else {
@@ -282,5 +293,5 @@ func (r *Report) sshRows() [][]string {
 	if len(r.Samples[sshNix]) == 0 {
 		return nil
 	}
-	return r.table([]Spec{{Name: sshNix}, {Name: sshFirn, Baseline: sshNix}}, sshMetrics())
+	return r.table([]Spec{{Name: sshNix}, {Name: sshFirn, Baseline: sshNix}, {Name: sshSink, Baseline: sshNix}}, sshMetrics())
 }

@@ -81,7 +81,7 @@ var rules = map[string]rule{
 	"cmd/firn": {rooms: []string{"*"}, libraries: true},
 
 	"bench/chunks":      {rooms: []string{"internal/debstore", "internal/depot/chunk", "nix", "nix/nar"}, libraries: true},
-	"bench":             {rooms: []string{"internal/debstore", "nix", "nix/nar"}, libraries: true},
+	"bench":             {rooms: []string{"internal/debstore", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/debstore": {rooms: []string{"nix"}, libraries: true},
 	"internal/archtest": {},
 }
