@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/term"
@@ -17,6 +16,7 @@ import (
 	"firn/internal/caches"
 	"firn/internal/config"
 	"firn/internal/depot"
+	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
 	"firn/internal/depot/catalog"
 	"firn/internal/depot/catalog/sqlite"
@@ -47,7 +47,7 @@ func (f *stateFlags) openCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 		return nil, err
 	}
 	if !hasDepot(c.State) {
-		return nil, errNoDepot(c.State)
+		return nil, errNoDepot(ctx, c.State)
 	}
 	return openCatalog(ctx, c.State)
 }
@@ -74,7 +74,7 @@ func (f *stateFlags) openDepot(ctx context.Context) (*openedDepot, error) {
 		return nil, err
 	}
 	if !hasDepot(c.State) {
-		return nil, errNoDepot(c.State)
+		return nil, errNoDepot(ctx, c.State)
 	}
 	return openDepot(ctx, c, newLogger(c, os.Stderr))
 }
@@ -85,35 +85,30 @@ func hasDepot(state string) bool {
 	return !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR)
 }
 
-func errNoDepot(state string) error {
-	if err := checkLost(state); err != nil {
+func errNoDepot(ctx context.Context, state string) error {
+	if err := checkLost(ctx, state); err != nil {
 		return err
 	}
 	return fmt.Errorf("there is no depot in %s; name the state directory of the server with --state, or start `firn serve` once", state)
 }
 
 // checkLost refuses to make a catalog where there are packs: it would know none of them, and so have them deleted.
-func checkLost(state string) error {
+func checkLost(ctx context.Context, state string) error {
 	packs := filepath.Join(state, depotDir, packsName)
-	found := errors.New("found")
-	err := filepath.WalkDir(packs, func(_ string, e fs.DirEntry, err error) error {
-		switch {
-		case err != nil:
-			return err
-		case !e.IsDir() && !strings.HasPrefix(e.Name(), "."): // those are being written, or were when something crashed
-			return found
-		}
-		return nil
-	})
-	switch {
-	case err == found:
-		return fmt.Errorf("there is nothing in the catalog %s, and without it nobody can tell what is in %s: "+
-			"bring back both from one backup, with the catalog's -wal if that is there; or, if all that was pushed is to be forgotten, remove the packs",
-			filepath.Join(state, depotDir, catalogName), packs)
-	case errors.Is(err, fs.ErrNotExist):
+	if _, err := os.Lstat(packs); errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil
 	}
-	return err
+	blobs, err := dir.Open(packs, dir.Options{})
+	if err != nil {
+		return err
+	}
+	found := errors.New("found")
+	if err := blobs.List(ctx, func(blob.Info) error { return found }); !errors.Is(err, found) {
+		return err
+	}
+	return fmt.Errorf("there is nothing in the catalog %s, and without it nobody can tell what is in %s: "+
+		"bring back both from one backup, with the catalog's -wal if that is there; or, if all that was pushed is to be forgotten, remove the packs",
+		filepath.Join(state, depotDir, catalogName), packs)
 }
 
 // checkOwner refuses to write, as root, into the state of a server that runs as somebody else, who could not read it.
@@ -154,7 +149,7 @@ func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w", err)
 	}
-	cat, err := sqlite.Open(ctx, path, sqlite.Options{New: func() error { return checkLost(state) }})
+	cat, err := sqlite.Open(ctx, path, sqlite.Options{New: func() error { return checkLost(ctx, state) }})
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
 	}
