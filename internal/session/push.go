@@ -26,14 +26,14 @@ const (
 	smallNAR = 64 << 10
 )
 
-// How slowly a client may send a NAR while it has a turn: slice bytes in patience, which is how long Nix itself waits for a server that says nothing.
+// How slowly a client may send a NAR or log while it has a turn: slice bytes in patience, which is how long Nix itself waits for a server that says nothing.
 // It may have to get the NAR from somewhere first.
 const (
 	slice    = 1 << 20 // bytes
 	patience = 5 * time.Minute
 )
 
-var errSlow = cache.Refuse(cache.ErrUnavailable, "less than %d bytes of a NAR came in %s: too slow, as others wait for their turn", slice, patience)
+var errSlow = cache.Refuse(cache.ErrUnavailable, "less than %d bytes of a NAR or log came in %s: too slow, as others wait for their turn", slice, patience)
 
 // Behind bounds the memory of conversations that share it.
 type Behind struct{ turns chan struct{} }
@@ -85,15 +85,14 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 		done()
 		return err
 	}
-	if s.Turn != nil && info.NARSize >= smallNAR {
-		mine, err := s.Turn(ctx)
-		if err != nil {
+	if info.NARSize >= smallNAR {
+		var end func()
+		if r, end, err = s.turn(ctx, r); err != nil {
 			done()
 			s.push.settle(info.Path, p, nil)
-			return s.tell(fmt.Errorf("wait for a turn: %w: %w", cache.ErrUnavailable, err))
+			return s.tell(err)
 		}
-		defer mine() // once it is read
-		r = &paced{r: r, slow: s.hangUp}
+		defer end() // once it is read
 	}
 	ended := &ending{r: r, ended: make(chan struct{})}
 	go func() {
@@ -111,6 +110,17 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 	s.Behind.wait(info.NARSize, p.settled)
 	s.push.read(p) // before it is known whether it is answered early
 	return ended.err
+}
+
+// turn waits for a turn to read what takes memory, and returns r, which must not dawdle from then on. end ends the turn.
+func (s *store) turn(ctx context.Context, r io.Reader) (_ io.Reader, end func(), err error) {
+	if s.Turn == nil {
+		return r, func() {}, nil
+	}
+	if end, err = s.Turn(ctx); err != nil {
+		return nil, nil, fmt.Errorf("wait for a turn: %w: %w", cache.ErrUnavailable, err)
+	}
+	return &paced{r: r, slow: s.hangUp}, end, nil
 }
 
 // Settle waits until all that was read is published, or has failed, and returns the first failure since it was last asked.

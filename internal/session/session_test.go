@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -266,6 +267,53 @@ func TestPaced(t *testing.T) {
 		}
 		if err := read(1); !errors.Is(err, cache.ErrUnavailable) || !hungUp.Load() {
 			t.Errorf("a slow client: %v, hung up %t", err, hungUp.Load())
+		}
+	})
+}
+
+// A log takes memory as well: it has its turn, and one that comes too slowly ends that.
+func TestPacedLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sink := cachetest.NewMemory()
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		if err != nil {
+			t.Fatal(err)
+		}
+		drv, err := nix.DefaultStoreDir.ParseBase("00000000000000000000000000000000-a.drv")
+		if err != nil {
+			t.Fatal(err)
+		}
+		who := &rights{}
+		who.now.Store(uint32(cache.Read | cache.Push))
+		log, rest := io.Pipe()
+		var turns atomic.Int32 // that are under way
+		s := &store{Options: Options{
+			Name:  "main",
+			Cache: func(context.Context) (*cache.Cache, error) { return c, nil },
+			Who:   func(context.Context) (cache.Principal, error) { return who, nil },
+			Turn: func(context.Context) (func(), error) {
+				turns.Add(1)
+				return func() { turns.Add(-1) }, nil
+			},
+			Logger: slog.New(slog.DiscardHandler),
+		}, dir: nix.DefaultStoreDir, hangUp: func() { rest.CloseWithError(io.ErrClosedPipe) }}
+		kept := make(chan error, 1)
+		go func() { kept <- s.PutBuildLog(t.Context(), drv, log) }()
+		rest.Write([]byte("a line"))
+		time.Sleep(patience - time.Second)
+		if n := turns.Load(); n != 1 {
+			t.Errorf("%d turns are under way, want 1", n)
+		}
+		time.Sleep(2 * time.Second)
+		select {
+		case err := <-kept:
+			if !errors.Is(err, cache.ErrUnavailable) || turns.Load() != 0 {
+				t.Errorf("a slow log: %v, and %d turns are under way", err, turns.Load())
+			}
+		default:
+			t.Error("a slow log is waited for")
+			rest.Close()
+			<-kept
 		}
 	})
 }

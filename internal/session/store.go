@@ -33,7 +33,7 @@ type Options struct {
 	Daemon string
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
-	// Turn waits until a NAR of some size may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
+	// Turn waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
 	// Nil: at once, and as slowly as it likes.
 	Turn func(ctx context.Context) (done func(), err error)
 	// Client is who the client is, the same in all its conversations, and Clients, which is shared by all, knows these: a path that a client
@@ -289,6 +289,11 @@ func (s *store) PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader)
 		return err
 	}
 	defer done()
+	r, end, err := s.turn(ctx, r)
+	if err != nil {
+		return s.tell(err)
+	}
+	defer end()
 	return s.tell(c.PutLog(ctx, drv, s.vouched(ctx, r)))
 }
 
