@@ -65,18 +65,31 @@ func (x *deletion) run(ctx context.Context) error {
 			return fmt.Errorf("%w: %s", catalog.ErrNotFound, hash)
 		}
 	}
-	for x.again = true; x.again; {
+	if x.d.DryRun {
 		if err := x.find(ctx); err != nil {
 			return err
 		}
-		if x.d.DryRun {
-			return x.foretell(ctx)
+		return x.foretell(ctx)
+	}
+	err := x.removeAll(ctx)
+	// Also of what was deleted before that failed, or was cut off: nobody will name that once more.
+	if failed := x.removeLogs(context.WithoutCancel(ctx)); failed != nil {
+		err = errors.Join(err, failed)
+	}
+	return err
+}
+
+// removeAll finds and removes all but logs.
+func (x *deletion) removeAll(ctx context.Context) error {
+	for x.again = true; x.again; {
+		if err := x.find(ctx); err != nil {
+			return err
 		}
 		if err := x.remove(ctx); err != nil {
 			return err
 		}
 	}
-	return x.removeLogs(ctx)
+	return nil
 }
 
 // find shows the search all paths that there are now, until it finds no more.
@@ -215,12 +228,14 @@ func (x *deletion) remove(ctx context.Context) error {
 // removeNext removes a few of those that are left, in one transaction.
 func (x *deletion) removeNext(ctx context.Context) error {
 	var gone catalog.Deleted
-	err := x.c.write(ctx, func(y *change) error {
-		gone = catalog.Deleted{}
+	var logs []nix.StorePath
+	err := x.c.write(ctx, func(y *change) (err error) {
+		gone, logs = catalog.Deleted{}, nil
 		if err := x.findNew(y); err != nil || x.again {
 			return err
 		}
-		return x.removeFew(y, &gone)
+		logs, err = x.removeFew(y, &gone)
+		return err
 	})
 	if err != nil || x.again {
 		return err
@@ -229,6 +244,9 @@ func (x *deletion) removeNext(ctx context.Context) error {
 	x.search.Forget(x.left[:few])
 	x.left = x.left[few:]
 	x.gone.Paths, x.gone.FileBytes = append(x.gone.Paths, gone.Paths...), x.gone.FileBytes+gone.FileBytes
+	for _, drv := range logs {
+		x.logs[drv.Base()] = drv
+	}
 	return nil
 }
 
@@ -259,8 +277,8 @@ func (x *deletion) findNew(y *change) error {
 	return x.search.Err()
 }
 
-// removeFew deletes the first of those that are left.
-func (x *deletion) removeFew(y *change, gone *catalog.Deleted) error {
+// removeFew deletes the first of those that are left, and returns the derivations that may have left logs.
+func (x *deletion) removeFew(y *change, gone *catalog.Deleted) (logs []nix.StorePath, err error) {
 	cache := int64(x.d.Cache)
 	nars := make(map[int64]bool)
 	for _, hash := range x.left[:min(removeBatch, len(x.left))] {
@@ -268,66 +286,66 @@ func (x *deletion) removeFew(y *change, gone *catalog.Deleted) error {
 		var nar int64
 		ok, err := y.get("SELECT name, nar, deriver FROM paths WHERE cache = ? AND hash = ?", []any{cache, hash[:]}, &name, &nar, &deriver)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if !ok && len(x.gone.Paths) == 0 && slices.Contains(x.d.Paths, hash) {
-			return fmt.Errorf("%w: %s", catalog.ErrNotFound, hash)
+			return nil, fmt.Errorf("%w: %s", catalog.ErrNotFound, hash)
 		}
 		if !ok {
 			continue // somebody else deleted it
 		}
 		path, err := pathOf(x.dir, hash[:], name)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		gone.Paths = append(gone.Paths, path)
 		nars[nar] = true
 		if err := x.c.deletePath(y, x.d.Cache, hash); err != nil {
-			return err
+			return nil, err
 		}
 		if err := y.exec("DELETE FROM files WHERE cache = ? AND path = ?", cache, hash.String()); err != nil {
-			return err
+			return nil, err
 		}
-		if err := x.noteLogs(y, path, deriver); err != nil {
-			return err
+		if logs, err = x.appendLogs(logs, y, path, deriver); err != nil {
+			return nil, err
 		}
 		if x.d.Referrers == catalog.KeepReferrers || x.partial {
 			continue
 		}
 		if err := y.exec("UPDATE awaited SET deleted = ? WHERE cache = ? AND hash = ?", x.c.seconds(), cache, hash[:]); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	for nar := range nars {
 		var size int64
 		if _, err := y.get("SELECT file_size FROM nars WHERE id = ?1 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?1)", []any{nar}, &size); err != nil {
-			return err
+			return nil, err
 		}
 		gone.FileBytes += size
 	}
-	return nil
+	return logs, nil
 }
 
-// noteLogs notes the logs of a path that goes, as far as there are any: of the derivation that built it, and of itself where it is one.
-func (x *deletion) noteLogs(y *change, path nix.StorePath, deriver string) error {
+// appendLogs appends the derivations of a path that goes, as far as there are logs of them: that which built it, and itself where it is one.
+func (x *deletion) appendLogs(logs []nix.StorePath, y *change, path nix.StorePath, deriver string) ([]nix.StorePath, error) {
 	drvs := []nix.StorePath{path}
 	if deriver != "" {
 		drv, err := x.dir.ParseBase(deriver)
 		if err != nil {
-			return err
+			return nil, err
 		}
 		drvs = append(drvs, drv)
 	}
 	for _, drv := range drvs {
 		there, err := y.get("SELECT 1 FROM files WHERE cache = ? AND key = ?", []any{int64(x.d.Cache), catalog.LogKey(drv)}, new(int64))
 		if err != nil {
-			return err
+			return nil, err
 		}
 		if there {
-			x.logs[drv.Base()] = drv
+			logs = append(logs, drv)
 		}
 	}
-	return nil
+	return logs, nil
 }
 
 // removeLogs removes the logs of those derivations that have built nothing that is still there. It reads all paths for that, as find does.

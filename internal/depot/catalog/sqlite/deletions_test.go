@@ -223,7 +223,7 @@ func TestDeleteWhatComesAgain(t *testing.T) {
 	}
 }
 
-// One that is cut off says what it has deleted, has left nothing that lacks a reference, and can be gone on with.
+// One that is cut off says what it has deleted, has done so with the logs of that, has left nothing that lacks a reference, and can be gone on with.
 func TestDeletionCutOff(t *testing.T) {
 	c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{})
 	cache, err := addCache(t.Context(), c, "main")
@@ -236,6 +236,22 @@ func TestDeletionCutOff(t *testing.T) {
 	}
 	const many = 20 * removeBatch
 	fillReferring(t, c, cache, many, library)
+	if err := c.write(t.Context(), func(x *change) error { // each has the log of a derivation of its own
+		return errors.Join(x.exec("UPDATE paths SET deriver = printf('%032d-user.drv', rowid) WHERE name = 'user'"),
+			x.exec("INSERT INTO files (cache, key, content) SELECT cache, 'log/' || deriver, x'00' FROM paths WHERE name = 'user'"))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	logs := func() (n int) {
+		t.Helper()
+		for _, err := range c.AllFiles(t.Context(), cache, "log/") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		return n
+	}
 	count := func() int64 {
 		t.Helper()
 		n, err := c.Count(context.Background(), &cache)
@@ -257,13 +273,17 @@ func TestDeletionCutOff(t *testing.T) {
 	if !errors.Is(err, context.Canceled) || gone == nil {
 		t.Fatalf("cut off: %+v, %v", gone, err)
 	}
-	if left := count(); left+int64(len(gone.Paths)) != many+1 {
+	left := count()
+	if left+int64(len(gone.Paths)) != many+1 {
 		t.Errorf("%d are gone, %d left", len(gone.Paths), left)
+	}
+	if n := logs(); int64(n) != left-1 {
+		t.Errorf("%d logs are left, of %d paths", n, left-1)
 	}
 	if lack := lacking(t, c, cache); len(lack) > 0 {
 		t.Error(strings.Join(lack, "\n"))
 	}
-	if _, err := c.DeletePaths(t.Context(), d); err != nil || count() != 0 {
-		t.Errorf("gone on with: %d left, %v", count(), err)
+	if _, err := c.DeletePaths(t.Context(), d); err != nil || count() != 0 || logs() != 0 {
+		t.Errorf("gone on with: %d left, with %d logs, %v", count(), logs(), err)
 	}
 }
