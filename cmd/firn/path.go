@@ -85,7 +85,7 @@ func (c *pathDeleteCommand) Run(k *kong.Context) error {
 		return printed
 	}
 	if err != nil {
-		return fmt.Errorf("not all was deleted, and what is left lacks no reference; what is still there can be deleted by the same command: %w", err)
+		return fmt.Errorf("not all was deleted, and what is left lacks no reference; to go on, name what is still there: %w", err)
 	}
 	return nil
 }
