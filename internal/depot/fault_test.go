@@ -117,7 +117,7 @@ func TestFaults(tt *testing.T) {
 		archive(tt, file("", text(2000, 2))),
 	}
 	for _, after := range []bool{false, true} {
-		for at := 1; ; at++ {
+		for at := 1; ; at += faultStep {
 			f := &faults{at: at, after: after}
 			cat, blobs := newCatalog(tt), blobtest.NewMemory()
 			t := newTesterOn(tt, faultyCatalog{cat, f}, faultyBlobs{blobs, f}, depot.Options{})

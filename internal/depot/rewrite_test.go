@@ -190,7 +190,7 @@ func TestRewriteDamage(t *testing.T) {
 // TestRewriteFaults has every call of the ports fail once, before and after it had its effect, while a pack is rewritten.
 func TestRewriteFaults(tt *testing.T) {
 	for _, after := range []bool{false, true} {
-		for at := 1; ; at++ {
+		for at := 1; ; at += faultStep {
 			f := &faults{}
 			s := newThinned(tt, faultyCatalog{newCatalog(tt), f}, faultyBlobs{blobtest.NewMemory(), f})
 			f.calls, f.at, f.after = 0, at, after
