@@ -172,7 +172,7 @@ func openDepot(ctx context.Context, c *config.Config, log *slog.Logger) (*opened
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open depot: %w%s", err, stateAdvice(err)), cat.Close())
 	}
-	opts := depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Logger: log}
+	opts := depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Spool: filepath.Join(c.State, depotDir), Logger: log}
 	return &openedDepot{depot.New(cat, blobs, opts), cat}, nil
 }
 

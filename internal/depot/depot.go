@@ -46,6 +46,8 @@ type Options struct {
 	RewriteRoom int64
 	// RecipeMemory bounds the bytes of recipes that are kept in memory. Zero: 32 MiB.
 	RecipeMemory int64
+	// Spool is the directory where a large build log waits on disk until all of it has come. Empty: that of the system for temporary files.
+	Spool string
 	// Logger gets what an operator should know. Nil: nothing is logged.
 	Logger *slog.Logger
 	// Now is the clock of the sweeps. Nil: time.Now.

@@ -6,123 +6,15 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"slices"
-	"sync"
-
-	"github.com/klauspost/compress/zstd"
-	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
 	"firn/internal/depot/catalog"
 	"firn/nix"
 )
 
-const (
-	// maxLogText and maxLogKept bound a build log, in bytes, as text and compressed.
-	maxLogText = 256 << 20
-	maxLogKept = 32 << 20
-	// smallLog is how many compressed bytes of a log count as nothing while it comes. Nearly all logs are smaller.
-	smallLog = 1 << 20
-	// maxSmallLogs bounds the bytes of open logs that are small, and maxLargeLogs those of the others, and of the others that come:
-	// apart, so that two of the largest do not keep all the small ones waiting, nor who reads those who write.
-	maxSmallLogs = 96 << 20
-	maxLargeLogs = 64 << 20
-	// logPart is how many bytes of a log are compressed at once.
-	logPart = 256 << 10
-
-	// maxSignatures is how many signatures a realisation or build trace can have, for nix to parse it.
-	maxSignatures = 64
-)
-
-// logRooms are the memory for logs, in bytes.
-type logRooms struct{ small, large, coming *semaphore.Weighted }
-
-func newLogRooms() logRooms {
-	return logRooms{semaphore.NewWeighted(maxSmallLogs), semaphore.NewWeighted(maxLargeLogs), semaphore.NewWeighted(maxLargeLogs)}
-}
-
-// PutLog keeps a build log, compressed.
-func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
-	kept, release, err := p.d.readLog(ctx, log)
-	defer release()
-	if err == nil {
-		err = failure("write catalog", p.d.catalog.PutFile(ctx, p.id, &catalog.File{Key: catalog.LogKey(drv), Content: kept}, false))
-	}
-	if err != nil {
-		return fmt.Errorf("keep log of %v: %w", drv, err)
-	}
-	return nil
-}
-
-// readLog returns a log as zstd frames of logPart bytes. release gives back the memory that it takes.
-func (d *Depot) readLog(ctx context.Context, log io.Reader) (kept []byte, release func(), err error) {
-	release = func() {}
-	part := make([]byte, logPart)
-	kept = []byte{}
-	for size, large := 0, false; ; {
-		if ctx.Err() != nil {
-			return nil, release, context.Cause(ctx)
-		}
-		n, err := io.ReadFull(log, part)
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
-			return nil, release, err
-		}
-		size += n
-		d.coders.work(func() { kept = d.coders.encode(kept, part[:n]) })
-		if !large && len(kept) > smallLog {
-			if err := d.logs.coming.Acquire(ctx, maxLogKept); err != nil {
-				return nil, release, context.Cause(ctx)
-			}
-			large, release = true, func() { d.logs.coming.Release(maxLogKept) }
-		}
-		if size > maxLogText || len(kept) > maxLogKept {
-			return nil, release, cache.Refuse(cache.ErrTooLarge, "this log has more than %d bytes, or %d when it is compressed", maxLogText, maxLogKept)
-		}
-		if err != nil {
-			return kept, release, nil
-		}
-	}
-}
-
-// OpenLog opens a build log. How many may be open depends on their sizes; one more is ErrUnavailable.
-func (p *Part) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error) {
-	kept, err := p.d.catalog.File(ctx, p.id, catalog.LogKey(drv))
-	if err != nil {
-		return nil, failure(fmt.Sprintf("open log of %v", drv), err)
-	}
-	room, weight := p.d.logs.small, int64(len(kept))+2*logPart
-	if len(kept) > smallLog {
-		room = p.d.logs.large
-	}
-	if !room.TryAcquire(weight) {
-		return nil, fmt.Errorf("open log of %v: %w: too many logs are open", drv, cache.ErrUnavailable)
-	}
-	z, err := p.d.coders.decoder()
-	if err == nil {
-		err = z.Reset(bytes.NewReader(kept))
-	}
-	if err != nil {
-		room.Release(weight)
-		return nil, fmt.Errorf("open log of %v: %w", drv, err)
-	}
-	return &openLog{z: z, close: sync.OnceFunc(func() {
-		p.d.coders.putDecoder(z)
-		room.Release(weight)
-	})}, nil
-}
-
-type openLog struct {
-	z     *zstd.Decoder
-	close func()
-}
-
-func (l *openLog) Read(p []byte) (int, error) { return l.z.Read(p) }
-func (l *openLog) Size() (int64, bool)        { return 0, false }
-func (l *openLog) Close() error {
-	l.close()
-	return nil
-}
+// maxSignatures is how many signatures a realisation or build trace can have, for nix to parse it.
+const maxSignatures = 64
 
 func realisationKey(id nix.RealisationID) string { return "realisations/" + id.String() + ".doi" }
 

@@ -4,11 +4,21 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"firn/internal/cache"
 	"firn/internal/depot"
+	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/catalog"
+	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 )
 
@@ -84,18 +94,20 @@ func TestReadersThatLeave(tt *testing.T) {
 	t.wantPlain(nar)
 }
 
+func derivation(t testing.TB, name string) nix.StorePath {
+	t.Helper()
+	drv, err := nix.DefaultStoreDir.ParseBase("00000000000000000000000000000000-" + name + ".drv")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return drv
+}
+
 // TestManyLogs: two large logs that nobody takes keep no small one from being read, and no large one from being kept.
 func TestManyLogs(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
-	derivation := func(name string) nix.StorePath {
-		drv, err := nix.DefaultStoreDir.ParseBase("00000000000000000000000000000000-" + name + ".drv")
-		if err != nil {
-			t.Fatal(err)
-		}
-		return drv
-	}
 	put := func(name string, log []byte) {
-		if err := t.PutLog(t.Context(), derivation(name), bytes.NewReader(log)); err != nil {
+		if err := t.PutLog(t.Context(), derivation(t, name), bytes.NewReader(log)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -103,7 +115,7 @@ func TestManyLogs(tt *testing.T) {
 	put("small", []byte("it is built"))
 	opened := 0
 	for ; opened < 100; opened++ {
-		log, err := t.OpenLog(t.Context(), derivation("large"))
+		log, err := t.OpenLog(t.Context(), derivation(t, "large"))
 		if errors.Is(err, cache.ErrUnavailable) {
 			break
 		}
@@ -115,10 +127,108 @@ func TestManyLogs(tt *testing.T) {
 	if opened == 0 || opened > 4 {
 		t.Errorf("%d large logs are open", opened)
 	}
-	log, err := t.OpenLog(t.Context(), derivation("small"))
+	log, err := t.OpenLog(t.Context(), derivation(t, "small"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	log.Close()
 	put("another", noise(2<<20, 2))
+}
+
+// dripping is a client that has sent all but the end of something, and waits.
+type dripping struct {
+	io.Reader
+	reached func()
+	until   <-chan struct{}
+}
+
+func (d *dripping) Read(p []byte) (int, error) {
+	n, err := d.Reader.Read(p)
+	if err == io.EOF {
+		d.reached()
+		<-d.until
+	}
+	return n, err
+}
+
+// TestStalledLogs: however many large logs are begun and do not end, others are kept; and those are right when they end after all.
+func TestStalledLogs(tt *testing.T) {
+	spool := tt.TempDir()
+	t := newTester(tt, depot.Options{Spool: spool})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	const stalled = 8
+	var begun, sending sync.WaitGroup
+	until := make(chan struct{})
+	for i := range stalled {
+		begun.Add(1)
+		sending.Go(func() {
+			reached := sync.OnceFunc(begun.Done)
+			defer reached()
+			log := &dripping{bytes.NewReader(noise(3<<20+i, uint64(i))), reached, until}
+			if err := t.PutLog(ctx, derivation(t, fmt.Sprint("stalled-", i)), log); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	begun.Wait()
+	if err := t.PutLog(ctx, derivation(t, "another"), bytes.NewReader(noise(3<<20, stalled))); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(spool); err != nil || len(left) > 0 {
+		t.Errorf("a crash would leave %v, %v", left, err)
+	}
+	close(until)
+	sending.Wait()
+	for i := range stalled {
+		log, err := t.OpenLog(t.Context(), derivation(t, fmt.Sprint("stalled-", i)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := io.ReadAll(log); err != nil || !bytes.Equal(got, noise(3<<20+i, uint64(i))) {
+			t.Errorf("of log %d %d bytes came back, %v", i, len(got), err)
+		}
+		log.Close()
+	}
+}
+
+// slowFiles is a catalog that takes until it is let go to read a file.
+type slowFiles struct {
+	catalog.Catalog
+	reading atomic.Int64
+	until   chan struct{}
+}
+
+func (c *slowFiles) File(ctx context.Context, id catalog.CacheID, key string) ([]byte, error) {
+	c.reading.Add(1)
+	<-c.until
+	return c.Catalog.File(ctx, id, key)
+}
+
+// TestLogsAtOnce: however many ask for a log at once, few are read into memory before it is known whether there is room for them.
+func TestLogsAtOnce(tt *testing.T) {
+	synctest.Test(tt, func(tt *testing.T) {
+		cat := &slowFiles{Catalog: catalogtest.NewMemory(nil), until: make(chan struct{})}
+		t := newTesterOn(tt, cat, blobtest.NewMemory(), depot.Options{})
+		if err := t.PutLog(t.Context(), derivation(t, "log"), strings.NewReader("it is built")); err != nil {
+			t.Fatal(err)
+		}
+		var asking sync.WaitGroup
+		for range 64 {
+			asking.Go(func() {
+				log, err := t.OpenLog(t.Context(), derivation(t, "log"))
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				log.Close()
+			})
+		}
+		synctest.Wait()
+		if n := cat.reading.Load(); n != 2 {
+			t.Errorf("%d logs are read at once", n)
+		}
+		close(cat.until)
+		asking.Wait()
+	})
 }

@@ -1,0 +1,176 @@
+package depot
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"golang.org/x/sync/semaphore"
+
+	"firn/internal/cache"
+	"firn/internal/depot/catalog"
+	"firn/nix"
+)
+
+const (
+	// maxLogText and maxLogKept bound a build log, in bytes, as text and compressed.
+	maxLogText = 256 << 20
+	maxLogKept = 32 << 20
+	// smallLog is how many compressed bytes of a log are in memory while it comes. What a larger one has waits on disk until its client has sent all.
+	smallLog = 1 << 20
+	// maxSmallLogs bounds the bytes of open logs that are small, and maxLargeLogs those of the others:
+	// apart, so that two of the largest do not keep all the small ones waiting.
+	maxSmallLogs = 96 << 20
+	maxLargeLogs = 64 << 20
+	// maxMovingLogs bounds the bytes of logs on their way to the catalog, and of those on their way from it, of which it is not known before how long they are.
+	// Nobody waits for a client there.
+	maxMovingLogs = 2 * maxLogKept
+	// logPart is how many bytes of a log are compressed at once.
+	logPart = 256 << 10
+)
+
+// logRooms are the memory for logs, in bytes: of those that are open, and of those that are read from the catalog or written to it.
+type logRooms struct{ small, large, reading, writing *semaphore.Weighted }
+
+func newLogRooms() logRooms {
+	return logRooms{semaphore.NewWeighted(maxSmallLogs), semaphore.NewWeighted(maxLargeLogs), semaphore.NewWeighted(maxMovingLogs), semaphore.NewWeighted(maxMovingLogs)}
+}
+
+// PutLog keeps a build log, compressed.
+func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
+	in := incoming{d: p.d}
+	defer in.close()
+	err := in.read(ctx, log)
+	if err == nil {
+		err = in.hold(ctx, func(kept []byte) error {
+			return failure("write catalog", p.d.catalog.PutFile(ctx, p.id, &catalog.File{Key: catalog.LogKey(drv), Content: kept}, false))
+		})
+	}
+	if err != nil {
+		return fmt.Errorf("keep log of %v: %w", drv, err)
+	}
+	return nil
+}
+
+// An incoming log is one that a client sends, as zstd frames of logPart bytes. However long the client takes, it holds little memory.
+type incoming struct {
+	d     *Depot
+	kept  []byte   // the last frames
+	size  int64    // of those before, which are in the file
+	spool *os.File // nil: all are in kept
+}
+
+// read reads all of a log.
+func (in *incoming) read(ctx context.Context, log io.Reader) error {
+	part := make([]byte, logPart)
+	in.kept = []byte{}
+	for size := 0; ; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := io.ReadFull(log, part)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+			return err
+		}
+		size += n
+		in.d.coders.work(func() { in.kept = in.d.coders.encode(in.kept, part[:n]) })
+		if size > maxLogText || in.size+int64(len(in.kept)) > maxLogKept {
+			return cache.Refuse(cache.ErrTooLarge, "this log has more than %d bytes, or %d when it is compressed", maxLogText, maxLogKept)
+		}
+		if in.spool != nil || len(in.kept) > smallLog {
+			if err := in.spill(); err != nil {
+				return fmt.Errorf("write log to disk: %w: %w", cache.ErrUnavailable, full(err))
+			}
+		}
+		if err != nil {
+			return nil
+		}
+	}
+}
+
+// spill moves what is in memory to the file.
+func (in *incoming) spill() (err error) {
+	if in.spool == nil {
+		if in.spool, err = os.CreateTemp(in.d.opts.Spool, "log-"); err != nil {
+			return err
+		}
+		// So that it is gone whatever happens.
+		if err := os.Remove(in.spool.Name()); err != nil {
+			return err
+		}
+	}
+	n, err := in.spool.Write(in.kept)
+	in.size += int64(n)
+	in.kept = in.kept[:0]
+	return err
+}
+
+// hold calls do with all of the log, in memory for as long.
+func (in *incoming) hold(ctx context.Context, do func(kept []byte) error) error {
+	if in.spool == nil {
+		return do(in.kept)
+	}
+	in.kept = nil
+	if err := in.d.logs.writing.Acquire(ctx, in.size); err != nil {
+		return context.Cause(ctx)
+	}
+	defer in.d.logs.writing.Release(in.size)
+	kept := make([]byte, in.size)
+	if _, err := in.spool.ReadAt(kept, 0); err != nil {
+		return fmt.Errorf("read log from disk: %w: %w", cache.ErrUnavailable, err)
+	}
+	return do(kept)
+}
+
+func (in *incoming) close() {
+	if in.spool != nil {
+		in.spool.Close() // nobody needs what is in it
+	}
+}
+
+// OpenLog opens a build log. How many may be open depends on their sizes; one more is ErrUnavailable.
+func (p *Part) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error) {
+	if err := p.d.logs.reading.Acquire(ctx, maxLogKept); err != nil {
+		return nil, fmt.Errorf("open log of %v: %w", drv, context.Cause(ctx))
+	}
+	defer p.d.logs.reading.Release(maxLogKept)
+	kept, err := p.d.catalog.File(ctx, p.id, catalog.LogKey(drv))
+	if err != nil {
+		return nil, failure(fmt.Sprintf("open log of %v", drv), err)
+	}
+	room, weight := p.d.logs.small, int64(len(kept))+2*logPart
+	if len(kept) > smallLog {
+		room = p.d.logs.large
+	}
+	if !room.TryAcquire(weight) {
+		return nil, fmt.Errorf("open log of %v: %w: too many logs are open", drv, cache.ErrUnavailable)
+	}
+	z, err := p.d.coders.decoder()
+	if err == nil {
+		err = z.Reset(bytes.NewReader(kept))
+	}
+	if err != nil {
+		room.Release(weight)
+		return nil, fmt.Errorf("open log of %v: %w", drv, err)
+	}
+	return &openLog{z: z, close: sync.OnceFunc(func() {
+		p.d.coders.putDecoder(z)
+		room.Release(weight)
+	})}, nil
+}
+
+type openLog struct {
+	z     *zstd.Decoder
+	close func()
+}
+
+func (l *openLog) Read(p []byte) (int, error) { return l.z.Read(p) }
+func (l *openLog) Size() (int64, bool)        { return 0, false }
+func (l *openLog) Close() error {
+	l.close()
+	return nil
+}
