@@ -7,7 +7,6 @@ import (
 	"io"
 	"iter"
 	"log/slog"
-	"slices"
 	"sync/atomic"
 
 	"firn/internal/cache"
@@ -184,34 +183,36 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.Store
 		return nil, err
 	}
 	defer done()
+	asked := make(map[nix.StorePath]bool, len(paths))
+	for _, p := range paths {
+		asked[p] = true
+	}
 	seen := map[nix.StorePath]bool{}
-	var all []nix.StorePath
+	var found, all []nix.StorePath // what somebody refers to, and of that what is there
 	add := func(paths []nix.StorePath) {
 		for _, p := range paths {
 			if !seen[p] {
 				seen[p] = true
-				all = append(all, p)
+				found = append(found, p)
 			}
 		}
 	}
 	add(paths)
-	for i := 0; i < len(all); i++ {
-		if len(all) > maxClosure {
+	for i := 0; i < len(found); i++ {
+		if len(found) > maxClosure {
 			return nil, s.tell(cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure))
 		}
-		info, err := c.Origin(ctx, all[i].Hash())
+		p := found[i]
+		info, err := c.Origin(ctx, p.Hash())
 		switch {
-		case err == nil && info.Path == all[i]:
+		case err == nil && info.Path == p:
+			all = append(all, p)
 			add(info.References)
-		case err == nil || errors.Is(err, cache.ErrNotFound):
-			if slices.Contains(paths, all[i]) {
-				return nil, protocol.ErrNotFound
-			}
-			// A reference may be missing in a cache that allows that.
-			all = slices.Delete(all, i, i+1)
-			i--
-		default:
+		case err != nil && !errors.Is(err, cache.ErrNotFound):
 			return nil, s.tell(err)
+		case asked[p]:
+			return nil, protocol.ErrNotFound
+		default: // a reference, which may be missing in a cache that allows that
 		}
 	}
 	return all, nil

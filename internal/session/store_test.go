@@ -1,0 +1,90 @@
+package session
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"testing"
+
+	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
+	"firn/nix"
+	"firn/nix/protocol"
+)
+
+// readerOf returns a store for somebody who may read a cache that has these paths.
+func readerOf(tb testing.TB, paths ...cachetest.Path) *store {
+	tb.Helper()
+	c, err := cache.New([]cache.Source{cachetest.NewMemory(paths...)}, cache.Options{})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return &store{Options: Options{
+		Name:   "main",
+		Cache:  func(context.Context) (*cache.Cache, error) { return c, nil },
+		Who:    func(context.Context) (cache.Principal, error) { return cache.Anybody, nil },
+		Logger: slog.New(slog.DiscardHandler),
+	}, dir: nix.DefaultStoreDir}
+}
+
+// numbered returns store paths of which there is nothing.
+func numbered(tb testing.TB, n int) (paths []nix.StorePath) {
+	tb.Helper()
+	for i := range n {
+		p, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-missing", i))
+		if err != nil {
+			tb.Fatal(err)
+		}
+		paths = append(paths, p)
+	}
+	return paths
+}
+
+// A closure is of what is there: a cache that allows that lacks some of what its paths refer to.
+func TestClosure(t *testing.T) {
+	path := func(name string, refs ...nix.StorePath) cachetest.Path {
+		p := cachetest.NewPath(t, nix.DefaultStoreDir, name, name)
+		p.Info.References, p.Info.CA = nix.SortPaths(refs), nix.ContentAddress{}
+		return p
+	}
+	missing := numbered(t, 2)
+	a := path("a", missing...)
+	b := path("b", a.Info.Path, missing[1])
+	c := path("c", b.Info.Path)
+	b.Info.References = nix.SortPaths(append(b.Info.References, b.Info.Path)) // and itself
+	s := readerOf(t, a, b, c, path("other"))
+	for _, test := range []struct{ of, want []nix.StorePath }{
+		{nil, nil},
+		{[]nix.StorePath{a.Info.Path}, []nix.StorePath{a.Info.Path}},
+		{[]nix.StorePath{c.Info.Path, a.Info.Path, c.Info.Path}, []nix.StorePath{a.Info.Path, b.Info.Path, c.Info.Path}},
+	} {
+		got, err := s.Closure(t.Context(), test.of)
+		if err != nil || !slices.Equal(nix.SortPaths(got), nix.SortPaths(test.want)) {
+			t.Errorf("the closure of %v is %v, %v, want %v", test.of, got, err, test.want)
+		}
+	}
+	for _, of := range [][]nix.StorePath{{missing[1]}, {a.Info.Path, missing[0]}, {missing[0], a.Info.Path}} {
+		if got, err := s.Closure(t.Context(), of); !errors.Is(err, protocol.ErrNotFound) {
+			t.Errorf("the closure of %v is %v, %v", of, got, err)
+		}
+	}
+}
+
+// BenchmarkClosureMissing asks for the closure of a path that refers to many that are not there: the time for each should not grow with their number.
+func BenchmarkClosureMissing(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			p := cachetest.NewPath(b, nix.DefaultStoreDir, "a", "a")
+			p.Info.References, p.Info.CA = numbered(b, n), nix.ContentAddress{}
+			s := readerOf(b, p)
+			for b.Loop() {
+				if all, err := s.Closure(b.Context(), []nix.StorePath{p.Info.Path}); err != nil || len(all) != 1 {
+					b.Fatal(len(all), err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/reference")
+		})
+	}
+}
