@@ -50,7 +50,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 	if s.daemon = newDaemon(c, opts.Daemon); s.daemon != nil {
 		defer s.daemon.close()
 	}
-	heard := &heard{Reader: conn, Writer: conn}
+	heard := &heard{Reader: conn, Writer: conn, broke: &s.broke}
 	if opts.Clients != nil && command.Protocol == Legacy && !command.ReadOnly { // only there paths are answered early
 		leave, r, err := opts.Clients.begin(ctx, opts.Client, s, conn)
 		if err != nil {
@@ -92,11 +92,12 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 	return errors.Join(err, s.Settle(work)) // whose texts are for clients
 }
 
-// heard is a connection that knows when something was last sent in either direction.
+// heard is a connection that knows when something was last sent in either direction, and says when it has broken.
 type heard struct {
 	io.Reader
 	io.Writer
-	last atomic.Int64 // nanoseconds since 1970
+	last  atomic.Int64 // nanoseconds since 1970
+	broke *atomic.Bool
 }
 
 func (h *heard) now() { h.last.Store(time.Now().UnixNano()) }
@@ -106,11 +107,17 @@ func (h *heard) silent() time.Duration { return time.Since(time.Unix(0, h.last.L
 func (h *heard) Read(p []byte) (int, error) {
 	n, err := h.Reader.Read(p)
 	h.now()
+	if err != nil && !errors.Is(err, io.EOF) {
+		h.broke.Store(true)
+	}
 	return n, err
 }
 
 func (h *heard) Write(p []byte) (int, error) {
 	n, err := h.Writer.Write(p)
 	h.now()
+	if err != nil {
+		h.broke.Store(true)
+	}
 	return n, err
 }

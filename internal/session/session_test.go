@@ -322,6 +322,10 @@ type readerFunc func([]byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
+
 // A server that ends hangs up between two questions, and not in the middle of one.
 func TestEnd(t0 *testing.T) {
 	t := start(t0)
@@ -340,6 +344,40 @@ func TestEnd(t0 *testing.T) {
 		t.Error(err)
 	}
 	<-t.ended
+}
+
+// A client that goes while it is sent something is no failure of the server, which would have to be looked after.
+func TestGoneWhilePulling(t *testing.T) {
+	a := cachetest.NewPath(t, nix.DefaultStoreDir, "a", strings.Repeat("contents", 1<<20)) // more than a connection holds
+	c, err := cache.New([]cache.Source{cachetest.NewMemory(a)}, cache.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := connected(t)
+	defer ours.Close()
+	var log bytes.Buffer
+	ended := make(chan error, 1)
+	go func() {
+		defer theirs.Close()
+		ended <- Serve(t.Context(), theirs, Command{Protocol: Worker}, Options{
+			Cache:  func(context.Context) (*cache.Cache, error) { return c, nil },
+			Who:    func(context.Context) (cache.Principal, error) { return cache.Anybody, nil },
+			Logger: slog.New(slog.NewTextHandler(&log, nil)),
+		})
+	}()
+	client, err := protocol.DialWorker(ours, nix.DefaultStoreDir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.WriteNAR(writerFunc(func(p []byte) (int, error) { return 0, ours.Close() }), a.Info); err == nil {
+		t.Error("the client got all of it")
+	}
+	if err := <-ended; err == nil || !strings.Contains(err.Error(), "broke") {
+		t.Errorf("the conversation ended with %v", err)
+	}
+	if log.Len() > 0 {
+		t.Errorf("it was logged:\n%s", &log)
+	}
 }
 
 // A cache that there is not, or that a key may not use, is the same to a client.

@@ -57,7 +57,8 @@ type store struct {
 	busy   atomic.Int32 // questions that are being answered
 	alone  atomic.Bool  // it is known to be the only one of its client
 	push   pushes
-	hangUp func() // ends the connection, of a client that is too slow
+	hangUp func()      // ends the connection, of a client that is too slow
+	broke  atomic.Bool // the connection has, so that what fails then is nobody's fault
 }
 
 var _ protocol.Store = (*store)(nil)
@@ -338,6 +339,9 @@ func (s *store) tell(err error) error {
 	case errors.Is(err, cache.ErrUnavailable):
 		text = "this cannot be answered now; try again later"
 		s.Logger.Warn("unavailable", "error", err)
+	case s.broke.Load():
+		text = "the connection broke"
+		s.Logger.Debug("failed", "error", err)
 	default:
 		s.Logger.Error("failed", "error", err)
 	}
