@@ -27,6 +27,10 @@ const sshDir = "ssh"
 // The depot has room for both together.
 const sshTurns = 32
 
+// sshRooms is how many megabytes what clients ask over SSH may take in memory beside the first of each, half of them of one key or from one address:
+// as much as what they have sent and nobody has read. A question about a million paths, as of nix copy --all, takes some 150.
+const sshRooms = 320
+
 // An sshServer is the door for SSH, with what is counted behind it.
 type sshServer struct {
 	*sshd.Server
@@ -55,7 +59,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		}
 	}
 	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
-	turns := slots.New(sshTurns)
+	turns, rooms := slots.New(sshTurns), slots.New(sshRooms)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {
@@ -73,6 +77,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Version:    "firn " + a.version,
 			Behind:     behind,
 			Turn:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
+			Room:       func() (func(), bool) { return rooms.TryTake(l.Owners()...) },
 			Client:     l.Key,
 			Clients:    clients,
 			Operations: operations,

@@ -17,6 +17,7 @@ import (
 	"firn/internal/config"
 	"firn/internal/listen"
 	"firn/internal/session"
+	"firn/internal/slots"
 )
 
 // cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
@@ -78,8 +79,10 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if _, err := all.ByName(ctx, f.Cache); err != nil {
 		return session.Options{}, nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", f.Cache)
 	}
+	rooms := slots.New(sshRooms)
 	return session.Options{
 		Behind:  session.NewBehind(),
+		Room:    func() (func(), bool) { return rooms.TryTake() },
 		Name:    f.Cache,
 		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
 		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },

@@ -80,7 +80,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		}
 	})()
 
-	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Alone: s.alone.Load}
+	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Alone: s.alone.Load, Room: opts.Room}
 	if command.Protocol == Legacy {
 		err = protocol.ServeLegacy(work, heard, s, options)
 	} else {

@@ -14,8 +14,14 @@ import (
 	"firn/nix/protocol"
 )
 
-// maxClosure bounds how many paths a closure may have, of some 100 bytes each.
-const maxClosure = 1 << 18
+const (
+	// maxClosure bounds how many paths a closure may have.
+	maxClosure = 1 << 18
+	// roomPaths is of how many of these a closure takes as much as a room has: each is some 250 bytes, in two lists and a map.
+	roomPaths = 4 << 10
+)
+
+var errNoRoom = cache.Refuse(cache.ErrUnavailable, "the closure is too large to be found out beside what others ask for; try again later")
 
 // Options say whose conversation with which cache it is.
 type Options struct {
@@ -35,6 +41,8 @@ type Options struct {
 	// Turn waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
 	// Nil: at once, and as slowly as it likes.
 	Turn func(ctx context.Context) (done func(), err error)
+	// Room takes room in memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
+	Room func() (done func(), ok bool)
 	// Client is who the client is, the same in all its conversations, and Clients, which is shared by all, knows these: a path that a client
 	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
 	Client  string
@@ -199,9 +207,17 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.Store
 		}
 	}
 	add(paths)
+	room := roomPaths // for what is found
 	for i := 0; i < len(found); i++ {
 		if len(found) > maxClosure {
 			return nil, s.tell(cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure))
+		}
+		for ; len(found) > room && s.Room != nil; room += roomPaths {
+			done, ok := s.Room()
+			if !ok {
+				return nil, s.tell(errNoRoom)
+			}
+			defer done()
 		}
 		p := found[i]
 		info, err := c.Origin(ctx, p.Hash())

@@ -72,6 +72,26 @@ func TestClosure(t *testing.T) {
 	}
 }
 
+// A large closure takes room, and gives it back.
+func TestRoomForClosure(t *testing.T) {
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "a", "a")
+	p.Info.References, p.Info.CA = numbered(t, 3*roomPaths), nix.ContentAddress{}
+	s := readerOf(t, p)
+	for free, want := range []error{cache.ErrUnavailable, cache.ErrUnavailable, cache.ErrUnavailable, nil} {
+		left := free
+		s.Room = func() (done func(), ok bool) {
+			if left == 0 {
+				return nil, false
+			}
+			left--
+			return func() { left++ }, true
+		}
+		if _, err := s.Closure(t.Context(), []nix.StorePath{p.Info.Path}); !errors.Is(err, want) || left != free {
+			t.Errorf("with %d: %v, and there are %d in the end", free, err, left)
+		}
+	}
+}
+
 // BenchmarkClosureMissing asks for the closure of a path that refers to many that are not there: the time for each should not grow with their number.
 func BenchmarkClosureMissing(b *testing.B) {
 	for _, n := range []int{1_000, 10_000, 100_000} {

@@ -151,9 +151,10 @@ func (s *workerServer) addMultipleToStore(ctx context.Context) error {
 		if s.opts.ReadOnly {
 			return errReadOnly
 		}
-		in := &wire{r: bufio.NewReaderSize(r, bufferSize)}
+		in := &wire{r: bufio.NewReaderSize(r, bufferSize), room: s.room}
 		n := in.count(maxPaths, "paths")
 		for range n {
+			in.room.clear()
 			info := in.info(s.dir, in.path(s.dir))
 			if in.err != nil {
 				break

@@ -42,16 +42,23 @@ type legacyServer struct {
 	opts    Options
 	version uint64
 	coming  coming
+	asked   *room // that coming has
 }
 
 // ServeLegacy answers the serve protocol until the client ends it, which is nil. There is no way to tell the client of a failure
 // in this protocol: it is for the caller to show the error on standard error, and to end the connection.
 func ServeLegacy(ctx context.Context, conn io.ReadWriter, store Store, opts Options) error {
 	s := &legacyServer{wire: newWire(conn), store: store, dir: store.StoreDir(), opts: opts}
+	s.room, s.asked = newRoom(opts.Room), newRoom(opts.Room)
+	defer func() {
+		s.room.clear()
+		s.asked.clear()
+	}()
 	if err := s.handshake(); err != nil {
 		return err
 	}
 	for {
+		s.room.clear()
 		op := s.uint()
 		if errors.Is(s.err, io.EOF) {
 			return nil
@@ -130,6 +137,7 @@ func (s *legacyServer) queryValidPaths(ctx context.Context) error {
 		return err
 	}
 	s.coming.asked(paths, valid)
+	s.room, s.asked = s.asked, s.room // until it asks again
 	s.putPaths(valid)
 	return nil
 }
@@ -264,16 +272,16 @@ func (s *legacyServer) buildDerivation() error {
 func (c *wire) skipDerivation() {
 	for range c.count(maxStrings, "outputs") {
 		for range 4 { // name, path, algorithm, hash
-			c.string(maxPath)
+			c.skipString(maxPath)
 		}
 	}
 	c.skipStrings(maxPaths, "input paths", maxPath)
-	c.string(maxPath) // platform
-	c.string(maxPath) // builder
+	c.skipString(maxPath) // platform
+	c.skipString(maxPath) // builder
 	c.skipStrings(maxStrings, "arguments", maxText)
 	for range c.count(maxStrings, "variables") {
-		c.string(maxText)
-		c.string(maxText)
+		c.skipString(maxText)
+		c.skipString(maxText)
 	}
 }
 
@@ -283,7 +291,7 @@ func (c *wire) skipStrings(most int, what string, longest int) {
 		if c.err != nil {
 			return
 		}
-		c.string(longest)
+		c.skipString(longest)
 	}
 }
 

@@ -67,6 +67,9 @@ type Options struct {
 	// Alone reports whether this is the only conversation of its client, so that all paths of a copy come in it. Those that are pushed
 	// by the serve protocol are then answered while they are being kept, except for the last. Nil: it never is.
 	Alone func() bool
+	// Room takes room in memory for another megabyte of a question, of which the first is free. ok is false if there is none, and then the question
+	// is refused; done gives it back. Nil: there always is.
+	Room func() (done func(), ok bool)
 }
 
 // errReadOnly is for whoever writes to what is read-only.

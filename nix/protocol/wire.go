@@ -27,6 +27,7 @@ type wire struct {
 	r       *bufio.Reader
 	w       *bufio.Writer
 	err     error
+	room    *room // for the strings of a question; nil: without bounds
 	scratch [8]byte
 }
 
@@ -110,6 +111,10 @@ func (c *wire) string(most int) string {
 	if c.err != nil || n == 0 {
 		return ""
 	}
+	if !c.room.take(n) {
+		c.fail(errNoRoom)
+		return ""
+	}
 	padded := n + -n&7
 	var b strings.Builder
 	for left := padded; left > 0; { // what is there, rather than what was said to be
@@ -130,6 +135,14 @@ func (c *wire) string(most int) string {
 		return ""
 	}
 	return s[:n]
+}
+
+// skipString reads a string of at most so many bytes that is of no interest.
+func (c *wire) skipString(most int) {
+	n := c.count(most, "bytes in a string")
+	if _, err := c.r.Discard(n + -n&7); err != nil {
+		c.fail(cutOff(err))
+	}
 }
 
 // cutOff returns err, which is not io.EOF where something is missing.

@@ -78,10 +78,13 @@ var errHungUp = errors.New("the client asked for what cannot be answered here")
 // after some of them, nothing can follow. These are returned too.
 func ServeWorker(ctx context.Context, conn io.ReadWriter, store Store, opts Options) error {
 	s := &workerServer{wire: newWire(conn), store: store, dir: store.StoreDir(), opts: opts}
+	s.room = newRoom(opts.Room)
+	defer s.room.clear()
 	if err := s.handshake(); err != nil {
 		return err
 	}
 	for {
+		s.room.clear()
 		op := s.uint()
 		if errors.Is(s.err, io.EOF) {
 			return nil
@@ -90,12 +93,11 @@ func ServeWorker(ctx context.Context, conn io.ReadWriter, store Store, opts Opti
 			return s.err
 		}
 		err := s.answer(ctx, op)
-		var wrong *malformed
 		switch {
 		case s.err == nil && err != nil && !errors.Is(err, errHungUp):
 			s.sayError(err)
-		case errors.As(s.err, &wrong): // what comes then cannot be understood
-			s.take()
+		case errors.As(s.err, new(*malformed)), errors.Is(s.err, errNoRoom): // what comes then cannot be understood
+			wrong := s.take()
 			s.sayError(wrong)
 			s.flush()
 			return wrong
@@ -205,7 +207,7 @@ func (s *workerServer) answer(ctx context.Context, op uint64) error {
 			}
 			s.path(s.dir)
 			if s.has(22) {
-				s.string(maxPath) // content address
+				s.skipString(maxPath) // content address
 			}
 		}
 		return s.result(nil, func() { s.putUint(0) })
@@ -213,7 +215,7 @@ func (s *workerServer) answer(ctx context.Context, op uint64) error {
 		s.skip(12)
 		if n := s.count(maxStrings, "settings"); s.err == nil {
 			for range 2 * n {
-				if s.string(maxText); s.err != nil {
+				if s.skipString(maxText); s.err != nil {
 					break
 				}
 			}
@@ -332,6 +334,9 @@ func (s *workerServer) queryAllValidPaths(ctx context.Context) error {
 		}
 		if len(all) == maxPaths {
 			return fmt.Errorf("there are more than %d paths", maxPaths)
+		}
+		if !s.room.take(len(p.String())) {
+			return errNoRoom
 		}
 		all = append(all, p)
 	}
