@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 )
@@ -26,7 +27,12 @@ func TestDocumentedMetrics(t *testing.T) {
 		slices.Sort(names)
 		return slices.Compact(names)
 	}
-	served := names(`(?m)^# TYPE (firn_\w+) `, s.get(t, "/metrics"))
+	text := s.get(t, "/metrics")
+	for tries := 0; tries < 1000 && !strings.Contains(text, "firn_depot_paths 0"); tries++ { // counted beside the start
+		time.Sleep(10 * time.Millisecond)
+		text = s.get(t, "/metrics")
+	}
+	served := names(`(?m)^# TYPE (firn_\w+) `, text)
 	documented := names("(?m)^\\| `(firn_\\w+)` \\|", string(handbook))
 	if diff := cmp.Diff(served, documented); diff != "" {
 		t.Errorf("docs/operations.md is not in step with /metrics (-served +documented):\n%s", diff)

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/depot/blob"
 	"firn/internal/depot/catalog"
 )
 
@@ -124,11 +123,7 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 
 // hasRoom is an error if too little would be free once so many bytes are written.
 func (d *Depot) hasRoom(ctx context.Context, size int64) error {
-	m, ok := d.blobs.(blob.Measured)
-	if !ok {
-		return nil
-	}
-	free, all, err := m.Room(ctx)
+	free, all, err := d.Room(ctx)
 	if err != nil || all == 0 {
 		return err
 	}

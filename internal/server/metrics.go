@@ -26,7 +26,7 @@ const (
 // metrics are what /metrics shows. Every counter is looked up once, here, and not for each request.
 type metrics struct {
 	handler http.Handler // for everybody
-	inside  http.Handler // with what the process takes, which shows what uploads of others cost, and so what they have
+	inside  http.Handler // with what the process takes, which shows what uploads of others cost, and so what they have; and with what is kept of all
 
 	inFlight atomic.Int64
 	requests [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
@@ -39,8 +39,8 @@ type metrics struct {
 	refused                      map[string]prometheus.Counter // by reason
 }
 
-// newMetrics returns the metrics of a server, and what the given collectors add to them.
-func newMetrics(caches cache.Directory, more []prometheus.Collector) *metrics {
+// newMetrics returns the metrics of a server, and what the given collectors add to them, for everybody and inside.
+func newMetrics(caches cache.Directory, more, inside []prometheus.Collector) *metrics {
 	m := &metrics{}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "firn_http_requests_in_flight",
@@ -119,10 +119,11 @@ func newMetrics(caches cache.Directory, more []prometheus.Collector) *metrics {
 		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts, m.uploadBytes, m.nars, m.published, refused,
 	)
 	registry.MustRegister(more...)
-	process := prometheus.NewRegistry()
-	process.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	private := prometheus.NewRegistry()
+	private.MustRegister(inside...)
+	private.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	m.handler = promhttp.HandlerFor(registry, promhttp.HandlerOpts{DisableCompression: true})
-	m.inside = promhttp.HandlerFor(prometheus.Gatherers{registry, process}, promhttp.HandlerOpts{DisableCompression: true})
+	m.inside = promhttp.HandlerFor(prometheus.Gatherers{registry, private}, promhttp.HandlerOpts{DisableCompression: true})
 	return m
 }
 

@@ -5,11 +5,15 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
 )
 
-// TestMetricsOfProcess: what the process takes is not for everybody. It shows what an upload cost, and so what others have.
-func TestMetricsOfProcess(t *testing.T) {
-	p := newCaches(t, Options{})
+// TestMetricsInside: what the process takes, and what is kept of all, is not for everybody. It shows what an upload cost, and so what others have.
+func TestMetricsInside(t *testing.T) {
+	p := newCaches(t, Options{Inside: []prometheus.Collector{
+		prometheus.NewGauge(prometheus.GaugeOpts{Name: "firn_test_kept", Help: "What is kept of all."}),
+	}})
 	for name, c := range map[string]struct {
 		from    string
 		headers []string
@@ -40,7 +44,7 @@ func TestMetricsOfProcess(t *testing.T) {
 		if w.Code != http.StatusOK || !strings.Contains(text, "firn_http_requests_total") {
 			t.Errorf("%s: status %d, %.200s", name, w.Code, text)
 		}
-		for _, of := range []string{"process_cpu_seconds_total", "go_memstats"} {
+		for _, of := range []string{"process_cpu_seconds_total", "go_memstats", "firn_test_kept"} {
 			if strings.Contains(text, of) != c.inside {
 				t.Errorf("%s: has %s: %v, want %v", name, of, !c.inside, c.inside)
 			}

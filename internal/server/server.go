@@ -103,6 +103,9 @@ type Options struct {
 
 	// Collectors add to what /metrics shows.
 	Collectors []prometheus.Collector
+
+	// Inside are collectors for those only who may see what the process takes: they tell of private caches.
+	Inside []prometheus.Collector
 }
 
 // An Authenticator tells who a request comes from.
@@ -149,7 +152,7 @@ func New(caches cache.Directory, opts Options) *Server {
 		version:  cmp.Or(opts.Version, "unknown"),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		requests: opts.Requests,
-		metrics:  newMetrics(caches, opts.Collectors),
+		metrics:  newMetrics(caches, opts.Collectors, opts.Inside),
 
 		proxies:    opts.Proxies,
 		httpsPort:  opts.Redirect,

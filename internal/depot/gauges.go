@@ -1,0 +1,127 @@
+package depot
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"firn/internal/depot/blob"
+	"firn/internal/depot/catalog"
+)
+
+const (
+	// countEvery is the least time between two counts for [Gauges].
+	countEvery = time.Minute
+	// countShare is how many times longer than a count took the next one waits: it reads whole tables, of which a large depot has millions of rows.
+	countShare = 100
+)
+
+// Gauges tell Prometheus how much the depot keeps, and how much room there is. Counting is not for every scrape:
+// Tick does it now and then, and a scrape gets what that found.
+type Gauges struct {
+	d *Depot
+
+	mu      sync.Mutex
+	counts  catalog.Counts
+	at      time.Time     // when these were right; zero: never
+	took    time.Duration // to count them
+	version uint64        // of the catalog just before; known says if that could be told
+	known   bool
+}
+
+// Gauges returns the gauges of the depot, which show only the room there is until they are counted.
+func (d *Depot) Gauges() *Gauges { return &Gauges{d: d} }
+
+// Tick counts what is kept, unless that was done a moment ago or nothing has changed since. Only one goroutine may call it at a time.
+func (g *Gauges) Tick(ctx context.Context) error {
+	g.mu.Lock()
+	at, took, version, known := g.at, g.took, g.version, g.known
+	g.mu.Unlock()
+	begun := g.d.opts.Now()
+	if !at.IsZero() && begun.Sub(at) < max(countEvery, countShare*took) {
+		return nil
+	}
+	now, ok := g.d.catalog.Version()
+	if !at.IsZero() && known && ok && now == version {
+		g.mu.Lock()
+		g.at = begun
+		g.mu.Unlock()
+		return nil
+	}
+	counts, err := g.d.catalog.Count(ctx, nil)
+	if err != nil {
+		return failure("count what is kept", err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.counts, g.at, g.took, g.version, g.known = counts, begun, g.d.opts.Now().Sub(begun), now, ok
+	return nil
+}
+
+// A gauge is one number of a count.
+type gauge struct {
+	desc  *prometheus.Desc
+	value func(*catalog.Counts) int64
+}
+
+func newGauge(name, help string, value func(*catalog.Counts) int64) gauge {
+	return gauge{prometheus.NewDesc("firn_depot_"+name, help, nil, nil), value}
+}
+
+var (
+	gauges = []gauge{
+		newGauge("paths", "Store paths that were pushed and are published, in all caches.", func(c *catalog.Counts) int64 { return c.Paths }),
+		newGauge("nars", "NARs that are kept, each once, however many paths and caches have it.", func(c *catalog.Counts) int64 { return c.NARs }),
+		newGauge("withheld_nars", "NARs that firn verify --repair found damaged, and that are not served.", func(c *catalog.Counts) int64 { return c.Damaged }),
+		newGauge("nar_bytes", "The size of these NARs, uncompressed.", func(c *catalog.Counts) int64 { return c.NARBytes }),
+		newGauge("served_bytes", "The size of these NARs as they are served, compressed.", func(c *catalog.Counts) int64 { return c.FileBytes }),
+		newGauge("chunks", "Pieces that NARs can share.", func(c *catalog.Counts) int64 { return c.Chunks }),
+		newGauge("packs", "Packs, which hold the bytes of the NARs.", func(c *catalog.Counts) int64 { return c.Packs }),
+		newGauge("kept_bytes", "The size of the packs.", func(c *catalog.Counts) int64 { return c.PackBytes }),
+		newGauge("reclaimable_bytes", "Bytes of the packs that no NAR needs any more. Most go by themselves, a day later.", func(c *catalog.Counts) int64 { return c.Reclaimable }),
+	}
+	descCounted  = prometheus.NewDesc("firn_depot_counted_timestamp_seconds", "When the other firn_depot metrics but those of the disk were right, in seconds since 1970.", nil, nil)
+	descDiskFree = prometheus.NewDesc("firn_depot_disk_free_bytes", "Room on the disk of the packs.", nil, nil)
+	descDisk     = prometheus.NewDesc("firn_depot_disk_bytes", "The size of the disk of the packs.", nil, nil)
+)
+
+// Describe tells the metrics.
+func (*Gauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, g := range gauges {
+		ch <- g.desc
+	}
+	ch <- descCounted
+	ch <- descDiskFree
+	ch <- descDisk
+}
+
+// Collect tells their values.
+func (g *Gauges) Collect(ch chan<- prometheus.Metric) {
+	tell := func(desc *prometheus.Desc, v float64) {
+		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v)
+	}
+	g.mu.Lock()
+	counts, at := g.counts, g.at
+	g.mu.Unlock()
+	if !at.IsZero() {
+		for _, each := range gauges {
+			tell(each.desc, float64(each.value(&counts)))
+		}
+		tell(descCounted, float64(at.Unix()))
+	}
+	if free, all, err := g.d.Room(context.Background()); err == nil && all > 0 {
+		tell(descDiskFree, float64(free))
+		tell(descDisk, float64(all))
+	}
+}
+
+// Room returns how many bytes can be written still, and how many there could be in all; 0 in all if that cannot be told.
+func (d *Depot) Room(ctx context.Context) (free, all int64, err error) {
+	m, ok := d.blobs.(blob.Measured)
+	if !ok {
+		return 0, 0, nil
+	}
+	return m.Room(ctx)
+}
