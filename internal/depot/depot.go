@@ -30,6 +30,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/catalog"
+	"firn/internal/lru"
 	"firn/nix"
 )
 
@@ -103,7 +104,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		coders:   newCoders(opts.Level),
 		rooms:    newRooms(runtime.GOMAXPROCS(0)),
-		recipes:  &recipes{known: newLRU[catalog.Sum, *kept](opts.RecipeMemory)},
+		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *kept](opts.RecipeMemory)},
 		packs:    newPacks(blobs),
 		decoding: newLoans(maxDecoding),
 		logs:     newLogRooms(),
@@ -115,7 +116,7 @@ func (d *Depot) Close() error { return d.packs.close() }
 
 // For returns the part of the depot that a cache sees. It reads only ID and StoreDir of the record.
 func (d *Depot) For(c *catalog.Cache) *Part {
-	return &Part{d: d, id: c.ID, dir: c.StoreDir, seen: newLRU[nix.PathHash, sighting](maxSeen)}
+	return &Part{d: d, id: c.ID, dir: c.StoreDir, seen: lru.NewCache[nix.PathHash, sighting](maxSeen)}
 }
 
 // Part is the part of a depot that one cache sees. It is safe for concurrent use.
@@ -123,7 +124,7 @@ type Part struct {
 	d    *Depot
 	id   catalog.CacheID
 	dir  nix.StoreDir
-	seen *lru[nix.PathHash, sighting]
+	seen *lru.Cache[nix.PathHash, sighting]
 
 	there   atomic.Bool   // something was published in it once
 	missing atomic.Uint64 // one more than the version at which nothing was

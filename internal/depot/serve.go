@@ -11,6 +11,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/depot/catalog"
+	"firn/internal/lru"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -27,7 +28,9 @@ type sighting struct {
 }
 
 // recipes remembers the recipes of NARs.
-type recipes struct{ known *lru[catalog.Sum, *kept] }
+type recipes struct {
+	known *lru.Cache[catalog.Sum, *kept]
+}
 
 // kept is a NAR that was found in the catalog.
 type kept struct {
@@ -42,7 +45,7 @@ type kept struct {
 // find returns what is kept of a NAR.
 func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 	version, ok := d.catalog.Version()
-	k, known := d.recipes.known.get(hash)
+	k, known := d.recipes.known.Get(hash)
 	if known && ok && k.version.Load() == version {
 		return k, nil
 	}
@@ -62,7 +65,7 @@ func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 	k = &kept{recipe: r, id: n.ID, hash: hash, damaged: n.Damaged}
 	k.version.Store(version)
 	if ok {
-		d.recipes.known.put(hash, k, r.memSize())
+		d.recipes.known.Put(hash, k, r.memSize())
 	}
 	return k, nil
 }
@@ -97,7 +100,7 @@ func (p *Part) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sigh
 	}
 	s := sighting{version, catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
 	if ok {
-		p.seen.put(hash, s, 1)
+		p.seen.Put(hash, s, 1)
 	}
 	return path, s, nil
 }
@@ -109,7 +112,7 @@ func (p *Part) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) 
 	}
 	hash := info.Path.Hash()
 	version, ok := p.d.catalog.Version()
-	s, known := p.seen.get(hash)
+	s, known := p.seen.Get(hash)
 	if !known || !ok || s.version != version {
 		var err error
 		if _, s, err = p.look(ctx, hash); err != nil {

@@ -222,8 +222,8 @@ func TestLayouts(t *testing.T) {
 	s := n.open()
 	one := openPath(t, s, paths[0])
 	defer one.Close()
-	each := one.(*narFile).plan.MemSize() + planOverhead
-	s.layouts.limit = 2 * each
+	each := one.(*narFile).plan.cost()
+	s.layouts = newLayouts(2 * each)
 
 	plans := make([]*plan, 16)
 	var wg sync.WaitGroup
@@ -240,19 +240,14 @@ func TestLayouts(t *testing.T) {
 			t.Fatal("one tree has two layouts")
 		}
 	}
-	openPath(t, s, paths[0]).Close() // used after b
-	openPath(t, s, paths[2]).Close()
-	var kept []string
-	for e := s.layouts.recent.Front(); e != nil; e = e.Next() {
-		kept = append(kept, e.Value.(*plan).key.path.Name())
-	}
-	if got := strings.Join(kept, " "); got != "c a" || s.layouts.size != 2*each {
-		t.Errorf("kept are %s in %d bytes, want c a in %d", got, s.layouts.size, 2*each)
-	}
-	s.layouts.limit = each / 2
-	s.layouts.keep(plans[0])
-	if len(s.layouts.byKey) != 2 {
-		t.Error("a layout larger than the bound displaced others")
+	a := openPath(t, s, paths[0]) // used after b
+	defer a.Close()
+	c := openPath(t, s, paths[2])
+	defer c.Close()
+	for p, want := range map[*plan]bool{a.(*narFile).plan: true, plans[0]: false, c.(*narFile).plan: true} {
+		if _, ok := s.layouts.known.Get(p.key); ok != want {
+			t.Errorf("the layout of %s is kept: %v, want %v", p.key.path.Name(), ok, want)
+		}
 	}
 }
 

@@ -30,7 +30,7 @@ func BenchmarkCompress(b *testing.B) {
 						b.Fatal(err)
 					}
 					n.Close()
-					f, _ := h.Cache.dir.files.peek(d.info.NARHash)
+					f, _ := h.Cache.dir.files.Peek(d.info.NARHash)
 					b.ReportMetric(float64(f.size)/float64(size), "ratio")
 					h.Cache.dir.drop(f, nil)
 				}

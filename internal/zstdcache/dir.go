@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/lru"
 	"firn/nix"
 )
 
@@ -75,9 +76,9 @@ type dir struct {
 	moving sync.Mutex
 
 	mu        sync.Mutex
-	files     *lru[nix.Hash, *file] // costs are bytes on disk
-	tiny      *lru[nix.Hash, []byte]
-	idle      *lru[*os.File, *file] // open and not in use
+	files     *lru.Map[nix.Hash, *file] // costs are bytes on disk
+	tiny      *lru.Map[nix.Hash, []byte]
+	idle      *lru.Map[*os.File, *file] // open and not in use
 	maxIdle   int64
 	making    int64 // bytes on disk of files that are not whole yet
 	made      int   // how many were ever begun, for their names
@@ -105,7 +106,7 @@ func openDir(path, version string, limit int64, now func() time.Time, log *slog.
 	}
 	d := &dir{
 		root: root, version: version, limit: limit, now: now, log: log,
-		files: newLRU[nix.Hash, *file](), tiny: newLRU[nix.Hash, []byte](), idle: newLRU[*os.File, *file](),
+		files: lru.NewMap[nix.Hash, *file](), tiny: lru.NewMap[nix.Hash, []byte](), idle: lru.NewMap[*os.File, *file](),
 		maxIdle: maxIdle, scanned: make(chan struct{}),
 	}
 	var most syscall.Rlimit
@@ -162,10 +163,10 @@ func (d *dir) scan(ctx context.Context) error {
 	})
 	d.mu.Lock()
 	for _, f := range found {
-		d.files.put(f.hash, f, f.cost())
+		d.files.Put(f.hash, f, f.cost())
 	}
 	d.mu.Unlock()
-	return d.evict(func() bool { return d.files.cost > d.limit })
+	return d.evict(func() bool { return d.files.Cost() > d.limit })
 }
 
 // examine returns the kept file that is in an entry of the directory; nil if it is something else, which it removes if it was ours.
@@ -189,7 +190,7 @@ func (d *dir) examine(e fs.DirEntry) (*file, error) {
 func (d *dir) close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	for f := range d.files.all() {
+	for _, f := range d.files.All() {
 		if !f.used.Equal(f.touched) {
 			d.touch(f, f.used)
 		}
@@ -234,7 +235,7 @@ func onDisk(size int64) int64 { return (size + blockSize - 1) &^ (blockSize - 1)
 func (d *dir) size(hash nix.Hash) (int64, bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	f, ok := d.files.peek(hash)
+	f, ok := d.files.Peek(hash)
 	if !ok {
 		return 0, false
 	}
@@ -245,7 +246,7 @@ func (d *dir) size(hash nix.Hash) (int64, bool) {
 func (d *dir) open(hash nix.Hash) (*kept, error) {
 	now := d.now()
 	d.mu.Lock()
-	f, ok := d.files.get(hash)
+	f, ok := d.files.Get(hash)
 	if !ok {
 		d.mu.Unlock()
 		return nil, nil
@@ -256,10 +257,10 @@ func (d *dir) open(hash nix.Hash) (*kept, error) {
 		f.touched = now
 	}
 	k := &kept{dir: d, file: f}
-	k.data, _ = d.tiny.get(hash)
+	k.data, _ = d.tiny.Get(hash)
 	if last := len(f.idle) - 1; last >= 0 {
 		k.handle, f.idle = f.idle[last], f.idle[:last]
-		d.idle.remove(k.handle)
+		d.idle.Remove(k.handle)
 	}
 	d.mu.Unlock()
 
@@ -281,7 +282,7 @@ func (d *dir) open(hash nix.Hash) (*kept, error) {
 
 // has reports whether f is still kept. It is called with mu held.
 func (d *dir) has(f *file) bool {
-	now, ok := d.files.peek(f.hash)
+	now, ok := d.files.Peek(f.hash)
 	return ok && now == f
 }
 
@@ -307,8 +308,8 @@ func (d *dir) drop(f *file, why error) {
 
 // forget is called with mu held.
 func (d *dir) forget(f *file) {
-	d.files.remove(f.hash)
-	d.tiny.remove(f.hash)
+	d.files.Remove(f.hash)
+	d.tiny.Remove(f.hash)
 	d.closeIdle(f)
 }
 
@@ -325,12 +326,12 @@ func (d *dir) evict(while func() bool) error {
 	defer d.moving.Unlock()
 	for {
 		d.mu.Lock()
-		hash, ok := d.files.oldest()
+		hash, ok := d.files.Oldest()
 		if !ok || !while() {
 			d.mu.Unlock()
 			return nil
 		}
-		f, _ := d.files.peek(hash)
+		f, _ := d.files.Peek(hash)
 		d.forget(f)
 		d.evictions++
 		d.mu.Unlock()

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"firn/internal/lru"
 	"firn/nix"
 )
 
@@ -88,7 +89,7 @@ func TestRestart(t *testing.T) {
 				h.pass(time.Minute)
 			}
 			if crash { // as if it never had the time to write its times
-				h.Cache.dir.files = newLRU[nix.Hash, *file]()
+				h.Cache.dir.files = lru.NewMap[nix.Hash, *file]()
 			}
 			h.restart()
 			for _, i := range order {
@@ -125,7 +126,7 @@ func TestScan(t *testing.T) {
 		h.encode(d[i])
 	}
 	path := func(d *dump) string {
-		f, _ := h.Cache.dir.files.peek(d.info.NARHash)
+		f, _ := h.Cache.dir.files.Peek(d.info.NARHash)
 		return filepath.Join(h.dir, h.Cache.dir.name(f))
 	}
 	short, long, other := path(d[1]), path(d[2]), path(d[3])
@@ -158,7 +159,7 @@ func TestDamage(t *testing.T) {
 	h := newHouse(t, Options{})
 	d := randomDump(200_000, 1)
 	want := h.encode(d)
-	f, _ := h.Cache.dir.files.peek(d.info.NARHash)
+	f, _ := h.Cache.dir.files.Peek(d.info.NARHash)
 	path := filepath.Join(h.dir, h.Cache.dir.name(f))
 	for _, damage := range []func() error{
 		func() error { return os.Truncate(path, 1000) },
@@ -201,7 +202,7 @@ func TestTinyMemory(t *testing.T) {
 			}
 		}
 	}
-	if got := h.Cache.dir.tiny.cost; got > tinyMemory || got < tinyMemory/2 {
+	if got := h.Cache.dir.tiny.Cost(); got > tinyMemory || got < tinyMemory/2 {
 		t.Errorf("%d bytes are in memory", got)
 	}
 }
@@ -231,7 +232,7 @@ func TestMadeTwice(t *testing.T) {
 	data := h.encode(d)
 	h.encode(d) // from the file, which stays open
 	dir := h.Cache.dir
-	if n := len(dir.idle.items); n != 1 {
+	if n := dir.idle.Len(); n != 1 {
 		t.Fatalf("%d files are kept open, want one", n)
 	}
 	again, err := dir.begin()
@@ -242,7 +243,7 @@ func TestMadeTwice(t *testing.T) {
 	if err := errors.Join(again.write(data), again.keep(d.info.NARHash)); err != nil {
 		t.Fatal(err)
 	}
-	if n := len(dir.idle.items); n != 0 {
+	if n := dir.idle.Len(); n != 0 {
 		t.Errorf("%d files are kept open of what was replaced", n)
 	}
 	if !bytes.Equal(h.encode(d), data) {

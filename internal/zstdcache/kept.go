@@ -88,11 +88,11 @@ func (k *kept) open() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.has(f) {
-		d.tiny.put(f.hash, k.data, f.size)
+		d.tiny.Put(f.hash, k.data, f.size)
 	}
-	for d.tiny.cost > tinyMemory {
-		oldest, _ := d.tiny.oldest()
-		d.tiny.remove(oldest)
+	for d.tiny.Cost() > tinyMemory {
+		oldest, _ := d.tiny.Oldest()
+		d.tiny.Remove(oldest)
 	}
 	return nil
 }
@@ -102,13 +102,13 @@ func (d *dir) giveBack(f *file, handle *os.File) error {
 	d.mu.Lock()
 	if d.has(f) && d.maxIdle > 0 {
 		f.idle = append(f.idle, handle)
-		d.idle.put(handle, f, 1)
+		d.idle.Put(handle, f, 1)
 		handle = nil
 	}
-	if d.idle.cost > d.maxIdle {
-		handle, _ = d.idle.oldest()
-		f, _ := d.idle.peek(handle)
-		d.idle.remove(handle)
+	if d.idle.Cost() > d.maxIdle {
+		handle, _ = d.idle.Oldest()
+		f, _ := d.idle.Peek(handle)
+		d.idle.Remove(handle)
 		f.idle = slices.DeleteFunc(f.idle, func(h *os.File) bool { return h == handle })
 	}
 	d.mu.Unlock()
@@ -121,7 +121,7 @@ func (d *dir) giveBack(f *file, handle *os.File) error {
 // closeIdle closes what is open of f and not in use. It is called with mu held.
 func (d *dir) closeIdle(f *file) {
 	for _, handle := range f.idle {
-		d.idle.remove(handle)
+		d.idle.Remove(handle)
 		handle.Close()
 	}
 	f.idle = nil

@@ -51,7 +51,7 @@ func (m *making) write(p []byte) error {
 	d.making += n
 	d.mu.Unlock()
 
-	err := d.evict(func() bool { return d.files.cost+d.making > d.limit })
+	err := d.evict(func() bool { return d.files.Cost()+d.making > d.limit })
 	if err == nil {
 		_, err = m.file.WriteAt(p, m.size)
 	}
@@ -74,12 +74,12 @@ func (m *making) write(p []byte) error {
 // makeRoom removes files that take n bytes on the disk, which is full. False if there are none.
 func (d *dir) makeRoom(n int64) bool {
 	d.mu.Lock()
-	had := d.files.cost
+	had := d.files.Cost()
 	if had == 0 {
 		d.full = d.now().Add(fullFor)
 	}
 	d.mu.Unlock()
-	return had > 0 && d.evict(func() bool { return d.files.cost > had-n }) == nil
+	return had > 0 && d.evict(func() bool { return d.files.Cost() > had-n }) == nil
 }
 
 // keep makes it the kept file of a NAR. If that fails, it is dropped.
@@ -97,10 +97,10 @@ func (m *making) keep(hash nix.Hash) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.making -= onDisk(m.size)
-	if old, ok := d.files.peek(hash); ok { // of a stream that was given up, but already at its end
+	if old, ok := d.files.Peek(hash); ok { // of a stream that was given up, but already at its end
 		d.forget(old)
 	}
-	d.files.put(hash, f, f.cost())
+	d.files.Put(hash, f, f.cost())
 	return nil
 }
 

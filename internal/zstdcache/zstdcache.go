@@ -178,7 +178,7 @@ func (c *Cache) Stats() Stats {
 	c.dir.mu.Lock()
 	defer c.dir.mu.Unlock()
 	return Stats{
-		Files: len(c.dir.files.items), Bytes: c.dir.files.cost + c.dir.making, Making: making,
+		Files: c.dir.files.Len(), Bytes: c.dir.files.Cost() + c.dir.making, Making: making,
 		Hits: c.hits.Load(), Misses: c.misses.Load(), Joins: c.joins.Load(), Direct: c.direct.Load(),
 		Evictions: c.dir.evictions,
 	}
