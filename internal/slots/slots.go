@@ -37,8 +37,12 @@ func (s *Slots) Take(ctx context.Context, owners ...string) (done func(), err er
 	owners = named(owners)
 	w := &waiter{owners, make(chan struct{})}
 	s.mu.Lock()
+	if s.mayTake(owners) { // those who wait may not: they were looked at when a slot was given back last
+		s.lend(owners)
+		s.mu.Unlock()
+		return func() { s.give(owners) }, nil
+	}
 	at := s.waiting.PushBack(w)
-	s.serve()
 	s.mu.Unlock()
 	select {
 	case <-w.ready:
@@ -62,7 +66,7 @@ func (s *Slots) TryTake(owners ...string) (done func(), ok bool) {
 	owners = named(owners)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.free == 0 || !s.mayTake(owners) {
+	if !s.mayTake(owners) {
 		return nil, false
 	}
 	s.lend(owners)
@@ -107,6 +111,9 @@ func (s *Slots) serve() {
 }
 
 func (s *Slots) mayTake(owners []string) bool {
+	if s.free == 0 {
+		return false
+	}
 	for _, o := range owners {
 		if s.held[o] >= s.free {
 			return false

@@ -58,6 +58,28 @@ func TestSlots(t *testing.T) {
 	})
 }
 
+// However many wait who have too many, others take theirs at once.
+func BenchmarkTake(b *testing.B) {
+	s := New(8)
+	ctx, cancel := context.WithCancel(b.Context())
+	var waiting sync.WaitGroup
+	for range 10_000 {
+		waiting.Go(func() { s.Take(ctx, "a") })
+	}
+	for queued := 0; queued < 10_000-4; {
+		s.mu.Lock()
+		queued = s.waiting.Len()
+		s.mu.Unlock()
+	}
+	for b.Loop() {
+		more, stop := context.WithCancel(ctx)
+		stop()
+		s.Take(more, "a")
+	}
+	cancel()
+	waiting.Wait()
+}
+
 // TestTryTake: who does not wait is told, and one that cannot be named has what there is.
 func TestTryTake(t *testing.T) {
 	s := New(3)
