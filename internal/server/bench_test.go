@@ -42,7 +42,7 @@ func benchServer(b *testing.B) (*Server, []string) {
 }
 
 // benchListen lets a server answer on the loopback until the benchmark ends.
-func benchListen(b *testing.B, s *Server) string {
+func benchListen(b testing.TB, s *Server) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		b.Fatal(err)

@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -20,6 +21,9 @@ const (
 	slice    = 1 << 20 // bytes; the kernel sends as many at once, and a quarter of it took a tenth more CPU
 	minRate  = 4 << 10 // bytes a second
 	patience = slice / minRate * time.Second
+
+	// watchInterval is how often it is looked whether a client is still there that has to wait.
+	watchInterval = time.Second
 )
 
 // link is a connection that gives up on a client that takes less than a slice in patience.
@@ -96,8 +100,16 @@ func (l *link) retire() {
 	l.wake(l.made.Add(l.wanted)) // fails only when it is closed
 }
 
-// hasMore reports whether the kernel holds something that came through a connection, or is to go out. It knows of sockets only.
-func hasMore(c net.Conn) (more bool) {
+// hasMore reports whether the kernel holds something that came through a connection, or is to go out.
+func hasMore(c net.Conn) bool {
+	return ask(c, func(fd int) bool {
+		n, _, err := syscall.Recvfrom(fd, make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+		return err == nil && n > 0 || unsent(fd) > 0
+	})
+}
+
+// ask asks the kernel about a connection. It knows of sockets only.
+func ask(c net.Conn, whether func(fd int) bool) (yes bool) {
 	socket, ok := c.(syscall.Conn)
 	if !ok {
 		return false
@@ -106,11 +118,27 @@ func hasMore(c net.Conn) (more bool) {
 	if err != nil {
 		return false
 	}
-	err = raw.Control(func(fd uintptr) {
-		n, _, err := syscall.Recvfrom(int(fd), make([]byte, 1), syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		more = err == nil && n > 0 || unsent(int(fd)) > 0
-	})
-	return err == nil && more
+	err = raw.Control(func(fd uintptr) { yes = whether(int(fd)) })
+	return err == nil && yes
+}
+
+// watch calls gone when the client hangs up, until stop is called. net/http notices that only when the body has been read.
+func (l *link) watch(gone func()) (stop func()) {
+	end := make(chan struct{})
+	go func() {
+		for {
+			select {
+			case <-end:
+				return
+			case <-time.After(watchInterval):
+			}
+			if ask(l.Conn, hungUp) {
+				gone()
+				return
+			}
+		}
+	}()
+	return func() { close(end) }
 }
 
 // extend gives the client the time for another slice, unless it has nearly as much.
@@ -225,6 +253,9 @@ type linkKey struct{}
 
 // withLink returns the context of the requests that come through a connection.
 func withLink(ctx context.Context, c net.Conn) context.Context {
+	if t, ok := c.(*tls.Conn); ok {
+		c = t.NetConn()
+	}
 	if l, ok := c.(*link); ok {
 		return context.WithValue(ctx, linkKey{}, l)
 	}
@@ -241,7 +272,7 @@ const corkMin = 64 << 10
 // err is how the writing of the body ended.
 func (x *exchange) cork(length int64) (uncork func(err error)) {
 	l, ok := x.r.Context().Value(linkKey{}).(*link)
-	if !ok || length < corkMin || !setCork(l.Conn, true) {
+	if !ok || x.r.TLS != nil || length < corkMin || !setCork(l.Conn, true) {
 		return func(error) {}
 	}
 	return func(err error) {
