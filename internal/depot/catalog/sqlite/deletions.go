@@ -184,13 +184,12 @@ func pathOf(dir nix.StoreDir, hash []byte, name string) (nix.StorePath, error) {
 
 // foretell tells what would be deleted.
 func (x *deletion) foretell(ctx context.Context) error {
-	leaving := make(map[int64]int64) // how many of them have a NAR
+	staying := make(map[int64]int64) // how many paths have a NAR, of all caches, that were not counted yet
 	for _, hash := range x.left {
 		var name string
-		var nar, size, paths int64
-		err := x.c.queryRow(ctx, `SELECT name, nar, file_size, (SELECT count(*) FROM paths AS other WHERE other.nar = paths.nar)
-			FROM paths JOIN nars ON nars.id = nar WHERE cache = ? AND paths.hash = ?`, int64(x.d.Cache), hash[:]).
-			scanAll(catalog.ErrNotFound, &name, &nar, &size, &paths)
+		var nar, size int64
+		err := x.c.queryRow(ctx, "SELECT name, nar, file_size FROM paths JOIN nars ON nars.id = nar WHERE cache = ? AND paths.hash = ?", int64(x.d.Cache), hash[:]).
+			scanAll(catalog.ErrNotFound, &name, &nar, &size)
 		if errors.Is(err, catalog.ErrNotFound) && !slices.Contains(x.d.Paths, hash) {
 			continue // somebody else deleted it
 		}
@@ -205,7 +204,13 @@ func (x *deletion) foretell(ctx context.Context) error {
 			return err
 		}
 		x.gone.Paths = append(x.gone.Paths, path)
-		if leaving[nar]++; leaving[nar] == paths {
+		paths, counted := staying[nar]
+		if !counted {
+			if err := x.c.queryRow(ctx, "SELECT count(*) FROM paths WHERE nar = ?", nar).scan(&paths, nil); err != nil {
+				return err
+			}
+		}
+		if staying[nar] = paths - 1; paths == 1 {
 			x.gone.FileBytes += size
 		}
 	}
