@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -187,8 +188,14 @@ func TestImportRetries(t *testing.T) {
 			ranges.Add(1)
 		}
 		switch requests.Add(1) % 4 {
-		case 0:
-			http.Error(w, "later", http.StatusServiceUnavailable)
+		case 0: // in words that clear a terminal
+			conn, _, err := http.NewResponseController(w).Hijack()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			io.WriteString(conn, "HTTP/1.1 503 \x1b[2Jall is well\r\nContent-Length: 0\r\n\r\n")
 		case 1:
 			http.Error(w, "later", http.StatusInternalServerError)
 		case 2:
@@ -209,6 +216,9 @@ func TestImportRetries(t *testing.T) {
 		if !slices.ContainsFunc(told, func(text string) bool { return strings.Contains(text, server.URL) && strings.Contains(text, want) }) {
 			t.Errorf("nobody is told of %q: %q", want, told)
 		}
+	}
+	if slices.ContainsFunc(told, func(text string) bool { return strings.Contains(text, "\x1b") }) {
+		t.Errorf("the server says to the terminal: %q", told)
 	}
 	if ranges.Load() == 0 {
 		t.Error("nothing was taken up where it broke off")

@@ -190,7 +190,10 @@ func (d *download) ask() error {
 
 // take takes an answer for the rest of the file.
 func (d *download) take(res *http.Response) error {
-	fail := func(kind error) error { return fmt.Errorf("get %s: %w: %s", d.url, kind, res.Status) }
+	// Not in the server's own words, which could be anything, and go to a terminal.
+	fail := func(kind error) error {
+		return fmt.Errorf("get %s: %w: %d %s", d.url, kind, res.StatusCode, http.StatusText(res.StatusCode))
+	}
 	switch code := res.StatusCode; {
 	case code == http.StatusNotFound, code == http.StatusGone:
 		return backoff.Permanent(fail(cache.ErrNotFound))
