@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"os"
 	"reflect"
@@ -223,7 +224,10 @@ func (f *stateFlags) show(r *catalog.Cache) (shownCache, error) {
 		return s, err
 	}
 	keys, err := servingKeys(c, newLogger(c, os.Stderr))
-	if err != nil {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
+		// systemd's credentials are there for the server only, and while that runs.
+		say("The keys that main has of the server are not shown: %v", err)
+	} else if err != nil {
 		return s, err
 	}
 	own := make([]string, len(keys))
