@@ -229,12 +229,12 @@ func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
 }
 
 // sign returns the given signatures and ours.
-// What is given under the name of one of our own keys is left out: we know better.
+// What is given under the name of one of our own keys is left out: we know better. So is what would make more than are read.
 func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
 	all := make([]nix.Signature, 0, len(given)+len(c.keys))
 	for _, s := range given {
 		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
-		if !ours && !slices.Contains(all, s) {
+		if !ours && len(all)+len(c.keys) < maxSignatures && !slices.Contains(all, s) {
 			all = append(all, s)
 		}
 	}

@@ -18,9 +18,9 @@ const maxClosure = 1 << 18
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
 
-// maxNARInfo bounds, in bytes, the narinfo of what is published: when it is served, signatures are added to it. Over SSH a path comes without one,
-// and could have more references than any client reads.
-const maxNARInfo = nix.MaxNARInfoSize - 32<<10
+// maxNARInfo bounds, in bytes, the narinfo of what is published: signatures are added to it later, 600 bytes each at most, up to maxSignatures and our own.
+// Over SSH a path comes without one, and could have more references than any client reads.
+const maxNARInfo = nix.MaxNARInfoSize - 64<<10
 
 // errNoSink is for whoever pushes to a cache without a sink.
 var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"testing"
@@ -164,8 +165,7 @@ func TestPublishRefuses(t *testing.T) {
 	})
 }
 
-// A path that is there with another NAR stays, and with other references it is refused.
-// A narinfo that no client would read is not made, however a path came.
+// A narinfo that no client would read is not made, however a path came, and whatever signatures come later.
 func TestPublishTooManyReferences(t *testing.T) {
 	c := newPushed(t, cache.Options{AllowMissingReferences: true})
 	p := hello(t)
@@ -181,17 +181,37 @@ func TestPublishTooManyReferences(t *testing.T) {
 	p.Info = &info
 	n := c.upload(p)
 	c.wantRefused(n, cache.ErrTooLarge, "References: with 30000 of them")
-	n.References = n.References[:20_000]
+	all := n.References
+	most := sort.Search(len(all), func(most int) bool {
+		n.References = all[:most]
+		_, err := c.Publish(t.Context(), n)
+		return errors.Is(err, cache.ErrTooLarge)
+	}) - 1
+	if most < 20_000 {
+		t.Errorf("%d references are too many", most)
+	}
+	c = newPushed(t, cache.Options{AllowMissingReferences: true})
+	n = c.upload(p)
+	n.References = all[:most-20] // room for the one signature that each narinfo has
 	c.publish(n)
+	for i := range 64 {
+		n.Signatures = []nix.Signature{newKey(t, fmt.Sprintf("%0512d", i)).Sign(n.AppendFingerprint(nil))}
+		c.publish(n)
+	}
 	text, err := c.NARInfo(t.Context(), n.Path.Hash())
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := nix.ParseNARInfoStrict(nix.DefaultStoreDir, text); err != nil {
-		t.Error(err)
+	got, err := nix.ParseNARInfoStrict(nix.DefaultStoreDir, text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(got.Signatures); n != 64 || got.Signatures[n-1].Name != "ours-1" {
+		t.Errorf("it has %d signatures, the last of them by %s", n, got.Signatures[n-1].Name)
 	}
 }
 
+// A path that is there with another NAR stays, and with other references it is refused.
 func TestPublishAnother(t *testing.T) {
 	c := newPushed(t, cache.Options{})
 	p := cachetest.NewTree(t, nix.DefaultStoreDir, "tree", map[string]string{"built": "monday"})
