@@ -35,12 +35,17 @@ func newAdmin(t *testing.T, args ...string) *admin {
 	return &admin{t, s, state}
 }
 
+// command prepares a command.
+func (a *admin) command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(a.Context(), "firn", append(args, "--state", a.state)...)
+	cmd.Env = environment(a.T)
+	return cmd
+}
+
 // run runs a command and returns what it prints, and its exit code.
 func (a *admin) run(args ...string) (stdout string, code int) {
 	a.Helper()
-	cmd := exec.CommandContext(a.Context(), "firn", append(args, "--state", a.state)...)
-	cmd.Env = environment(a.T)
-	out, err := cmd.Output()
+	out, err := a.command(args...).Output()
 	exit, ok := errors.AsType[*exec.ExitError](err)
 	if err != nil && !ok {
 		a.Fatal(err)
@@ -52,11 +57,21 @@ func (a *admin) run(args ...string) (stdout string, code int) {
 	return string(out), code
 }
 
+// fails runs a command that fails, and returns what it says, and its exit code.
+func (a *admin) fails(args ...string) (stderr string, code int) {
+	a.Helper()
+	_, err := a.command(args...).Output()
+	exit, ok := errors.AsType[*exec.ExitError](err)
+	if !ok {
+		a.Fatalf("firn %v: error %v", args, err)
+	}
+	return string(exit.Stderr), exit.ExitCode()
+}
+
 // said runs a command and returns what it says on standard error.
 func (a *admin) said(args ...string) string {
 	a.Helper()
-	cmd := exec.CommandContext(a.Context(), "firn", append(args, "--state", a.state)...)
-	cmd.Env = environment(a.T)
+	cmd := a.command(args...)
 	var stderr strings.Builder
 	cmd.Stderr = &stderr
 	if err := cmd.Run(); err != nil {

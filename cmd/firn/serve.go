@@ -102,7 +102,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if directory.Compress && a.store != "" {
 		a.store += ", compressed with zstd,"
 	}
-	kept, err := openDepot(ctx, &c.Config, log)
+	kept, err := serveDepot(ctx, &c.Config, log)
 	if err != nil {
 		return err
 	}

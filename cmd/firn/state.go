@@ -135,21 +135,26 @@ const (
 	depotMode fs.FileMode = 0o700 // what is in the depot is not: some caches are private
 )
 
+// openCatalog opens, or makes, the catalog in a state directory, for a command that may run beside a server.
 func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
-	at := filepath.Join(state, depotDir)
-	for _, d := range []struct {
-		path string
-		mode fs.FileMode
-	}{{state, stateMode}, {at, depotMode}} {
-		if err := os.MkdirAll(d.path, d.mode); err != nil {
-			return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
-		}
+	c, err := openClaim(state)
+	if err != nil {
+		return nil, err
 	}
-	path, err := filepath.Abs(filepath.Join(at, catalogName))
+	defer c.Close() // a command keeps nobody from anything
+	return openClaimed(ctx, state, c)
+}
+
+// openClaimed opens, or makes, the catalog in a state directory.
+func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, error) {
+	path, err := filepath.Abs(filepath.Join(state, depotDir, catalogName))
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w", err)
 	}
-	cat, err := sqlite.Open(ctx, path, sqlite.Options{New: func() error { return checkLost(ctx, state) }})
+	cat, err := sqlite.Open(ctx, path, sqlite.Options{
+		New:   func() error { return checkLost(ctx, state) },
+		Older: c.alone,
+	})
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
 	}
@@ -160,24 +165,62 @@ func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 type openedDepot struct {
 	*depot.Depot
 	catalog *sqlite.Catalog
+	claim   *claim // nil but for a server
 }
 
-// openDepot opens, or makes, the depot in a state directory.
+// openDepot opens, or makes, the depot in a state directory, for a command that may run beside a server.
 func openDepot(ctx context.Context, c *config.Config, log *slog.Logger) (*openedDepot, error) {
 	cat, err := openCatalog(ctx, c.State)
 	if err != nil {
 		return nil, err
 	}
+	return openPacks(c, cat, log)
+}
+
+// serveDepot opens, or makes, the depot in a state directory, for a server.
+func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *openedDepot, err error) {
+	claim, err := serverClaim(ctx, c.State, log)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			claim.Close()
+		}
+	}()
+	cat, err := openClaimed(ctx, c.State, claim)
+	if err != nil {
+		return nil, err
+	}
+	if err := claim.share(ctx); err != nil {
+		return nil, errors.Join(err, cat.Close())
+	}
+	d, err := openPacks(c, cat, log)
+	if err != nil {
+		return nil, err
+	}
+	d.claim = claim
+	return d, nil
+}
+
+// openPacks opens the packs that a catalog knows, and closes it if that fails.
+func openPacks(c *config.Config, cat *sqlite.Catalog, log *slog.Logger) (*openedDepot, error) {
 	blobs, err := dir.Open(filepath.Join(c.State, depotDir, packsName), dir.Options{})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open depot: %w%s", err, stateAdvice(err)), cat.Close())
 	}
 	opts := depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Spool: filepath.Join(c.State, depotDir), Logger: log}
-	return &openedDepot{depot.New(cat, blobs, opts), cat}, nil
+	return &openedDepot{Depot: depot.New(cat, blobs, opts), catalog: cat}, nil
 }
 
 // Close closes the depot, and then its catalog.
-func (d *openedDepot) Close() error { return errors.Join(d.Depot.Close(), d.catalog.Close()) }
+func (d *openedDepot) Close() error {
+	err := errors.Join(d.Depot.Close(), d.catalog.Close())
+	if d.claim != nil {
+		err = errors.Join(err, d.claim.Close())
+	}
+	return err
+}
 
 // stateAdvice is what a person can do about err.
 func stateAdvice(err error) string {

@@ -26,8 +26,11 @@ const (
 	migratePause = 25 * time.Millisecond
 )
 
-// migrate brings the file up to date. It asks made before it makes anything in one that has nothing in it.
-func migrate(ctx context.Context, db *sql.DB, made func() error) error {
+// errNotNow says that somebody else is to do something first.
+var errNotNow = errors.New("it cannot be brought up to date now")
+
+// migrate brings the file up to date, if the options allow it.
+func migrate(ctx context.Context, db *sql.DB, opts Options) error {
 	steps, err := fs.Sub(migrations, "migrations")
 	if err != nil {
 		return err
@@ -37,8 +40,11 @@ func migrate(ctx context.Context, db *sql.DB, made func() error) error {
 		return err
 	}
 	for tries := 1; ; tries++ {
-		err := migrateOnce(ctx, p, made)
-		if err == nil || tries == migrateTries || !raced(err) {
+		err := migrateOnce(ctx, p, opts)
+		switch {
+		case errors.Is(err, errNotNow):
+			tries--
+		case err == nil || tries == migrateTries || !raced(err):
 			return err
 		}
 		select {
@@ -49,7 +55,7 @@ func migrate(ctx context.Context, db *sql.DB, made func() error) error {
 	}
 }
 
-func migrateOnce(ctx context.Context, p *goose.Provider, made func() error) error {
+func migrateOnce(ctx context.Context, p *goose.Provider, opts Options) error {
 	sources := p.ListSources()
 	newest := sources[len(sources)-1].Version
 	has, err := p.GetDBVersion(ctx)
@@ -62,8 +68,15 @@ func migrateOnce(ctx context.Context, p *goose.Provider, made func() error) erro
 	case has == newest:
 		return nil
 	case has == 0:
-		if err := made(); err != nil {
+		if err := opts.New(); err != nil {
 			return err
+		}
+	default:
+		switch ok, err := opts.Older(); {
+		case err != nil:
+			return err
+		case !ok:
+			return errNotNow
 		}
 	}
 	_, err = p.Up(ctx)

@@ -44,6 +44,9 @@ type Options struct {
 	Wait time.Duration
 	// New, if it is not nil, is asked before a catalog is made where there is none, or a file with nothing in it; its error ends Open. It may be asked twice.
 	New func() error
+	// Older, if it is not nil, is asked before a catalog of an older firn is brought up to date: only if it is ok. Otherwise it is asked again a moment later,
+	// unless somebody else has done it by then. Its error ends Open. It may be asked again after it was ok.
+	Older func() (ok bool, err error)
 }
 
 // Catalog keeps a catalog in a file.
@@ -77,6 +80,9 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	if opts.New == nil {
 		opts.New = func() error { return nil }
 	}
+	if opts.Older == nil {
+		opts.Older = func() (bool, error) { return true, nil }
+	}
 	if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
 		if err := opts.New(); err != nil {
 			return nil, err
@@ -100,7 +106,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 			err = errors.Join(err, db.Close())
 		}
 	}()
-	if err := migrate(ctx, db, opts.New); err != nil {
+	if err := migrate(ctx, db, opts); err != nil {
 		return nil, err
 	}
 	if c.reads, err = sql.Open("sqlite", dataSource(path, wait, "mode=ro", "_pragma=query_only(1)")); err != nil {
