@@ -97,7 +97,7 @@ func readPublicKeys(path string) ([]nix.PublicKey, error) {
 	}
 	keys, err := parsePublicKeys(string(text))
 	if err != nil {
-		return nil, fmt.Errorf("read trusted public keys %s: %w", path, err)
+		return nil, fmt.Errorf("read trusted public keys %s: %w; want nothing in it but keys such as cache-1:BASE64", path, err)
 	}
 	if len(keys) == 0 { // which would mean: trust everything
 		return nil, fmt.Errorf("read trusted public keys %s: there is none in it", path)

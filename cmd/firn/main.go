@@ -6,12 +6,14 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
 
 	"firn/internal/config"
+	"firn/internal/depot/catalog"
 )
 
 // commandLine is what can be typed. Each command is a struct with a Run method, in a file of its own.
@@ -92,8 +94,11 @@ func run(args []string) int {
 	if err == nil {
 		return 0
 	}
-	for line := range strings.Lines(err.Error()) {
+	for line := range strings.Lines(legible(err.Error())) {
 		fmt.Fprintf(os.Stderr, "firn: %s\n", strings.TrimSuffix(line, "\n"))
+	}
+	if errors.Is(err, catalog.ErrFull) {
+		fmt.Fprintln(os.Stderr, "firn: make room on the disk of the state directory, and run this again")
 	}
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.ExitCode() != exitFailure {
@@ -104,6 +109,15 @@ func run(args []string) int {
 		return exitDamaged
 	}
 	return exitFailure
+}
+
+// noValue matches what the parser says of a flag behind which there is nothing.
+var noValue = regexp.MustCompile(`^(--[a-z-]+): expected \w+ value but got "EOL" \(<EOL>\)$`)
+
+// legible is an error without the parser's own words for what it has read.
+func legible(text string) string {
+	text = noValue.ReplaceAllString(text, "$1: a value is missing")
+	return strings.ReplaceAll(text, " (short flag)", "")
 }
 
 // newParser returns what reads a command line into c.

@@ -133,6 +133,10 @@ func (c *pathDeleteCommand) print(k *kong.Context, gone *catalog.Deleted) error 
 	for _, path := range gone.Paths {
 		fmt.Fprintln(k.Stdout, verb, path)
 	}
+	if gone.FileBytes == 0 {
+		_, err := fmt.Fprintf(k.Stdout, "nothing %s free by that: other paths share all of it\n", will)
+		return err
+	}
 	_, err := fmt.Fprintf(k.Stdout, "up to %s %s free two days later; what other paths share of it stays\n", size(gone.FileBytes), will)
 	return err
 }

@@ -67,6 +67,7 @@ func (c *sshkeyAddCommand) Run() error {
 		who = "Whoever has a certificate of the authority"
 	}
 	say("%s %s may do this from now on: %s.", who, c.Name, grantsText(grants))
+	say("The user name is that of the cache: NIX_SSHOPTS='-p PORT' nix copy --to ssh-ng://%s@HOST PATH", exampleCache(grants))
 	return nil
 }
 

@@ -117,20 +117,29 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	return err
 }
 
-// useOf says what a client types who has these rights, of the cache that the most useful one of them names.
+// useOf says what a client types who has these rights.
 func useOf(grants []catalog.Grant) string {
-	best := slices.MaxFunc(grants, func(a, b catalog.Grant) int { return cmp.Compare(a.Rights, b.Rights) })
+	best, name := mostUseful(grants), exampleCache(grants)
 	at := "http://HOST:5000"
-	switch {
-	case strings.ContainsAny(best.Pattern, `*?[\`):
-		at += "/NAME"
-	case best.Pattern != cache.Main:
-		at += "/" + best.Pattern
+	if name != cache.Main {
+		at += "/" + name
 	}
 	if cache.Rights(best.Rights) < cache.Push {
-		return "Then, in nix.conf: extra-substituters = " + at
+		return "Then, in nix.conf: extra-substituters = " + at + "\nand in extra-trusted-public-keys: the public key that firn cache show " + name + " prints"
 	}
 	return "Then: nix copy --to " + at + " --option netrc-file /etc/nix/netrc PATH"
+}
+
+// exampleCache is a cache that the most useful of some rights is for, or NAME where that is for several.
+func exampleCache(grants []catalog.Grant) string {
+	if best := mostUseful(grants); !strings.ContainsAny(best.Pattern, `*?[\`) {
+		return best.Pattern
+	}
+	return "NAME"
+}
+
+func mostUseful(grants []catalog.Grant) catalog.Grant {
+	return slices.MaxFunc(grants, func(a, b catalog.Grant) int { return cmp.Compare(a.Rights, b.Rights) })
 }
 
 // warnUnmatched tells of patterns that match no cache, as a name that is typed wrong.

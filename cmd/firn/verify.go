@@ -78,7 +78,11 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 			}
 			fmt.Fprintf(k.Stdout, "damaged: %s (NAR %s): %v\n", where, damage.NARHash, damage.Reason)
 		}
-		fmt.Fprintf(k.Stdout, "%s verified, %s: %d damaged, %d whole again\n", plural(report.NARs, "NAR"), size(report.Bytes), len(report.Damaged), report.Healed)
+		again := ""
+		if c.Repair {
+			again = fmt.Sprintf(", %d whole again", report.Healed)
+		}
+		fmt.Fprintf(k.Stdout, "%s verified, %s: %d damaged%s\n", plural(report.NARs, "NAR"), size(report.Bytes), len(report.Damaged), again)
 	}
 	if len(report.Damaged) == 0 {
 		return nil

@@ -30,11 +30,7 @@ func (c *Cache) Receive(ctx context.Context, u Upload) (Received, error) {
 	if c.sink == nil {
 		return Received{}, errNoSink
 	}
-	r, err := c.sink.Receive(ctx, u)
-	if err != nil {
-		return Received{}, fmt.Errorf("receive NAR %q: %w", u.URL, err)
-	}
-	return r, nil
+	return c.sink.Receive(ctx, u)
 }
 
 // Received returns what was uploaded under a URL, or ErrNotFound.

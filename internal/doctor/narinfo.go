@@ -84,7 +84,7 @@ func (e *examination) checkNARInfo(context.Context) Finding {
 	if _, err := nix.ParseNARInfoStrict(storeDir, text); err != nil && len(complaints) == 0 {
 		complaints = append(complaints, warn(cause(err), "Nix takes it, but not every client may: it should be as Nix itself writes it"))
 	}
-	return worst(ok("%s, %s of NAR, %s, %s", info.Path, bytesOf(info.NARSize), info.Compression, plural(len(info.References), "reference")), complaints)
+	return worst(ok("%s, %s of NAR, compression %s, %s", info.Path, bytesOf(info.NARSize), info.Compression, plural(len(info.References), "reference")), complaints)
 }
 
 // cause is the error of a narinfo, as part of a sentence.

@@ -54,7 +54,7 @@ func (p *page) command(c *kong.Node) {
 	words := strings.ReplaceAll(name(c), "-", " ")
 	fmt.Fprintf(p, ".TH %s %d \"\" %s \"User Commands\"\n", quote(strings.ToUpper(name(c))), section, quote("firn "+p.version))
 	p.heading("NAME")
-	fmt.Fprintf(p, "%s \\- %s\n", escape(name(c)), escape(lower(sentence(c.Help))))
+	fmt.Fprintf(p, "%s \\- %s\n", escape(name(c)), escape(lower(strings.TrimPrefix(sentence(c.Help), name(c)+" is "))))
 	p.heading("SYNOPSIS")
 	fmt.Fprintf(p, ".B %s\n", escape(words))
 	if len(c.Flags) > 0 && c.Parent != nil {

@@ -29,13 +29,16 @@ func TestPages(t *testing.T) {
 		} `cmd:"" help:"Keys."`
 		Secret struct{} `cmd:"" hidden:"" help:"Not for people."`
 	}
-	parser, err := kong.New(&cli, kong.Name("prog"), kong.Description("prog reads."))
+	parser, err := kong.New(&cli, kong.Name("prog"), kong.Description("prog is a reader."))
 	if err != nil {
 		t.Fatal(err)
 	}
 	pages := Pages(parser.Model, "1.2-3", func(v *kong.Value) string { return "about " + v.Name })
 	if len(pages) != 3 {
 		t.Errorf("there are %d pages, want those of the program and two commands", len(pages))
+	}
+	if want := "prog \\- a reader\n"; !strings.Contains(pages["prog.1"], want) {
+		t.Errorf("there is no %q in\n%s", want, pages["prog.1"])
 	}
 	read := pages["prog-key-read.1"]
 	for _, want := range []string{

@@ -43,8 +43,8 @@ var (
 		"`firn token create` on the server prints a new one. Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
 	errWrongCertificate = cache.Refuse(cache.ErrUnauthenticated, "this certificate is not known, or is not valid now: "+
 		"`firn token create --certificate` on the server says what one is good for")
-	errMayNotRead = cache.Refuse(cache.ErrDenied, "there is no cache of this name that this token may read")
-	errMayNotPush = cache.Refuse(cache.ErrDenied, "this token may not push here")
+	errMayNotRead = cache.Refuse(cache.ErrDenied, "there is no cache of this name that this token may read: `firn cache list` and `firn token list` on the server show what there is, and who may")
+	errMayNotPush = cache.Refuse(cache.ErrDenied, "this token may not push here: `firn token list` on the server shows what it may, and `firn token create --push CACHE NAME` prints one that may")
 )
 
 // allow checks that whoever asks may do so. Reading what is not private needs no token, and then none is looked at.

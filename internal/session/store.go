@@ -93,10 +93,10 @@ func (s *store) open(ctx context.Context, rights cache.Rights) (*cache.Cache, er
 	c, err := s.Cache(ctx)
 	if errors.Is(err, cache.ErrNotFound) || err == nil && c.Allow(who, cache.Read) != nil {
 		// The same for both: that there is a private cache is for those who may read it.
-		return nil, cache.Refuse(cache.ErrDenied, "there is no cache named %s that this key may use", s.Name)
+		return nil, cache.Refuse(cache.ErrDenied, "there is no cache named %s that this key may use: over SSH the user name is that of the cache, as in ssh-ng://main@HOST", s.Name)
 	}
 	if err == nil && c.Allow(who, rights) != nil {
-		return nil, cache.Refuse(cache.ErrDenied, "this key may not push to the cache %s", s.Name)
+		return nil, cache.Refuse(cache.ErrDenied, "this key may not push to the cache %s: firn sshkey list on the server shows what it may", s.Name)
 	}
 	if err == nil && c.Info().StoreDir != s.dir && s.dir != "" {
 		return nil, cache.Refuse(cache.ErrUnavailable, "the store directory of the cache %s was changed; connect again", s.Name)

@@ -198,7 +198,7 @@ func (d *download) take(res *http.Response) error {
 	case code == http.StatusNotFound, code == http.StatusGone:
 		return backoff.Permanent(fail(cache.ErrNotFound))
 	case code == http.StatusUnauthorized:
-		return backoff.Permanent(fmt.Errorf("%w; a user and a password can stand in a netrc file, or in the URL", fail(cache.ErrDenied)))
+		return backoff.Permanent(fmt.Errorf("%w; a user and a password can stand in the file of --netrc-file, or in the URL", fail(cache.ErrDenied)))
 	case code == http.StatusForbidden: // also what object stores say of what they do not have
 		return backoff.Permanent(fail(cache.ErrNotFound))
 	case code == http.StatusTooManyRequests, code == http.StatusServiceUnavailable:
