@@ -96,7 +96,7 @@ func boot(t testing.TB, files, secrets map[string]string) *booted {
 		put(path, text, mode)
 	}
 	take("usr/bin/firn", firnPath, 0o755)
-	for _, name := range []string{"basic", "sysinit", "sockets", "network", "shutdown", "multi-user"} {
+	for _, name := range []string{"basic", "sysinit", "sockets", "timers", "network", "shutdown", "multi-user"} {
 		take("etc/systemd/test/"+name+".target", "/lib/systemd/system/"+name+".target", 0o644)
 	}
 	own, err := filepath.Glob(units + "/firn*")

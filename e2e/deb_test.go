@@ -204,7 +204,7 @@ func testInstalled(t *testing.T, deb string) {
 		t.Fatalf("the page makes no token:\n%s", out)
 	}
 
-	stat := d.run("stat", "--format=%A %U:%G %n", "/usr/bin/firn", "/usr/lib/systemd/system/firn.service", "/usr/lib/systemd/system/firn.service.d/user.conf", "/etc/firn/firn.toml",
+	stat := d.run("stat", "--format=%A %U:%G %n", "/usr/bin/firn", "/usr/lib/systemd/system/firn.service", "/usr/lib/systemd/system/firn.service.d/user.conf", "/usr/lib/systemd/system/firn-verify.service.d/user.conf", "/etc/firn/firn.toml",
 		"/var/lib/firn", "/usr/share/man/man1/firn.1.gz", "/usr/share/man/man1/firn-serve.1.gz",
 		"/usr/share/bash-completion/completions/firn", "/usr/share/zsh/vendor-completions/_firn", "/usr/share/fish/vendor_completions.d/firn.fish",
 		"/usr/share/doc/firn/copyright", "/usr/share/doc/firn/changelog.Debian.gz", "/usr/share/doc/firn/changelog.gz", "/usr/share/doc/firn/licenses.gz")
@@ -228,13 +228,15 @@ func testInstalled(t *testing.T, deb string) {
 	}
 	wantProgram(t, d.root, map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64}[runtime.GOARCH], runtime.GOARCH)
 	d.run("bash", "-c", "source /usr/share/bash-completion/completions/firn && complete -p firn")
-	if !d.there(enabled) || d.there("/etc/systemd/system/sockets.target.wants") {
-		t.Error("not the service alone is enabled")
+	if !d.there(enabled) || !d.there(enabledTimer) || d.there("/etc/systemd/system/sockets.target.wants") {
+		t.Error("not the service and the timer are enabled, and no socket")
 	}
 	// With a dynamic user systemd would keep the state where no command beside the service finds it.
-	unit, err := exec.CommandContext(t.Context(), "systemd-analyze", "--no-pager", "security", "--offline=true", "--root="+d.root, "firn.service").CombinedOutput()
-	if err != nil || !strings.Contains(string(unit), "static non-root user") {
-		t.Errorf("the service does not run as the user firn: %v\n%s", err, unit)
+	for _, name := range []string{"firn.service", "firn-verify.service"} {
+		unit, err := exec.CommandContext(t.Context(), "systemd-analyze", "--no-pager", "security", "--offline=true", "--root="+d.root, name).CombinedOutput()
+		if err != nil || !strings.Contains(string(unit), "static non-root user") {
+			t.Errorf("%s does not run as the user firn: %v\n%s", name, err, unit)
+		}
 	}
 
 	path := testServed(t, d, token)
@@ -254,8 +256,8 @@ func testInstalled(t *testing.T, deb string) {
 	if !d.there("/etc/firn/firn.toml.dpkg-dist") || !strings.Contains(d.run("dpkg", "--status", "firn"), "\nVersion: 1000-1\n") {
 		t.Error("that was no upgrade to a new configuration")
 	}
-	if d.there(enabled) {
-		t.Error("the upgrade enabled a service that an administrator had disabled")
+	if d.there(enabled) || !d.there(enabledTimer) {
+		t.Error("the upgrade enabled a service that an administrator had disabled, or disabled the timer")
 	}
 	wantPulled(t, startInstalled(d), path)
 
@@ -280,8 +282,11 @@ func testInstalled(t *testing.T, deb string) {
 	}
 }
 
-// enabled is what makes the service start with the machine.
-const enabled = "/etc/systemd/system/multi-user.target.wants/firn.service"
+// What makes the service, and the timer of the verification, start with the machine.
+const (
+	enabled      = "/etc/systemd/system/multi-user.target.wants/firn.service"
+	enabledTimer = "/etc/systemd/system/timers.target.wants/firn-verify.timer"
+)
 
 // nextPackage returns a package that is newer than the one of a file, and has another configuration.
 func nextPackage(d *freshDebian, name string) string {

@@ -123,6 +123,12 @@ func TestService(t *testing.T) {
 
 	confined(t, b)
 
+	// The user of a service that verifies is the one of the server, which runs meanwhile.
+	b.run("systemctl", "start", "firn-verify.service")
+	if !strings.Contains(b.log(), "1 NAR verified") || !strings.Contains(b.log(), " 0 damaged") {
+		t.Errorf("what was pushed was not verified:\n%s", b.log())
+	}
+
 	b.write("/etc/firn/firn.toml", "priority = 12\nno-such-setting = 1\n")
 	b.run("systemctl", "reload", "firn.service")
 	eventually(t, "a mistake is logged", func() bool { return strings.Contains(b.log(), "unknown key no-such-setting") })

@@ -183,7 +183,7 @@ let
       ${lib.concatStrings (lib.mapAttrsToList set cfg.caches)}
     '';
 
-  # What both services have.
+  # What all services have.
   identity = lib.mkMerge [
     {
       # An account that is there also while the service is not: firn-admin and the certificates of ACME need one.
@@ -308,6 +308,16 @@ in
         `nix-store --generate-binary-cache-key` write them. systemd reads them as root and hands them to the service,
         so they may belong to root, and they never enter the Nix store.
         Without any, the first start makes one in ${stateDir}.
+      '';
+    };
+
+    verify = mkOption {
+      type = types.nullOr types.str;
+      default = "monthly";
+      example = "Sun 03:00";
+      description = ''
+        When to compare what was pushed with its hashes, as {manpage}`systemd.time(7)` has it; `null` is never. What is damaged
+        is not served any more until it is pushed again, and `firn-verify.service` has failed then.
       '';
     };
 
@@ -552,6 +562,18 @@ in
         };
       }) sockets
     );
+
+    systemd.services.firn-verify = lib.mkIf (cfg.verify != null) {
+      unitConfig = mounts;
+      serviceConfig = identity;
+    };
+    systemd.timers.firn-verify = lib.mkIf (cfg.verify != null) {
+      wantedBy = [ "timers.target" ];
+      timerConfig.OnCalendar = [
+        "" # takes away that of the package
+        cfg.verify
+      ];
+    };
 
     # It ends before the server begins, and runs anew at each start of it. The server has no need of these secrets.
     systemd.services.firn-caches = lib.mkIf hasCaches {

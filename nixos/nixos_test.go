@@ -159,7 +159,7 @@ func check(t *testing.T, files map[string]string) {
 	var units []string // in dir
 	for name, text := range files {
 		unit, _, dropIn := strings.Cut(name, ".d/")
-		if kind := filepath.Ext(unit); kind != ".service" && kind != ".socket" {
+		if !slices.Contains([]string{".service", ".socket", ".timer"}, filepath.Ext(unit)) {
 			continue
 		}
 		put(name, text, 0o644)

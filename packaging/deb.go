@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -56,26 +55,42 @@ func (r *release) writeDeb(dist, arch string) error {
 	})
 }
 
-// writeScripts writes what dpkg calls around the files, with the names of the sockets that systemd can hold for firn.
+// writeScripts writes what dpkg calls around the files, with the names of the sockets that systemd can hold for firn, and of the timers.
 func (r *release) writeScripts() (nfpm.Scripts, error) {
-	sockets, err := filepath.Glob("systemd/*.socket")
+	sockets, err := unitNames("socket")
 	if err != nil {
 		return nfpm.Scripts{}, err
 	}
-	for i, path := range sockets {
-		sockets[i] = filepath.Base(path)
+	timers, err := unitNames("timer")
+	if err != nil {
+		return nfpm.Scripts{}, err
 	}
+	names := strings.NewReplacer("@SOCKETS@", sockets, "@TIMERS@", timers)
 	for _, name := range []string{"postinst", "prerm", "postrm"} {
 		text, err := os.ReadFile(filepath.Join("debian", name))
 		if err != nil {
 			return nfpm.Scripts{}, err
 		}
-		text = bytes.ReplaceAll(text, []byte("@SOCKETS@"), []byte(strings.Join(sockets, " ")))
-		if err := os.WriteFile(r.path(name), text, 0o755); err != nil {
+		if err := os.WriteFile(r.path(name), []byte(names.Replace(string(text))), 0o755); err != nil {
 			return nfpm.Scripts{}, err
 		}
 	}
 	return nfpm.Scripts{PostInstall: r.path("postinst"), PreRemove: r.path("prerm"), PostRemove: r.path("postrm")}, nil
+}
+
+// unitNames returns the names of the units of a kind, with spaces between.
+func unitNames(kind string) (string, error) {
+	paths, err := filepath.Glob("systemd/*." + kind)
+	if err != nil {
+		return "", err
+	}
+	if len(paths) == 0 {
+		return "", fmt.Errorf("there is no %s in systemd", kind)
+	}
+	for i, path := range paths {
+		paths[i] = filepath.Base(path)
+	}
+	return strings.Join(paths, " "), nil
 }
 
 // debianVersion returns the version of the package of a version of firn. They sort alike: what comes

@@ -170,6 +170,9 @@ let
       systemd.sockets = option (types.attrsOf (
         types.submodule { options = unit // { listenStreams = names; socketConfig = section; }; }
       )) { };
+      systemd.timers = option (types.attrsOf (
+        types.submodule { options = unit // { timerConfig = section; }; }
+      )) { };
       systemd.tmpfiles.rules = names;
       users.users = option (types.attrsOf types.raw) { };
       users.groups = option (types.attrsOf types.raw) { };
@@ -214,6 +217,7 @@ let
     + lines u.unitConfig;
   service = u: head u + "\n[Service]\n" + lines (lib.mapAttrs (n: v: "\"${n}=${v}\"") u.environment) + lines u.serviceConfig;
   socket = u: head u + "\n[Socket]\n" + lib.concatStrings (map (a: "ListenStream=${a}\n") u.listenStreams) + lines u.socketConfig;
+  timer = u: head u + "\n[Timer]\n" + lines u.timerConfig;
   # What the package has a unit for becomes a drop-in.
   units = suffix: render: of: lib.mapAttrsToList (name: u: {
     name =
@@ -224,12 +228,16 @@ let
     value = render u;
   }) of;
 
-  sockets = builtins.listToAttrs (
-    lib.mapAttrsToList (name: value: {
-      name = "${name}.socket";
-      inherit value;
-    }) config.systemd.sockets
-  );
+  # Of units that are no services, the names as they are written.
+  suffixed =
+    suffix: of:
+    builtins.listToAttrs (
+      lib.mapAttrsToList (name: value: {
+        name = "${name}.${suffix}";
+        inherit value;
+      }) of
+    );
+  others = suffixed "socket" config.systemd.sockets // suffixed "timer" config.systemd.timers;
   failed = lib.filter (a: !a.assertion) config.assertions;
   toml' = config.environment.etc."firn/firn.toml".source or null;
   shown = {
@@ -239,7 +247,7 @@ let
     tmpfiles = config.systemd.tmpfiles.rules;
     users = config.users.users;
     groups = config.users.groups;
-    wantedBy = lib.mapAttrs (_: u: u.wantedBy) (config.systemd.services // sockets);
+    wantedBy = lib.mapAttrs (_: u: u.wantedBy) (config.systemd.services // others);
   };
 in
 if failed != [ ] then
@@ -250,7 +258,7 @@ else if build then
   toml'
 else
   builtins.listToAttrs (
-    units "service" service config.systemd.services ++ units "socket" socket config.systemd.sockets
+    units "service" service config.systemd.services ++ units "socket" socket config.systemd.sockets ++ units "timer" timer config.systemd.timers
   )
   // {
     "system.json" = builtins.toJSON shown;
