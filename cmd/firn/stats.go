@@ -40,16 +40,18 @@ type shownCounts struct {
 	Packs    *int64   `json:"packs,omitempty"`
 	Kept     *int64   `json:"keptBytes,omitempty"`
 	Leaving  *int64   `json:"reclaimableBytes,omitempty"`
-	Ratio    *float64 `json:"ratio,omitempty"` // NAR bytes to bytes kept
+	Ratio    *float64 `json:"ratio,omitempty"`         // NAR bytes to bytes kept
+	Free     *int64   `json:"diskFreeBytes,omitempty"` // where that can be told
 }
 
 func (c *statsCommand) Run(k *kong.Context) error {
 	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
+	d, err := c.openDepot(ctx)
 	if err != nil {
 		return err
 	}
-	defer cat.Close()
+	defer d.Close()
+	cat := d.catalog
 	all, err := records(ctx, cat)
 	if err != nil {
 		return err
@@ -79,6 +81,13 @@ func (c *statsCommand) Run(k *kong.Context) error {
 			ratio := float64(n.NARBytes) / float64(n.PackBytes)
 			total.Ratio = &ratio
 		}
+		free, room, err := d.Room(ctx)
+		if err != nil {
+			return err
+		}
+		if room > 0 {
+			total.Free = &free
+		}
 		shown = append(shown, total)
 	}
 	if c.JSON {
@@ -104,6 +113,9 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		fmt.Fprintln(k.Stdout)
 		if *last.Leaving > 0 {
 			fmt.Fprintf(k.Stdout, "%s of it no NAR needs any more; most goes by itself, a day later\n", size(*last.Leaving))
+		}
+		if last.Free != nil {
+			fmt.Fprintf(k.Stdout, "%s are free on its disk\n", size(*last.Free))
 		}
 	}
 	return nil
