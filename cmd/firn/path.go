@@ -81,13 +81,10 @@ func (c *pathDeleteCommand) Run(k *kong.Context) error {
 	if gone == nil {
 		return deletionAdvice(err, r.Name)
 	}
-	if printed := c.print(k, gone); printed != nil {
-		return printed
-	}
 	if err != nil {
-		return fmt.Errorf("not all was deleted, and what is left lacks no reference; to go on, name what is still there: %w", err)
+		err = fmt.Errorf("not all was deleted, and what is left lacks no reference; to go on, name what is still there: %w", err)
 	}
-	return nil
+	return errors.Join(c.print(k, gone), err)
 }
 
 // ask asks whether to delete more than is named.

@@ -2,7 +2,9 @@ package slots
 
 import (
 	"context"
+	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,6 +55,53 @@ func TestSlots(t *testing.T) {
 			done()
 		}
 		if s.free != 8 || len(s.held) != 0 || s.waiting.Len() != 0 {
+			t.Errorf("in the end %d are free, held %v, %d wait", s.free, s.held, s.waiting.Len())
+		}
+	})
+}
+
+// Whatever happens in which order, nobody waits who may take a slot, and in the end all are free.
+func TestNobodyWaitsInVain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := rand.New(rand.NewPCG(1, 2))
+		s := New(6)
+		type taker struct {
+			done   func() // once it has a slot
+			cancel func()
+		}
+		var takers []*taker
+		var wg sync.WaitGroup
+		for range 3000 {
+			if len(takers) == 0 || len(takers) < 40 && r.IntN(2) == 0 {
+				ctx, cancel := context.WithCancel(t.Context())
+				one := &taker{cancel: cancel}
+				takers = append(takers, one)
+				owners := []string{string(rune('a' + r.IntN(5))), string(rune('A' + r.IntN(3)))}
+				wg.Go(func() { one.done, _ = s.Take(ctx, owners...) })
+			} else {
+				i := r.IntN(len(takers))
+				if takers[i].done != nil {
+					takers[i].done()
+				}
+				takers[i].cancel()
+				takers = slices.Delete(takers, i, i+1)
+			}
+			synctest.Wait()
+			for e := s.waiting.Front(); e != nil; e = e.Next() {
+				if w := e.Value.(*waiter); s.mayTake(w.owners) {
+					t.Fatalf("%v wait, with %v held and %d free", w.owners, s.held, s.free)
+				}
+			}
+		}
+		for _, one := range takers {
+			one.cancel()
+			synctest.Wait()
+			if one.done != nil {
+				one.done()
+			}
+		}
+		wg.Wait()
+		if s.free != 6 || len(s.held) != 0 || s.waiting.Len() != 0 {
 			t.Errorf("in the end %d are free, held %v, %d wait", s.free, s.held, s.waiting.Len())
 		}
 	})
