@@ -140,6 +140,8 @@ type Server struct {
 	small     *slots.Slots // of smallUploads
 	logs      *slots.Slots // of openLogs
 	listings  *slots.Slots // of largeListings
+	streams   *slots.Slots // of mostRequests
+	few       int64        // fewRequests
 	maxUpload int64
 }
 
@@ -165,6 +167,8 @@ func New(caches cache.Directory, opts Options) *Server {
 		small:     slots.New(smallUploads),
 		logs:      slots.New(openLogs),
 		listings:  slots.New(largeListings),
+		streams:   slots.New(mostRequests),
+		few:       fewRequests,
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	if s.codec == nil {
@@ -253,8 +257,11 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, ending <-chan st
 		w = newStream(w)
 	}
 	x := &exchange{w: w, r: r, target: parsePath(r.URL.Path), ending: ending}
-	s.metrics.inFlight.Add(1)
+	end, err := s.admit(x, s.metrics.inFlight.Add(1))
 	defer func() {
+		if end != nil {
+			end()
+		}
 		if s.requests != nil {
 			s.requests.Add(s.record(x, start))
 		}
@@ -268,7 +275,9 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, ending <-chan st
 		x.close()
 	}
 
-	err := s.handle(x)
+	if err == nil {
+		err = s.handle(x)
+	}
 	broken := x.intake != nil && x.intake.err != nil
 	if broken && err != nil {
 		err = x.intake.err // net/http ends the context then, and what notices that first says so

@@ -11,11 +11,18 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/slots"
 )
 
 const (
 	// mostStreams is how many requests may be answered at once over one connection of HTTP/2. curl, and so Nix, sends up to 100.
 	mostStreams = 250
+
+	// mostRequests is how many requests are answered at once over all connections of HTTP/2, half of them to one address. One that waits takes some 16 KB
+	// of memory, so these may take as much as maxLinks connections, which would have 250 times as many between them.
+	mostRequests = maxLinks
+	// fewRequests at once, over HTTP/1 as well, are as many as few servers ever have: who makes them is not looked at.
+	fewRequests = 1000
 
 	// streamBytes is how much of an upload may be on its way over HTTP/2 at once, in bytes: a link of 100 ms
 	// then takes 40 MB a second.
@@ -66,6 +73,18 @@ func (s *Server) protocols(srv *http.Server, config *tls.Config) {
 		SendPingTimeout:               patience,
 		WriteByteTimeout:              patience,
 	}
+}
+
+// admit begins a request, of which inFlight are being answered now. It refuses one over HTTP/2 where there are too many. end is nil, or ends it.
+func (s *Server) admit(x *exchange, inFlight int64) (end func(), err error) {
+	if inFlight <= s.few || x.r.ProtoMajor < 2 {
+		return nil, nil
+	}
+	end, ok := s.streams.TryTake(slots.Address(s.originOf(x.r).addr))
+	if !ok {
+		return nil, fmt.Errorf("%w: too many requests at once", cache.ErrUnavailable)
+	}
+	return end, nil
 }
 
 // stream is the way of an answer over HTTP/2, and gives up on a client that takes it too slowly, as link does:

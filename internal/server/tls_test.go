@@ -24,6 +24,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
+	"firn/internal/slots"
 )
 
 // certificate makes a certificate that signs itself.
@@ -124,6 +126,51 @@ func TestHTTP2(t *testing.T) {
 		t.Errorf("POST: %s", resp.Status)
 	}
 	tt.get(200, "/nix-cache-info")
+}
+
+// However many requests one client begins over HTTP/2, and leaves unfinished, they are bounded, and others are answered.
+func TestManyRequests(t *testing.T) {
+	tt := newCaches(t, Options{Uploads: 1, Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
+	tt.server.few, tt.server.streams = 2, slots.New(6)
+	tt.serveTLS(&tls.Config{Certificates: []tls.Certificate{certificate(t, "a")}}, &tls.Config{InsecureSkipVerify: true})
+	var waiting sync.WaitGroup
+	var ends []func() error
+	for i := range int64(2 + 3) {
+		body, end := io.Pipe()
+		ends = append(ends, end.Close)
+		waiting.Go(func() {
+			r, err := http.NewRequestWithContext(t.Context(), "PUT", tt.url+"/"+cachetest.URL(tt.path.NAR, ""), body)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			r.SetBasicAuth("", "push-main")
+			resp, err := tt.client.Do(r)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			resp.Body.Close()
+		})
+		for end := time.Now().Add(time.Minute); tt.server.metrics.inFlight.Load() != i+1; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("%d requests are being answered, want %d", tt.server.metrics.inFlight.Load(), i+1)
+			}
+		}
+	}
+	get := func(status int, headers ...string) {
+		t.Helper()
+		if resp, text := tt.do("GET", "/nix-cache-info", headers...); resp.StatusCode != status {
+			t.Errorf("%s: %s, want %d", resp.Status, text, status)
+		}
+	}
+	get(http.StatusServiceUnavailable)
+	get(http.StatusOK, "X-Forwarded-For: 192.0.2.1")
+	for _, end := range ends {
+		end()
+	}
+	waiting.Wait()
+	get(http.StatusOK)
 }
 
 func TestHTTP2Off(t *testing.T) {
