@@ -239,6 +239,10 @@ func TestSSHRefused(t *testing.T) {
 			t.Errorf("%s was kept", p)
 		}
 		client = newSSHClient(m, host, port, reads)
+		if _, err := client.try(client.with("nix-store", "--store", "ssh-ng://main@127.0.0.1", "--query", "--referrers", there.String())...); err == nil ||
+			!strings.Contains(err.Error(), "this is a cache") {
+			t.Errorf("what refers to a path: %v", err)
+		}
 		for _, command := range []string{"", "id", "nix-store --serve; id"} {
 			args := append(append([]string{"ssh"}, client.options...), "main@127.0.0.1", command)
 			_, err := m.try(args...)

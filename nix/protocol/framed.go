@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 )
 
@@ -189,15 +188,4 @@ func (s *workerServer) addBuildLog(ctx context.Context) error {
 		}
 		return s.store.PutBuildLog(ctx, drv, r)
 	}, s.yes)
-}
-
-// refuseAddToStore reads what belongs to a question that a cache has no answer to.
-func (s *workerServer) refuseAddToStore() error {
-	name := s.string(maxPath)
-	s.string(maxPath) // how its address follows from the contents
-	s.paths(s.dir)
-	s.skip(1)
-	return s.framed(func(io.Reader) error {
-		return fmt.Errorf("cannot add %s: this is a cache; add it to a store, and copy it from there", name)
-	}, nothing)
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"firn/nix"
@@ -214,7 +215,7 @@ func (s *legacyServer) buildPaths(ctx context.Context) error {
 // build does what a cache can do to build something: nothing, which is enough for what is there.
 func build(ctx context.Context, store Store, text string) error {
 	if drv, _, ok := strings.Cut(text, "!"); ok {
-		return fmt.Errorf("cannot build %s: this is a cache, which builds nothing", drv)
+		return fmt.Errorf("%w; what it was built to can be copied by its path", errBuild(drv))
 	}
 	p, err := store.StoreDir().ParsePath(text)
 	if err != nil {
@@ -236,12 +237,15 @@ func (s *legacyServer) skipBuildOptions() {
 }
 
 func (s *legacyServer) queryClosure(ctx context.Context) error {
-	s.bool() // with the outputs of derivations
+	outputs := s.bool() // of derivations, too
 	paths := s.paths(s.dir)
 	if s.err != nil {
 		return s.err
 	}
 	closure, err := s.store.Closure(ctx, paths)
+	if err == nil && outputs && slices.ContainsFunc(closure, nix.StorePath.IsDerivation) {
+		err = errOutputs // rather than half of what was asked for
+	}
 	if err != nil {
 		return err
 	}
@@ -257,7 +261,7 @@ func (s *legacyServer) buildDerivation() error {
 		return s.err
 	}
 	s.putUint(buildFailed)
-	s.putString(fmt.Sprintf("cannot build %s: this is a cache, which builds nothing", drv))
+	s.putString(errBuild(drv.String()).Error())
 	s.putUint(0) // how often it was built
 	s.putBool(false)
 	s.putUint(0) // from

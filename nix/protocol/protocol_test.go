@@ -278,6 +278,21 @@ func (p *peer) put(numbers ...uint64) {
 	}
 }
 
+// putDerivation says a derivation as it is without its inputs.
+func (p *peer) putDerivation() {
+	p.putUint(1)
+	for _, s := range []string{"out", pathA.String(), "", ""} {
+		p.putString(s)
+	}
+	p.putPaths([]nix.StorePath{pathB})
+	p.putString("x86_64-linux")
+	p.putString("/bin/sh")
+	p.putStrings("-c", "exit 1")
+	p.putUint(1)
+	p.putString("name")
+	p.putString("x")
+}
+
 func TestLegacy(t0 *testing.T) {
 	for minor := uint64(4); minor <= 9; minor++ {
 		t0.Run(fmt.Sprint("2.", minor), func(t0 *testing.T) {
@@ -303,7 +318,7 @@ func TestLegacy(t0 *testing.T) {
 			t.wantString("k-1:")
 			t.wantString("")
 
-			t.put(legacyQueryClosure, 0)
+			t.put(legacyQueryClosure, 1) // with the outputs of derivations, of which there are none
 			t.putPaths([]nix.StorePath{pathA})
 			t.wantPaths(pathA, pathB)
 
@@ -321,17 +336,7 @@ func TestLegacy(t0 *testing.T) {
 
 			t.put(legacyBuildDerivation)
 			t.putPath(drv)
-			t.putUint(1)
-			for _, s := range []string{"out", pathA.String(), "", ""} {
-				t.putString(s)
-			}
-			t.putPaths([]nix.StorePath{pathB})
-			t.putString("x86_64-linux")
-			t.putString("/bin/sh")
-			t.putStrings("-c", "exit 1")
-			t.putUint(1)
-			t.putString("name")
-			t.putString("x")
+			t.putDerivation()
 			t.put(options...)
 			t.wantUint(buildFailed)
 			t.wantString("which builds nothing")
@@ -376,6 +381,7 @@ func TestLegacyAdd(t0 *testing.T) {
 		"NAR size":       func(t *peer) { t.putLegacyNAR(infoOf(pathA, nil), nil) },
 		"is not there":   func(t *peer) { t.put(legacyDumpStorePath); t.putPath(absent) },
 		"not found":      func(t *peer) { t.put(legacyQueryClosure, 0); t.putPaths([]nix.StorePath{absent}) },
+		"the outputs of": func(t *peer) { t.put(legacyQueryClosure, 1); t.putPaths([]nix.StorePath{drv}) },
 		"operation 77":   func(t *peer) { t.put(77) },
 		"no path":        func(t *peer) { t.put(legacyDumpStorePath, 0) },
 		"more than 4096": func(t *peer) { t.put(legacyDumpStorePath, 1<<40) },
@@ -383,7 +389,9 @@ func TestLegacyAdd(t0 *testing.T) {
 		"store path":     func(t *peer) { t.put(legacyDumpStorePath); t.putString("/etc/passwd") },
 		"paths, more":    func(t *peer) { t.put(legacyQueryValidPaths, 0, 0, 1<<60) },
 	} {
-		t := talkLegacy(t0, newMemory(), Options{}, 7)
+		m := newMemory()
+		m.paths[drv] = infoOf(drv, narB)
+		t := talkLegacy(t0, m, Options{}, 7)
 		begin(t)
 		t.wantEnd(want)
 	}

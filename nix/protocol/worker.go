@@ -36,23 +36,34 @@ const (
 
 const (
 	opIsValidPath                 = 1
+	opQueryReferrers              = 6
 	opAddToStore                  = 7
+	opAddTextToStore              = 8
 	opBuildPaths                  = 9
 	opEnsurePath                  = 10
 	opAddTempRoot                 = 11
+	opAddIndirectRoot             = 12
+	opFindRoots                   = 14
 	opSetOptions                  = 19
 	opCollectGarbage              = 20
 	opQuerySubstitutablePathInfo  = 21
+	opQueryDerivationOutputs      = 22
 	opQueryAllValidPaths          = 23
 	opQueryPathInfo               = 26
+	opQueryDerivationOutputNames  = 28
 	opQueryPathFromHashPart       = 29
 	opQuerySubstitutablePathInfos = 30
 	opQueryValidPaths             = 31
 	opQuerySubstitutablePaths     = 32
+	opQueryValidDerivers          = 33
+	opOptimiseStore               = 34
+	opVerifyStore                 = 35
+	opBuildDerivation             = 36
 	opAddSignatures               = 37
 	opNarFromPath                 = 38
 	opAddToStoreNar               = 39
 	opQueryMissing                = 40
+	opQueryDerivationOutputMap    = 41
 	opRegisterDrvOutput           = 42
 	opQueryRealisation            = 43
 	opAddMultipleToStore          = 44
@@ -258,23 +269,10 @@ func (s *workerServer) answer(ctx context.Context, op uint64) error {
 		return s.registerDrvOutput(ctx)
 	case opQueryRealisation:
 		return s.queryRealisation(ctx)
-	case opCollectGarbage:
-		s.skip(1)
-		s.paths(s.dir)
-		s.skip(5)
-		return errors.New("this is a cache: it removes what nothing leads to by itself")
-	case opAddPermRoot:
-		s.path(s.dir)
-		s.string(maxPath)
-		return errors.New("this is a cache: it has no roots")
-	case opAddToStore:
-		if s.has(25) {
-			return s.refuseAddToStore()
-		}
+	case opBuildDerivation:
+		return s.buildDerivation()
 	}
-	// How long the question is cannot be known, so this is the end.
-	s.sayError(fmt.Errorf("operation %d of the worker protocol is not for a cache", op))
-	return errHungUp
+	return s.refuse(op)
 }
 
 func (s *workerServer) yes() { s.putUint(1) }
@@ -391,22 +389,34 @@ func (s *workerServer) buildPathsWithResults(ctx context.Context) error {
 				}
 			}
 			s.putString(text)
-			s.putUint(status)
-			s.putString(message)
-			if s.has(29) {
-				for range 4 { // how often it was built, whether that differed, from, to
-					s.putUint(0)
-				}
-			}
-			if s.has(37) {
-				s.putUint(0) // no CPU times
-				s.putUint(0)
-			}
-			if s.has(28) {
-				s.putUint(0) // outputs
-			}
+			s.putBuildResult(status, message)
 		}
 	})
+}
+
+// buildDerivation is how a builder is asked.
+func (s *workerServer) buildDerivation() error {
+	drv := s.path(s.dir)
+	s.skipDerivation()
+	s.skip(1) // mode
+	return s.result(nil, func() { s.putBuildResult(buildFailed, errBuild(drv.String()).Error()) })
+}
+
+func (s *workerServer) putBuildResult(status uint64, message string) {
+	s.putUint(status)
+	s.putString(message)
+	if s.has(29) {
+		for range 4 { // how often it was built, whether that differed, from, to
+			s.putUint(0)
+		}
+	}
+	if s.has(37) {
+		s.putUint(0) // no CPU times
+		s.putUint(0)
+	}
+	if s.has(28) {
+		s.putUint(0) // outputs
+	}
 }
 
 func (s *workerServer) queryMissing(ctx context.Context) error {

@@ -182,12 +182,43 @@ func TestWorker(t0 *testing.T) {
 				}
 			}
 
-			t.put(opCollectGarbage, 0, 0, 0, 0, 0, 0, 0)
-			t.wantError(minor, "this is a cache")
-			t.put(opAddPermRoot)
-			t.putPath(pathA)
-			t.putString("/root")
-			t.wantError(minor, "this is a cache")
+			t.put(opBuildDerivation)
+			t.putPath(drv)
+			t.putDerivation()
+			t.put(0)
+			t.wantLast(buildFailed)
+			t.wantString("builds nothing")
+			for _, since := range []uint64{29, 29, 29, 29, 37, 37, 28} {
+				if minor >= since {
+					t.wantUint(0)
+				}
+			}
+
+			for _, question := range []struct { // after each the conversation goes on
+				why string
+				ask func()
+			}{
+				{"it removes", func() { t.put(opCollectGarbage, 0, 0, 0, 0, 0, 0, 0) }},
+				{"no roots", func() { t.put(opAddPermRoot); t.putPath(pathA); t.putString("/root") }},
+				{"no roots", func() { t.put(opAddIndirectRoot); t.putString("/root") }},
+				{"no roots", func() { t.put(opFindRoots) }},
+				{"refer to another", func() { t.put(opQueryReferrers); t.putPath(pathA) }},
+				{"were built to it", func() { t.put(opQueryValidDerivers); t.putPath(pathA) }},
+				{"the outputs", func() { t.put(opQueryDerivationOutputs); t.putPath(drv) }},
+				{"the outputs", func() { t.put(opQueryDerivationOutputNames); t.putPath(drv) }},
+				{"the outputs", func() { t.put(opQueryDerivationOutputMap); t.putPath(drv) }},
+				{"its store", func() { t.put(opOptimiseStore) }},
+				{"its store", func() { t.put(opVerifyStore, 1, 0) }},
+				{"cannot add text", func() {
+					t.put(opAddTextToStore)
+					t.putString("text")
+					t.putString("contents")
+					t.putPaths([]nix.StorePath{pathA})
+				}},
+			} {
+				question.ask()
+				t.wantError(minor, question.why)
+			}
 			t.put(opNarFromPath)
 			t.putPath(absent)
 			t.wantError(minor, "is not there")
