@@ -60,7 +60,8 @@ func (d *daemon) ask(ctx context.Context, question func() error) error {
 		}
 		d.conn, d.client = conn, client
 	}
-	defer context.AfterFunc(ctx, func() { d.conn.Close() })()
+	conn := d.conn // which is nobody's below, when ctx ends at the same moment
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	err := question()
 	if answer, ok := errors.AsType[*protocol.AnswerError](err); ok {
 		err = cache.Refuse(cache.ErrInvalid, "the Nix daemon of the server: %s", answer.Message)
