@@ -112,14 +112,22 @@ Examples:
     restrict,command="firn stdio --cache main --read-only" ssh-ed25519 AAAA… bob@laptop`
 }
 
-// pipe is standard input and output.
+// A pipe is standard input and output.
 type pipe struct {
 	io.Reader
 	io.Writer
+	io.Closer // of reading, as if nothing followed
 }
 
-// Close ends reading.
-func (pipe) Close() error { return os.Stdin.Close() }
+// newPipe has somebody else read, so that Close can end a read: that of standard input itself goes on until something comes.
+func newPipe(in io.Reader, out io.Writer) pipe {
+	r, w := io.Pipe()
+	go func() {
+		_, err := io.Copy(w, in)
+		w.CloseWithError(err)
+	}()
+	return pipe{r, out, w}
+}
 
 func (c *stdioCommand) Run() (err error) {
 	ctx, cancel := untilSignal()
@@ -135,7 +143,7 @@ func (c *stdioCommand) Run() (err error) {
 	}
 	defer func() { err = errors.Join(err, closeAll()) }()
 	command.ReadOnly = command.ReadOnly || c.ReadOnly
-	return session.Serve(ctx, pipe{in, os.Stdout}, command, opts)
+	return session.Serve(ctx, newPipe(in, os.Stdout), command, opts)
 }
 
 // The first bytes of both protocols, which tell them apart.
