@@ -442,7 +442,7 @@ func fuzz(f *testing.F, begin []uint64, serve func(ctx context.Context, conn io.
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			serve(t.Context(), conn, filled(), Options{})
+			serve(t.Context(), conn, filled(), Options{Room: func() (func(), bool) { return nil, false }})
 		}()
 		select {
 		case <-done:
@@ -481,6 +481,17 @@ func FuzzServeLegacy(f *testing.F) {
 }
 
 func FuzzServeWorker(f *testing.F) {
+	seedWorker(f)
+	fuzz(f, []uint64{workerMagicClient, 1<<8 | 37, 0, 0}, ServeWorker)
+}
+
+// Nix 2.3 sends NARs, and says what something was built to, in another way.
+func FuzzServeOldWorker(f *testing.F) {
+	seedWorker(f)
+	fuzz(f, []uint64{workerMagicClient, workerOldest, 0, 0}, ServeWorker)
+}
+
+func seedWorker(f *testing.F) {
 	for op := range uint64(48) {
 		f.Add(seed(func(w *wire) { w.putUint(op); w.putPath(pathA); w.putUint(0) }))
 		f.Add(seed(func(w *wire) { w.putUint(op); w.putPaths([]nix.StorePath{pathA, absent}); w.putUint(0) }))
@@ -496,5 +507,12 @@ func FuzzServeWorker(f *testing.F) {
 		w.putPath(pathA)
 		w.putInfo(infoOf(pathA, narB))
 	}))
-	fuzz(f, []uint64{workerMagicClient, 1<<8 | 37, 0, 0}, ServeWorker)
+	f.Add(seed(func(w *wire) { // one piece, as the server asks for it
+		w.putUint(opAddToStoreNar)
+		w.putPath(pathA)
+		w.putInfo(infoOf(pathA, narB))
+		w.putUint(0)
+		w.putUint(0)
+		w.putString(string(narB))
+	}))
 }
