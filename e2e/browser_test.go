@@ -75,10 +75,7 @@ func TestFrontPage(t *testing.T) {
 				t.Errorf("the command to copy is %q, want %q", got, want)
 			}
 			lines := copied("conf")
-			eachNix(t, func(t *testing.T, n nixSystem) {
-				if n.isOld() {
-					return // it has no extra-trusted-public-keys
-				}
+			eachLaterNix(t, func(t *testing.T, n nixSystem) { // 2.3 has no extra-trusted-public-keys
 				m := newMachine(t, n)
 				m.write("conf/nix.conf", nixConf+lines+"\n")
 				m.run("nix-store", "--realise", path)

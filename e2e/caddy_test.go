@@ -22,7 +22,7 @@ func startCaddy(m *machine, socket, cert string) (port string) {
 	return port
 }
 
-// Behind Caddy, as the handbook has it, every Nix pushes and pulls, and firn doctor finds nothing wrong.
+// Behind Caddy, as the handbook has it, every Nix but 2.3 pushes and pulls, and firn doctor finds nothing wrong.
 func TestBehindCaddy(t *testing.T) {
 	t.Parallel()
 	host := newMachine(t, systemNix())
@@ -32,7 +32,7 @@ func TestBehindCaddy(t *testing.T) {
 	url := "https://localhost:" + startCaddy(host, socket, cert)
 	token := newToken(host, "ci", "--push", "main")
 	var last string
-	eachNix(t, func(t *testing.T, n nixSystem) {
+	eachLaterNix(t, func(t *testing.T, n nixSystem) {
 		last = wantThrough(t, n, s, url, "127.0.0.1", cert, token)
 	})
 	out := host.run("env", "NIX_SSL_CERT_FILE="+cert, "NIX_CONF_DIR="+host.dir, firnPath, "doctor", url, "--path", last, "--trusted-public-keys", s.publicKey)

@@ -93,7 +93,7 @@ func TestCollectWhileSending(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			eachNix(t, func(t *testing.T, n nixSystem) { collectWhileSending(newMachine(t, n), start) })
+			eachLaterNix(t, func(t *testing.T, n nixSystem) { collectWhileSending(newMachine(t, n), start) })
 		})
 	}
 }

@@ -13,7 +13,7 @@ import (
 func TestCompressed(t *testing.T) {
 	t.Parallel()
 	state := filepath.Join(tempDir(t), "state")
-	path := debianPath(t, "git")
+	path := debianPath(t, "perl")
 	var kept *nix.NARInfo
 	var file []byte
 

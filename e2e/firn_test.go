@@ -92,6 +92,9 @@ func debianMachine(t testing.TB) *machine {
 	return newMachineWith(t, systemNix(), tempDir(t), debian(t).Root)
 }
 
+// smallClosure is a package with a small closure, of 15 MB in 12 paths, for what is done in many ways. It has the C library in it, of several frames and chunks.
+const smallClosure = "libpam-modules-bin"
+
 // debianPath returns the store path of a package.
 func debianPath(t testing.TB, name string) nix.StorePath {
 	t.Helper()

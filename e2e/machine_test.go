@@ -115,7 +115,7 @@ func (n nixSystem) isOld() bool { return strings.HasPrefix(n.version, "2.3.") }
 // compressions are some in which it can upload.
 func (n nixSystem) compressions() []string {
 	if n.isOld() {
-		return []string{"none", "xz", "br"}
+		return []string{"none", "xz", "bzip2"} // br, at the only level that it has, takes a minute for 30 MB
 	}
 	return []string{"none", "xz", "zstd"}
 }
@@ -143,7 +143,14 @@ func (n nixSystem) words(args []string) []string {
 }
 
 // eachNix runs a test with each Nix.
-func eachNix(t *testing.T, test func(t *testing.T, n nixSystem)) {
+func eachNix(t *testing.T, test func(t *testing.T, n nixSystem)) { withNixes(t, nixes, test) }
+
+// eachLaterNix runs a test with each Nix but 2.3: for what does not hang on the age of a client, and takes long or is what 2.3 cannot do.
+func eachLaterNix(t *testing.T, test func(t *testing.T, n nixSystem)) {
+	withNixes(t, slices.DeleteFunc(slices.Clone(nixes), nixSystem.isOld), test)
+}
+
+func withNixes(t *testing.T, nixes []nixSystem, test func(t *testing.T, n nixSystem)) {
 	for _, n := range nixes {
 		t.Run("nix-"+n.version, func(t *testing.T) {
 			t.Parallel()
@@ -168,9 +175,10 @@ type machine struct {
 }
 
 // nixConf is the configuration of every machine: builds as root without a sandbox, for there are no build users,
-// and no cache but the one that a test names.
+// and no cache but the one that a test names. No store has to outlive this system, so none waits for the disk.
 const nixConf = `build-users-group =
 sandbox = false
+fsync-metadata = false
 experimental-features = nix-command flakes ca-derivations
 substituters =
 trusted-public-keys =

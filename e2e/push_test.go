@@ -80,7 +80,7 @@ var depots atomic.Int64
 func TestPush(t *testing.T) {
 	t.Parallel()
 	origin := serveDebian(t)
-	root := debianPath(t, "bash")
+	root := debianPath(t, smallClosure)
 	want := closure(t, root.String())
 	eachNix(t, func(t *testing.T, n nixSystem) {
 		client := newMachine(t, n)

@@ -72,7 +72,7 @@ var schemes = []string{"ssh", "ssh-ng"}
 func TestSSH(t *testing.T) {
 	t.Parallel()
 	origin := serveDebian(t)
-	root := debianPath(t, "bash").String()
+	root := debianPath(t, smallClosure).String()
 	want := closure(t, root)
 	eachNix(t, func(t *testing.T, n nixSystem) {
 		source := newMachine(t, n)
