@@ -1,8 +1,11 @@
+// Walks build a firn of their own, in which no race would be seen.
+
+//go:build !race
+
 package main
 
 import (
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"regexp"
@@ -187,19 +190,4 @@ func walk(t *testing.T, page string, vars ...string) string {
 		t.Fatalf("the walk failed: %v\n%s", err, out)
 	}
 	return string(out)
-}
-
-// freePort returns a port that nobody listens on.
-func freePort(t *testing.T) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
 }
