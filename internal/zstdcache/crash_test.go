@@ -28,16 +28,19 @@ func childCommand(t *testing.T, dir string) *exec.Cmd {
 // A process that is killed while it compresses leaves nothing half that is served, and loses nothing that was whole.
 func TestKill(t *testing.T) {
 	const large = 60
-	var all []*dump
-	for i := range 2 * large {
+	nth := func(i int) *dump {
 		size := 1000 << (i % 10)
 		if i == large {
 			size = 2*frameSize + 100
 		}
-		all = append(all, randomDump(size, uint64(i)))
+		return randomDump(size, uint64(i))
 	}
 	if dir := os.Getenv(childVariable); dir != "" {
-		fill(t, dir, all)
+		fill(t, dir, 2*large, nth)
+	}
+	var all []*dump
+	for i := range 2 * large {
+		all = append(all, nth(i))
 	}
 
 	whole := newHouse(t, Options{})
@@ -78,12 +81,13 @@ func TestKill(t *testing.T) {
 }
 
 // fill compresses one NAR after the other, and says so line by line, until it is killed.
-func fill(t *testing.T, dir string, all []*dump) {
+func fill(t *testing.T, dir string, count int, nth func(int) *dump) {
 	c, err := Open(dir, Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, d := range all {
+	for i := range count {
+		d := nth(i)
 		d.before = func(_ context.Context, off int64) error {
 			fmt.Println("begin", i, off)
 			return nil
