@@ -106,7 +106,6 @@ func awkward(tb testing.TB) map[string]string {
 }
 
 func TestRanges(t *testing.T) {
-	const ranges = 1000
 	for name, path := range awkward(t) {
 		t.Run(name, func(t *testing.T) {
 			dump, err := os.Create(filepath.Join(t.TempDir(), "dump"))
