@@ -196,7 +196,7 @@ func about(p nix.StorePath, err error) error {
 }
 
 func (s *legacyServer) buildPaths(ctx context.Context) error {
-	wanted := s.strings(maxPath)
+	wanted := s.strings(maxPaths, maxPath)
 	s.skipBuildOptions()
 	if s.err != nil {
 		return s.err

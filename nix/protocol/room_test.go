@@ -114,3 +114,29 @@ func TestRoomIsGivenBack(t0 *testing.T) {
 	t.wantEnd("")
 	t.wantFree(l, 2)
 }
+
+// As many paths as there are can be copied by their names.
+func TestManyNames(t0 *testing.T) {
+	names := func(t *peer) {
+		t.putUint(maxStrings + 1)
+		for range maxStrings + 1 {
+			t.putPath(pathA)
+		}
+	}
+	t := talkWorker(t0, filled(), Options{}, 38)
+	t.put(opQueryMissing)
+	names(t)
+	t.wantLast(0, 0, 0, 0, 0)
+	t.put(opBuildPaths)
+	names(t)
+	t.put(0)
+	t.wantLast(1)
+	t.wantEnd("")
+
+	t = talkLegacy(t0, filled(), Options{}, 7)
+	t.put(legacyBuildPaths)
+	names(t)
+	t.put(0, 0, 0, 0, 0, 0)
+	t.wantUint(0)
+	t.wantEnd("")
+}

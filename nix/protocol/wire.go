@@ -153,11 +153,12 @@ func cutOff(err error) error {
 	return err
 }
 
-func (c *wire) strings(most int) []string {
-	n := c.count(maxStrings, "strings")
+// strings reads up to most strings of up to longest bytes.
+func (c *wire) strings(most, longest int) []string {
+	n := c.count(most, "strings")
 	var all []string
 	for range n {
-		s := c.string(most)
+		s := c.string(longest)
 		if c.err != nil {
 			return nil
 		}
@@ -203,7 +204,7 @@ func (c *wire) paths(dir nix.StoreDir) []nix.StorePath {
 
 func (c *wire) signatures() []nix.Signature {
 	var sigs []nix.Signature
-	for _, s := range c.strings(maxPath) {
+	for _, s := range c.strings(maxStrings, maxPath) {
 		sig, err := nix.ParseSignature(s)
 		if err != nil {
 			c.malformed("%v", err)
@@ -236,7 +237,7 @@ func (c *wire) registration() *Registration {
 		r.References = append(r.References, c.string(maxPath))
 	}
 	r.RegistrationTime, r.NARSize, r.Ultimate = int64(c.uint()), int64(c.uint()), c.bool()
-	r.Signatures = c.strings(maxPath)
+	r.Signatures = c.strings(maxStrings, maxPath)
 	r.CA = c.string(maxPath)
 	if c.err != nil {
 		return nil

@@ -141,7 +141,7 @@ func (s *workerServer) handshake() error {
 	s.version = min(theirs, workerVersion)
 	if s.has(38) {
 		ours := []string{featureBuildTrace}
-		for _, f := range s.strings(maxPath) {
+		for _, f := range s.strings(maxStrings, maxPath) {
 			if slices.Contains(ours, f) {
 				s.features = append(s.features, f)
 			}
@@ -373,7 +373,7 @@ func (s *workerServer) queryPathFromHashPart(ctx context.Context) error {
 }
 
 // derivedPaths reads store paths, and outputs of derivations as DRV!OUTPUT.
-func (s *workerServer) derivedPaths() []string { return s.strings(maxPath) }
+func (s *workerServer) derivedPaths() []string { return s.strings(maxPaths, maxPath) }
 
 func (s *workerServer) buildPathsWithResults(ctx context.Context) error {
 	wanted := s.derivedPaths()
