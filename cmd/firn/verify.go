@@ -76,7 +76,7 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 			if damage.Cache != "" {
 				where = fmt.Sprintf("%s in cache %s", damage.Path, damage.Cache)
 			}
-			fmt.Fprintf(k.Stdout, "damaged: %s (NAR %s): %v\n", where, damage.NARHash, damage.Reason)
+			fmt.Fprintf(k.Stdout, "%s (NAR %s): %v\n", where, damage.NARHash, damage.Reason)
 		}
 		again := ""
 		if c.Repair {
