@@ -28,7 +28,7 @@ func TestDocumentedMetrics(t *testing.T) {
 		return slices.Compact(names)
 	}
 	text := s.get(t, "/metrics")
-	for tries := 0; tries < 1000 && !strings.Contains(text, "firn_depot_paths 0"); tries++ { // counted beside the start
+	for tries := 0; tries < 1000 && !strings.Contains(text, "firn_depot_paths 0"); tries++ { // counted after the first who asks
 		time.Sleep(10 * time.Millisecond)
 		text = s.get(t, "/metrics")
 	}

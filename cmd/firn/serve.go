@@ -22,6 +22,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/config"
+	"firn/internal/depot"
 	"firn/internal/keyfile"
 	"firn/internal/listen"
 	"firn/internal/localstore"
@@ -177,38 +178,31 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	for _, l := range sshListeners {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
+	group.Go(func() error { return sweep(ctx, kept.Depot, log) })
 	group.Go(func() error {
-		every(ctx, sweepInterval, kept.Tick, func(err error) { log.Error("the depot could not be swept", "error", err) })
-		return nil
-	})
-	group.Go(func() error {
-		every(ctx, countInterval, gauges.Tick, func(err error) { log.Error("what is kept could not be counted for /metrics", "error", err) })
+		gauges.Run(ctx, func(err error) { log.Error("what is kept could not be counted for /metrics", "error", err) })
 		return nil
 	})
 	group.Go(func() error { told.run(ctx, func() { again.run(ctx, &told) }); return nil })
 	return group.Wait()
 }
 
-const (
-	// sweepInterval is the time between two sweeps of the depot. What they remove is a day old, so it is not urgent;
-	// and what was deleted should not hold its disk for much longer than that.
-	sweepInterval = 10 * time.Minute
-	// countInterval is the time between two moments at which what is kept may be counted. How often it is, the gauges decide.
-	countInterval = 10 * time.Second
-)
+// sweepInterval is the time between two sweeps of the depot. What they remove is a day old, so it is not urgent;
+// and what was deleted should not hold its disk for much longer than that.
+const sweepInterval = 10 * time.Minute
 
-// every calls tick, at once and then at every interval, until ctx ends. What it fails with otherwise is told to failed.
-func every(ctx context.Context, interval time.Duration, tick func(context.Context) error, failed func(error)) {
-	ticker := time.NewTicker(interval)
+// sweep lets the depot remove what nothing leads to, now and then, until ctx ends.
+func sweep(ctx context.Context, d *depot.Depot, log *slog.Logger) error {
+	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
-		if err := tick(ctx); err != nil && ctx.Err() == nil {
-			failed(err)
+		if err := d.Tick(ctx); err != nil && ctx.Err() == nil {
+			log.Error("the depot could not be swept", "error", err)
 		}
 		select {
 		case <-ticker.C:
 		case <-ctx.Done():
-			return
+			return nil
 		}
 	}
 }

@@ -18,10 +18,11 @@ const (
 	countShare = 100
 )
 
-// Gauges tell Prometheus how much the depot keeps, and how much room there is. Counting is not for every scrape:
-// Tick does it now and then, and a scrape gets what that found.
+// Gauges tell Prometheus how much the depot keeps, and how much room there is. Counting is not for every scrape, and not where nobody scrapes:
+// a scrape gets what was counted last, and may have Run count again.
 type Gauges struct {
-	d *Depot
+	d     *Depot
+	asked chan struct{} // holds something when there was a scrape
 
 	mu      sync.Mutex
 	counts  catalog.Counts
@@ -32,7 +33,21 @@ type Gauges struct {
 }
 
 // Gauges returns the gauges of the depot, which show only the room there is until they are counted.
-func (d *Depot) Gauges() *Gauges { return &Gauges{d: d} }
+func (d *Depot) Gauges() *Gauges { return &Gauges{d: d, asked: make(chan struct{}, 1)} }
+
+// Run counts after scrapes, until ctx ends. What fails is told to failed.
+func (g *Gauges) Run(ctx context.Context, failed func(error)) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-g.asked:
+		}
+		if err := g.Tick(ctx); err != nil && ctx.Err() == nil {
+			failed(err)
+		}
+	}
+}
 
 // Tick counts what is kept, unless that was done a moment ago or nothing has changed since. Only one goroutine may call it at a time.
 func (g *Gauges) Tick(ctx context.Context) error {
@@ -99,6 +114,10 @@ func (*Gauges) Describe(ch chan<- *prometheus.Desc) {
 
 // Collect tells their values.
 func (g *Gauges) Collect(ch chan<- prometheus.Metric) {
+	select {
+	case g.asked <- struct{}{}:
+	default:
+	}
 	tell := func(desc *prometheus.Desc, v float64) {
 		ch <- prometheus.MustNewConstMetric(desc, prometheus.GaugeValue, v)
 	}

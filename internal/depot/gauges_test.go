@@ -107,6 +107,25 @@ func TestGauges(tt *testing.T) {
 	tick(900*time.Second, 2)
 	tick(100*time.Second, 3)
 
+	// Whoever scrapes has them counted.
+	s.push(archive(s, file("", noise(100_000, 5))))
+	now = now.Add(time.Hour)
+	ctx, cancel := context.WithCancel(s.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		gauges.Run(ctx, func(err error) { s.Error(err) })
+	}()
+	for end := time.Now().Add(time.Minute); gather()["firn_depot_paths"] != 5 && time.Now().Before(end); {
+		time.Sleep(time.Millisecond)
+	}
+	cancel()
+	<-ended
+	if got := gather()["firn_depot_paths"]; got != 5 {
+		s.Errorf("%v paths, want 5", got)
+	}
+	cat.counts = 3
+
 	// Where nothing has changed, nothing is counted, and what is known is right now.
 	cat.takes = 0
 	tick(2000*time.Second, 3)
