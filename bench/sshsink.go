@@ -100,8 +100,16 @@ func (*sinkStore) AllPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(func(nix.StorePath, error) bool) {}
 }
 
-func (*sinkStore) Closure(context.Context, []nix.StorePath) ([]nix.StorePath, error) {
+func (*sinkStore) Closure(context.Context, []nix.StorePath, bool) ([]nix.StorePath, error) {
 	return nil, protocol.ErrNotFound
+}
+
+func (*sinkStore) Outputs(context.Context, nix.StorePath) (map[string]nix.StorePath, error) {
+	return nil, protocol.ErrNotFound
+}
+
+func (*sinkStore) DerivationHash(context.Context, nix.StorePath) (nix.Hash, error) {
+	return nix.Hash{}, protocol.ErrNotFound
 }
 
 func (*sinkStore) Realisation(context.Context, nix.RealisationID) (*nix.Realisation, error) {

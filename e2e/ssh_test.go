@@ -150,6 +150,54 @@ func TestSSHCopyClosure(t *testing.T) {
 	})
 }
 
+// What a derivation was built to is copied by the name of the derivation, where that is in the cache too.
+func TestSSHOutputs(t *testing.T) {
+	t.Parallel()
+	eachNix(t, func(t *testing.T, n nixSystem) {
+		host, source := newMachine(t, systemNix()), newMachine(t, n)
+		s, port := startSSH(host)
+		key := sshKey(source, "key")
+		admin(host, "sshkey add", "--push", "main", "ci", key+".pub")
+		client := newSSHClient(source, host, port, key)
+		if n.isOld() { // later ones take the flag, and forget it
+			output, drv := build(source, "", "echo out >$out")
+			client.nix("nix-copy-closure", "--to", "main@127.0.0.1", drv, output)
+			reader := newSSHClient(newMachine(t, n), host, port, key)
+			reader.nix("nix-copy-closure", "--from", "--include-outputs", "main@127.0.0.1", drv, "--option", "trusted-public-keys", s.publicKey)
+			sameTree(t, source.path(output), reader.path(output))
+			return
+		}
+		const url = "ssh-ng://main@127.0.0.1"
+		trust := []string{"--option", "trusted-public-keys", s.publicKey}
+		// outputs are all that a derivation was built to, in the words of the version.
+		outputs := func(drv string) string {
+			if strings.HasPrefix(n.version, "2.8") {
+				return drv
+			}
+			return drv + "^*"
+		}
+		for name, attributes := range map[string]string{
+			"known":   `outputs = [ "out" "dev" ]; input = derivation { name = "input"; system = builtins.currentSystem; builder = "/bin/sh"; args = [ "-c" "echo >$out" ]; };`,
+			"content": `outputs = [ "out" "dev" ]; __contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";`,
+		} {
+			_, drv := build(source, attributes, "echo out >$out; echo dev >$dev")
+			paths := strings.Fields(source.run("nix", "path-info", outputs(drv)))
+			if len(paths) != 2 {
+				t.Fatalf("%s: it was built to %v, want two paths", name, paths)
+			}
+			client.nix("nix", "copy", "--to", url, outputs(drv))
+			client.nix("nix", "copy", "--derivation", "--to", url, drv)
+
+			reader := newSSHClient(newMachine(t, n), host, port, key)
+			reader.nix("nix", "copy", "--derivation", "--from", url, drv)
+			reader.nix(append([]string{"nix", "copy", "--from", url, outputs(drv)}, trust...)...)
+			for _, p := range paths {
+				sameTree(t, source.path(p), reader.path(p))
+			}
+		}
+	})
+}
+
 // Signatures, logs, and what content-addressed derivations were built to.
 func TestSSHMore(t *testing.T) {
 	t.Parallel()

@@ -185,8 +185,9 @@ func (s *store) AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	}
 }
 
-// Closure returns the paths with all that they refer to, however indirectly, in any order. protocol.ErrNotFound if one of them is not there.
-func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+// Closure returns the paths with all that they refer to, however indirectly, and with outputs what derivations were built to, in any order.
+// protocol.ErrNotFound if one of the paths is not there.
+func (s *store) Closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
 	c, done, err := s.begin(ctx, opClosure, cache.Read)
 	if err != nil {
 		return nil, err
@@ -225,11 +226,22 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.Store
 		case err == nil && info.Path == p:
 			all = append(all, p)
 			add(info.References)
+			if outputs && p.IsDerivation() {
+				d, err := s.derivation(ctx, c, p)
+				if err != nil {
+					return nil, s.tell(err)
+				}
+				for _, o := range d.Outputs {
+					if !o.Path.IsZero() { // Nix that asks for them knows no others
+						add([]nix.StorePath{o.Path})
+					}
+				}
+			}
 		case err != nil && !errors.Is(err, cache.ErrNotFound):
 			return nil, s.tell(err)
 		case asked[p]:
 			return nil, protocol.ErrNotFound
-		default: // a reference, which may be missing in a cache that allows that
+		default: // a reference, which may be missing in a cache that allows that, or an output that nobody has pushed
 		}
 	}
 	return all, nil

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"strings"
 
 	"firn/nix"
 )
@@ -202,7 +200,7 @@ func (s *legacyServer) buildPaths(ctx context.Context) error {
 		return s.err
 	}
 	for _, text := range wanted {
-		if err := build(ctx, s.store, text); err != nil {
+		if err := isBuilt(ctx, s.store, text); err != nil {
 			s.putUint(buildFailed)
 			s.putString(err.Error())
 			return nil
@@ -210,22 +208,6 @@ func (s *legacyServer) buildPaths(ctx context.Context) error {
 	}
 	s.putUint(0)
 	return nil
-}
-
-// build does what a cache can do to build something: nothing, which is enough for what is there.
-func build(ctx context.Context, store Store, text string) error {
-	if drv, _, ok := strings.Cut(text, "!"); ok {
-		return fmt.Errorf("%w; what it was built to can be copied by its path", errBuild(drv))
-	}
-	p, err := store.StoreDir().ParsePath(text)
-	if err != nil {
-		return err
-	}
-	valid, err := store.ValidPaths(ctx, []nix.StorePath{p}, true)
-	if err == nil && len(valid) == 0 {
-		err = about(p, ErrNotFound)
-	}
-	return err
 }
 
 func (s *legacyServer) skipBuildOptions() {
@@ -242,10 +224,7 @@ func (s *legacyServer) queryClosure(ctx context.Context) error {
 	if s.err != nil {
 		return s.err
 	}
-	closure, err := s.store.Closure(ctx, paths)
-	if err == nil && outputs && slices.ContainsFunc(closure, nix.StorePath.IsDerivation) {
-		err = errOutputs // rather than half of what was asked for
-	}
+	closure, err := s.store.Closure(ctx, paths, outputs)
 	if err != nil {
 		return err
 	}

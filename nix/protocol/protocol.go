@@ -46,8 +46,14 @@ type Store interface {
 	AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error
 	// AllPaths iterates over all paths. One may come twice.
 	AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
-	// Closure returns the paths with all that they refer to, however indirectly, each once. ErrNotFound if one of them is not there.
-	Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error)
+	// Closure returns the paths with all that they refer to, however indirectly, and with outputs also what derivations among them were built to,
+	// as far as it is there, each once. ErrNotFound if one of the paths is not there.
+	Closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error)
+	// Outputs returns the outputs of a derivation by their names, whether they are there or not; a zero path stands for one that is not known.
+	// ErrNotFound if the derivation is not there.
+	Outputs(ctx context.Context, drv nix.StorePath) (map[string]nix.StorePath, error)
+	// DerivationHash returns the hash that names the realisations of a derivation. ErrNotFound if it, or one that it needs, is not there.
+	DerivationHash(ctx context.Context, drv nix.StorePath) (nix.Hash, error)
 	// Realisation and BuildTrace return what a derivation output was built to, ErrNotFound if that is not known.
 	Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error)
 	BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error)

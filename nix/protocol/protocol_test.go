@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -25,6 +26,7 @@ type memory struct {
 	logs    map[nix.StorePath]string
 	outputs map[nix.RealisationID]*nix.Realisation
 	traces  map[string]*nix.BuildTrace
+	built   map[nix.StorePath]map[string]nix.StorePath // the outputs of derivations
 	read    []*nix.PathInfo
 	failed  error
 }
@@ -33,6 +35,7 @@ func newMemory() *memory {
 	return &memory{
 		paths: map[nix.StorePath]*nix.PathInfo{}, nars: map[nix.StorePath][]byte{}, logs: map[nix.StorePath]string{},
 		outputs: map[nix.RealisationID]*nix.Realisation{}, traces: map[string]*nix.BuildTrace{},
+		built: map[nix.StorePath]map[string]nix.StorePath{},
 	}
 }
 
@@ -112,8 +115,13 @@ func (m *memory) AllPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	}
 }
 
-func (m *memory) Closure(_ context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+func (m *memory) Closure(_ context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
 	all := slices.Clone(paths)
+	if outputs {
+		for _, p := range paths {
+			all = slices.AppendSeq(all, maps.Values(m.built[p]))
+		}
+	}
 	for i := 0; i < len(all); i++ {
 		info := m.paths[all[i]]
 		if info == nil {
@@ -127,6 +135,23 @@ func (m *memory) Closure(_ context.Context, paths []nix.StorePath) ([]nix.StoreP
 	}
 	return all, nil
 }
+
+func (m *memory) Outputs(_ context.Context, drv nix.StorePath) (map[string]nix.StorePath, error) {
+	if outputs := m.built[drv]; outputs != nil {
+		return outputs, nil
+	}
+	return nil, ErrNotFound
+}
+
+func (m *memory) DerivationHash(_ context.Context, drv nix.StorePath) (nix.Hash, error) {
+	if m.built[drv] == nil {
+		return nix.Hash{}, ErrNotFound
+	}
+	return hashOf(drv), nil
+}
+
+// hashOf is what names the realisations of a derivation here.
+func hashOf(drv nix.StorePath) nix.Hash { return nix.SHA256Sum(sha256.Sum256([]byte(drv.String()))) }
 
 func (m *memory) Realisation(_ context.Context, id nix.RealisationID) (*nix.Realisation, error) {
 	if r := m.outputs[id]; r != nil {
@@ -170,7 +195,8 @@ func path(letter byte, name string) nix.StorePath {
 var (
 	pathA, pathB = path('a', "a"), path('b', "b")
 	absent       = path('c', "absent")
-	drv          = path('d', "x.drv")
+	drv          = path('d', "x.drv") // which is not there
+	builtDrv     = path('f', "y.drv") // which is, with the output pathB
 	narA         = []byte(strings.Repeat("the NAR of a, which is looked at by the store only; ", 5000))
 	narB         = []byte("the NAR of b")
 )
@@ -259,6 +285,7 @@ func filled() *memory {
 	m := newMemory()
 	m.nars[pathA], m.nars[pathB] = narA, narB
 	m.paths[pathA], m.paths[pathB] = infoOf(pathA, narA, pathB), infoOf(pathB, narB)
+	m.built[builtDrv] = map[string]nix.StorePath{"out": pathB}
 	return m
 }
 
@@ -296,7 +323,9 @@ func (p *peer) putDerivation() {
 func TestLegacy(t0 *testing.T) {
 	for minor := uint64(4); minor <= 9; minor++ {
 		t0.Run(fmt.Sprint("2.", minor), func(t0 *testing.T) {
-			t := talkLegacy(t0, filled(), Options{}, minor)
+			m := filled()
+			m.paths[builtDrv] = infoOf(builtDrv, narB)
+			t := talkLegacy(t0, m, Options{}, minor)
 			options := []uint64{0, 0, 0, 0, 0}
 			if minor >= 7 {
 				options = append(options, 0)
@@ -321,9 +350,12 @@ func TestLegacy(t0 *testing.T) {
 			t.put(legacyQueryClosure, 1) // with the outputs of derivations, of which there are none
 			t.putPaths([]nix.StorePath{pathA})
 			t.wantPaths(pathA, pathB)
+			t.put(legacyQueryClosure, 1)
+			t.putPaths([]nix.StorePath{builtDrv})
+			t.wantPaths(builtDrv, pathB)
 
 			t.put(legacyBuildPaths)
-			t.putStrings(pathA.String())
+			t.putStrings(pathA.String(), builtDrv.String()+"!out")
 			t.put(options...)
 			t.wantUint(0)
 			for wanted, why := range map[string]string{absent.String(): "is not there", drv.String() + "!out": "which builds nothing"} {
@@ -381,7 +413,6 @@ func TestLegacyAdd(t0 *testing.T) {
 		"NAR size":       func(t *peer) { t.putLegacyNAR(infoOf(pathA, nil), nil) },
 		"is not there":   func(t *peer) { t.put(legacyDumpStorePath); t.putPath(absent) },
 		"not found":      func(t *peer) { t.put(legacyQueryClosure, 0); t.putPaths([]nix.StorePath{absent}) },
-		"the outputs of": func(t *peer) { t.put(legacyQueryClosure, 1); t.putPaths([]nix.StorePath{drv}) },
 		"operation 77":   func(t *peer) { t.put(77) },
 		"no path":        func(t *peer) { t.put(legacyDumpStorePath, 0) },
 		"more than 4096": func(t *peer) { t.put(legacyDumpStorePath, 1<<40) },
@@ -389,9 +420,7 @@ func TestLegacyAdd(t0 *testing.T) {
 		"store path":     func(t *peer) { t.put(legacyDumpStorePath); t.putString("/etc/passwd") },
 		"paths, more":    func(t *peer) { t.put(legacyQueryValidPaths, 0, 0, 1<<60) },
 	} {
-		m := newMemory()
-		m.paths[drv] = infoOf(drv, narB)
-		t := talkLegacy(t0, m, Options{}, 7)
+		t := talkLegacy(t0, newMemory(), Options{}, 7)
 		begin(t)
 		t.wantEnd(want)
 	}

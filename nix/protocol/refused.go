@@ -10,7 +10,6 @@ import (
 var (
 	errGarbage = errors.New("this is a cache: it removes what nothing leads to by itself")
 	errRoots   = errors.New("this is a cache: it has no roots")
-	errOutputs = errors.New("this is a cache: it does not know the outputs of derivations; name them by their paths")
 	errUp      = errors.New("this is a cache: it does not know which paths refer to another, or which derivations were built to it")
 	errUpkeep  = errors.New("this is a cache: whoever runs it looks after its store")
 )
@@ -35,9 +34,6 @@ func (s *workerServer) refuse(op uint64) error {
 	case opQueryReferrers, opQueryValidDerivers:
 		s.path(s.dir)
 		return errUp
-	case opQueryDerivationOutputs, opQueryDerivationOutputNames, opQueryDerivationOutputMap:
-		s.path(s.dir)
-		return errOutputs
 	case opCollectGarbage:
 		s.skip(1)
 		s.paths(s.dir)

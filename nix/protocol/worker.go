@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 
 	"firn/nix"
@@ -237,13 +238,13 @@ func (s *workerServer) answer(ctx context.Context, op uint64) error {
 		return s.result(nil, s.yes)
 	case opEnsurePath:
 		p := s.path(s.dir)
-		return s.result(s.ask(func() error { return build(ctx, s.store, p.String()) }), s.yes)
+		return s.result(s.ask(func() error { return isBuilt(ctx, s.store, p.String()) }), s.yes)
 	case opBuildPaths:
 		wanted := s.derivedPaths()
 		s.skip(1) // mode
 		return s.result(s.ask(func() error {
 			for _, text := range wanted {
-				if err := build(ctx, s.store, text); err != nil {
+				if err := isBuilt(ctx, s.store, text); err != nil {
 					return err
 				}
 			}
@@ -251,6 +252,8 @@ func (s *workerServer) answer(ctx context.Context, op uint64) error {
 		}), s.yes)
 	case opBuildPathsWithResults:
 		return s.buildPathsWithResults(ctx)
+	case opQueryDerivationOutputs, opQueryDerivationOutputNames, opQueryDerivationOutputMap:
+		return s.queryOutputs(ctx, op)
 	case opQueryMissing:
 		return s.queryMissing(ctx)
 	case opNarFromPath:
@@ -381,15 +384,19 @@ func (s *workerServer) buildPathsWithResults(ctx context.Context) error {
 	return s.result(nil, func() {
 		s.putUint(uint64(len(wanted)))
 		for _, text := range wanted {
-			status, message := uint64(builtAlready), ""
-			if err := build(ctx, s.store, text); err != nil {
-				status, message = buildFailed, err.Error()
+			r := buildResult{status: builtAlready}
+			b, err := findBuilt(ctx, s.store, text)
+			if err == nil && b.isDerivation() && !s.hasFeature(featureBuildTrace) {
+				r.outputs, err = b.realisations(ctx, s.store)
+			}
+			if err != nil {
+				r = buildResult{status: buildFailed, message: err.Error()}
 				if errors.Is(err, ErrNotFound) {
-					status = buildNoSubstituters
+					r.status = buildNoSubstituters
 				}
 			}
 			s.putString(text)
-			s.putBuildResult(status, message)
+			s.putBuildResult(r)
 		}
 	})
 }
@@ -399,12 +406,19 @@ func (s *workerServer) buildDerivation() error {
 	drv := s.path(s.dir)
 	s.skipDerivation()
 	s.skip(1) // mode
-	return s.result(nil, func() { s.putBuildResult(buildFailed, errBuild(drv.String()).Error()) })
+	return s.result(nil, func() { s.putBuildResult(buildResult{status: buildFailed, message: errBuild(drv.String()).Error()}) })
 }
 
-func (s *workerServer) putBuildResult(status uint64, message string) {
-	s.putUint(status)
-	s.putString(message)
+// buildResult is what became of something that was to be built.
+type buildResult struct {
+	status  uint64
+	message string
+	outputs []*nix.Realisation
+}
+
+func (s *workerServer) putBuildResult(r buildResult) {
+	s.putUint(r.status)
+	s.putString(r.message)
 	if s.has(29) {
 		for range 4 { // how often it was built, whether that differed, from, to
 			s.putUint(0)
@@ -415,8 +429,49 @@ func (s *workerServer) putBuildResult(status uint64, message string) {
 		s.putUint(0)
 	}
 	if s.has(28) {
-		s.putUint(0) // outputs
+		s.putUint(uint64(len(r.outputs)))
+		for _, o := range r.outputs {
+			text, err := o.MarshalJSON()
+			if err != nil && s.err == nil {
+				s.err = err
+			}
+			s.putString(o.ID.String())
+			s.putString(string(text))
+		}
 	}
+}
+
+// queryOutputs answers the three questions about the outputs of a derivation: their paths, their names, or both.
+func (s *workerServer) queryOutputs(ctx context.Context, op uint64) error {
+	drv := s.path(s.dir)
+	if s.err != nil {
+		return s.err
+	}
+	outputs, err := s.store.Outputs(ctx, drv)
+	if err != nil {
+		return about(drv, err)
+	}
+	names := slices.Sorted(maps.Keys(outputs))
+	return s.result(nil, func() {
+		switch op {
+		case opQueryDerivationOutputNames:
+			s.putStrings(names...)
+		case opQueryDerivationOutputs:
+			var known []nix.StorePath
+			for _, name := range names {
+				if p := outputs[name]; !p.IsZero() {
+					known = append(known, p)
+				}
+			}
+			s.putPaths(nix.SortPaths(known))
+		default:
+			s.putUint(uint64(len(names)))
+			for _, name := range names {
+				s.putString(name)
+				s.putPath(outputs[name])
+			}
+		}
+	})
 }
 
 func (s *workerServer) queryMissing(ctx context.Context) error {

@@ -156,7 +156,7 @@ func TestWorker(t0 *testing.T) {
 			t.put(0)
 			t.wantError(minor, "which builds nothing")
 			t.put(opBuildPaths)
-			t.putStrings(pathA.String())
+			t.putStrings(pathA.String(), builtDrv.String()+"!out", builtDrv.String()+"!*")
 			t.put(0)
 			t.wantLast(1)
 			t.put(opQueryMissing)
@@ -182,6 +182,37 @@ func TestWorker(t0 *testing.T) {
 				}
 			}
 
+			t.put(opBuildPathsWithResults)
+			t.putStrings(builtDrv.String() + "!out")
+			t.put(0)
+			t.wantLast(1)
+			t.wantString(builtDrv.String() + "!out")
+			t.wantUint(builtAlready)
+			t.wantString("")
+			for _, since := range []uint64{29, 29, 29, 29, 37, 37} {
+				if minor >= since {
+					t.wantUint(0)
+				}
+			}
+			if minor >= 28 {
+				t.wantUint(1)
+				t.wantString(nix.RealisationID{DrvHash: hashOf(builtDrv), Output: "out"}.String())
+				t.wantString(`"outPath":"` + pathB.Base() + `"`)
+			}
+			t.put(opQueryDerivationOutputMap)
+			t.putPath(builtDrv)
+			t.wantLast(1)
+			t.wantString("out")
+			t.wantString(pathB.String())
+			t.put(opQueryDerivationOutputs)
+			t.putPath(builtDrv)
+			t.wantLast()
+			t.wantPaths(pathB)
+			t.put(opQueryDerivationOutputNames)
+			t.putPath(builtDrv)
+			t.wantLast(1)
+			t.wantString("out")
+
 			t.put(opBuildDerivation)
 			t.putPath(drv)
 			t.putDerivation()
@@ -204,9 +235,10 @@ func TestWorker(t0 *testing.T) {
 				{"no roots", func() { t.put(opFindRoots) }},
 				{"refer to another", func() { t.put(opQueryReferrers); t.putPath(pathA) }},
 				{"were built to it", func() { t.put(opQueryValidDerivers); t.putPath(pathA) }},
-				{"the outputs", func() { t.put(opQueryDerivationOutputs); t.putPath(drv) }},
-				{"the outputs", func() { t.put(opQueryDerivationOutputNames); t.putPath(drv) }},
-				{"the outputs", func() { t.put(opQueryDerivationOutputMap); t.putPath(drv) }},
+				{"is not there", func() { t.put(opQueryDerivationOutputs); t.putPath(drv) }},
+				{"is not there", func() { t.put(opQueryDerivationOutputNames); t.putPath(drv) }},
+				{"is not there", func() { t.put(opQueryDerivationOutputMap); t.putPath(drv) }},
+				{"no output", func() { t.put(opBuildPaths); t.putStrings(builtDrv.String() + "!dev"); t.put(0) }},
 				{"its store", func() { t.put(opOptimiseStore) }},
 				{"its store", func() { t.put(opVerifyStore, 1, 0) }},
 				{"cannot add text", func() {
