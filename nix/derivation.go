@@ -11,6 +11,9 @@ import (
 // MaxDerivationSize is how many bytes a derivation has at most that is parsed. Those of nixpkgs have some kilobytes, and a few one or two megabytes.
 const MaxDerivationSize = 4 << 20
 
+// maxElements is how many elements the lists of a derivation have at most, together: in memory one takes much more than the three bytes that it may have in the text.
+const maxElements = 1 << 16
+
 // Derivation is what a file with the extension .drv says: how something is built, and what to. Here it tells what its outputs are, and their names as realisations.
 //
 // The format is an ATerm; src/libstore/derivations.cc of Nix has it.
@@ -155,6 +158,11 @@ const impure = "impure"
 
 func (o DerivationOutput) isFixed() bool { return o.hash != "" && o.hash != impure }
 
+// NeedsInputs reports whether the hashes of what it needs are in its own.
+func (d *Derivation) NeedsInputs() bool {
+	return len(d.Inputs) > 0 && !d.Outputs[0].isFixed() && d.Outputs[0].hash != impure
+}
+
 // HashModulo returns the hash of a derivation modulo its inputs: as which it is in the hashes of those that need it, or, with masked, in the names of its realisations.
 // inputs has the hashes, not masked, of the derivations that it needs.
 func (d *Derivation) HashModulo(masked bool, inputs map[StorePath]Hash) (Hash, error) {
@@ -169,6 +177,9 @@ func (d *Derivation) HashModulo(masked bool, inputs map[StorePath]Hash) (Hash, e
 		h, ok := inputs[in.Path]
 		if !ok {
 			return Hash{}, fmt.Errorf("hash derivation: the hash of %v is not known", in.Path)
+		}
+		if len(in.Outputs) == 0 {
+			continue // Nix takes the hash of each output
 		}
 		byHash[h.Base16()] = append(byHash[h.Base16()], in.Outputs...)
 	}
@@ -202,13 +213,17 @@ func (d *Derivation) append(dst []byte, masked bool, inputs map[string][]string)
 	dst = appendStrings(append(dst, ','), d.platform, d.builder)
 	dst = appendList(append(dst, ','), d.args, appendString)
 	dst = appendList(append(dst, ','), d.env, func(dst []byte, e [2]string) []byte {
-		isOutput := func(o DerivationOutput) bool { return o.Name == e[0] }
-		if masked && slices.ContainsFunc(d.Outputs, isOutput) {
+		if masked && d.hasOutput(e[0]) {
 			e[1] = ""
 		}
 		return append(appendStrings(append(dst, '('), e[0], e[1]), ')')
 	})
 	return append(dst, ')')
+}
+
+func (d *Derivation) hasOutput(name string) bool {
+	_, ok := slices.BinarySearchFunc(d.Outputs, name, func(o DerivationOutput, name string) int { return strings.Compare(o.Name, name) })
+	return ok
 }
 
 func appendList[T any](dst []byte, all []T, one func([]byte, T) []byte) []byte {
@@ -253,9 +268,10 @@ func appendString(dst []byte, s string) []byte {
 
 // aterm is a text of which at bytes were read. After an error nothing more is.
 type aterm struct {
-	text string
-	at   int
-	err  error
+	text     string
+	at       int
+	elements int // of lists
+	err      error
 }
 
 func (p *aterm) fail(want string) { p.check(fmt.Errorf("at byte %d there is not %s", p.at, want)) }
@@ -281,6 +297,9 @@ func (p *aterm) list(one func()) {
 	for first := true; p.err == nil && !strings.HasPrefix(p.text[p.at:], "]"); first = false {
 		if !first {
 			p.expect(",")
+		}
+		if p.elements++; p.elements > maxElements {
+			p.check(fmt.Errorf("its lists have more than %d elements", maxElements))
 		}
 		one()
 	}

@@ -45,6 +45,7 @@ func TestParseDerivationRefuses(t *testing.T) {
 		"fixed without a path":   {derivation, `Derive([("out","","sha256","00")],[],[],"","",[],[])`},
 		"two that are fixed":     {`-dev","","")`, `-dev","sha256","00")`},
 		"one that is dynamic":    {"Derive(", `DrvWithVersion("xp-dyn-drv",`},
+		"too many arguments":     {`["-c",`, `[` + strings.Repeat(`"",`, 1<<16)},
 		"a name that is no name": {`[("dev","/nix`, `[("a/b","/nix`},
 	} {
 		text := strings.Replace(derivation, change[0], change[1], 1)
@@ -57,6 +58,38 @@ func TestParseDerivationRefuses(t *testing.T) {
 	}
 	if _, err := nix.ParseDerivation(nix.DefaultStoreDir, make([]byte, nix.MaxDerivationSize+1)); err == nil {
 		t.Error("too many bytes were accepted")
+	}
+}
+
+// What only has the hash of its own contents, or none, has the same hash whatever it needs; and of what it needs nothing of there is no trace.
+func TestHashWithoutInputs(t *testing.T) {
+	hashOf := func(inputs, address string) nix.Hash {
+		t.Helper()
+		d, err := nix.ParseDerivation(nix.DefaultStoreDir, []byte(`Derive([("out","/nix/store/11111111111111111111111111111111-x",`+address+`)],[`+inputs+`],[],"","",[],[])`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		hashes := make(map[nix.StorePath]nix.Hash)
+		if d.NeedsInputs() {
+			hashes[d.Inputs[0].Path] = nix.SHA256Sum([32]byte{1})
+		}
+		h, err := d.HashModulo(true, hashes)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h
+	}
+	const input = `("/nix/store/22222222222222222222222222222222-y.drv",["out"])`
+	for _, address := range []string{`"sha256","00"`, `"sha256","impure"`} {
+		if hashOf("", address) != hashOf(input, address) {
+			t.Errorf("with the address %s it has another hash when it needs something", address)
+		}
+	}
+	if hashOf("", `"",""`) == hashOf(input, `"",""`) {
+		t.Error("it has the same hash when it needs something")
+	}
+	if hashOf("", `"",""`) != hashOf(strings.Replace(input, `"out"`, "", 1), `"",""`) {
+		t.Error("it has another hash when it needs nothing of a derivation")
 	}
 }
 
