@@ -72,8 +72,9 @@ func areThere(ctx context.Context, store Store, paths ...nix.StorePath) error {
 	if err != nil {
 		return err
 	}
+	valid = nix.SortPaths(valid) // there may be many
 	for _, p := range paths {
-		if !slices.Contains(valid, p) {
+		if _, ok := slices.BinarySearchFunc(valid, p, nix.StorePath.Compare); !ok {
 			return about(p, ErrNotFound)
 		}
 	}
