@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"firn/internal/cache"
 	"firn/nix"
@@ -16,10 +18,12 @@ const (
 	// smallDerivation is how many bytes a derivation has at most that takes no room in memory. Nearly all are smaller.
 	smallDerivation = 64 << 10
 	// roomsDerivation is how many times its size a derivation takes while it is read.
-	roomsDerivation = 3
+	roomsDerivation = 5
 	// maxInputs bounds how many derivations are read to name the realisations of one.
 	maxInputs = 1 << 15
-	// maxWaiting bounds how many of them are known by their names at once, and not looked at yet: some 100 bytes each.
+	// maxInputBytes bounds the size of these. All that a whole system is built from have some 200 MB.
+	maxInputBytes = 1 << 30
+	// maxWaiting bounds how many derivations are listed as inputs at once that were not known when the list was read.
 	maxWaiting = 1 << 17
 )
 
@@ -39,27 +43,33 @@ func (s *store) outputs(ctx context.Context, c *cache.Cache, drv nix.StorePath) 
 	if err != nil {
 		return nil, err
 	}
+	defer d.done()
 	outputs := make(map[string]nix.StorePath, len(d.Outputs))
-	var hash nix.Hash // of what is not known before it is built
 	for _, o := range d.Outputs {
-		if o.Path.IsZero() {
-			if hash.IsZero() {
-				if hash, err = s.derivationHash(ctx, c, drv); errors.Is(err, cache.ErrNotFound) {
-					err = nil // nobody can know it then
-				}
-				if err != nil {
-					return nil, err
-				}
-			}
-			r, err := c.Realisation(ctx, nix.RealisationID{DrvHash: hash, Output: o.Name})
-			switch {
-			case err == nil:
-				o.Path = r.OutPath
-			case !errors.Is(err, cache.ErrNotFound):
-				return nil, err
-			}
+		outputs[strings.Clone(o.Name)] = o.Path // for the text not to stay in memory for it
+	}
+	known := func(o nix.DerivationOutput) bool { return !o.Path.IsZero() }
+	if !slices.ContainsFunc(d.Outputs, func(o nix.DerivationOutput) bool { return !known(o) }) {
+		return outputs, nil
+	}
+	hash, err := s.derivationHash(ctx, c, drv)
+	if errors.Is(err, cache.ErrNotFound) {
+		return outputs, nil // nobody can know the others then
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, o := range d.Outputs {
+		if known(o) {
+			continue
 		}
-		outputs[o.Name] = o.Path
+		r, err := c.Realisation(ctx, nix.RealisationID{DrvHash: hash, Output: o.Name})
+		switch {
+		case err == nil:
+			outputs[o.Name] = r.OutPath
+		case !errors.Is(err, cache.ErrNotFound):
+			return nil, err
+		}
 	}
 	return outputs, nil
 }
@@ -75,19 +85,25 @@ func (s *store) DerivationHash(ctx context.Context, drv nix.StorePath) (nix.Hash
 	return hash, s.tell(err)
 }
 
-// derivationHash reads a derivation and all those that it needs, each twice: to find what it needs, and, when the hashes of these are known, for its own.
-// So not all of them are in memory at once.
+// derivationHash reads a derivation and all those whose hashes are in its own: those that need others twice, to find what that is, and, when its hashes are known,
+// for their own. So not all of them are in memory at once.
 func (s *store) derivationHash(ctx context.Context, c *cache.Cache, drv nix.StorePath) (nix.Hash, error) {
 	type open struct {
 		path   nix.StorePath
-		inputs []nix.StorePath // that were not looked at
+		inputs []nix.StorePath // that were not known when it was read first
+		next   int             // of these is to be looked at
 	}
-	waiting := 0 // inputs of all that are open
-	hashes := make(map[nix.StorePath]nix.Hash)
-	begun := make(map[nix.StorePath]bool)
-	begin := func(path nix.StorePath) (open, error) {
+	var (
+		stack   []open
+		waiting int   // inputs of all that are open
+		size    int64 // of all that were read
+		room    = roomPaths
+		hashes  = make(map[nix.StorePath]nix.Hash)
+		begun   = make(map[nix.StorePath]bool)
+	)
+	begin := func(path nix.StorePath) error {
 		if len(begun) == maxInputs {
-			return open{}, cache.Refuse(cache.ErrTooLarge, "%v needs more than %d derivations", drv, maxInputs)
+			return cache.Refuse(cache.ErrTooLarge, "%v needs more than %d derivations", drv, maxInputs)
 		}
 		begun[path] = true
 		d, err := s.derivation(ctx, c, path)
@@ -95,55 +111,86 @@ func (s *store) derivationHash(ctx context.Context, c *cache.Cache, drv nix.Stor
 			err = cache.Refuse(cache.ErrNotFound, "%v needs %v, which is not there", drv, path)
 		}
 		if err != nil {
-			return open{}, err
+			return err
 		}
-		if waiting += len(d.Inputs); waiting > maxWaiting {
-			return open{}, cache.Refuse(cache.ErrTooLarge, "%v needs too many derivations that need others", drv)
+		defer d.done()
+		if size += d.size; size > maxInputBytes {
+			return cache.Refuse(cache.ErrTooLarge, "%v needs derivations of more than %d MiB", drv, maxInputBytes>>20)
 		}
-		inputs := make([]nix.StorePath, len(d.Inputs))
-		for i, in := range d.Inputs {
-			inputs[i] = in.Path
+		var inputs []nix.StorePath
+		if d.NeedsInputs() {
+			for _, in := range d.Inputs {
+				if _, known := hashes[in.Path]; !known {
+					inputs = append(inputs, in.Path)
+				}
+			}
 		}
-		return open{path, inputs}, nil
+		if len(inputs) == 0 {
+			hashes[path], err = d.HashModulo(path == drv, hashes)
+			return err
+		}
+		if waiting += len(inputs); waiting > maxWaiting {
+			return cache.Refuse(cache.ErrTooLarge, "%v needs too many derivations that need others", drv)
+		}
+		stack = append(stack, open{path: path, inputs: inputs})
+		return nil
 	}
-	first, err := begin(drv)
-	if err != nil {
+	if err := begin(drv); err != nil {
 		return nix.Hash{}, err
 	}
-	for stack := []open{first}; len(stack) > 0; {
+	for len(stack) > 0 {
+		for ; len(begun)+waiting > room && s.Room != nil; room += roomPaths {
+			done, ok := s.Room()
+			if !ok {
+				return nix.Hash{}, errNoRoomFor(drv)
+			}
+			defer done()
+		}
 		top := &stack[len(stack)-1]
-		if len(top.inputs) > 0 {
-			in := top.inputs[0]
-			top.inputs = top.inputs[1:]
-			waiting--
+		if top.next < len(top.inputs) {
+			in := top.inputs[top.next]
+			top.next++
 			if _, known := hashes[in]; known {
 				continue
 			}
 			if begun[in] {
 				return nix.Hash{}, cache.Refuse(cache.ErrInvalid, "%v needs itself", in)
 			}
-			next, err := begin(in)
-			if err != nil {
+			if err := begin(in); err != nil {
 				return nix.Hash{}, err
 			}
-			stack = append(stack, next)
 			continue
 		}
 		path := top.path
+		waiting -= len(top.inputs)
+		stack[len(stack)-1] = open{}
 		stack = stack[:len(stack)-1]
 		d, err := s.derivation(ctx, c, path)
 		if err != nil {
 			return nix.Hash{}, err
 		}
-		if hashes[path], err = d.HashModulo(len(stack) == 0, hashes); err != nil {
+		hashes[path], err = d.HashModulo(path == drv, hashes)
+		d.done()
+		if err != nil {
 			return nix.Hash{}, err
 		}
 	}
 	return hashes[drv], nil
 }
 
+func errNoRoomFor(drv nix.StorePath) error {
+	return cache.Refuse(cache.ErrUnavailable, "there is no memory to read %v beside what others ask for; try again later", drv)
+}
+
+// readDerivation is a derivation that has room in memory until done is called.
+type readDerivation struct {
+	*nix.Derivation
+	size int64
+	done func()
+}
+
 // derivation reads a derivation. cache.ErrNotFound if it is not there.
-func (s *store) derivation(ctx context.Context, c *cache.Cache, drv nix.StorePath) (*nix.Derivation, error) {
+func (s *store) derivation(ctx context.Context, c *cache.Cache, drv nix.StorePath) (_ *readDerivation, err error) {
 	if !drv.IsDerivation() {
 		return nil, cache.Refuse(cache.ErrInvalid, "%v is no derivation", drv)
 	}
@@ -158,37 +205,59 @@ func (s *store) derivation(ctx context.Context, c *cache.Cache, drv nix.StorePat
 	if info.NARSize > nix.MaxDerivationSize+around {
 		return nil, cache.Refuse(cache.ErrTooLarge, "%v is too large for a derivation", drv)
 	}
-	if info.NARSize > smallDerivation && s.Room != nil {
-		for range roomsDerivation * (1 + info.NARSize>>20) {
-			done, ok := s.Room()
-			if !ok {
-				return nil, cache.Refuse(cache.ErrUnavailable, "there is no memory to read %v beside what others ask for; try again later", drv)
-			}
-			defer done()
-		}
+	rooms, err := s.roomFor(drv, info.NARSize)
+	if err != nil {
+		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			rooms()
+		}
+	}()
 	n, _, err := c.OpenNAR(ctx, cache.Archive{Path: drv.Hash(), NARHash: info.NARHash})
 	if err != nil {
 		return nil, err
 	}
 	defer n.Close()
 	var buf bytes.Buffer
-	buf.Grow(int(info.NARSize))
+	buf.Grow(int(info.NARSize) + bytes.MinRead)
 	if err := n.WriteRange(ctx, &buf, 0, n.Size()); err != nil {
 		return nil, fmt.Errorf("read %v: %w", drv, err)
 	}
 	r := nar.NewReader(&buf)
 	h, err := r.Next()
-	if err != nil || h.Type != nar.TypeRegular {
+	if err != nil || h.Type != nar.TypeRegular || h.Size > info.NARSize {
 		return nil, cache.Refuse(cache.ErrInvalid, "%v is no file", drv)
 	}
-	text, err := io.ReadAll(r)
-	if err != nil {
+	text := make([]byte, h.Size)
+	if _, err := io.ReadFull(r, text); err != nil {
 		return nil, fmt.Errorf("read %v: %w", drv, err)
 	}
 	d, err := nix.ParseDerivation(drv.Dir(), text)
 	if err != nil {
 		return nil, cache.Refuse(cache.ErrInvalid, "%v: %v", drv, err)
 	}
-	return d, nil
+	return &readDerivation{d, info.NARSize, rooms}, nil
+}
+
+// roomFor takes the room that a derivation of a size needs, until done is called.
+func (s *store) roomFor(drv nix.StorePath, size int64) (done func(), err error) {
+	var taken []func()
+	done = func() {
+		for _, done := range taken {
+			done()
+		}
+	}
+	if size <= smallDerivation || s.Room == nil {
+		return done, nil
+	}
+	for range 1 + roomsDerivation*size>>20 {
+		one, ok := s.Room()
+		if !ok {
+			done()
+			return nil, errNoRoomFor(drv)
+		}
+		taken = append(taken, one)
+	}
+	return done, nil
 }

@@ -92,7 +92,7 @@ func TestRoomForDerivation(t *testing.T) {
 	p := cachetest.NewPath(t, nix.DefaultStoreDir, "large.drv",
 		fmt.Sprintf(`Derive([("out","%s","","")],[],[],"","",[],[("large","%s"),("out","%s")])`, out, strings.Repeat("x", smallDerivation), out))
 	s := readerOf(t, p)
-	for free, want := range []error{cache.ErrUnavailable, cache.ErrUnavailable, cache.ErrUnavailable, nil} {
+	for free, want := range []error{cache.ErrUnavailable, nil} {
 		left := free
 		s.Room = func() (done func(), ok bool) {
 			if left == 0 {
@@ -104,5 +104,77 @@ func TestRoomForDerivation(t *testing.T) {
 		if _, err := s.Outputs(t.Context(), p.Info.Path); !errors.Is(err, want) || left != free {
 			t.Errorf("with %d: %v, and there are %d in the end", free, err, left)
 		}
+	}
+}
+
+// What is fixed has the hash of its contents, so that what made it does not have to be there.
+func TestHashOfFixed(t *testing.T) {
+	paths := numbered(t, 2)
+	absent := derivationOf(t, "absent", "")
+	fixed := cachetest.NewPath(t, nix.DefaultStoreDir, "fixed.drv",
+		fmt.Sprintf(`Derive([("out","%v","sha256","00")],[("%v",["out"])],[],"","",[],[("out","%[1]v")])`, paths[0], absent.Info.Path))
+	top := derivationOf(t, "top", paths[1].String(), fixed.Info.Path)
+	s := readerOf(t, fixed, top)
+	for _, p := range []cachetest.Path{fixed, top} {
+		if _, err := s.DerivationHash(t.Context(), p.Info.Path); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// However many outputs are not known, that the hash cannot be is found out once.
+func TestUnknownOutputs(t *testing.T) {
+	absent := derivationOf(t, "absent", "")
+	var outputs []string
+	for i := range 100 {
+		outputs = append(outputs, fmt.Sprintf(`("o%02d","","r:sha256","")`, i))
+	}
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "many.drv", fmt.Sprintf(`Derive([%s],[("%v",["out"])],[],"","",[],[])`, strings.Join(outputs, ","), absent.Info.Path))
+	source := cachetest.NewMemory(p)
+	if got, err := readerOfSource(t, source).Outputs(t.Context(), p.Info.Path); err != nil || len(got) != len(outputs) {
+		t.Errorf("%d outputs, %v", len(got), err)
+	}
+	if asked := source.Asked(); asked > 20 {
+		t.Errorf("for %d outputs the cache looked %d times for paths", len(outputs), asked)
+	}
+}
+
+// What a derivation needs takes room by its names, also while it is open and all were looked at.
+func TestRoomForInputs(t *testing.T) {
+	parse := func(format string, args ...any) nix.StorePath {
+		p, err := nix.DefaultStoreDir.ParsePath(fmt.Sprintf(format, args...))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	leaf := derivationOf(t, "leaf", numbered(t, 1)[0].String())
+	paths := []cachetest.Path{leaf}
+	inputs := []nix.StorePath{leaf.Info.Path}
+	const depth, wide = 10, 3000
+	for i := range depth {
+		// Those beside the leaf are not there, and come after what is.
+		p := derivationOf(t, fmt.Sprint("chain", i), leaf.Info.Path.String(), inputs...)
+		p.Info.Path = parse("/nix/store/%032d-chain.drv", depth-i)
+		p.Info.CA = nix.ContentAddress{}
+		paths = append(paths, p)
+		inputs = []nix.StorePath{p.Info.Path}
+		for j := range wide {
+			inputs = append(inputs, parse("/nix/store/z%031d-%d.drv", j, i))
+		}
+	}
+	top := derivationOf(t, "top", "", inputs...)
+	s := readerOf(t, append(paths, top)...)
+	most, taken := 0, 0
+	s.Room = func() (done func(), ok bool) {
+		taken++
+		most = max(most, taken)
+		return func() { taken-- }, true
+	}
+	if _, err := s.DerivationHash(t.Context(), top.Info.Path); !errors.Is(err, protocol.ErrNotFound) {
+		t.Error(err)
+	}
+	if names := depth * wide / roomPaths; most < names || taken != 0 {
+		t.Errorf("%d rooms were taken at most, want %d, and %d were in the end", most, names, taken)
 	}
 }

@@ -236,6 +236,7 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath, outputs bool
 						add([]nix.StorePath{o.Path})
 					}
 				}
+				d.done()
 			}
 		case err != nil && !errors.Is(err, cache.ErrNotFound):
 			return nil, s.tell(err)
