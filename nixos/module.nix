@@ -564,6 +564,7 @@ in
     );
 
     systemd.services.firn-verify = lib.mkIf (cfg.verify != null) {
+      restartIfChanged = false; # a switch would begin anew, and wait for hours until all is read
       unitConfig = mounts;
       serviceConfig = identity;
     };

@@ -124,6 +124,7 @@ let
     after = names;
     requires = names;
     stopIfChanged = option types.bool true;
+    restartIfChanged = option types.bool true;
     restartTriggers = option (types.listOf types.raw) [ ];
     reloadTriggers = option (types.listOf types.raw) [ ];
     unitConfig = section;
@@ -212,6 +213,7 @@ let
     + listed "After" u.after
     + listed "Requires" u.requires
     + listed "Wants" u.wants
+    + lib.optionalString (!u.restartIfChanged) "X-RestartIfChanged=false\n"
     + listed "X-Reload-Triggers" u.reloadTriggers
     + listed "X-Restart-Triggers" u.restartTriggers
     + lines u.unitConfig;
