@@ -108,7 +108,7 @@ func (s *store) derivationHash(ctx context.Context, c *cache.Cache, drv nix.Stor
 		begun[path] = true
 		d, err := s.derivation(ctx, c, path)
 		if path != drv && errors.Is(err, cache.ErrNotFound) {
-			err = cache.Refuse(cache.ErrNotFound, "%v needs %v, which is not there", drv, path)
+			err = cache.Refuse(cache.ErrNotFound, "%v needs %v, which is not there: nix copy --derivation --to pushes a derivation with all that it needs", drv, path)
 		}
 		if err != nil {
 			return err
