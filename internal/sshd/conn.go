@@ -127,7 +127,7 @@ func (s *Server) serveChannels(ctx, work context.Context, l *Login, channels <-c
 				n.Reject(ssh.ConnectionFailed, "the server is ending")
 			case n.ChannelType() != "session":
 				n.Reject(ssh.Prohibited, "this is a Nix cache: it forwards nothing")
-			case open.Load() >= maxChannels:
+			case !hasPlace(&open, ended):
 				n.Reject(ssh.ResourceShortage, "too many sessions on one connection")
 			default:
 				open.Add(1)
@@ -152,8 +152,24 @@ func (s *Server) serveChannels(ctx, work context.Context, l *Login, channels <-c
 	}
 }
 
-// maxChannels bounds the sessions on one connection, as OpenSSH's MaxSessions does.
-const maxChannels = 10
+const (
+	// maxChannels bounds the sessions on one connection, as OpenSSH's MaxSessions does.
+	maxChannels = 10
+	// endingTime is how long a session may go on ending here that its client has seen to its end.
+	endingTime = time.Second
+)
+
+// hasPlace reports whether a connection may have one more session. It waits for those that are about to end: a client may begin the next one before they have.
+func hasPlace(open *atomic.Int64, ended <-chan struct{}) bool {
+	for late := time.After(endingTime); open.Load() >= maxChannels; {
+		select {
+		case <-ended:
+		case <-late:
+			return false
+		}
+	}
+	return true
+}
 
 // addrOf returns where a connection comes from, the zero Addr if it has no IP address.
 func addrOf(nc net.Conn) netip.Addr {
