@@ -296,6 +296,16 @@ func TestNothingElse(t0 *testing.T) {
 	if _, err := c.NewSession(); err == nil {
 		t.Error("an eleventh session was opened")
 	}
+	// The next one can begin as soon as the client has seen one end.
+	for range 100 {
+		if err := sessions[0].Shell(); err != nil {
+			t.Fatal(err)
+		}
+		if err := sessions[0].Wait(); !errors.As(err, &exit) {
+			t.Fatal(err)
+		}
+		sessions[0] = t.session(c)
+	}
 	for _, s := range sessions {
 		s.Close()
 	}
