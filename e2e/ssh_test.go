@@ -66,6 +66,33 @@ func (c *sshClient) nix(args ...string) string {
 	return c.run(c.with(args...)...)
 }
 
+// An sshServer is a server with SSH on a machine of its own.
+type sshServer struct {
+	*server
+	host *machine
+	port string
+	read string // a key that may read the cache main
+}
+
+// startPusher starts a server with SSH, and returns it with a client that may push to the cache main.
+func startPusher(t *testing.T, n nixSystem) (*sshServer, *sshClient) {
+	t.Helper()
+	s := &sshServer{host: newMachine(t, systemNix())}
+	s.server, s.port = startSSH(s.host)
+	source := newMachine(t, n)
+	push := sshKey(source, "push")
+	s.read = sshKey(source, "read")
+	admin(s.host, "sshkey add", "--push", "main", "ci", push+".pub")
+	admin(s.host, "sshkey add", "--read", "main", "reader", s.read+".pub")
+	return s, newSSHClient(source, s.host, s.port, push)
+}
+
+// reader is a client on a new machine that may only read.
+func (s *sshServer) reader(n nixSystem) *sshClient {
+	s.host.t.Helper()
+	return newSSHClient(newMachine(s.host.t, n), s.host, s.port, s.read)
+}
+
 var schemes = []string{"ssh", "ssh-ng"}
 
 // What any Nix pushes over SSH, another gets back, over SSH and over HTTP.
@@ -130,15 +157,12 @@ func TestSSH(t *testing.T) {
 func TestSSHCopyClosure(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
-		host, source := newMachine(t, systemNix()), newMachine(t, n)
-		s, port := startSSH(host)
-		key := sshKey(source, "key")
-		admin(host, "sshkey add", "--push", "main", "ci", key+".pub")
-		client := newSSHClient(source, host, port, key)
+		s, client := startPusher(t, n)
+		source := client.machine
 		a, b := add(source, "a", 1000), add(source, "b", 1000)
 		client.nix("nix-copy-closure", "--to", "main@127.0.0.1", a.String())
 		client.nix("nix-copy-closure", "--to", "--use-substitutes", "main@127.0.0.1", a.String(), b.String())
-		reader := newSSHClient(newMachine(t, n), host, port, key)
+		reader := s.reader(n)
 		reader.nix("nix-copy-closure", "--from", "--use-substitutes", "main@127.0.0.1", a.String(), "--option", "trusted-public-keys", s.publicKey)
 		reader.nix("nix-copy-closure", "--from", "main@127.0.0.1", a.String(), b.String(), "--option", "trusted-public-keys", s.publicKey)
 		for _, p := range []nix.StorePath{a, b} {
@@ -154,15 +178,12 @@ func TestSSHCopyClosure(t *testing.T) {
 func TestSSHOutputs(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
-		host, source := newMachine(t, systemNix()), newMachine(t, n)
-		s, port := startSSH(host)
-		key := sshKey(source, "key")
-		admin(host, "sshkey add", "--push", "main", "ci", key+".pub")
-		client := newSSHClient(source, host, port, key)
+		s, client := startPusher(t, n)
+		source := client.machine
 		if n.isOld() { // later ones take the flag, and forget it
 			output, drv := build(source, "", "echo out >$out")
 			client.nix("nix-copy-closure", "--to", "main@127.0.0.1", drv, output)
-			reader := newSSHClient(newMachine(t, n), host, port, key)
+			reader := s.reader(n)
 			reader.nix("nix-copy-closure", "--from", "--include-outputs", "main@127.0.0.1", drv, "--option", "trusted-public-keys", s.publicKey)
 			sameTree(t, source.path(output), reader.path(output))
 			return
@@ -188,7 +209,7 @@ func TestSSHOutputs(t *testing.T) {
 			client.nix("nix", "copy", "--to", url, outputs(drv))
 			client.nix("nix", "copy", "--derivation", "--to", url, drv)
 
-			reader := newSSHClient(newMachine(t, n), host, port, key)
+			reader := s.reader(n)
 			reader.nix("nix", "copy", "--derivation", "--from", url, drv)
 			reader.nix(append([]string{"nix", "copy", "--from", url, outputs(drv)}, trust...)...)
 			for _, p := range paths {
@@ -202,11 +223,8 @@ func TestSSHOutputs(t *testing.T) {
 func TestSSHMore(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
-		host, source := newMachine(t, systemNix()), newMachine(t, n)
-		s, port := startSSH(host)
-		key := sshKey(source, "key")
-		admin(host, "sshkey add", "--push", "main", "ci", key+".pub")
-		client := newSSHClient(source, host, port, key)
+		s, client := startPusher(t, n)
+		source := client.machine
 		const url = "ssh-ng://main@127.0.0.1"
 
 		output, drv := build(source, "", "echo the log of a build; echo hello >$out")
