@@ -1,6 +1,6 @@
 // Package nix has the data types of Nix's binary caches, and their text forms:
 // [StorePath], [Hash], [ContentAddress], [PathInfo], [NARInfo], [SecretKey],
-// [PublicKey], [Signature], [CacheInfo], [Realisation] and [BuildTrace].
+// [PublicKey], [Signature], [CacheInfo], [Derivation], [Realisation] and [BuildTrace].
 //
 // Text is parsed once, into values that are valid from then on:
 //
