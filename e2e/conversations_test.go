@@ -15,6 +15,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -163,14 +164,15 @@ func TestConversations(t *testing.T) {
 						l.on(source, "realisation", "nix", "copy", "--to", url, "--file", filepath.Join(source.dir, "test.nix"))
 					}
 				}
-				l.check(filepath.Join(recordings, "nix-"+major, scheme))
+				l.check(filepath.Join(recordings, "nix-"+major, scheme), n.isOld())
 			})
 		}
 	})
 }
 
-// check compares what was heard with what was recorded, or records it.
-func (l *listener) check(dir string) {
+// check compares what was heard with what was recorded, or records it. With anyOrder, what the client said is the same in another order:
+// Nix 2.3 asks for what paths refer to on several threads.
+func (l *listener) check(dir string, anyOrder bool) {
 	l.t.Helper()
 	if _, err := os.Stat(dir); err != nil && !*record {
 		l.t.Logf("there is no recording of this version of Nix: go test -run TestConversations . -record makes one")
@@ -206,7 +208,12 @@ func (l *listener) check(dir string) {
 		if err != nil {
 			l.t.Fatal(err)
 		}
-		if got, want := c.Said(true), recorded.Said(true); c.Command != recorded.Command || !bytes.Equal(got, want) {
+		got, want := conversation.Lines(c.Said(true)), conversation.Lines(recorded.Said(true))
+		if anyOrder {
+			slices.Sort(got)
+			slices.Sort(want)
+		}
+		if c.Command != recorded.Command || !slices.Equal(got, want) {
 			l.t.Errorf("%s: Nix says something else than was recorded in %s:\n%s", c.Title, file, conversation.Format(c))
 		}
 	}

@@ -267,7 +267,8 @@ func TestPushBuiltAndFetch(t *testing.T) {
 		if err := os.Chmod(program, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		output, _ := build(m, "", "echo built and pushed >$out", append(s.trust(), "--option", "post-build-hook", program)...)
+		// Of each version another one: Nix does not delete what is in the environment of any process, such as another one that builds the same.
+		output, _ := build(m, `version = "`+n.version+`";`, "echo built and pushed >$out", append(s.trust(), "--option", "post-build-hook", program)...)
 		if p, err := nix.DefaultStoreDir.ParsePath(output); err != nil {
 			t.Fatal(err)
 		} else if _, err := s.narInfo(p); err != nil {
