@@ -42,6 +42,15 @@ func TestSSHWalk(t *testing.T) {
 	}
 }
 
+// So does that of the page with questions: only what cache.nixos.org does not have is pushed.
+func TestQuestionsWalk(t *testing.T) {
+	dir := t.TempDir()
+	out := walk(t, "docs/questions.md", "NIX_REMOTE="+dir, "HOME="+dir, "GOCACHE="+goEnv(t, "GOCACHE"), "GOMODCACHE="+goEnv(t, "GOMODCACHE"))
+	if strings.Count(out, "\nStorePath: /nix/store/") != 1 || !strings.Contains(out, "-ours\n") {
+		t.Errorf("the path was not pushed without what it refers to:\n%s", out)
+	}
+}
+
 // So does that of the page on TLS.
 func TestTLSWalk(t *testing.T) {
 	dir := t.TempDir()
