@@ -1,9 +1,12 @@
-// Package slots shares places that there are few of, for uploads or connections, among those who want them.
+// Package slots shares places that there are few of, for uploads or connections, and memory, among those who want them.
 //
 //	uploads := slots.New(32)
 //	done, err := uploads.Take(ctx, "principal "+name, slots.Address(addr))
 //	…
 //	done()
+//
+//	memory := slots.NewMemory(512 << 20)
+//	done, err = memory.TakeN(ctx, 8<<20, "principal "+name, slots.Address(addr))
 package slots
 
 import (
@@ -18,6 +21,8 @@ import (
 // as are free. So one alone gets half of them, and each further one half of what the others have left.
 // Who has to wait does so in a queue, in which those who have too many are passed over.
 type Slots struct {
+	needs func(n, held int) int // how many must be free for an owner of held to take n
+
 	mu      sync.Mutex
 	free    int
 	held    map[string]int // by owner; none is 0
@@ -25,35 +30,54 @@ type Slots struct {
 }
 
 type waiter struct {
+	n      int
 	owners []string
 	ready  chan struct{} // closed once it has a slot
 }
 
 // New returns n slots.
-func New(n int) *Slots { return &Slots{free: n, held: make(map[string]int)} }
+func New(n int) *Slots {
+	return &Slots{needs: func(n, held int) int { return held + n }, free: n, held: make(map[string]int)}
+}
+
+// NewMemory returns n bytes of memory, of which requests take very different amounts.
+// After one is granted, at least as much is free as its owner then holds,
+// and beside that as much as it took, or as its owner held before, whichever is less.
+//
+// So an owner has at most half. Whatever it has, another one that has nothing gets a quarter of all at once.
+// And an owner who has all that it may have of large amounts still gets small ones.
+func NewMemory(n int) *Slots {
+	needs := func(n, held int) int { return held + 2*n + min(n, held) }
+	return &Slots{needs: needs, free: n, held: make(map[string]int)}
+}
 
 // Take waits until there is a slot for somebody who is known by all of these names; an empty one is none. done gives it back.
 func (s *Slots) Take(ctx context.Context, owners ...string) (done func(), err error) {
+	return s.TakeN(ctx, 1, owners...)
+}
+
+// TakeN is Take for n slots, or bytes. It does not wait behind a larger request that cannot be granted yet.
+func (s *Slots) TakeN(ctx context.Context, n int, owners ...string) (done func(), err error) {
 	owners = named(owners)
-	w := &waiter{owners, make(chan struct{})}
+	w := &waiter{n, owners, make(chan struct{})}
 	s.mu.Lock()
-	if s.mayTake(owners) { // those who wait may not: they were looked at when a slot was given back last
-		s.lend(owners)
+	if s.mayTake(n, owners) { // those who wait may not: they were looked at when a slot was given back last
+		s.lend(n, owners)
 		s.mu.Unlock()
-		return func() { s.give(owners) }, nil
+		return func() { s.give(n, owners) }, nil
 	}
 	at := s.waiting.PushBack(w)
 	s.mu.Unlock()
 	select {
 	case <-w.ready:
-		return func() { s.give(owners) }, nil
+		return func() { s.give(n, owners) }, nil
 	case <-ctx.Done():
 	}
 	s.mu.Lock()
 	select {
 	case <-w.ready: // at the same moment
 		s.mu.Unlock()
-		s.give(owners)
+		s.give(n, owners)
 	default:
 		s.waiting.Remove(at)
 		s.mu.Unlock()
@@ -62,47 +86,50 @@ func (s *Slots) Take(ctx context.Context, owners ...string) (done func(), err er
 }
 
 // TryTake is Take for those who do not wait. ok is false if there is no slot now.
-func (s *Slots) TryTake(owners ...string) (done func(), ok bool) {
+func (s *Slots) TryTake(owners ...string) (done func(), ok bool) { return s.TryTakeN(1, owners...) }
+
+// TryTakeN is TakeN for those who do not wait.
+func (s *Slots) TryTakeN(n int, owners ...string) (done func(), ok bool) {
 	owners = named(owners)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.mayTake(owners) {
+	if !s.mayTake(n, owners) {
 		return nil, false
 	}
-	s.lend(owners)
-	return func() { s.give(owners) }, true
+	s.lend(n, owners)
+	return func() { s.give(n, owners) }, true
 }
 
 func named(owners []string) []string {
 	return slices.DeleteFunc(slices.Clone(owners), func(o string) bool { return o == "" })
 }
 
-// lend counts a slot that somebody has now.
-func (s *Slots) lend(owners []string) {
-	s.free--
+// lend counts what somebody has now.
+func (s *Slots) lend(n int, owners []string) {
+	s.free -= n
 	for _, o := range owners {
-		s.held[o]++
+		s.held[o] += n
 	}
 }
 
-func (s *Slots) give(owners []string) {
+func (s *Slots) give(n int, owners []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.free++
+	s.free += n
 	for _, o := range owners {
-		if s.held[o]--; s.held[o] == 0 {
+		if s.held[o] -= n; s.held[o] == 0 {
 			delete(s.held, o)
 		}
 	}
 	s.serve()
 }
 
-// serve gives free slots to those who wait. It is called with mu held.
+// serve gives what is free to those who wait. It is called with mu held.
 func (s *Slots) serve() {
 	for e := s.waiting.Front(); e != nil && s.free > 0; {
 		w, next := e.Value.(*waiter), e.Next()
-		if s.mayTake(w.owners) {
-			s.lend(w.owners)
+		if s.mayTake(w.n, w.owners) {
+			s.lend(w.n, w.owners)
 			s.waiting.Remove(e)
 			close(w.ready)
 		}
@@ -110,12 +137,12 @@ func (s *Slots) serve() {
 	}
 }
 
-func (s *Slots) mayTake(owners []string) bool {
-	if s.free == 0 {
+func (s *Slots) mayTake(n int, owners []string) bool {
+	if s.free < n {
 		return false
 	}
 	for _, o := range owners {
-		if s.held[o] >= s.free {
+		if s.needs(n, s.held[o]) > s.free {
 			return false
 		}
 	}

@@ -62,9 +62,15 @@ func TestSlots(t *testing.T) {
 
 // Whatever happens in which order, nobody waits who may take a slot, and in the end all are free.
 func TestNobodyWaitsInVain(t *testing.T) {
+	t.Run("slots", func(t *testing.T) { testNobodyWaitsInVain(t, New(6), 1) })
+	t.Run("memory", func(t *testing.T) { testNobodyWaitsInVain(t, NewMemory(60), 15) })
+}
+
+// testNobodyWaitsInVain has each take up to most.
+func testNobodyWaitsInVain(t *testing.T, s *Slots, most int) {
+	all := s.free
 	synctest.Test(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))
-		s := New(6)
 		type taker struct {
 			done   func() // once it has a slot
 			cancel func()
@@ -77,7 +83,8 @@ func TestNobodyWaitsInVain(t *testing.T) {
 				one := &taker{cancel: cancel}
 				takers = append(takers, one)
 				owners := []string{string(rune('a' + r.IntN(5))), string(rune('A' + r.IntN(3)))}
-				wg.Go(func() { one.done, _ = s.Take(ctx, owners...) })
+				n := 1 + r.IntN(most)
+				wg.Go(func() { one.done, _ = s.TakeN(ctx, n, owners...) })
 			} else {
 				i := r.IntN(len(takers))
 				if takers[i].done != nil {
@@ -88,7 +95,7 @@ func TestNobodyWaitsInVain(t *testing.T) {
 			}
 			synctest.Wait()
 			for e := s.waiting.Front(); e != nil; e = e.Next() {
-				if w := e.Value.(*waiter); s.mayTake(w.owners) {
+				if w := e.Value.(*waiter); s.mayTake(w.n, w.owners) {
 					t.Fatalf("%v wait, with %v held and %d free", w.owners, s.held, s.free)
 				}
 			}
@@ -101,7 +108,7 @@ func TestNobodyWaitsInVain(t *testing.T) {
 			}
 		}
 		wg.Wait()
-		if s.free != 6 || len(s.held) != 0 || s.waiting.Len() != 0 {
+		if s.free != all || len(s.held) != 0 || s.waiting.Len() != 0 {
 			t.Errorf("in the end %d are free, held %v, %d wait", s.free, s.held, s.waiting.Len())
 		}
 	})
@@ -170,4 +177,84 @@ func TestAddress(t *testing.T) {
 	if got := Address(netip.Addr{}); got != "" {
 		t.Errorf("no address is %q", got)
 	}
+}
+
+// TestMemory: what one owner holds, in whatever amounts, leaves others a quarter of all, and itself small amounts.
+func TestMemory(t *testing.T) {
+	const all, largest, small = 512, 128, 8
+	for _, amounts := range [][]int{{128}, {64}, {32}, {16}, {100, 60}, {128, 64, 32, 16, 8, 4, 2, 1}, {1, 2, 4, 8, 16, 32, 64, 128}} {
+		s := NewMemory(all)
+		held := 0
+		for _, n := range amounts {
+			for {
+				if _, ok := s.TryTakeN(n, "a", "here"); !ok {
+					break
+				}
+				held += n
+			}
+		}
+		if held < all/5 || held > all/2 {
+			t.Errorf("%d: a holds %d of %d", amounts, held, all)
+		}
+		for _, owners := range [][]string{{"a", "there"}, {"b", "here"}} {
+			if _, ok := s.TryTakeN(largest, owners...); ok {
+				t.Errorf("%d: %v got more than half of all", amounts, owners)
+			}
+		}
+		if done, ok := s.TryTakeN(largest, "b", "there"); !ok {
+			t.Errorf("%d: b got no quarter beside a", amounts)
+		} else {
+			done()
+		}
+		if len(amounts) > 1 {
+			continue // the last ones were small
+		}
+		for _, owners := range [][]string{{"a", "there"}, {"b", "here"}} {
+			if done, ok := s.TryTakeN(min(small, amounts[0]/4), owners...); !ok {
+				t.Errorf("%d: %v got no small amount any more", amounts, owners)
+			} else {
+				done()
+			}
+		}
+	}
+	// However many owners take large amounts, small ones are left.
+	s := NewMemory(all)
+	for i := range 10 {
+		for s.takes(largest, i) {
+		}
+	}
+	if !s.takes(small, 10) {
+		t.Error("nothing small is left of others")
+	}
+}
+
+func (s *Slots) takes(n, owner int) bool {
+	_, ok := s.TryTakeN(n, string(rune('a'+owner)))
+	return ok
+}
+
+// TestSmallFirst: a small amount does not wait behind a large one, which is given once there is enough.
+func TestSmallFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := NewMemory(512)
+		first, _ := s.TryTakeN(128, "a")
+		got := make(chan int, 3)
+		for _, n := range []int{128, 100, 8} {
+			go func() {
+				if done, err := s.TakeN(t.Context(), n, "a"); err == nil {
+					defer done()
+					got <- n
+				}
+			}()
+			synctest.Wait()
+		}
+		if n := len(got); n != 1 || <-got != 8 {
+			t.Errorf("%d were granted at once, want the one of 8", n)
+		}
+		first()
+		synctest.Wait()
+		if n := len(got); n != 2 || s.free != 512 {
+			t.Errorf("%d were granted later, want 2, and %d are free in the end", n, s.free)
+		}
+	})
 }
