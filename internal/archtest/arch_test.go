@@ -41,7 +41,7 @@ var rules = map[string]rule{
 	"internal/localstore":                {rooms: []string{"internal/cache", "internal/lru", "internal/walindex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/walindex":                  {libraries: true},
 	"internal/zstdcache":                 {rooms: []string{"internal/cache", "internal/lru", "nix", "nix/nar"}, libraries: true},
-	"internal/codec":                     {rooms: []string{"internal/cache", "nix"}, libraries: true},
+	"internal/codec":                     {rooms: []string{"internal/cache", "internal/slots", "nix"}, libraries: true},
 	"internal/depot":                     {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/catalog", "internal/depot/chunk", "internal/lru", "nix", "nix/nar"}, libraries: true},
 	"internal/depot/blob":                {},
 	"internal/depot/blob/blobtest":       {rooms: []string{"internal/depot/blob"}},

@@ -17,19 +17,19 @@ import (
 	"runtime"
 	"strings"
 
-	"golang.org/x/sync/semaphore"
-
 	"firn/internal/cache"
+	"firn/internal/slots"
 	"firn/nix"
 )
 
-const (
-	// defaultMemory is for 16 uploads by `xz -6` at once, which Nix makes where it is not told otherwise,
-	// or for one by `zstd --long=27`.
-	defaultMemory = 128 << 20
+// Memory is how many bytes the windows and dictionaries of all decoders of a program may take together:
+// four of the largest, so that an owner's half leaves room for one of another owner, see [slots.NewMemory];
+// or 64 of `xz -6`, which Nix makes where it is not told otherwise, of which a server decodes 32 at once.
+const Memory = 4 * maxDecoder
 
-	// maxDecoder bounds, in bytes, what one decoder may take: `zstd --long=27` again, the most that zstd
-	// itself decodes without being told to; `xz -9` takes half of it.
+const (
+	// maxDecoder bounds, in bytes, what one decoder may take: `zstd --long=27`, or `zstd --ultra -22`,
+	// the most that zstd itself decodes without being told to; `xz -9` takes half of it.
 	maxDecoder = 128 << 20
 
 	// defaultRatio is more than gzip reaches on zeros (1030) only by that little.
@@ -45,9 +45,14 @@ const (
 
 // Options of Limits.
 type Options struct {
-	// Memory bounds, in bytes, the windows and dictionaries of all decoders together, 128 MiB if zero.
-	// A decoder waits until there is room for its own. Each takes up to 1 MiB more that is not counted.
-	Memory int64
+	// Lend lends the bytes that a decoder takes for its window or dictionary, until done is called.
+	// It may wait for them. If it fails, so does the reading.
+	// Each decoder takes up to 1 MiB more, for which it does not ask.
+	// If Lend is nil, the decoders share as many bytes as Memory, and wait for each other.
+	Lend func(ctx context.Context, bytes int64) (done func(), err error)
+
+	// Most bounds, in bytes, what one decoder may ask for, 128 MiB if zero.
+	Most int64
 
 	// Ratio is how many bytes one byte may decompress to, 1000 if zero; Free, how many bytes a stream may give
 	// before that counts, 1 GiB if zero.
@@ -56,19 +61,22 @@ type Options struct {
 
 // Limits bounds all decoders that share it. It is safe for concurrent use.
 type Limits struct {
-	memory      *semaphore.Weighted
-	max         int64 // of one decoder
+	lend        func(ctx context.Context, bytes int64) (done func(), err error)
+	most        int64 // of one decoder
 	ratio, free int64
 }
 
 // NewLimits returns the limits that opts say.
 func NewLimits(opts Options) *Limits {
-	memory := cmp.Or(opts.Memory, defaultMemory)
+	if opts.Lend == nil {
+		memory := slots.NewMemory(Memory)
+		opts.Lend = func(ctx context.Context, bytes int64) (func(), error) { return memory.TakeN(ctx, int(bytes)) }
+	}
 	return &Limits{
-		memory: semaphore.NewWeighted(memory),
-		max:    min(memory, maxDecoder),
-		ratio:  cmp.Or(opts.Ratio, defaultRatio),
-		free:   cmp.Or(opts.Free, defaultFree),
+		lend:  opts.Lend,
+		most:  cmp.Or(opts.Most, maxDecoder),
+		ratio: cmp.Or(opts.Ratio, defaultRatio),
+		free:  cmp.Or(opts.Free, defaultFree),
 	}
 }
 
@@ -77,7 +85,7 @@ func NewLimits(opts Options) *Limits {
 // ErrInvalid if it cannot decode c.
 //
 // Reading fails with ErrInvalid where r is not of that compression, and with ErrTooLarge where it exceeds l,
-// both with a text for the client; with what r fails with; and when ctx ends while it waits for memory.
+// both with a text for the client; with what r fails with; and with what the wait for memory fails with, for which ctx counts.
 // The caller closes the result, which does not close r. No two goroutines may use it at once.
 func Decode(ctx context.Context, c nix.Compression, r io.Reader, l *Limits) (io.ReadCloser, error) {
 	if c == nix.None || c == "" {
@@ -141,6 +149,8 @@ type stream struct {
 	part   io.Reader // nil before the first one and between two
 	opened int       // parts
 	held   int64     // bytes of memory
+	done   func()    // gives these back; nil if there are none
+	unlent error     // why there is no memory
 	out    int64     // bytes given
 	err    error     // what Read fails with from now on
 }
@@ -225,29 +235,29 @@ func (s *stream) end() error {
 
 // reserve makes room for n bytes in memory, instead of what was reserved before. Nothing of that may be in use any more.
 func (s *stream) reserve(n int64) error {
+	if n > s.limits.most {
+		return cache.Refuse(cache.ErrTooLarge, "to decompress the %s data takes %s of memory, and this server allows %s: compress it at a lower level",
+			s.name, mebibytes(n), mebibytes(s.limits.most))
+	}
 	if n <= s.held {
 		return nil
 	}
-	if n > s.limits.max {
-		return cache.Refuse(cache.ErrTooLarge, "to decompress the %s data takes %s of memory, and this server allows %s: compress it at a lower level",
-			s.name, mebibytes(n), mebibytes(s.limits.max))
-	}
-	// Who waits for more must not hold anything: two who did would wait for each other.
+	// A stream that waits for more must not hold anything: two that did would wait for each other.
 	s.release()
-	if err := s.limits.memory.Acquire(s.ctx, n); err != nil {
-		return err
+	s.done, s.unlent = s.limits.lend(s.ctx, n)
+	if s.unlent == nil {
+		s.held = n
 	}
-	s.held = n
-	return nil
+	return s.unlent
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%d MiB", (n+1<<20-1)>>20) }
 
 func (s *stream) release() {
 	s.part = nil
-	if s.held > 0 {
-		s.limits.memory.Release(s.held)
-		s.held = 0
+	if s.done != nil {
+		s.done()
+		s.done, s.held = nil, 0
 	}
 }
 
@@ -267,8 +277,8 @@ func (s *stream) explain(err error) error {
 		return fmt.Errorf("read %s data: %w", s.name, s.source.err)
 	case refused:
 		return refusal
-	case s.ctx.Err() != nil && errors.Is(err, s.ctx.Err()):
-		return fmt.Errorf("wait for memory to decompress: %w", context.Cause(s.ctx))
+	case s.unlent != nil:
+		return fmt.Errorf("wait for memory to decompress: %w", s.unlent)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return cache.Refuse(cache.ErrInvalid, "the %s data ends early", s.name)
 	}

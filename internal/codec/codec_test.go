@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
@@ -19,6 +20,7 @@ import (
 	"go.uber.org/goleak"
 
 	"firn/internal/cache"
+	"firn/internal/slots"
 	"firn/nix"
 )
 
@@ -109,23 +111,37 @@ func decode(c nix.Compression, r io.Reader, l *Limits) ([]byte, error) {
 // wantAll fails unless data decodes to want, and all memory is free afterwards.
 func wantAll(t *testing.T, c nix.Compression, data, want []byte) {
 	t.Helper()
-	l := NewLimits(Options{})
-	got, err := decode(c, bytes.NewReader(data), l)
+	l := newLender(Options{})
+	got, err := decode(c, bytes.NewReader(data), l.Limits)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(got, want) {
 		t.Fatalf("got %d bytes that are others than the %d", len(got), len(want))
 	}
-	wantFree(t, l)
+	l.wantFree(t)
 }
 
-func wantFree(t *testing.T, l *Limits) {
+// lender counts what it lends.
+type lender struct {
+	*Limits
+	lent atomic.Int64
+}
+
+func newLender(opts Options) *lender {
+	l := &lender{}
+	opts.Lend = func(_ context.Context, bytes int64) (func(), error) {
+		l.lent.Add(bytes)
+		return func() { l.lent.Add(-bytes) }, nil
+	}
+	l.Limits = NewLimits(opts)
+	return l
+}
+
+func (l *lender) wantFree(t *testing.T) {
 	t.Helper()
-	if !l.memory.TryAcquire(defaultMemory) {
-		t.Error("memory is still reserved")
-	} else {
-		l.memory.Release(defaultMemory)
+	if n := l.lent.Load(); n != 0 {
+		t.Errorf("%d bytes of memory are still lent", n)
 	}
 }
 
@@ -201,19 +217,19 @@ func TestTruncated(t *testing.T) {
 		t.Run(c.command, func(t *testing.T) {
 			t.Parallel()
 			data := c.run(t, plain)
-			l := NewLimits(Options{})
+			l := newLender(Options{})
 			step := 1
 			for n := 0; n < len(data); n += step {
 				if step = len(data) / 50; n < 40 || n > len(data)-40 {
 					step = 1
 				}
-				_, err := decode(c.c, bytes.NewReader(data[:n]), l)
+				_, err := decode(c.c, bytes.NewReader(data[:n]), l.Limits)
 				wantRefused(t, err, cache.ErrInvalid, "")
 				if t.Failed() {
 					t.Fatalf("at %d of %d", n, len(data))
 				}
 			}
-			wantFree(t, l)
+			l.wantFree(t)
 		})
 	}
 }
@@ -243,7 +259,7 @@ func TestDamaged(t *testing.T) {
 			t.Parallel()
 			data := c.run(t, plain)
 			unchecked := c.c == nix.Brotli || c.c == nix.LZMA || strings.Contains(c.command, "no")
-			l := NewLimits(Options{})
+			l := newLender(Options{})
 			wrong := 0
 			for i := range len(data) {
 				if i > 50 && i < len(data)-50 && i%(len(data)/50) != 0 {
@@ -251,7 +267,7 @@ func TestDamaged(t *testing.T) {
 				}
 				bad := bytes.Clone(data)
 				bad[i] ^= 0x11
-				got, err := decode(c.c, bytes.NewReader(bad), l)
+				got, err := decode(c.c, bytes.NewReader(bad), l.Limits)
 				if err != nil {
 					wrong++
 					if errors.Is(err, errPanic) || strings.Contains(err.Error(), errPanic.Error()) {
@@ -266,7 +282,7 @@ func TestDamaged(t *testing.T) {
 			if wrong == 0 {
 				t.Error("nothing was refused")
 			}
-			wantFree(t, l)
+			l.wantFree(t)
 		})
 	}
 }
@@ -277,13 +293,13 @@ func TestBombs(t *testing.T) {
 		t.Run(string(c.c), func(t *testing.T) {
 			t.Parallel()
 			data := c.run(t, zeros)
-			l := NewLimits(Options{Free: 8 << 20})
-			got, err := decode(c.c, bytes.NewReader(data), l)
+			l := newLender(Options{Free: 8 << 20})
+			got, err := decode(c.c, bytes.NewReader(data), l.Limits)
 			wantRefused(t, err, cache.ErrTooLarge, "more than 1000 times")
 			if len(got) > 16<<20 {
 				t.Errorf("%d bytes came out before", len(got))
 			}
-			wantFree(t, l)
+			l.wantFree(t)
 			got, err = decode(c.c, bytes.NewReader(data), NewLimits(Options{}))
 			if err != nil || !bytes.Equal(got, zeros) {
 				t.Errorf("small enough to be let through: %d bytes, %v", len(got), err)
@@ -299,7 +315,7 @@ func TestTooMuchMemory(t *testing.T) {
 		{nix.LZMA, "xz --format=lzma -9"}, {nix.Zstd, "zstd --long=31"}, {nix.Zstd, "zstd --long=27"},
 	} {
 		t.Run(c.command, func(t *testing.T) {
-			l := NewLimits(Options{Memory: 16 << 20})
+			l := NewLimits(Options{Most: 16 << 20})
 			_, err := decode(c.c, bytes.NewReader(c.run(t, plain)), l)
 			wantRefused(t, err, cache.ErrTooLarge, "of memory, and this server allows 16 MiB: compress it at a lower level")
 		})
@@ -308,7 +324,7 @@ func TestTooMuchMemory(t *testing.T) {
 	data[5] = 29
 	_, err := decode(nix.Lzip, bytes.NewReader(data), NewLimits(Options{}))
 	wantRefused(t, err, cache.ErrTooLarge, "takes 512 MiB of memory, and this server allows 128 MiB")
-	_, err = decode(nix.Zstd, bytes.NewReader(run(t, plain, "zstd", "--long=31")), NewLimits(Options{Memory: 1 << 40}))
+	_, err = decode(nix.Zstd, bytes.NewReader(run(t, plain, "zstd", "--long=31")), NewLimits(Options{}))
 	wantRefused(t, err, cache.ErrTooLarge, "takes 2048 MiB of memory, and this server allows 128 MiB")
 }
 
@@ -359,10 +375,12 @@ func BenchmarkDecode(b *testing.B) {
 	}
 }
 
+// A decoder for which there is no memory waits, and fails as the wait does.
 func TestWaitsForMemory(t *testing.T) {
 	data := run(t, sample(1000), "xz", "-6") // 8 MiB
 	synctest.Test(t, func(t *testing.T) {
-		l := NewLimits(Options{Memory: 20 << 20})
+		memory := slots.New(20 << 20)
+		l := NewLimits(Options{Lend: func(ctx context.Context, n int64) (func(), error) { return memory.TakeN(ctx, int(n)) }})
 		var open []io.ReadCloser
 		for range 2 {
 			r, _ := Decode(t.Context(), nix.XZ, bytes.NewReader(data), l)
@@ -381,7 +399,7 @@ func TestWaitsForMemory(t *testing.T) {
 		synctest.Wait()
 		gone := errors.New("gone")
 		cancel(gone)
-		if err := <-failed; !errors.Is(err, gone) {
+		if err := <-failed; !errors.Is(err, gone) || errors.Is(err, cache.ErrInvalid) {
 			t.Errorf("got %v", err)
 		}
 
@@ -404,11 +422,28 @@ func TestWaitsForMemory(t *testing.T) {
 		if _, err := io.Copy(io.Discard, open[1]); err != nil {
 			t.Error(err)
 		}
-		if !l.memory.TryAcquire(20 << 20) {
-			t.Error("memory is still reserved")
+		if _, ok := memory.TryTakeN(20 << 20); !ok {
+			t.Error("memory is still lent")
 		}
 		open[1].Close()
 	})
+}
+
+// Decoders without a lender share Memory.
+func TestSharedMemory(t *testing.T) {
+	l := NewLimits(Options{})
+	if _, err := l.lend(t.Context(), Memory); err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := Decode(gone, nix.Gzip, bytes.NewReader(run(t, nil, "gzip")), l); err != nil {
+		t.Fatal(err)
+	}
+	r, _ := Decode(gone, nix.Gzip, bytes.NewReader(run(t, nil, "gzip")), l)
+	if _, err := io.ReadAll(r); !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
 }
 
 func TestSourceFails(t *testing.T) {
@@ -426,18 +461,18 @@ func TestSourceFails(t *testing.T) {
 }
 
 func TestNames(t *testing.T) {
-	l := NewLimits(Options{})
+	l := newLender(Options{})
 	for _, c := range []nix.Compression{nix.Compress, nix.Grzip, nix.Lrzip, nix.Lzop, "zip", "XZ"} {
-		_, err := Decode(t.Context(), c, strings.NewReader(""), l)
+		_, err := Decode(t.Context(), c, strings.NewReader(""), l.Limits)
 		wantRefused(t, err, cache.ErrInvalid, fmt.Sprintf("cannot decompress %q", string(c)))
 	}
 	for _, c := range []nix.Compression{nix.Brotli, nix.Bzip2, nix.Gzip, nix.LZ4, nix.Lzip, nix.LZMA, nix.XZ, nix.Zstd} {
-		_, err := decode(c, strings.NewReader(""), l)
+		_, err := decode(c, strings.NewReader(""), l.Limits)
 		wantRefused(t, err, cache.ErrInvalid, fmt.Sprintf("the %s data ends early", c))
-		_, err = decode(c, strings.NewReader(strings.Repeat("\r\x00\x00\x00", 100)), l)
+		_, err = decode(c, strings.NewReader(strings.Repeat("\r\x00\x00\x00", 100)), l.Limits)
 		wantRefused(t, err, cache.ErrInvalid, fmt.Sprintf("the %s data is damaged", c))
 	}
-	wantFree(t, l)
+	l.wantFree(t)
 }
 
 func TestDecodeEncoding(t *testing.T) {
@@ -448,7 +483,7 @@ func TestDecodeEncoding(t *testing.T) {
 	z.Close()
 	deflated := b.Bytes()
 	gzipped := run(t, plain, "gzip")
-	l := NewLimits(Options{})
+	l := newLender(Options{})
 	for _, c := range []struct {
 		encoding string
 		data     []byte
@@ -457,7 +492,7 @@ func TestDecodeEncoding(t *testing.T) {
 		{"br", run(t, plain, "brotli", "-c")}, {"zstd", run(t, plain, "zstd")}, {"deflate", deflated},
 		{"xz", run(t, plain, "xz")}, {"bzip2", run(t, plain, "bzip2")}, {"lzma", run(t, plain, "xz", "--format=lzma")},
 	} {
-		r, err := DecodeEncoding(t.Context(), c.encoding, bytes.NewReader(c.data), l)
+		r, err := DecodeEncoding(t.Context(), c.encoding, bytes.NewReader(c.data), l.Limits)
 		if err != nil {
 			t.Errorf("%q: %v", c.encoding, err)
 			continue
@@ -468,18 +503,18 @@ func TestDecodeEncoding(t *testing.T) {
 		r.Close()
 	}
 	for _, encoding := range []string{"gzip, br", "aws-chunked", "compress"} {
-		_, err := DecodeEncoding(t.Context(), encoding, strings.NewReader(""), l)
+		_, err := DecodeEncoding(t.Context(), encoding, strings.NewReader(""), l.Limits)
 		wantRefused(t, err, cache.ErrInvalid, "cannot decode Content-Encoding: ")
 	}
-	r, _ := DecodeEncoding(t.Context(), "deflate", bytes.NewReader(append(deflated, deflated...)), l)
+	r, _ := DecodeEncoding(t.Context(), "deflate", bytes.NewReader(append(deflated, deflated...)), l.Limits)
 	_, err := io.ReadAll(r)
 	wantRefused(t, err, cache.ErrInvalid, "more after its end")
-	wantFree(t, l)
+	l.wantFree(t)
 }
 
 func TestClosed(t *testing.T) {
-	l := NewLimits(Options{})
-	r, _ := Decode(t.Context(), nix.XZ, bytes.NewReader(run(t, sample(1000), "xz")), l)
+	l := newLender(Options{})
+	r, _ := Decode(t.Context(), nix.XZ, bytes.NewReader(run(t, sample(1000), "xz")), l.Limits)
 	if _, err := io.ReadFull(r, make([]byte, 5)); err != nil {
 		t.Fatal(err)
 	}
@@ -491,5 +526,5 @@ func TestClosed(t *testing.T) {
 	if _, err := r.Read(make([]byte, 5)); !errors.Is(err, io.ErrClosedPipe) {
 		t.Errorf("got %v", err)
 	}
-	wantFree(t, l)
+	l.wantFree(t)
 }

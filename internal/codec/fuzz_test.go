@@ -25,16 +25,16 @@ func FuzzZstd(f *testing.F)   { fuzz(f, nix.Zstd) }
 func fuzz(f *testing.F, c nix.Compression) {
 	const free = 4 << 20
 	try := func(t *testing.T, r io.Reader) ([]byte, error) {
-		l := NewLimits(Options{Memory: 10 << 20, Free: free})
-		got, err := decode(c, r, l)
+		l := newLender(Options{Most: 10 << 20, Free: free})
+		got, err := decode(c, r, l.Limits)
 		if err != nil && !errors.Is(err, cache.ErrInvalid) && !errors.Is(err, cache.ErrTooLarge) {
 			t.Errorf("it fails with %v", err)
 		}
 		if err != nil && strings.Contains(err.Error(), errPanic.Error()) {
 			t.Errorf("the decoder panics: %v", err)
 		}
-		if !l.memory.TryAcquire(10 << 20) {
-			t.Error("memory is still reserved")
+		if n := l.lent.Load(); n != 0 {
+			t.Errorf("%d bytes of memory are still lent", n)
 		}
 		return got, err
 	}

@@ -96,7 +96,7 @@ func (s *Server) serveLog(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	done, err := s.slot(x, s.logs, logLimit)
+	done, err := s.slot(x, s.logs, 1, logLimit)
 	if err != nil {
 		return fmt.Errorf("send log of %s: %w: too many are being sent: %w", drv, cache.ErrUnavailable, err)
 	}

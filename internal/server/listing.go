@@ -43,7 +43,7 @@ func (s *Server) serveListing(x *exchange) error {
 		}
 		return err
 	}
-	done, err := s.slot(x, s.listings, listingLimit)
+	done, err := s.slot(x, s.listings, 1, listingLimit)
 	if err != nil {
 		return fmt.Errorf("send listing of %s: %w: too many are being sent: %w", hash, cache.ErrUnavailable, err)
 	}

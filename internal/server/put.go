@@ -16,7 +16,8 @@ import (
 )
 
 const (
-	// turnLimit is how long an upload waits for its turn. Nix gives up when it has sent and heard nothing for five minutes.
+	// turnLimit is how long an upload waits for its turn, and for memory to decompress it, together.
+	// Nix gives up when it has sent and heard nothing for five minutes.
 	turnLimit = 4 * time.Minute
 
 	// smallUploads is how many uploads of up to maxSmall bytes are in memory at once.
@@ -87,7 +88,7 @@ func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
 	if len(encodings) == 1 {
 		encoding = encodings[0]
 	}
-	plain, err := codec.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, s.codec)
+	plain, err := codec.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, s.decoding(x))
 	if err != nil {
 		return nil, err
 	}

@@ -61,7 +61,7 @@ func (s *Server) putNAR(x *exchange) error {
 		u.NARHash = fileHash
 	} else {
 		in.hash = sha256.New()
-		plain, err := codec.Decode(x.r.Context(), compression, in, s.codec)
+		plain, err := codec.Decode(x.r.Context(), compression, in, s.decoding(x))
 		if err != nil {
 			return err
 		}

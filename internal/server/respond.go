@@ -95,6 +95,7 @@ type exchange struct {
 	who    cache.Principal // nil until it was found out
 	secret bool            // not everybody may read what is answered
 	intake *intake         // what is read of the body of the request, nil if nothing is
+	waited time.Duration   // for its turn, and for memory
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }

@@ -77,9 +77,6 @@ type Options struct {
 	// Access finds out who asks. Nil: nobody can say who they are, so nothing can be pushed, and no private cache read.
 	Access Authenticator
 
-	// Codec bounds the memory of what decodes uploads; nil for the limits that codec has by itself.
-	Codec *codec.Limits
-
 	// Uploads is how many NARs and logs may be received at once, half of them of one principal or from one address; others wait. 32 if zero.
 	Uploads int
 
@@ -119,7 +116,6 @@ type Authenticator interface {
 type Server struct {
 	caches   cache.Directory
 	access   Authenticator // nil: nobody is known
-	codec    *codec.Limits
 	version  string
 	log      *slog.Logger
 	requests *logs.Requests // nil: not logged
@@ -138,6 +134,7 @@ type Server struct {
 
 	large     *slots.Slots // of Options.Uploads
 	small     *slots.Slots // of smallUploads
+	memory    *slots.Slots // bytes of codec.Memory, for decoders
 	logs      *slots.Slots // of openLogs
 	listings  *slots.Slots // of largeListings
 	streams   *slots.Slots // of mostRequests
@@ -150,7 +147,6 @@ func New(caches cache.Directory, opts Options) *Server {
 	s := &Server{
 		caches:   caches,
 		access:   opts.Access,
-		codec:    opts.Codec,
 		version:  cmp.Or(opts.Version, "unknown"),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		requests: opts.Requests,
@@ -165,14 +161,12 @@ func New(caches cache.Directory, opts Options) *Server {
 
 		large:     slots.New(cmp.Or(opts.Uploads, 32)),
 		small:     slots.New(smallUploads),
+		memory:    slots.NewMemory(codec.Memory),
 		logs:      slots.New(openLogs),
 		listings:  slots.New(largeListings),
 		streams:   slots.New(mostRequests),
 		few:       fewRequests,
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
-	}
-	if s.codec == nil {
-		s.codec = codec.NewLimits(codec.Options{})
 	}
 	s.page, s.policy = newPage()
 	return s

@@ -2,26 +2,47 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/codec"
 	"firn/internal/slots"
 )
 
 // turn waits until there is a slot for an upload. done gives it back.
 func (s *Server) turn(x *exchange, of *slots.Slots) (done func(), err error) {
-	done, err = s.slot(x, of, turnLimit)
+	done, err = s.wait(x, of, 1)
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many uploads at once: %w", cache.ErrUnavailable, err)
 	}
 	return done, nil
 }
 
-// slot waits for a slot until a limit, or until the client goes away.
-func (s *Server) slot(x *exchange, of *slots.Slots, limit time.Duration) (done func(), err error) {
+// decoding returns the limits of what decodes an upload. Its memory is shared by owner, as the slots of uploads are.
+func (s *Server) decoding(x *exchange) *codec.Limits {
+	return codec.NewLimits(codec.Options{Lend: func(_ context.Context, bytes int64) (func(), error) {
+		done, err := s.wait(x, s.memory, int(bytes))
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = cache.Refuse(cache.ErrUnavailable, "decompressing this takes %d MiB of memory, and other uploads leave less than that for it: "+
+				"try again later, or compress at a lower level", (bytes+1<<20-1)>>20)
+		}
+		return done, err
+	}})
+}
+
+// wait waits until n of something are free for an upload, which waits no longer than turnLimit in all.
+func (s *Server) wait(x *exchange, of *slots.Slots, n int) (done func(), err error) {
+	start := time.Now()
+	defer func() { x.waited += time.Since(start) }()
+	return s.slot(x, of, n, turnLimit-x.waited)
+}
+
+// slot waits for n slots until a limit, or until the client goes away.
+func (s *Server) slot(x *exchange, of *slots.Slots, n int, limit time.Duration) (done func(), err error) {
 	owners := s.owners(x)
-	if done, ok := of.TryTake(owners...); ok {
+	if done, ok := of.TryTakeN(n, owners...); ok {
 		return done, nil
 	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), limit)
@@ -32,7 +53,7 @@ func (s *Server) slot(x *exchange, of *slots.Slots, limit time.Duration) (done f
 		defer leave(nil)
 		defer l.watch(func() { leave(errGone) })()
 	}
-	return of.Take(ctx, owners...)
+	return of.TakeN(ctx, n, owners...)
 }
 
 // owners are the names under which a request takes a slot: who makes it, where that is known, and from where.

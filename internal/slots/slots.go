@@ -124,6 +124,13 @@ func (s *Slots) give(n int, owners []string) {
 	s.serve()
 }
 
+// Held returns how many an owner has.
+func (s *Slots) Held(owner string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held[owner]
+}
+
 // serve gives what is free to those who wait. It is called with mu held.
 func (s *Slots) serve() {
 	for e := s.waiting.Front(); e != nil && s.free > 0; {
