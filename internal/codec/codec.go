@@ -17,6 +17,8 @@ import (
 	"runtime"
 	"strings"
 
+	"github.com/klauspost/compress/gzip"
+
 	"firn/internal/cache"
 	"firn/internal/slots"
 	"firn/nix"
@@ -145,12 +147,14 @@ type stream struct {
 	source source
 	in     *bufio.Reader // of source
 	frames *frames       // of formats that are walked; else nil
+	gzip   *gzip.Reader  // of all parts of gzip; else nil
 
 	part   io.Reader // nil before the first one and between two
 	opened int       // parts
 	held   int64     // bytes of memory
 	done   func()    // gives these back; nil if there are none
 	unlent error     // why there is no memory
+	taken  int64     // bytes of memory of all parts so far
 	out    int64     // bytes given
 	err    error     // what Read fails with from now on
 }
@@ -234,11 +238,19 @@ func (s *stream) end() error {
 }
 
 // reserve makes room for n bytes in memory, instead of what was reserved before. Nothing of that may be in use any more.
+//
+// Memory that parts take anew has to be cleared, and collected. So what the earlier parts took counts like bytes that came out,
+// once it is more than one decoder may take: else a few bytes for each of many parts would cost as much as megabytes.
 func (s *stream) reserve(n int64) error {
 	if n > s.limits.most {
 		return cache.Refuse(cache.ErrTooLarge, "to decompress the %s data takes %s of memory, and this server allows %s: compress it at a lower level",
 			s.name, mebibytes(n), mebibytes(s.limits.most))
 	}
+	if s.taken > s.limits.most && s.taken/s.limits.ratio > s.source.n {
+		return cache.Refuse(cache.ErrTooLarge,
+			"the %s data has many small parts, each of which takes much memory to decompress: compress it in one part, or at a lower level", s.name)
+	}
+	s.taken += n
 	if n <= s.held {
 		return nil
 	}

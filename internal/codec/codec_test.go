@@ -446,6 +446,51 @@ func TestSharedMemory(t *testing.T) {
 	}
 }
 
+// A few bytes for each of many parts do not buy as many dictionaries.
+func TestManyParts(t *testing.T) {
+	small := run(t, []byte("x"), "lzip")
+	member := func(dictionary byte, n int) []byte {
+		m := bytes.Clone(small)
+		m[5] = dictionary
+		return bytes.Repeat(m, n)
+	}
+	var growing []byte
+	for window := range byte(17 << 3) { // from 1 KiB to 120 MiB, each with an empty last block
+		growing = append(growing, 0x28, 0xb5, 0x2f, 0xfd, 0, window, 1, 0, 0)
+	}
+	for name, c := range map[string]struct {
+		c    nix.Compression
+		data []byte
+	}{
+		"lzip, 128 MiB":       {nix.Lzip, member(27, 1000)},
+		"lzip, 8 MiB":         {nix.Lzip, member(23, 1000)},
+		"zstd, larger frames": {nix.Zstd, growing},
+	} {
+		l := newLender(Options{})
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, err := decode(c.c, bytes.NewReader(c.data), l.Limits)
+		runtime.ReadMemStats(&after)
+		wantRefused(t, err, cache.ErrTooLarge, "many small parts")
+		// Earlier parts took up to 128 MiB, and one more after that as much again.
+		if took := after.TotalAlloc - before.TotalAlloc; took > 300<<20 {
+			t.Errorf("%s: %d bytes took %d MiB", name, len(c.data), took>>20)
+		}
+		l.wantFree(t)
+	}
+
+	// What programs make is let through.
+	plain := sample(2 << 20)
+	var one bytes.Buffer
+	for i := range 2000 {
+		one.Write(small[:i%2*len(small)])
+	}
+	wantAll(t, nix.Lzip, member(23, 15), bytes.Repeat([]byte("x"), 15))
+	wantAll(t, nix.Lzip, one.Bytes(), bytes.Repeat([]byte("x"), 1000))
+	wantAll(t, nix.Lzip, run(t, plain, "lzip", "-9", "-b", "100KiB"), plain)
+	wantAll(t, nix.Gzip, bytes.Repeat(run(t, []byte("x"), "gzip"), 20_000), bytes.Repeat([]byte("x"), 20_000))
+}
+
 func TestSourceFails(t *testing.T) {
 	plain := sample(200_000)
 	broken := errors.New("connection reset")

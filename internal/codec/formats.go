@@ -25,16 +25,18 @@ const (
 )
 
 func gzipFormat(s *stream) (io.Reader, error) {
-	if err := s.reserve(inflateMemory); err != nil {
-		return nil, err
+	if s.gzip == nil {
+		if err := s.reserve(inflateMemory); err != nil {
+			return nil, err
+		}
+		s.gzip = new(gzip.Reader)
 	}
-	r, err := gzip.NewReader(s.in)
-	if err != nil {
+	if err := s.gzip.Reset(s.in); err != nil {
 		return nil, err
 	}
 	// Each member is a part: going on by itself, it would take the beginning of another one for the end.
-	r.Multistream(false)
-	return r, nil
+	s.gzip.Multistream(false)
+	return s.gzip, nil
 }
 
 // deflate is what HTTP means by that: zlib.
