@@ -17,6 +17,8 @@ import (
 // The result has a Size and can write any range of itself, like n, in constant memory; closing it closes n.
 // The bytes are always the same. None is n itself.
 //
+// A file of gzip ends with a checksum of all before it. It can write that only if it has written the rest, in order: see [Ranges].
+//
 // ok is false where c has no stored blocks (bzip2, lzma, lzip, …) and where the size of n is not known.
 func Wrap(c nix.Compression, n cache.NAR) (wrapped cache.NAR, ok bool) {
 	if c == nix.None || c == "" {
@@ -31,6 +33,13 @@ func Wrap(c nix.Compression, n cache.NAR) (wrapped cache.NAR, ok bool) {
 	w.body = int64(len(w.prefix)) + w.blocks*w.header + w.payload
 	w.size = w.body + int64(len(w.suffix(w, 0)))
 	return w, true
+}
+
+// Ranges reports whether a client may ask for any range of what Wrap returns: to find the checksum at the end of gzip,
+// the whole NAR would have to be read for the last byte.
+func Ranges(c nix.Compression) bool {
+	container, ok := containers[c]
+	return !ok || !container.sums
 }
 
 // A container is how a format holds stored blocks: a prefix, then blocks with a header each, then a suffix.
@@ -177,8 +186,8 @@ func (w *wrapping) WriteRange(ctx context.Context, to io.Writer, off, n int64) e
 		off = min(w.body, end)
 	}
 	if off < end {
-		if err := w.finishSum(ctx); err != nil {
-			return err
+		if w.sums && w.summed != w.payload {
+			return errors.New("write range: the checksum at the end needs all that comes before it to be written first")
 		}
 		_, err := to.Write(w.suffix(w, w.sum)[off-w.body : end-w.body])
 		return err
@@ -191,6 +200,9 @@ func (w *wrapping) WriteRange(ctx context.Context, to io.Writer, off, n int64) e
 func (w *wrapping) writeBlocks(ctx context.Context, to io.Writer, off, end int64) error {
 	f := &framer{w: w, to: to, off: off, end: end}
 	from, until := w.payloadAt(off), w.payloadAt(end)
+	if from == 0 {
+		w.sum, w.summed = 0, 0
+	}
 	if err := f.headers(); err != nil {
 		return err
 	}
@@ -217,29 +229,6 @@ func (w *wrapping) place(off int64) (i, rest int64) {
 	return off / (w.header + w.block), off % (w.header + w.block)
 }
 
-// finishSum reads what of the payload has not been written yet, if the suffix has its sum.
-func (w *wrapping) finishSum(ctx context.Context) error {
-	if !w.sums || w.summed == w.payload {
-		return nil
-	}
-	if err := w.nar.WriteRange(ctx, (*summer)(w), w.summed, w.payload-w.summed); err != nil {
-		return err
-	}
-	if w.summed != w.payload {
-		return errors.New("source wrote less than it was asked for")
-	}
-	return nil
-}
-
-// summer adds what is written to it to the sum.
-type summer wrapping
-
-func (s *summer) Write(p []byte) (int, error) {
-	s.sum = crc32.Update(s.sum, crc32.IEEETable, p)
-	s.summed += int64(len(p))
-	return len(p), nil
-}
-
 // framer puts headers into what is written to it, a part of the payload.
 type framer struct {
 	w        *wrapping
@@ -262,7 +251,8 @@ func (f *framer) Write(p []byte) (n int, err error) {
 		at := f.w.payloadAt(f.off)
 		m, err := f.to.Write(part)
 		if f.w.sums && f.w.summed == at {
-			(*summer)(f.w).Write(part[:m])
+			f.w.sum = crc32.Update(f.w.sum, crc32.IEEETable, part[:m])
+			f.w.summed += int64(m)
 		}
 		n, f.off = n+m, f.off+int64(m)
 		if err != nil {

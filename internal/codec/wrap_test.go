@@ -116,7 +116,7 @@ func TestWrapRanges(t *testing.T) {
 				edges = append(edges, start, start+containers[c].header)
 			}
 			rapid.Check(t, func(t *rapid.T) {
-				_, n := wrap(t, c, plain)
+				inner, n := wrap(t, c, plain)
 				near := rapid.Custom(func(t *rapid.T) int64 {
 					at := rapid.SampledFrom(edges).Draw(t, "edge") + rapid.Int64Range(-6, 6).Draw(t, "by")
 					return min(max(at, 0), n.Size())
@@ -126,9 +126,17 @@ func TestWrapRanges(t *testing.T) {
 					a, b := offset.Draw(t, "from"), offset.Draw(t, "to")
 					a, b = min(a, b), max(a, b)
 					b = min(b, a+400_000) // no longer, for the sake of time: blocks of lz4 have 4 MiB
+					if !Ranges(c) {
+						b = min(b, n.(*wrapping).body)
+						a = min(a, b)
+					}
 					var got bytes.Buffer
+					inner.read = 0
 					if err := n.WriteRange(context.Background(), &got, a, b-a); err != nil {
 						t.Fatalf("%d to %d: %v", a, b, err)
+					}
+					if inner.read > b-a {
+						t.Fatalf("%d to %d: %d bytes were read", a, b, inner.read)
 					}
 					if !bytes.Equal(got.Bytes(), file[a:b]) {
 						t.Fatalf("%d to %d: other bytes", a, b)
@@ -139,7 +147,7 @@ func TestWrapRanges(t *testing.T) {
 	}
 }
 
-// The checksum of gzip takes one pass over the NAR, and no second one.
+// The checksum of gzip is of what is written on the way to it, and never makes the NAR be read for itself.
 func TestWrapSum(t *testing.T) {
 	plain := sample(200_000)
 	_, first := wrap(t, nix.Gzip, plain)
@@ -160,14 +168,13 @@ func TestWrapSum(t *testing.T) {
 	}
 
 	inner, n = wrap(t, nix.Gzip, plain)
-	for range 2 {
-		got.Reset()
-		if err := n.WriteRange(t.Context(), &got, n.Size()-1, 1); err != nil || !bytes.Equal(got.Bytes(), file[len(file)-1:]) {
-			t.Errorf("the last byte is %x, %v", got.Bytes(), err)
-		}
+	if err := n.WriteRange(t.Context(), io.Discard, n.Size()-1, 1); err == nil || inner.read != 0 {
+		t.Errorf("the last byte: %v, and %d bytes were read", err, inner.read)
 	}
-	if inner.read != int64(len(plain)) {
-		t.Errorf("the last byte, twice: %d bytes were read", inner.read)
+	for c := range containers {
+		if Ranges(c) == (c == nix.Gzip) {
+			t.Errorf("%s: ranges: %v", c, Ranges(c))
+		}
 	}
 }
 

@@ -105,6 +105,9 @@ func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off
 		h["ETag"] = []string{tag}
 	}
 	h["Accept-Ranges"] = byteRanges
+	if x.whole {
+		h["Accept-Ranges"] = noRanges
+	}
 	x.setCaching(h, c)
 	unchanged, err := precondition(x.r.Header, tag)
 	if err != nil {
@@ -115,7 +118,7 @@ func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off
 	}
 
 	status, length = http.StatusOK, size
-	if size >= 0 {
+	if size >= 0 && !x.whole {
 		var partial bool
 		off, length, partial, err = rangeOf(x.r.Header, tag, size)
 		if err != nil {
@@ -126,6 +129,8 @@ func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off
 			status = http.StatusPartialContent
 			h["Content-Range"] = []string{fmt.Sprintf("bytes %d-%d/%d", off, off+length-1, size)}
 		}
+	}
+	if size >= 0 {
 		x.setLength(h, length)
 	}
 	h["Content-Type"] = typeNAR

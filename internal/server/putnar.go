@@ -197,6 +197,7 @@ func (s *Server) serveReceived(x *exchange) error {
 			return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more, and that has no form without compression; its narinfo says where it is", compression)
 		}
 		closing, n, tag = wrapped, wrapped, tag+"-stored-"+string(compression)
+		x.whole = !codec.Ranges(compression)
 	}
 	return x.sendNAR(n, tag, cacheForever)
 }

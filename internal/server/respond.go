@@ -28,6 +28,7 @@ var (
 	noSniff    = []string{"nosniff"}
 	sandbox    = []string{"default-src 'none'; sandbox"} // what comes out of a store is never a page of ours
 	byteRanges = []string{"bytes"}
+	noRanges   = []string{"none"}
 	onAccept   = []string{"Accept"}
 	closed     = []string{"close"}
 	readers    = []string{"GET, HEAD"}
@@ -96,6 +97,7 @@ type exchange struct {
 	secret bool            // not everybody may read what is answered
 	intake *intake         // what is read of the body of the request, nil if nothing is
 	waited time.Duration   // for its turn, and for memory
+	whole  bool            // a Range is ignored
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }
