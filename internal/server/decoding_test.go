@@ -168,3 +168,30 @@ func TestDecoderMemoryIsShared(t *testing.T) {
 		})
 	}
 }
+
+// An upload that waits for its place and then for memory waits no longer in all than Nix does.
+func TestWaitsTogether(t *testing.T) {
+	path := cachetest.NewPath(t, nix.DefaultStoreDir, "small", "contents")
+	file := largeWindow(path.NAR)
+	inUploadBubble(t, Options{Uploads: 1}, func(t *uploadTester) {
+		if _, ok := t.server.memory.TryTakeN(codec.Memory); !ok {
+			t.Fatal("the memory was not free")
+		}
+		first, r := t.begin("/"+cachetest.URL(t.path.NAR, ""), int64(len(t.path.NAR)), as("push-main"))
+		synctest.Wait()
+		start := time.Now()
+		second, r2 := t.begin("/"+cachetest.URL(file, ".zst"), int64(len(file)), as("push-main"))
+		go second.Write(file)
+		time.Sleep(firstPatience / 2)
+		if _, err := first.Write(t.path.NAR); err != nil {
+			t.Fatal(err)
+		}
+		t.wantAnswer(r, http.StatusCreated)
+		first.Close()
+		t.wantAnswer(r2, http.StatusServiceUnavailable)
+		if took := time.Since(start); took != turnLimit {
+			t.Errorf("it waited for %s, want %s", took, turnLimit)
+		}
+		second.Close()
+	})
+}

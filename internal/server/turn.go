@@ -25,7 +25,7 @@ func (s *Server) decoding(x *exchange) *codec.Limits {
 	return codec.NewLimits(codec.Options{Lend: func(_ context.Context, bytes int64) (func(), error) {
 		done, err := s.wait(x, s.memory, int(bytes))
 		if errors.Is(err, context.DeadlineExceeded) {
-			err = cache.Refuse(cache.ErrUnavailable, "decompressing this takes %d MiB of memory, and other uploads leave less than that for it: "+
+			err = cache.Refuse(cache.ErrUnavailable, "decompressing this takes %d MiB of memory, and other uploads leave too little for it: "+
 				"try again later, or compress at a lower level", (bytes+1<<20-1)>>20)
 		}
 		return done, err

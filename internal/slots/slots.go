@@ -104,7 +104,7 @@ func named(owners []string) []string {
 	return slices.DeleteFunc(slices.Clone(owners), func(o string) bool { return o == "" })
 }
 
-// lend counts what somebody has now.
+// lend counts what the owners have now.
 func (s *Slots) lend(n int, owners []string) {
 	s.free -= n
 	for _, o := range owners {
