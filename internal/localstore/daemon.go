@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"sync"
+	"syscall"
 	"time"
 
 	"firn/nix"
@@ -184,8 +186,11 @@ func (d *daemon) dial(ctx context.Context) (*daemonConn, error) {
 	}
 	dialer := net.Dialer{Timeout: daemonTimeout}
 	nc, err := dialer.DialContext(ctx, "unix", d.socket)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		err = fmt.Errorf("none runs: start nix-daemon: %w", err)
+	}
 	if err != nil {
-		return nil, d.fail(ctx, err)
+		return nil, d.fail(ctx, explainDenied(err, d.socket, mayWrite))
 	}
 	c := &daemonConn{Conn: nc}
 	err = c.exchange(ctx, func(*protocol.WorkerClient) (err error) {
@@ -194,6 +199,10 @@ func (d *daemon) dial(ctx context.Context) (*daemonConn, error) {
 	})
 	if err != nil {
 		c.Close()
+		if isClosed(err) {
+			err = fmt.Errorf("it hung up at once, as it does where allowed-users in its nix.conf has not the user %s: "+
+				"add that, and restart nix-daemon: %w", userName(), err)
+		}
 		return nil, d.fail(ctx, err)
 	}
 	return c, nil

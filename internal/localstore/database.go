@@ -62,6 +62,10 @@ type database struct {
 	turns    chan struct{} // holds a token for each connection in use but the filter's
 	writable bool          // this process can write the WAL index, so it reads as any Nix does
 
+	// rest is its state where this process reads it without locks; nil where it has them.
+	rest   *rest
+	number uint64 // then, its version
+
 	// The files that the version is read from. They are closed after SQLite's own:
 	// closing one ends all locks of this process on it.
 	file, shm  *os.File
@@ -75,47 +79,73 @@ type database struct {
 	done   sync.WaitGroup // of the goroutine that fills the filter
 }
 
-// openDatabase opens the database at path.
+// openDatabase opens the database at path, or says with errAskDaemon that the daemon can answer in its place.
 func openDatabase(ctx context.Context, path string, storeDir nix.StoreDir, d *daemon) (*database, error) {
-	if err := checkJournal(path); err != nil {
+	mode, err := journalMode(path)
+	if err != nil {
 		return nil, err
 	}
-	db, err := openWAL(ctx, path, storeDir)
-	if err != nil && errors.Is(err, errNoIndex) {
-		// Who may not write beside the database can read it only while somebody has it open. The daemon
-		// opens it for every connection; once we have it open too, it stays so.
-		if derr := d.ping(ctx); derr != nil {
-			return nil, fmt.Errorf("%w: %w: %w", errAskDaemon, err, derr)
+	why := errNotWAL
+	if mode == modeWAL {
+		db, err := openWith(ctx, path, storeDir, openWAL)
+		if !errors.Is(err, errNoIndex) {
+			return db, err
 		}
-		db, err = openWAL(ctx, path, storeDir)
-		if errors.Is(err, errNoIndex) {
-			err = fmt.Errorf("%w: %w", errAskDaemon, err)
-		}
+		why = err
 	}
-	return db, err
+	// A process that may not write beside the database can read it, as Nix does, only while another one has it open.
+	// The daemon opens it for every connection; once we have it open too, it stays so.
+	derr := d.ping(ctx)
+	if derr == nil {
+		if mode == modeWAL {
+			db, err := openWith(ctx, path, storeDir, openWAL)
+			if !errors.Is(err, errNoIndex) {
+				return db, err
+			}
+		}
+		return nil, fmt.Errorf("%w: %w", errAskDaemon, why)
+	}
+	db, err := openWith(ctx, path, storeDir, openAtRest)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w; %w; %w%s", cache.ErrUnavailable, why, err, derr, remedy(err))
+	}
+	return db, nil
 }
 
-// checkJournal makes sure that the database is in WAL mode: bytes 18 and 19 of its
-// header are 2 (SQLite's file format, 1.3). Nix with use-sqlite-wal = false locks it in another way than SQLite by default
-// (unix-dotfile), so it must not be read while Nix may write.
+// remedy is what a person can do, beside what the error of the daemon says, about a database that cannot be read.
+func remedy(err error) string {
+	if errors.Is(err, errUnsaved) {
+		return "; or run a command of Nix on this store once, such as nix-store --init, where it can be written"
+	}
+	return ""
+}
+
+// What bytes 18 and 19 of the header are (SQLite's file format, 1.3).
+const (
+	modeRollback = 1
+	modeWAL      = 2
+)
+
+// journalMode tells whether the database is in WAL mode. Nix with use-sqlite-wal = false locks it in another way than
+// SQLite by default (unix-dotfile): then SQLite must not read it by itself while Nix may write.
 // It opens and closes the file, so it must run while this process has no connection to it.
-func checkJournal(path string) error {
+func journalMode(path string) (byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return err
+		return 0, explainDenied(err, path, mayRead)
 	}
 	defer f.Close()
 	var header [20]byte
 	if _, err := f.ReadAt(header[:], 0); err != nil {
-		return fmt.Errorf("read %s: %w", path, err)
+		return 0, fmt.Errorf("read %s: %w", path, err)
 	}
 	if string(header[:15]) != "SQLite format 3" {
-		return fmt.Errorf("read %s: it is not an SQLite database", path)
+		return 0, fmt.Errorf("%w: %s is not an SQLite database", ErrNoStore, path)
 	}
-	if header[18] != 2 || header[19] != 2 {
-		return fmt.Errorf("read %s: %w: %w", path, errAskDaemon, errNotWAL)
+	if header[18] == modeWAL && header[19] == modeWAL {
+		return modeWAL, nil
 	}
-	return nil
+	return modeRollback, nil
 }
 
 // errNotWAL says that the database is locked in a way that is not SQLite's own.
@@ -124,47 +154,57 @@ var errNotWAL = errors.New("it is not in WAL mode (use-sqlite-wal = false)")
 // errNoIndex says that the WAL index, db.sqlite-shm, is not there and this process cannot make it.
 var errNoIndex = errors.New("no process has the database open, and this one cannot write beside it")
 
-func openWAL(ctx context.Context, path string, storeDir nix.StoreDir) (_ *database, err error) {
-	query := url.Values{
-		"mode": {"ro"}, // never immutable: that would ignore the WAL and all locks
-		"_pragma": {
-			fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
-			fmt.Sprintf("cache_size(-%d)", pageCache),
-			"query_only(1)",
-		},
-	}
-	dsn := url.URL{Scheme: "file", OmitHost: true, Path: path, RawQuery: query.Encode()}
-	pool, err := sql.Open("sqlite", dsn.String())
-	if err != nil {
-		return nil, fmt.Errorf("open %s: %w", path, err)
-	}
-	d := &database{path: path, storeDir: storeDir, sql: pool, turns: make(chan struct{}, maxConns-1), opened: time.Now()}
-	defer func() {
-		if err != nil {
-			d.close()
-		}
-	}()
-	// A connection that was used once holds a shared lock on the database, so that nobody
-	// removes the WAL and its index. It is kept for that, too.
-	pool.SetMaxOpenConns(maxConns)
-	pool.SetMaxIdleConns(maxConns)
-	if err := d.check(ctx); err != nil {
-		if _, serr := os.Stat(path + "-shm"); errors.Is(serr, fs.ErrNotExist) {
-			return nil, fmt.Errorf("%w: %w", errNoIndex, err)
-		}
-		return nil, err
-	}
-	if d.info, err = pool.PrepareContext(ctx, infoQuery); err != nil {
-		return nil, d.fail("read schema of", err)
-	}
-	if err := d.openVersion(); err != nil {
-		return nil, err
-	}
+// openWith makes a database, and has open open it.
+func openWith(ctx context.Context, path string, storeDir nix.StoreDir, open func(context.Context, *database) error) (*database, error) {
+	d := &database{path: path, storeDir: storeDir, turns: make(chan struct{}, maxConns-1), opened: time.Now()}
 	d.filter.wake = make(chan struct{}, 1)
+	if err := open(ctx, d); err != nil {
+		d.close()
+		return nil, err
+	}
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	d.stop = stop
 	d.done.Go(func() { d.filter.follow(background, d) })
 	return d, nil
+}
+
+// openWAL opens a database in WAL mode, with SQLite's locks.
+func openWAL(ctx context.Context, d *database) error {
+	// Not immutable: that would ignore the WAL and all locks.
+	if err := d.connect(ctx, "mode=ro"); err != nil {
+		if _, serr := os.Stat(d.path + "-shm"); errors.Is(serr, fs.ErrNotExist) {
+			return fmt.Errorf("%w: %w", errNoIndex, err)
+		}
+		return err
+	}
+	return d.openVersion()
+}
+
+// connect opens the database as query says, and reads from it.
+func (d *database) connect(ctx context.Context, query string) error {
+	for _, pragma := range []string{
+		fmt.Sprintf("busy_timeout(%d)", busyTimeout.Milliseconds()),
+		fmt.Sprintf("cache_size(-%d)", pageCache),
+		"query_only(1)",
+	} {
+		query += "&_pragma=" + pragma
+	}
+	dsn := url.URL{Scheme: "file", OmitHost: true, Path: d.path, RawQuery: query}
+	var err error
+	if d.sql, err = sql.Open("sqlite", dsn.String()); err != nil {
+		return fmt.Errorf("open %s: %w", d.path, err)
+	}
+	// A connection that was used once holds a shared lock on the database, so that nobody
+	// removes the WAL and its index. It is kept for that, too.
+	d.sql.SetMaxOpenConns(maxConns)
+	d.sql.SetMaxIdleConns(maxConns)
+	if err := d.check(ctx); err != nil {
+		return err
+	}
+	if d.info, err = d.sql.PrepareContext(ctx, infoQuery); err != nil {
+		return d.fail("read schema of", err)
+	}
+	return nil
 }
 
 // close ends background work, waits for look-ups, and closes all files.
@@ -173,7 +213,10 @@ func (d *database) close() error {
 		d.stop()
 	}
 	d.done.Wait()
-	err := d.sql.Close()
+	var err error
+	if d.sql != nil {
+		err = d.sql.Close()
+	}
 	if d.header != nil {
 		d.header.Close()
 	}
@@ -299,7 +342,9 @@ func (s *Store) reopen(ctx context.Context, old *database) error {
 	case s.db != old:
 		return nil // somebody else did it
 	case old != nil:
-		s.log.Warn("the database was replaced", "database", s.dbPath)
+		if old.rest == nil {
+			s.log.Warn("the database was replaced", "database", s.dbPath)
+		}
 		old.close()
 		s.db = nil
 	case s.failed.err != nil && time.Since(s.failed.at) < openPause:
@@ -314,6 +359,9 @@ func (s *Store) reopen(ctx context.Context, old *database) error {
 			s.failed = failure{err, time.Now()}
 		}
 		return err
+	}
+	if d.rest != nil && old == nil {
+		s.log.Info("the database is read without locks, and again after every change: this process cannot lock it", "database", s.dbPath)
 	}
 	s.db, s.failed = d, failure{}
 	return nil

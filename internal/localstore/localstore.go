@@ -169,10 +169,8 @@ func (s *Store) findStore() error {
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			return fmt.Errorf("%w: %s does not exist", ErrNoStore, path)
-		case errors.Is(err, fs.ErrPermission):
-			return fmt.Errorf("%w (it has to be readable for the user that this runs as)", err)
 		case err != nil:
-			return err
+			return explainDenied(err, path, mayRead)
 		}
 	}
 	return nil
@@ -180,20 +178,8 @@ func (s *Store) findStore() error {
 
 // openFirst opens the database, or finds that the daemon can answer in its place.
 func (s *Store) openFirst(ctx context.Context) error {
-	_, _, err := s.acquire(ctx)
-	if err == nil {
-		s.mu.RUnlock()
-		return nil
-	}
-	if errors.Is(err, errAskDaemon) {
-		if derr := s.daemon.ping(ctx); derr != nil {
-			s.log.Debug("neither the database nor the daemon can be asked", "error", errors.Join(err, derr))
-			why := errNoIndex
-			if errors.Is(err, errNotWAL) {
-				why = errNotWAL
-			}
-			return fmt.Errorf("%w: %w; and the Nix daemon does not answer; start nix-daemon, or run firn as root", errAskDaemon, why)
-		}
+	_, err := read(ctx, s, func(*database, uint64) (struct{}, error) { return struct{}{}, nil })
+	if errors.Is(err, errAskDaemon) { // which has just answered
 		s.log.Info("the Nix daemon is asked instead of its database", "error", err)
 		return nil
 	}
@@ -248,23 +234,25 @@ func (s *Store) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo,
 
 // lookUp finds a path wherever it can be asked for: in the filter, the database, or with the daemon.
 func (s *Store) lookUp(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	d, version, err := s.acquire(ctx)
-	if errors.Is(err, errAskDaemon) {
+	var version uint64
+	var confirm bool
+	info, err := read(ctx, s, func(d *database, now uint64) (info *nix.PathInfo, err error) {
+		if version = now; d.filter.excludes(version, hash) {
+			err = missError{hash}
+		} else {
+			info, err = d.pathInfo(ctx, hash)
+		}
+		confirm = errors.Is(err, cache.ErrNotFound) && !d.writable && d.rest == nil
+		return info, err
+	})
+	switch {
+	case confirm:
+		return s.confirmMiss(ctx, version, hash, err)
+	case errors.Is(err, errAskDaemon):
 		return s.askDaemon(ctx, hash)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("look up path hash %v: %w", hash, err)
-	}
-	var info *nix.PathInfo
-	if d.filter.excludes(version, hash) {
-		err = missError{hash}
-	} else {
-		info, err = d.pathInfo(ctx, hash)
-	}
-	confirm := errors.Is(err, cache.ErrNotFound) && !d.writable
-	s.mu.RUnlock()
-	if confirm {
-		return s.confirmMiss(ctx, version, hash, err)
+	if err != nil && !errors.Is(err, cache.ErrNotFound) {
+		err = fmt.Errorf("look up path hash %v: %w", hash, err)
 	}
 	return info, err
 }
@@ -288,18 +276,14 @@ func (s *Store) Version(context.Context) (version uint64, ok bool) {
 
 // Check reads from the database, or asks the daemon where that stands in for it.
 func (s *Store) Check(ctx context.Context) error {
-	d, _, err := s.acquire(ctx)
+	_, err := read(ctx, s, func(d *database, _ uint64) (struct{}, error) { return struct{}{}, d.check(ctx) })
 	if errors.Is(err, errAskDaemon) {
-		if err := s.daemon.ping(ctx); err != nil {
-			return fmt.Errorf("check store: %w: %w", cache.ErrUnavailable, err)
-		}
-		return nil
+		err = s.daemon.ping(ctx)
 	}
 	if err != nil {
-		return fmt.Errorf("check store: %w", err)
+		return fmt.Errorf("check store: %w: %w", cache.ErrUnavailable, err)
 	}
-	defer s.mu.RUnlock()
-	return d.check(ctx)
+	return nil
 }
 
 type counters struct{ verified, mismatches atomic.Int64 }

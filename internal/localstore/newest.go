@@ -16,11 +16,10 @@ const newestQuery = `
 
 // Newest returns some of the paths that came last, but no derivations: up to n that have signatures, then up to n that have none.
 func (s *Store) Newest(ctx context.Context, n int) ([]nix.StorePath, error) {
-	d, _, err := s.acquire(ctx)
-	if err != nil {
-		return nil, err
-	}
-	defer s.mu.RUnlock()
+	return read(ctx, s, func(d *database, _ uint64) ([]nix.StorePath, error) { return s.newest(ctx, d, n) })
+}
+
+func (s *Store) newest(ctx context.Context, d *database, n int) ([]nix.StorePath, error) {
 	if err := d.turn(ctx); err != nil {
 		return nil, err
 	}

@@ -15,9 +15,9 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 
 	"firn/internal/cache"
@@ -302,6 +302,12 @@ type child struct {
 // startChild starts one, as the user "nobody" if unprivileged.
 func (n *nixStore) startChild(t *testing.T, uid uint32) *child {
 	t.Helper()
+	return n.startChildAfter(t, uid, "")
+}
+
+// startChildAfter starts one that sees the mounts which a script of root's makes, and nobody else does.
+func (n *nixStore) startChildAfter(t *testing.T, uid uint32, script string) *child {
+	t.Helper()
 	// The binary lies where only its owner may look for it.
 	exe, err := os.Executable()
 	if err != nil {
@@ -317,16 +323,14 @@ func (n *nixStore) startChild(t *testing.T, uid uint32) *child {
 			t.Fatal(err)
 		}
 	}
-	c := &child{t: t, cmd: exec.Command(copied)}
+	if os.Getuid() != 0 {
+		t.Fatal("this test has to be run as root, to be able to become somebody else")
+	}
+	id := strconv.Itoa(int(uid))
+	c := &child{t: t, cmd: exec.Command("unshare", "--mount", "sh", "-euc", script+"\ncd /\nexec setpriv --reuid="+id+" --regid="+id+" --clear-groups "+copied)}
 	c.cmd.Dir = n.dir
 	c.cmd.Env = append(os.Environ(), childEnv+"="+n.dir)
 	c.cmd.Stderr = os.Stderr
-	if uid != 0 {
-		if os.Getuid() != 0 {
-			t.Fatal("this test has to be run as root, to be able to become somebody else")
-		}
-		c.cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uid, Gid: uid}}
-	}
 	if c.in, err = c.cmd.StdinPipe(); err != nil {
 		t.Fatal(err)
 	}

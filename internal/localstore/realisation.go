@@ -37,15 +37,13 @@ const (
 
 // Realisation returns what the database says a derivation output was built to.
 func (s *Store) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
+	return readTable(ctx, s, "Realisations", func(d *database) (*nix.Realisation, error) { return s.realisation(ctx, d, id) })
+}
+
+func (s *Store) realisation(ctx context.Context, d *database, id nix.RealisationID) (*nix.Realisation, error) {
 	fail := func(err error) (*nix.Realisation, error) {
 		return nil, fmt.Errorf("look up realisation %v: %w", id, err)
 	}
-	d, err := s.acquireTable(ctx, "Realisations")
-	if err != nil {
-		return fail(err)
-	}
-	defer s.mu.RUnlock()
-	defer d.endTurn()
 	tx, err := d.sql.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return fail(d.fail("query", err))
@@ -106,18 +104,16 @@ func (s *Store) dependencies(ctx context.Context, tx *sql.Tx, row int64) (map[ni
 
 // BuildTrace returns what the database says a derivation output was built to.
 func (s *Store) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
+	return readTable(ctx, s, "BuildTraceV3", func(d *database) (*nix.BuildTrace, error) { return s.buildTrace(ctx, d, drv, output) })
+}
+
+func (s *Store) buildTrace(ctx context.Context, d *database, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
 	fail := func(err error) (*nix.BuildTrace, error) {
 		return nil, fmt.Errorf("look up build trace of %v!%s: %w", drv, output, err)
 	}
-	d, err := s.acquireTable(ctx, "BuildTraceV3")
-	if err != nil {
-		return fail(err)
-	}
-	defer s.mu.RUnlock()
-	defer d.endTurn()
 	var outPath string
 	var signatures sql.NullString
-	err = d.sql.QueryRowContext(ctx, buildTraceQuery, drv.Base(), drv.String(), output).Scan(&outPath, &signatures)
+	err := d.sql.QueryRowContext(ctx, buildTraceQuery, drv.Base(), drv.String(), output).Scan(&outPath, &signatures)
 	if errors.Is(err, sql.ErrNoRows) {
 		return fail(cache.ErrNotFound)
 	}
@@ -131,28 +127,27 @@ func (s *Store) BuildTrace(ctx context.Context, drv nix.StorePath, output string
 	return t, nil
 }
 
-// acquireTable is acquire and turn for a table that the database may not have: then it is cache.ErrNotFound.
+// readTable is read, in a turn, of a table that the database may not have: then it is cache.ErrNotFound.
 // Nix makes these tables when its experiment is turned on, so they are looked for every time; hardly anybody asks.
-func (s *Store) acquireTable(ctx context.Context, name string) (*database, error) {
-	d, _, err := s.acquire(ctx)
-	if errors.Is(err, errAskDaemon) {
-		return nil, notFoundBecause(err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	if err = d.turn(ctx); err == nil {
-		var has bool
-		if has, err = d.hasTable(ctx, name); err == nil && !has {
+func readTable[T any](ctx context.Context, s *Store, name string, ask func(*database) (T, error)) (T, error) {
+	answer, err := read(ctx, s, func(d *database, _ uint64) (none T, err error) {
+		if err := d.turn(ctx); err != nil {
+			return none, err
+		}
+		defer d.endTurn()
+		has, err := d.hasTable(ctx, name)
+		if err == nil && !has {
 			err = cache.ErrNotFound
 		}
-		if err == nil {
-			return d, nil
+		if err != nil {
+			return none, fmt.Errorf("look up table %s: %w", name, err)
 		}
-		d.endTurn()
+		return ask(d)
+	})
+	if errors.Is(err, errAskDaemon) {
+		err = notFoundBecause(err)
 	}
-	s.mu.RUnlock()
-	return nil, err
+	return answer, err
 }
 
 // drvHashText is how a derivation is named in Realisations.

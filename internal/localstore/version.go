@@ -41,6 +41,9 @@ func (d *database) openVersion() error {
 // version returns a number that changes with every commit.
 // ok is false when the database was replaced, and has to be opened anew.
 func (d *database) version() (version uint64, ok bool) {
+	if d.rest != nil { // nothing can change but all of it
+		return d.number, d.stands()
+	}
 	if now := int64(time.Since(d.opened)); now-d.identified.Load() > int64(identityInterval) {
 		if !d.identify() {
 			return 0, false
