@@ -261,15 +261,21 @@ func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *announcem
 	}
 	store, err := localstore.Open(ctx, opts)
 	switch {
-	case errors.Is(err, localstore.ErrNoStore) && opts.Root == "":
+	case err == nil:
+	case ctx.Err() != nil:
+		return nil, nil, err
+	case errors.Is(err, localstore.ErrNoStore) && opts.Root != "":
+		return nil, nil, fmt.Errorf("%w; --store takes the directory that holds nix/store", err)
+	default:
+		// What was pushed is served all the same.
 		a.noStore = err.Error() + "; it is served as soon as Nix has made it, or name another with --store ROOT"
+		if !errors.Is(err, localstore.ErrNoStore) {
+			a.noStore = err.Error() + "; it is served as soon as it can be read"
+			log.Error("the store cannot be served yet; what was pushed is", "error", err)
+		}
 		open := func(ctx context.Context) (awaited.Store, error) { return localstore.Open(ctx, opts) }
 		source := awaited.New("local store", cmp.Or(opts.StoreDir, nix.DefaultStoreDir), open, awaited.Options{Why: err, Logger: log})
 		return source, source.Close, nil
-	case errors.Is(err, localstore.ErrNoStore):
-		return nil, nil, fmt.Errorf("%w; --store takes the directory that holds nix/store", err)
-	case err != nil:
-		return nil, nil, err
 	}
 	a.store = fmt.Sprintf("the store %s", store.StoreDir())
 	if opts.Root != "" {

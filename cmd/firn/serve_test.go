@@ -19,7 +19,9 @@ import (
 	"syscall"
 	"testing"
 
+	"firn/internal/cache/cachetest"
 	"firn/internal/keyfile"
+	"firn/nix"
 )
 
 // bigSize is the size of a file that does not fit in the buffers of a connection, in bytes,
@@ -197,6 +199,42 @@ func TestServeWithoutNix(t *testing.T) {
 	if err := s.wait(); err != nil {
 		t.Errorf("after SIGTERM: %v\n%s", err, s.stderr)
 	}
+}
+
+// A store that cannot be read keeps nobody from what was pushed, and is served as soon as it can be read.
+func TestServeUnreadableStore(t *testing.T) {
+	needNix(t)
+	root := t.TempDir()
+	db := filepath.Join(root, "nix/var/nix/db")
+	// As root may read everything, what keeps the server from the store is a lock, in a journal mode in which that counts.
+	add := exec.CommandContext(t.Context(), "nix-store", "--store", root, "--option", "use-sqlite-wal", "false", "--add", "serve_test.go")
+	add.Env = environment(t)
+	out, err := add.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", add, err)
+	}
+	path := strings.TrimSpace(string(out))
+	if err := os.Mkdir(db+"/db.sqlite.lock", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a := newAdmin(t, "--store", root)
+	a.server.stderr.wait(t, "the store cannot be served yet")
+	for _, want := range []string{"It serves no local store: ", "another process uses it", "it is served as soon as it can be read"} {
+		if !strings.Contains(a.server.announced, want) {
+			t.Errorf("no %q in\n%s", want, a.server.announced)
+		}
+	}
+	token := a.mustRun("token", "create", "--push", "main", "ci")
+	pushed := cachetest.NewPath(t, nix.DefaultStoreDir, "hello", "hello\n")
+	a.push("", token, pushed, http.StatusCreated)
+	a.want(http.MethodGet, narinfoOf(pushed), "", nil, http.StatusOK, "")
+	narinfo := "/" + filepath.Base(path)[:32] + ".narinfo"
+	a.want(http.MethodGet, narinfo, "", nil, http.StatusNotFound, "")
+	if err := os.Remove(db + "/db.sqlite.lock"); err != nil {
+		t.Fatal(err)
+	}
+	a.server.stderr.wait(t, "the store is there now")
+	a.want(http.MethodGet, narinfo, "", nil, http.StatusOK, "StorePath: "+path)
 }
 
 // nixVariables make Nix use a store of the test's own, which is not there yet.
