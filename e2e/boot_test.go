@@ -33,20 +33,32 @@ for h in /sys/fs/cgroup /sys/fs/cgroup/systemd /sys/fs/cgroup/unified /sys/fs/cg
 		echo $$ >$h/$1/cgroup.procs
 	fi
 done
-exec unshare --mount --pid --fork --kill-child --ipc --uts --cgroup --propagation private sh -c "$3" sh "$2"`
+script=$2
+shift 2
+exec unshare --mount --pid --fork --kill-child --ipc --uts --cgroup --propagation private sh -c "$script" sh "$@"`
 
-// bootSystemd makes a copy of this system in memory that nobody else sees, with the files of $1/files, and runs its systemd as the first process.
+// bootSystemd makes a copy of the system in $2 in memory that nobody else sees, with the files of $1/files, and runs its systemd as the first process.
+// The rest of its arguments are variables and arguments of that.
 const bootSystemd = `set -e
 cd $1
+system=$2
+shift 2
 mount -t tmpfs -o mode=755 tmpfs memory
 mkdir memory/upper memory/work memory/root
-mount -t overlay -o lowerdir=/,upperdir=memory/upper,workdir=memory/work overlay memory/root
+mount -t overlay -o lowerdir=$system,upperdir=memory/upper,workdir=memory/work overlay memory/root
 cp -r files/. memory/root
 cd memory/root
 mount -t proc proc proc
+mount --bind proc/sys proc/sys
+mount -o remount,bind,ro proc/sys
 mount --rbind /dev dev
 mount -t tmpfs -o mode=755 tmpfs run
-mount -t tmpfs -o mode=755 tmpfs var/lib
+if [ $system = / ]; then
+	mount -t tmpfs -o mode=755 tmpfs var/lib
+	# Nor does it have the store of this machine, whoever may ask its daemon.
+	mkdir -p nix
+	mount -t tmpfs -o mode=755 tmpfs nix
+fi
 mount --rbind /sys sys
 if [ -e sys/fs/cgroup/cgroup.procs ]; then
 	umount -R sys/fs/cgroup
@@ -61,7 +73,7 @@ mkdir -p old
 pivot_root . old
 umount -l old
 mount --make-rshared /
-exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=test SYSTEMD_UNIT_PATH=/etc/systemd/test /lib/systemd/systemd --unit=basic.target --log-target=console --show-status=no`
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=test "$@" --log-target=console --show-status=no`
 
 // A booted is a system of its own, in which systemd runs as it does on a machine. It shares the network with this one.
 type booted struct {
@@ -115,6 +127,12 @@ func boot(t testing.TB, files, secrets map[string]string) *booted {
 	for path, text := range secrets {
 		put(path, []byte(text), 0o600)
 	}
+	return start(t, dir, "/", "SYSTEMD_UNIT_PATH=/etc/systemd/test", "/lib/systemd/systemd", "--unit=basic.target")
+}
+
+// start starts the systemd of a system, with more files from dir/files.
+func start(t testing.TB, dir, system string, command ...string) *booted {
+	t.Helper()
 	if err := os.Mkdir(filepath.Join(dir, "memory"), 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -122,7 +140,7 @@ func boot(t testing.TB, files, secrets map[string]string) *booted {
 	b := &booted{t: t}
 	said := &lockedBuffer{}
 	group := fmt.Sprintf("firn-%d-%d", os.Getpid(), boots.Add(1))
-	cmd := exec.Command("sh", "-c", enterGroups, "sh", group, dir, bootSystemd)
+	cmd := exec.Command("sh", append([]string{"-c", enterGroups, "sh", group, bootSystemd, dir, system}, command...)...)
 	cmd.Stdout, cmd.Stderr = said, said
 	cmd.WaitDelay = killDelay
 	if err := cmd.Start(); err != nil {
@@ -197,7 +215,7 @@ func removeGroup(path string) error {
 func (b *booted) try(args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTimeout) // also at the end of a test
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", fmt.Sprint(b.pid), "--mount", "--pid", "--root", "--wd"}, args...)...)
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--target", fmt.Sprint(b.pid), "--mount", "--pid", "--net", "--root", "--wd"}, args...)...)
 	cmd.Env = []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}
 	cmd.WaitDelay = killDelay
 	var stdout, stderr bytes.Buffer

@@ -159,6 +159,7 @@ func TestRestarts(t *testing.T) {
 		"etc/systemd/test/firn.service.d/test.conf": "[Unit]\nStartLimitIntervalSec=0\n", // more often than systemd thinks is sane
 		"etc/firn/firn.toml":                        "",
 	}, nil)
+	b.run("nix-store", "--init") // as where Nix has been used
 	b.run("systemctl", "start", "nix-daemon.socket", "firn.socket", "firn.service")
 	var narinfos, nars []string
 	var small, large string // store paths

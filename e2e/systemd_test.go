@@ -63,6 +63,7 @@ func TestService(t *testing.T) {
 		"etc/ssl/cache.example.org.pem":         text(cert),
 		"etc/ssl/private/cache.example.org.key": text(strings.TrimSuffix(cert, ".crt") + ".key"),
 	})
+	b.run("nix-store", "--init") // as where Nix has been used
 	b.run("systemctl", "start", "nix-daemon.socket", "firn-https.socket", "firn-ssh.socket")
 	b.walk(page)
 	b.run("systemctl", "stop", "firn.service")

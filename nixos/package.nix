@@ -3,7 +3,6 @@
   lib,
   stdenv,
   buildGoModule,
-  coreutils,
   installShellFiles,
   version ? "0-unstable",
 }:
@@ -44,7 +43,6 @@ buildGoModule {
     + lib.optionalString stdenv.hostPlatform.isLinux ''
       install -D --mode=644 --target-directory=$out/lib/systemd/system packaging/systemd/*
       substituteInPlace $out/lib/systemd/system/* --replace-quiet /usr/bin/firn $out/bin/firn
-      substituteInPlace $out/lib/systemd/system/* --replace-quiet /bin/kill ${coreutils}/bin/kill
     '';
 
   meta = {

@@ -68,17 +68,6 @@ var notRuns = []notRun{
 		"takes a host with a Nix daemon in a container's reach; e2e has the same user and the same store under systemd, TestService",
 	},
 	{
-		"docs/debian.md",
-		"systemctl status firn\n" +
-			"journalctl --unit firn      # has the two lines that clients need\n",
-		"takes a Debian with systemd as its init and a journal; e2e has the package in one without, and the service under a systemd without a journal",
-	},
-	{
-		"docs/debian.md",
-		"systemctl restart firn\n",
-		"takes a Debian with systemd as its init; e2e restarts the service under systemd, as docs/systemd.md has it",
-	},
-	{
 		"docs/nixos.md",
 		"sudo firn-admin token create --push main ci\n",
 		"takes NixOS; nixos/ has firn-admin evaluated, and compared",
