@@ -55,12 +55,15 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	if err := checkOwner(filepath.Join(cfg.State, depotDir)); err != nil {
 		return err
 	}
+	log := newLogger(cfg, os.Stderr)
+	if err := noBackup(cfg.State, log); err != nil {
+		return err
+	}
 	d, err := c.openDepot(ctx)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	log := newLogger(cfg, os.Stderr)
 	keys, err := servingKeys(cfg, log)
 	if err != nil {
 		return err

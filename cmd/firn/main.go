@@ -47,6 +47,7 @@ type commandLine struct {
 	Stdio  stdioCommand  `cmd:"" help:"Serve a cache on standard input and output, as Nix's ssh:// and ssh-ng:// do."`
 	Daemon daemonCommand `cmd:"" help:"Serve a cache on a socket, as the Nix daemon serves a store."`
 	Verify verifyCommand `cmd:"" help:"Compare what was pushed with its hashes."`
+	Backup backupCommand `cmd:"" help:"Copy all that a server keeps into another directory."`
 	Export exportCommand `cmd:"" help:"Write a cache as files that any web server serves."`
 	Import importCommand `cmd:"" help:"Take over another binary cache."`
 	Stats  statsCommand  `cmd:"" help:"Show how much is kept."`

@@ -236,7 +236,7 @@ func (c *serveCommand) ownKey(log *slog.Logger, a *announcement) (nix.SecretKey,
 // encoder opens the compressed NARs of the state directory: when they are wanted, and when they once were,
 // because clients remember their URLs for a month. Otherwise there is none.
 func (c *serveCommand) encoder(log *slog.Logger) (*zstdcache.Cache, error) {
-	dir := filepath.Join(c.State, "zstd")
+	dir := filepath.Join(c.State, compressedDir)
 	if c.Compression == config.CompressionNone {
 		if _, err := os.Lstat(dir); err != nil {
 			return nil, nil

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/term"
 
+	"firn/internal/backup"
 	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/config"
@@ -125,8 +126,10 @@ func checkOwner(path string) error {
 		"setpriv --reuid=%d --regid=%d --clear-groups firn …", path, owner.Uid, owner.Uid, owner.Gid)
 }
 
-// The depot lies in the state directory.
+// The depot lies in the state directory, and so do the compressed NARs of the local store, which can be made again.
 const (
+	compressedDir = "zstd"
+
 	depotDir    = "depot"
 	catalogName = "catalog.db"
 	packsName   = "packs"
@@ -188,6 +191,9 @@ func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *ope
 			claim.Close()
 		}
 	}()
+	if err := noBackup(c.State, log); err != nil {
+		return nil, err
+	}
 	cat, err := openClaimed(ctx, c.State, claim)
 	if err != nil {
 		return nil, err
@@ -201,6 +207,17 @@ func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *ope
 	}
 	d.claim = claim
 	return d, nil
+}
+
+// noBackup makes a backup a state directory. What is pushed to it from now on is in no other place, so no later backup may replace it.
+func noBackup(state string, log *slog.Logger) error {
+	switch err := os.Remove(filepath.Join(state, backup.Marker)); {
+	case err == nil:
+		log.Warn("this state directory was a backup, and is one no more: firn backup does not write to it", "state", state)
+	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+		return fmt.Errorf("make a backup a state directory: %w%s", err, stateAdvice(err))
+	}
+	return nil
 }
 
 // openPacks opens the packs that a catalog knows, and closes it if that fails.

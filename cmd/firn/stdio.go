@@ -49,6 +49,11 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 			err = errors.Join(err, closeAll())
 		}
 	}()
+	if !f.ReadOnly {
+		if err := noBackup(cfg.State, log); err != nil {
+			return session.Options{}, nil, err
+		}
+	}
 	kept, err := openDepot(ctx, cfg, log)
 	if err != nil {
 		return session.Options{}, nil, err

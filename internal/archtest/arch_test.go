@@ -61,6 +61,7 @@ var rules = map[string]rule{
 
 	"internal/depot/chunk": {rooms: []string{"nix"}},
 
+	"internal/backup": {rooms: []string{"internal/depot/blob", "internal/depot/blob/dir", "internal/depot/catalog/sqlite"}, libraries: true},
 	"internal/access": {rooms: []string{"internal/cache", "internal/depot/catalog"}, libraries: true},
 	"internal/caches": {rooms: []string{"internal/cache", "internal/depot", "internal/depot/catalog", "nix"}},
 
