@@ -4,8 +4,10 @@ GO       ?= go
 FUZZTIME ?= 10s
 # The linters and the test runner, pinned in a module of their own.
 TOOL     := $(GO) tool -modfile=$(CURDIR)/tools/go.mod
-# Test lines as go test prints them, and the counts at the end.
+# A line for each package as go test prints it, and the counts at the end. The end-to-end tests are one package, of which each test is a line.
 TEST     := $(TOOL) gotestsum --format standard-quiet --
+EACHTEST := $(TOOL) gotestsum --format testname --
+TIMED    := $(CURDIR)/scripts/timed
 
 .PHONY: help build deb image test unit e2e nix roots check lint vulns race ci fuzz record bench
 
@@ -24,28 +26,31 @@ deb: ## Make Debian packages in dist/
 image: ## Make the image for containers in dist/
 	cd packaging && $(GO) run . -dist $(abspath $(DIST)) image
 
-test: nix ## Run every test, against real Nix (installed where it is missing)
-	@$(MAKE) --no-print-directory -j2 --output-sync=target unit roots
+test: nix ## Run every test, against real Nix (installs what is missing: see make nix)
+	@echo "make test runs the tests of all packages, then the end-to-end tests: in all some 12 minutes on two cores, and a few more the first time,"
+	@echo "which makes small Debian systems in ~/.cache/firn-e2e. They are kept; FIRN_E2E_CACHE names another directory."
+	@$(MAKE) --no-print-directory -j2 unit roots
 	@$(MAKE) --no-print-directory e2e
 
 # The packages whose tests take longest, which begin first: so that at the end no core waits for one of them.
 SLOW     := ./cmd/firn ./internal/depot ./internal/zstdcache ./bench ./internal/codec ./nix/nar
 
 unit:
-	$(TEST) -timeout=10m $(SLOW) ./...
-	cd packaging && $(TEST) ./...
+	@$(TIMED) "tests of all packages" $(TEST) -timeout=10m $(SLOW) ./...
+	@cd packaging && $(TIMED) "tests of the packages for Debian and containers" $(TEST) ./...
 
-# The Debian systems whose Nix the end-to-end tests run; made once, then kept.
+# The Debian systems whose Nix the end-to-end tests run, and the one that they boot; made once, then kept.
 # One that cannot be had is left to the tests to report.
 roots:
 	@for suite in bullseye trixie sid; do e2e/nixroot $$suite >/dev/null || true; done
+	@e2e/bootroot bookworm >/dev/null || true
 
 e2e:
-	cd e2e && $(TEST) -timeout=20m -parallel=4 .
+	@cd e2e && $(TIMED) "end-to-end tests" $(EACHTEST) -timeout=20m -parallel=4 .
 
-nix:
+nix: ## Install the programs that the tests run (Debian and Ubuntu, as root; elsewhere it says which)
 	@scripts/bring nix-store=nix-bin debootstrap=debootstrap nginx=nginx-light caddy=caddy curl=curl ssh=openssh-client \
-		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 sqlite3=sqlite3 rsync=rsync systemd-analyze=systemd logrotate=logrotate \
+		bsdcat=libarchive-tools brotli=brotli bzip2=bzip2 lz4=lz4 lzip=lzip xz=xz-utils zstd=zstd python3=python3 systemd-analyze=systemd logrotate=logrotate \
 		dpkg-deb=dpkg lintian=lintian umoci=umoci podman=podman ip=iproute2 chromium=chromium
 
 check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races

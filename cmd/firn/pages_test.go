@@ -39,7 +39,8 @@ var notRuns = []notRun{
 	},
 	{
 		"README.md",
-		"make test     # every test; installs real Nix where it is missing (Debian, as root)\n" +
+		"make test     # every test: some 12 minutes on two cores, and a few more the first time\n" +
+			"make nix      # installs the programs that the tests run (make test and make check do that first)\n" +
 			"make check    # gofmt, vet, staticcheck, known vulnerabilities, import rules, race detector\n" +
 			"make ci       # both, as the CI runs it\n" +
 			"make fuzz     # every fuzz target for a while: make fuzz FUZZTIME=10m\n" +
