@@ -193,6 +193,37 @@ func (c *WorkerClient) AddTempRoot(path nix.StorePath) error {
 	return cutOff(c.err)
 }
 
+// AddIndirectRoot has the daemon take a symbolic link, wherever it lies, for a root of the garbage
+// collector: what it leads to is kept for as long as the link is there. link is an absolute path.
+func (c *WorkerClient) AddIndirectRoot(link string) error {
+	c.putUint(opAddIndirectRoot)
+	c.putString(link)
+	if err := c.finish(); err != nil {
+		return fmt.Errorf("have Nix daemon take %s for a root: %w", link, err)
+	}
+	c.skip(1)
+	return cutOff(c.err)
+}
+
+// FindsRoot reports whether the garbage collector of the daemon finds a root that is a symbolic
+// link at this path. The daemon looks for all roots, also those of running processes, so it may
+// take a second.
+func (c *WorkerClient) FindsRoot(link string) (found bool, err error) {
+	c.putUint(opFindRoots)
+	if err := c.finish(); err != nil {
+		return false, fmt.Errorf("ask Nix daemon for roots: %w", err)
+	}
+	for range c.count(maxRoots, "roots") {
+		root := c.string(maxPath)
+		c.skipString(maxPath) // what it keeps
+		if c.err != nil {
+			return false, cutOff(c.err)
+		}
+		found = found || root == link
+	}
+	return found, cutOff(c.err)
+}
+
 // WriteNAR copies the NAR of a path to w.
 func (c *WorkerClient) WriteNAR(w io.Writer, info *nix.PathInfo) error {
 	c.putUint(opNarFromPath)

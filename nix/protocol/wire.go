@@ -19,6 +19,7 @@ const (
 	maxText    = 1 << 20  // bytes of a message or a realisation
 	maxPaths   = 1 << 20  // store paths in one set, of some 100 bytes each
 	maxStrings = 64 << 10 // other strings in one list
+	maxRoots   = 4 << 20  // roots of a garbage collector, which are read one by one
 )
 
 // A wire is a connection. Reading and writing remember the first failure and do nothing from then on, so that it is asked for once, see err.
