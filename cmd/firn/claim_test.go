@@ -15,8 +15,8 @@ import (
 const migrationsDir = "../../internal/depot/catalog/sqlite/migrations"
 
 // catalogVersion opens the catalog of a state directory, makes it if there is none, and brings it up to the version before the newest one if older is set.
-// It returns the version that it has then, and the newest.
-func catalogVersion(t *testing.T, state string, older bool) (has, newest int64) {
+// It returns the version that it has then, the one before the newest, and the newest.
+func catalogVersion(t *testing.T, state string, older bool) (has, before, newest int64) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Join(state, depotDir), depotMode); err != nil {
 		t.Fatal(err)
@@ -31,16 +31,16 @@ func catalogVersion(t *testing.T, state string, older bool) (has, newest int64) 
 		t.Fatal(err)
 	}
 	sources := p.ListSources()
-	newest = sources[len(sources)-1].Version
+	before, newest = sources[len(sources)-2].Version, sources[len(sources)-1].Version
 	if older {
-		if _, err := p.UpTo(t.Context(), newest-1); err != nil {
+		if _, err := p.UpTo(t.Context(), before); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if has, err = p.GetDBVersion(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	return has, newest
+	return has, before, newest
 }
 
 // TestOlderCatalogInUse: under a server of an older firn a command changes nothing, and says what to do; a newer server waits until the older one has ended.
@@ -69,8 +69,8 @@ func TestOlderCatalogInUse(t *testing.T) {
 			})
 		}
 	})
-	if has, newest := catalogVersion(t, state, false); has != newest-1 {
-		t.Errorf("the catalog has version %d, want %d", has, newest-1)
+	if has, before, _ := catalogVersion(t, state, false); has != before {
+		t.Errorf("the catalog has version %d, want %d", has, before)
 	}
 
 	log := filepath.Join(t.TempDir(), "log")
@@ -83,7 +83,7 @@ func TestOlderCatalogInUse(t *testing.T) {
 		t.Fatal(err)
 	}
 	<-started
-	if has, newest := catalogVersion(t, state, false); has != newest {
+	if has, _, newest := catalogVersion(t, state, false); has != newest {
 		t.Errorf("the catalog has version %d, want %d", has, newest)
 	}
 	a := &admin{T: t, state: state}
@@ -125,7 +125,7 @@ func TestOlderCatalog(t *testing.T) {
 		}
 	}
 	<-server
-	if has, newest := catalogVersion(t, state, false); has != newest {
+	if has, _, newest := catalogVersion(t, state, false); has != newest {
 		t.Errorf("the catalog has version %d, want %d", has, newest)
 	}
 }

@@ -309,9 +309,19 @@ type NARs interface {
 type Path struct {
 	Info nix.PathInfo // NARHash and NARSize are those of the NAR
 	NAR  NARID
+	// Elsewhere are those of its references that another source of the cache has. Publish keeps
+	// them; they are not returned.
+	Elsewhere []nix.StorePath
 	// FileSize and Tag are those of the NAR. They are not read.
 	FileSize int64
 	Tag      string
+}
+
+// A DanglingReference is a reference to a path that is not published in the cache, as another
+// source has, or had, it.
+type DanglingReference struct {
+	Path nix.StorePath // that is referred to
+	By   nix.StorePath // one of those that refer to it
 }
 
 // DebugInfo is where the debug information of a build ID is.
@@ -333,6 +343,15 @@ type Paths interface {
 	// Awaited reports whether a path that is not to be had may be referred to already: a published path of the cache had this reference
 	// when nothing was published under it, or what was is withheld or was deleted. It may say so of one that nothing refers to any more.
 	Awaited(ctx context.Context, cache CacheID, hash nix.PathHash) (bool, error)
+
+	// DanglingReferences iterates, in the order of their path hashes, over what is Elsewhere of
+	// published paths of the cache and is not published there now, withheld or not. It holds no
+	// transaction open between two items.
+	DanglingReferences(ctx context.Context, cache CacheID) iter.Seq2[*DanglingReference, error]
+
+	// WithheldPaths iterates over the paths of the cache that are published and have a NAR that is
+	// withheld, in any order. It holds no transaction open between two items.
+	WithheldPaths(ctx context.Context, cache CacheID) iter.Seq2[nix.StorePath, error]
 
 	// AddSignatures adds the signatures that a path does not have yet. ErrNotFound if the path is not there.
 	AddSignatures(ctx context.Context, cache CacheID, hash nix.PathHash, sigs []nix.Signature) error

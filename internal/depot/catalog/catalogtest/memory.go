@@ -53,7 +53,10 @@ type room struct {
 	debug   map[string][]catalog.DebugInfo // by build ID
 	files   map[string]*catalog.File
 	awaited map[nix.PathHash]bool
-	deleted map[nix.PathHash]time.Time
+	// dangling are references to what other sources have, by their path hashes, with those that
+	// have them.
+	dangling map[nix.PathHash]map[nix.PathHash]nix.StorePath
+	deleted  map[nix.PathHash]time.Time
 }
 
 type made struct {
@@ -130,13 +133,14 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 	}
 	c.ID = catalog.CacheID(m.draw())
 	m.caches[c.ID] = &room{
-		record:  *c,
-		paths:   make(map[nix.PathHash]*catalog.Path),
-		uploads: make(map[string]*made),
-		debug:   make(map[string][]catalog.DebugInfo),
-		files:   make(map[string]*catalog.File),
-		awaited: make(map[nix.PathHash]bool),
-		deleted: make(map[nix.PathHash]time.Time),
+		record:   *c,
+		paths:    make(map[nix.PathHash]*catalog.Path),
+		uploads:  make(map[string]*made),
+		debug:    make(map[string][]catalog.DebugInfo),
+		files:    make(map[string]*catalog.File),
+		awaited:  make(map[nix.PathHash]bool),
+		dangling: make(map[nix.PathHash]map[nix.PathHash]nix.StorePath),
+		deleted:  make(map[nix.PathHash]time.Time),
 	}
 	m.changed()
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"time"
 
@@ -46,6 +47,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		m.deletePath(r, hash)
 	}
 	path := new(*p)
+	path.Elsewhere = nil
 	path.Info.NARHash, path.Info.NARSize = nix.SHA256Sum(n.Hash), n.Size
 	if path.Info.RegistrationTime.IsZero() {
 		path.Info.RegistrationTime = m.now()
@@ -56,6 +58,13 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		if r.paths[ref.Hash()] == nil {
 			r.awaited[ref.Hash()] = true
 		}
+	}
+	for _, ref := range p.Elsewhere {
+		to := ref.Hash()
+		if r.dangling[to] == nil {
+			r.dangling[to] = make(map[nix.PathHash]nix.StorePath)
+		}
+		r.dangling[to][hash] = ref
 	}
 	delete(r.awaited, hash)
 	delete(r.deleted, hash)
@@ -101,6 +110,43 @@ func (m *Memory) Awaited(_ context.Context, cache catalog.CacheID, hash nix.Path
 	defer m.lock()()
 	r := m.room(cache)
 	return r.awaited[hash] || r.paths[hash] != nil, nil
+}
+
+// DanglingReferences iterates over references to what is not published.
+func (m *Memory) DanglingReferences(_ context.Context, cache catalog.CacheID) iter.Seq2[*catalog.DanglingReference, error] {
+	return func(yield func(*catalog.DanglingReference, error) bool) {
+		unlock := m.lock()
+		r := m.room(cache)
+		var all []*catalog.DanglingReference
+		for ref, by := range r.dangling {
+			if len(by) == 0 || r.paths[ref] != nil {
+				continue
+			}
+			first := slices.MinFunc(slices.Collect(maps.Keys(by)), func(a, b nix.PathHash) int { return bytes.Compare(a[:], b[:]) })
+			all = append(all, &catalog.DanglingReference{Path: by[first], By: r.paths[first].Info.Path})
+		}
+		unlock()
+		slices.SortFunc(all, func(a, b *catalog.DanglingReference) int {
+			x, y := a.Path.Hash(), b.Path.Hash()
+			return bytes.Compare(x[:], y[:])
+		})
+		for _, d := range all {
+			if !yield(d, nil) {
+				return
+			}
+		}
+	}
+}
+
+// WithheldPaths iterates over paths that are withheld.
+func (m *Memory) WithheldPaths(ctx context.Context, cache catalog.CacheID) iter.Seq2[nix.StorePath, error] {
+	return func(yield func(nix.StorePath, error) bool) {
+		for p, err := range m.AllPaths(ctx, cache, nix.PathHash{}, true) {
+			if !yield(p.Info.Path, err) {
+				return
+			}
+		}
+	}
 }
 
 // AddSignatures adds signatures to a path.
@@ -175,6 +221,9 @@ func (m *Memory) deletePath(r *room, hash nix.PathHash) {
 	p := r.paths[hash]
 	delete(r.paths, hash)
 	r.awaited[hash] = true
+	for _, by := range r.dangling {
+		delete(by, hash)
+	}
 	for id, all := range r.debug {
 		r.debug[id] = slices.DeleteFunc(all, func(d catalog.DebugInfo) bool { return d.Path == hash })
 	}

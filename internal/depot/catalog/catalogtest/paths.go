@@ -1,6 +1,7 @@
 package catalogtest
 
 import (
+	"bytes"
 	"fmt"
 	"slices"
 	"strings"
@@ -304,4 +305,88 @@ func (s *suite) awaitedPaths() {
 	s.ok(s.c.DeleteCache(s.Context(), a))
 	want(a, "b-p", false)
 	want(a, "a-p", false)
+}
+
+// danglingReferences are told once each, with a path that has it, until that goes or the reference
+// is published.
+func (s *suite) danglingReferences() {
+	a, b := s.cache("a"), s.cache("b")
+	id, _ := s.nar("one", a)
+	want := func(cache catalog.CacheID, want ...string) {
+		s.Helper()
+		var got []string
+		var last nix.PathHash
+		for d, err := range s.c.DanglingReferences(s.Context(), cache) {
+			s.ok(err)
+			hash := d.Path.Hash()
+			if bytes.Compare(hash[:], last[:]) <= 0 {
+				s.Errorf("%s comes too late", d.Path)
+			}
+			last = hash
+			if d.Path != storePath(d.Path.Name()) {
+				s.Errorf("%s has another hash", d.Path)
+			}
+			got = append(got, d.Path.Name()+" by "+d.By.Name())
+		}
+		slices.Sort(got)
+		s.equal(got, want)
+	}
+	want(a)
+	publish := func(cache catalog.CacheID, p *catalog.Path, elsewhere ...nix.StorePath) {
+		s.Helper()
+		told := *p
+		told.Elsewhere = elsewhere
+		there, _, err := s.c.Publish(s.Context(), cache, &told, nil)
+		s.ok(err)
+		s.equal(there, p)
+	}
+	p := path("p", id, "one") // it refers to a-p and b-p
+	publish(a, p, p.Info.References...)
+	publish(a, p) // once more, without those
+	want(a, "a-p by p", "b-p by p")
+	want(b)
+
+	// What is published is not one, and neither is it while it is withheld.
+	second, _ := s.nar("two", a)
+	first := path("a-p", second, "two")
+	first.Info.References = nil
+	s.publish(a, first)
+	want(a, "b-p by p")
+	s.ok(s.c.Withhold(s.Context(), second, true))
+	want(a, "b-p by p")
+	withheld := func(cache catalog.CacheID, want ...string) {
+		s.Helper()
+		var got []string
+		for path, err := range s.c.WithheldPaths(s.Context(), cache) {
+			s.ok(err)
+			got = append(got, path.Name())
+		}
+		s.equal(got, want)
+	}
+	withheld(a, "a-p")
+	withheld(b)
+	s.ok(s.c.Withhold(s.Context(), second, false))
+	withheld(a)
+	s.ok(s.c.DeletePath(s.Context(), a, first.Info.Path.Hash()))
+	want(a, "a-p by p", "b-p by p")
+
+	// Of many that have it, one is named.
+	var many []string
+	for i := range 250 {
+		name := fmt.Sprintf("n%03d", i)
+		n := path(name, id, "one")
+		publish(b, n, n.Info.References...)
+		many = append(many, "a-"+name+" by "+name, "b-"+name+" by "+name)
+	}
+	slices.Sort(many)
+	want(b, many...)
+	q := path("q", id, "one")
+	q.Info.References = []nix.StorePath{storePath("b-p")}
+	publish(a, q, q.Info.References...)
+	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	want(a, "b-p by q")
+	s.ok(s.c.DeletePath(s.Context(), a, q.Info.Path.Hash()))
+	want(a)
+	s.ok(s.c.DeleteCache(s.Context(), b))
+	want(b)
 }

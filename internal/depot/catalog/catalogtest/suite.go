@@ -59,6 +59,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"uses of chunks", (*suite).usesOfChunks},
 		{"NARs built on chunks", (*suite).builtNARs},
 		{"awaited paths", (*suite).awaitedPaths},
+		{"dangling references", (*suite).danglingReferences},
 		{"paths", (*suite).paths},
 		{"paths that are refused", (*suite).refusedPaths},
 		{"all of a path", (*suite).wholePaths},

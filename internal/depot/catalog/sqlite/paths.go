@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"database/sql"
 	"encoding/hex"
 	"fmt"
 	"iter"
@@ -172,6 +173,13 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 			return fmt.Errorf("%w: %s", catalog.ErrDeleted, ref)
 		}
 	}
+	for _, ref := range p.Elsewhere {
+		to := ref.Hash()
+		if err := x.exec("INSERT INTO dangling_refs (cache, ref, hash, name) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
+			int64(cache), to[:], hash[:], ref.Name()); err != nil {
+			return err
+		}
+	}
 	// It stays among those that were awaited: older paths may refer to it.
 	if err := x.exec("UPDATE awaited SET deleted = NULL WHERE cache = ? AND hash = ?", int64(cache), hash[:]); err != nil {
 		return err
@@ -236,6 +244,98 @@ func (c *Catalog) Awaited(ctx context.Context, cache catalog.CacheID, hash nix.P
 		return false, fmt.Errorf("look up references to %s: %w", hash, err)
 	}
 	return awaited, nil
+}
+
+// danglingQuery are a page of dangling references of a cache after one, each once, and whether they
+// were published since. From each, the next is found by the primary key; a CROSS JOIN keeps SQLite
+// from another order.
+const danglingQuery = `
+	WITH RECURSIVE next (ref) AS (
+		SELECT (SELECT min(ref) FROM dangling_refs WHERE cache = ?1 AND ref > ?2)
+		UNION ALL
+		SELECT (SELECT min(ref) FROM dangling_refs WHERE cache = ?1 AND ref > next.ref) FROM next WHERE next.ref IS NOT NULL
+		LIMIT ?3
+	)
+	SELECT store_dir, next.ref, d.name, d.hash, paths.name, EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = next.ref)
+	FROM next
+		CROSS JOIN dangling_refs AS d ON d.cache = ?1 AND d.ref = next.ref
+			AND d.hash = (SELECT min(hash) FROM dangling_refs WHERE cache = ?1 AND ref = next.ref)
+		CROSS JOIN paths ON paths.cache = ?1 AND paths.hash = d.hash
+		CROSS JOIN caches ON caches.id = ?1`
+
+// DanglingReferences iterates over references to what is not published.
+func (c *Catalog) DanglingReferences(ctx context.Context, cache catalog.CacheID) iter.Seq2[*catalog.DanglingReference, error] {
+	type row struct {
+		catalog.DanglingReference
+		published bool
+	}
+	rows := pages(func(last nix.PathHash, first bool) (refs []row, err error) {
+		after := last[:]
+		if first {
+			after = []byte{}
+		}
+		err = c.rows(ctx, func(scan func(...any) error) error {
+			var r row
+			var dir nix.StoreDir
+			var name, byName string
+			var hash, by []byte
+			err := scan(&dir, &hash, &name, &by, &byName, &r.published)
+			if err == nil {
+				r.Path, err = pathOf(dir, hash, name)
+			}
+			if err == nil {
+				r.By, err = pathOf(dir, by, byName)
+			}
+			refs = append(refs, r)
+			return err
+		}, danglingQuery, int64(cache), after, page)
+		return refs, err
+	}, func(r row) nix.PathHash { return r.Path.Hash() })
+	return func(yield func(*catalog.DanglingReference, error) bool) {
+		for r, err := range rows {
+			if err == nil && r.published {
+				continue
+			}
+			if !yield(&r.DanglingReference, err) {
+				return
+			}
+		}
+	}
+}
+
+// WithheldPaths iterates over paths that are withheld.
+func (c *Catalog) WithheldPaths(ctx context.Context, cache catalog.CacheID) iter.Seq2[nix.StorePath, error] {
+	type row struct {
+		nar  int64
+		path nix.StorePath // zero: no path of the cache has the NAR
+	}
+	rows := pages(func(last int64, _ bool) (paths []row, err error) {
+		err = c.rows(ctx, func(scan func(...any) error) error {
+			var r row
+			var dir nix.StoreDir
+			var name sql.NullString
+			var hash []byte
+			err := scan(&r.nar, &dir, &hash, &name)
+			if err == nil && name.Valid {
+				r.path, err = pathOf(dir, hash, name.String)
+			}
+			paths = append(paths, r)
+			return err
+		}, `SELECT withheld.id, store_dir, paths.hash, paths.name
+			FROM (SELECT id FROM nars WHERE damaged AND id > ?2 ORDER BY id LIMIT ?3) AS withheld JOIN caches ON caches.id = ?1
+				LEFT JOIN paths ON paths.nar = withheld.id AND paths.cache = ?1`, int64(cache), last, page)
+		return paths, err
+	}, func(r row) int64 { return r.nar })
+	return func(yield func(nix.StorePath, error) bool) {
+		for r, err := range rows {
+			if err == nil && r.path.IsZero() {
+				continue
+			}
+			if !yield(r.path, err) {
+				return
+			}
+		}
+	}
 }
 
 // AddSignatures adds signatures to a path.

@@ -15,7 +15,7 @@ import (
 )
 
 // bigTables may have millions of rows.
-var bigTables = []string{"packs", "chunks", "nars", "nar_packs", "recipes", "listings", "uploads", "paths", "debug_info", "files", "thin_packs"}
+var bigTables = []string{"packs", "chunks", "nars", "nar_packs", "recipes", "listings", "uploads", "paths", "debug_info", "files", "thin_packs", "dangling_refs"}
 
 // exempt has statements that may do what costs more, the more there is, by how they begin, with how the steps for that begin.
 var exempt = map[string][]string{
