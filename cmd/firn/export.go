@@ -15,6 +15,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/config"
+	"firn/internal/depot/catalog"
 	"firn/internal/keyfile"
 	"firn/internal/localstore"
 	"firn/internal/transfer"
@@ -26,7 +27,7 @@ type exportCommand struct {
 	Cache string   `default:"main" placeholder:"NAME" help:"The cache to export. By default main."`
 	Key   []string `placeholder:"FILE" complete:"file" help:"Sign what the cache main has with the secret key in FILE. May be given several times. By default as firn serve does with this configuration."`
 	Dir   string   `arg:"" complete:"dir" help:"The directory to write, which may be an older export."`
-	Path  []string `arg:"" optional:"" help:"Export these store paths with all that they refer to, also of the local store. By default all that was pushed."`
+	Path  []string `arg:"" optional:"" help:"Export these store paths with all that they refer to, also of the local store. By default all that was pushed, and what that refers to."`
 }
 
 func (*exportCommand) Help() string {
@@ -61,7 +62,15 @@ func (c *exportCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, d.Close()) }()
-	if len(c.Path) > 0 && cfg.Store != config.StoreOff {
+	r, err := record(ctx, d.catalog, c.Cache)
+	if err != nil {
+		return err
+	}
+	leans, err := d.leansOnStore(ctx, r)
+	if err != nil {
+		return err
+	}
+	if (len(c.Path) > 0 || leans) && cfg.Store != config.StoreOff {
 		store, err := existingStore(ctx, cfg, log)
 		if err != nil {
 			return err
@@ -116,6 +125,20 @@ func existingStore(ctx context.Context, c *config.Config, log *slog.Logger) (*lo
 		return nil, nil
 	}
 	return store, err
+}
+
+// leansOnStore reports whether pushed paths refer to what the depot does not have, so that the
+// local store may matter for them.
+func (d *openedDepot) leansOnStore(ctx context.Context, records ...*catalog.Cache) (bool, error) {
+	for _, r := range records {
+		for _, err := range d.catalog.DanglingReferences(ctx, r.ID) {
+			return err == nil, err
+		}
+		for _, err := range d.catalog.WithheldPaths(ctx, r.ID) {
+			return err == nil, err
+		}
+	}
+	return false, nil
 }
 
 // cache returns a cache of the depot.

@@ -178,7 +178,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	for _, l := range sshListeners {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
-	group.Go(func() error { return sweep(ctx, kept.Depot, log) })
+	group.Go(func() error { return sweep(ctx, kept.Depot, all, log) })
 	group.Go(func() error {
 		gauges.Run(ctx, func(err error) { log.Error("what is kept could not be counted for /metrics", "error", err) })
 		return nil
@@ -191,13 +191,17 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 // and what was deleted should not hold its disk for much longer than that.
 const sweepInterval = 10 * time.Minute
 
-// sweep lets the depot remove what nothing leads to, now and then, until ctx ends.
-func sweep(ctx context.Context, d *depot.Depot, log *slog.Logger) error {
+// sweep lets the depot remove what nothing leads to, and the local store what no pushed path refers
+// to, now and then, until ctx ends.
+func sweep(ctx context.Context, d *depot.Depot, all *caches.Directory, log *slog.Logger) error {
 	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
 		if err := d.Tick(ctx); err != nil && ctx.Err() == nil {
 			log.Error("the depot could not be swept", "error", err)
+		}
+		if err := all.Tick(ctx); err != nil && ctx.Err() == nil {
+			log.Error("what pushed paths refer to may go with the next garbage collection of the store of this machine", "error", err)
 		}
 		select {
 		case <-ticker.C:
@@ -290,7 +294,11 @@ func localOptions(c *config.Config, log *slog.Logger) (localstore.Options, error
 	if err != nil {
 		return localstore.Options{}, err
 	}
-	opts := localstore.Options{StoreDir: env.StoreDir, Logger: log}
+	state, err := filepath.Abs(c.State)
+	if err != nil {
+		return localstore.Options{}, err
+	}
+	opts := localstore.Options{StoreDir: env.StoreDir, Roots: filepath.Join(state, "gcroots"), Logger: log}
 	if root, ok := c.Store.Root(); ok {
 		opts.Root = root
 	} else {

@@ -4,16 +4,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
+	"slices"
 	"strings"
 
 	"github.com/alecthomas/kong"
 
+	"firn/internal/caches"
+	"firn/internal/config"
 	"firn/internal/depot"
 	"firn/nix"
 )
 
-// errDamaged ends firn verify with exitDamaged.
-var errDamaged = errors.New("something is damaged")
+// errDamaged and errGone end firn verify with exitDamaged.
+var (
+	errDamaged = errors.New("something is damaged")
+	errGone    = errors.New("something is gone")
+)
 
 type verifyCommand struct {
 	stateFlags
@@ -25,8 +32,9 @@ type verifyCommand struct {
 
 func (*verifyCommand) Help() string {
 	return `What was pushed is read from disk, decompressed, and compared with its hashes. The server may run meanwhile.
+Paths are named, too, that are not announced, as something is gone that they refer to.
 
-The exit status is 0 if everything is whole, 3 if something is damaged, and 1 if that could not be told.
+The exit status is 0 if everything is whole, 3 if something is damaged or gone, and 1 if that could not be told.
 
 Examples:
 
@@ -66,8 +74,9 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 	if c.Path != "" && report.NARs == 0 && len(report.Damaged) == 0 {
 		return fmt.Errorf("%s was not pushed here", c.Path)
 	}
+	incomplete, untold := c.incomplete(ctx, d, opts.Path)
 	if c.JSON {
-		if err := writeJSON(k.Stdout, shownReportOf(report)); err != nil {
+		if err := writeJSON(k.Stdout, shownReportOf(report, incomplete)); err != nil {
 			return err
 		}
 	} else {
@@ -78,29 +87,98 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 			}
 			fmt.Fprintf(k.Stdout, "%s (NAR %s): %v\n", where, damage.NARHash, damage.Reason)
 		}
+		for _, i := range incomplete {
+			fmt.Fprintf(k.Stdout, "%s in cache %s: not announced, as %s is gone, which it leads to\n", i.Path, i.Cache, i.Missing)
+		}
 		again := ""
 		if c.Repair {
 			again = fmt.Sprintf(", %d whole again", report.Healed)
 		}
 		fmt.Fprintf(k.Stdout, "%s verified, %s: %d damaged%s\n", plural(report.NARs, "NAR"), size(report.Bytes), len(report.Damaged), again)
 	}
-	if len(report.Damaged) == 0 {
-		return nil
+	var damaged error
+	switch {
+	case len(report.Damaged) > 0 && !c.Repair:
+		damaged = fmt.Errorf("%w: firn verify --repair withholds it, and %s", errDamaged, pushAgain)
+	case len(report.Damaged) > 0:
+		damaged = fmt.Errorf("%w, and withheld: %s", errDamaged, pushAgain)
+	case len(incomplete) > 0:
+		damaged = fmt.Errorf("%w: %s not announced; bring what is gone back to the store of this machine, or push it: %s",
+			errGone, plural(int64(len(incomplete)), "path"), pushAgain)
 	}
-	if !c.Repair {
-		return fmt.Errorf("%w: firn verify --repair withholds it, and %s", errDamaged, pushAgain)
+	return errors.Join(damaged, untold)
+}
+
+// incomplete finds the paths that are not announced, as something is gone that they refer to.
+func (c *verifyCommand) incomplete(ctx context.Context, d *openedDepot, path nix.PathHash) (found []shownIncomplete, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("whether everything is there that paths refer to could not be told: %w", err)
+		}
+	}()
+	known, err := records(ctx, d.catalog)
+	if err != nil {
+		return nil, err
 	}
-	return fmt.Errorf("%w, and withheld: %s", errDamaged, pushAgain)
+	if leans, err := d.leansOnStore(ctx, known...); err != nil || !leans {
+		return nil, err
+	}
+	cfg, err := c.load()
+	if err != nil {
+		return nil, err
+	}
+	log := slog.New(slog.DiscardHandler) // what is found is printed
+	opts := caches.Options{Logger: log}
+	if cfg.Store != config.StoreOff {
+		store, err := existingStore(ctx, cfg, log)
+		if err != nil {
+			return nil, err
+		}
+		if store != nil {
+			defer store.Close()
+			opts.Local = store
+		}
+	}
+	directory, err := caches.New(ctx, d.catalog, d.Depot, opts)
+	if err != nil {
+		return nil, err
+	}
+	all, err := directory.All(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, one := range all {
+		if c.Cache != nil && !slices.Contains(c.Cache, one.Name()) {
+			continue
+		}
+		for r, err := range one.Incomplete(ctx) {
+			if err != nil {
+				return nil, err
+			}
+			if path == (nix.PathHash{}) || path == r.From.Hash() {
+				found = append(found, shownIncomplete{one.Name(), r.From.String(), r.To.String()})
+			}
+		}
+	}
+	return found, nil
 }
 
 // pushAgain is what makes whole again what is withheld. Clients remember for a month what a cache has.
 const pushAgain = "pushing it again makes it whole, from where it was pushed before with nix copy --option narinfo-cache-positive-ttl 0"
 
 type shownReport struct {
-	NARs    int64         `json:"nars"`
-	Bytes   int64         `json:"bytes"`
-	Healed  int64         `json:"healed"`
-	Damaged []shownDamage `json:"damaged"`
+	NARs       int64             `json:"nars"`
+	Bytes      int64             `json:"bytes"`
+	Healed     int64             `json:"healed"`
+	Damaged    []shownDamage     `json:"damaged"`
+	Incomplete []shownIncomplete `json:"incomplete"`
+}
+
+// shownIncomplete is a path that is not announced, and what is missing of what it leads to.
+type shownIncomplete struct {
+	Cache   string `json:"cache"`
+	Path    string `json:"path"`
+	Missing string `json:"missing"`
 }
 
 type shownDamage struct {
@@ -110,8 +188,8 @@ type shownDamage struct {
 	Reason  string `json:"reason"`
 }
 
-func shownReportOf(r depot.Report) shownReport {
-	s := shownReport{NARs: r.NARs, Bytes: r.Bytes, Healed: r.Healed, Damaged: []shownDamage{}}
+func shownReportOf(r depot.Report, incomplete []shownIncomplete) shownReport {
+	s := shownReport{NARs: r.NARs, Bytes: r.Bytes, Healed: r.Healed, Damaged: []shownDamage{}, Incomplete: append([]shownIncomplete{}, incomplete...)}
 	for _, d := range r.Damaged {
 		shown := shownDamage{Cache: d.Cache, NARHash: d.NARHash.String(), Reason: d.Reason.Error()}
 		if !d.Path.IsZero() {

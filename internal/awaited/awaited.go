@@ -34,6 +34,7 @@ type Store interface {
 	cache.Realiser
 	cache.Checker
 	cache.Verifier
+	cache.Keeper
 	io.Closer
 }
 
@@ -154,6 +155,19 @@ func (s *Source) Verified() (right, wrong int64) {
 // PathInfo is that of the store.
 func (s *Source) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
 	return ask(s, func(store Store) (*nix.PathInfo, error) { return store.PathInfo(ctx, hash) })
+}
+
+// Keep is that of the store.
+func (s *Source) Keep(ctx context.Context, path nix.StorePath) (done func(), err error) {
+	return ask(s, func(store Store) (func(), error) { return store.Keep(ctx, path) })
+}
+
+// KeepOnly is that of the store. Until that is there, nothing is done.
+func (s *Source) KeepOnly(ctx context.Context, needed func(context.Context) ([]nix.StorePath, error)) error {
+	if store := s.store.Load(); store != nil {
+		return (*store).KeepOnly(ctx, needed)
+	}
+	return nil
 }
 
 // OpenNAR is that of the store.

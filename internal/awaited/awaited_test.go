@@ -117,6 +117,7 @@ func wantNothing(t *testing.T, s *Source, info *nix.PathInfo) {
 	id := nix.RealisationID{DrvHash: nix.SHA256Sum(sha256.Sum256(nil)), Output: "out"}
 	for what, ask := range map[string]func() error{
 		"PathInfo":    func() error { _, err := s.PathInfo(t.Context(), info.Path.Hash()); return err },
+		"Keep":        func() error { _, err := s.Keep(t.Context(), info.Path); return err },
 		"OpenNAR":     func() error { _, err := s.OpenNAR(t.Context(), info); return err },
 		"Listing":     func() error { _, err := s.Listing(t.Context(), info); return err },
 		"OpenLog":     func() error { _, err := s.OpenLog(t.Context(), info.Path); return err },

@@ -60,6 +60,10 @@ type Options struct {
 	// AllowMissingReferences publishes a path whose references are not in the cache.
 	AllowMissingReferences bool
 
+	// SourcesLeftOut says that the cache has sources which are not among those given: what pushed
+	// paths refer to is taken to be there.
+	SourcesLeftOut bool
+
 	// Keys sign every narinfo, beside the signatures that the path already has. No two have the same name.
 	Keys []nix.SecretKey
 
@@ -96,6 +100,10 @@ type Cache struct {
 	compress  bool    // narinfos point to what encoder gives
 	log       *slog.Logger
 
+	closures closures
+	taking   chan struct{} // holds something while paths of other sources are taken into the sink
+	warned   atomic.Bool   // that nothing can be kept
+
 	pushes  atomic.Uint64 // how often something was published here
 	found   *memory[*entry]
 	missing *memory[uint64] // the version at which it was missing
@@ -111,6 +119,8 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		sink:     opts.Sink,
 		partial:  opts.AllowMissingReferences,
 		closing:  make(chan struct{}, 1),
+		taking:   make(chan struct{}, 1),
+		closures: closures{walking: make(chan struct{}, 1), missing: &missing{}},
 		sources:  slices.Clone(sources),
 		keys:     slices.Clone(opts.Keys),
 		info:     nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
@@ -122,6 +132,9 @@ func New(sources []Source, opts Options) (*Cache, error) {
 	}
 	if c.sink != nil && !slices.Contains(c.sources, Source(c.sink)) {
 		return nil, fmt.Errorf("make cache: %w: its sink is none of its sources", ErrInvalid)
+	}
+	if tracker, ok := c.sink.(ReferenceTracker); ok && !c.partial && !opts.SourcesLeftOut {
+		c.closures.tracker = tracker
 	}
 	if c.compress && c.encoder == nil {
 		return nil, fmt.Errorf("make cache: %w: there is no encoder to compress with", ErrInvalid)
@@ -286,7 +299,13 @@ func (c *Cache) OpenLog(ctx context.Context, drv nix.StorePath) (Log, error) {
 
 // Realisation returns what a derivation output was built to, signed.
 func (c *Cache) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
-	a, err := first(c, func(s Realiser) (*nix.Realisation, error) { return s.Realisation(ctx, id) })
+	a, err := first(c, func(s Realiser) (*nix.Realisation, error) {
+		r, err := s.Realisation(ctx, id)
+		if err == nil {
+			err = c.checkBuilt(ctx, r.OutPath)
+		}
+		return r, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("look up realisation %s: %w", id, err)
 	}
@@ -297,13 +316,31 @@ func (c *Cache) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Rea
 
 // BuildTrace returns what a derivation output was built to, signed.
 func (c *Cache) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
-	a, err := first(c, func(s Realiser) (*nix.BuildTrace, error) { return s.BuildTrace(ctx, drv, output) })
+	a, err := first(c, func(s Realiser) (*nix.BuildTrace, error) {
+		r, err := s.BuildTrace(ctx, drv, output)
+		if err == nil {
+			err = c.checkBuilt(ctx, r.OutPath)
+		}
+		return r, err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("look up build trace of %s!%s: %w", drv, output, err)
 	}
 	signed := *a.value
 	signed.Signatures = c.sign(signed.Signatures, signed.AppendFingerprint(nil))
 	return &signed, nil
+}
+
+// checkBuilt returns ErrNotFound where what a derivation was built to is gone.
+func (c *Cache) checkBuilt(ctx context.Context, out nix.StorePath) error {
+	if c.partial {
+		return nil
+	}
+	there, err := c.origin(ctx, out.Hash())
+	if err == nil && there.Path != out {
+		err = ErrNotFound
+	}
+	return err
 }
 
 // DebugInfo is where the debug information of a build ID is.

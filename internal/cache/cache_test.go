@@ -396,6 +396,13 @@ func TestLogsAndRealisations(t *testing.T) {
 	m.AddLog(drv, []byte("built\n"))
 	m.AddRealisation(&nix.Realisation{ID: id, OutPath: out})
 	m.AddBuildTrace(&nix.BuildTrace{Drv: drv, Output: "out", OutPath: out})
+	if _, err := c.Realisation(t.Context(), id); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("Realisation of a path that is not there: %v, want ErrNotFound", err)
+	}
+	if _, err := c.BuildTrace(t.Context(), drv, "out"); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("BuildTrace of a path that is not there: %v, want ErrNotFound", err)
+	}
+	m.Add(hello(t))
 	log, err := c.OpenLog(t.Context(), drv)
 	if err != nil {
 		t.Fatalf("OpenLog: %v", err)

@@ -58,8 +58,10 @@ func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
 // version was read before they are asked, so an answer is never older than the version it is kept under.
 func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
 	var kept file // of the source that answers
-	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
-		if info, err = c.pathInfo(ctx, s, hash); err != nil {
+	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
+		info, current, err := c.pathInfo(ctx, s, hash)
+		vouched = vouched && current
+		if err != nil {
 			return nil, err
 		}
 		if able, ok := s.(Compressed); ok {
@@ -93,15 +95,24 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 
 // origin returns what the first source that has a path knows of it, without making a narinfo of it.
 func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	info, _, err := c.originFrom(ctx, hash)
+	return info, err
+}
+
+// originFrom is origin that returns the source as well.
+func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, Source, error) {
 	if version, vouched := c.version(ctx); vouched {
 		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return e.origin, nil
+			return e.origin, e.from, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) { return c.pathInfo(ctx, s, hash) })
-	return a.value, err
+	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
+		info, _, err := c.pathInfo(ctx, s, hash)
+		return info, err
+	})
+	return a.value, a.from, err
 }
 
 // answer is what a source answered.
@@ -149,15 +160,34 @@ func (c *Cache) version(ctx context.Context) (version uint64, ok bool) {
 		if !ok {
 			return version, false
 		}
-		// Versions that count up from anywhere near zero never meet after this;
-		// any others do once in 2⁶⁴ changes.
-		version = version*0x9e3779b97f4a7c15 + v
+		version = mix(version, v)
 	}
 	return version, true
 }
 
-// pathInfo asks one source for a path.
-func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (*nix.PathInfo, error) {
+// mix makes one number of two versions. Those that count up from anywhere near zero never meet
+// after this; any others do once in 2⁶⁴ changes.
+func mix(a, b uint64) uint64 { return a*0x9e3779b97f4a7c15 + b }
+
+// pathInfo asks one source for a path. One that cannot be used, as something that it refers to is
+// missing, is not there. current says that nothing has changed since that was found out.
+func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, current bool, err error) {
+	info, err = c.soundInfo(ctx, s, hash)
+	if err != nil || s != Source(c.sink) {
+		return info, true, err
+	}
+	lacks, current, err := c.lacking(ctx, info)
+	if err == nil && !lacks.IsZero() {
+		err = ErrNotFound
+	}
+	if err != nil {
+		return nil, current, err
+	}
+	return info, current, nil
+}
+
+// soundInfo asks one source for a path, whatever that refers to.
+func (c *Cache) soundInfo(ctx context.Context, s Source, hash nix.PathHash) (*nix.PathInfo, error) {
 	info, err := s.PathInfo(ctx, hash)
 	if err != nil {
 		return nil, err

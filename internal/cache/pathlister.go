@@ -25,9 +25,25 @@ type FileLister interface {
 	Files(ctx context.Context, prefix string) iter.Seq2[string, error]
 }
 
-// Paths iterates over the paths of all sources that can list them. A path that two have is there twice.
+// Paths iterates over the paths of all sources that can list them, but those that
+// [Cache.Incomplete] names. A path that two have is there twice.
 func (c *Cache) Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error] {
-	return list(c, func(s PathLister) iter.Seq2[*nix.PathInfo, error] { return s.Paths(ctx) })
+	return list(c, func(s PathLister) iter.Seq2[*nix.PathInfo, error] {
+		if Source(s) != Source(c.sink) {
+			return s.Paths(ctx)
+		}
+		return func(yield func(*nix.PathInfo, error) bool) {
+			for info, err := range s.Paths(ctx) {
+				var lacks nix.StorePath
+				if err == nil {
+					lacks, _, err = c.lacking(ctx, info)
+				}
+				if lacks.IsZero() && !yield(info, err) {
+					return
+				}
+			}
+		}
+	})
 }
 
 // Files iterates over the names of the files of all sources that can list them, as [FileLister] says.

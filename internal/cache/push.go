@@ -98,6 +98,10 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	if err := c.checkInfo(n); err != nil {
 		return false, err
 	}
+	// What was pushed just now may be what was missing.
+	if _, _, err := c.missingNow(ctx, true); err != nil {
+		return false, fmt.Errorf("publish %s: %w", n.Path, err)
+	}
 	there, err := c.origin(ctx, n.Path.Hash())
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
@@ -119,6 +123,15 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	kept, err := c.sink.PathInfo(ctx, n.Path.Hash())
 	if err != nil && !errors.Is(err, ErrNotFound) {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	if kept != nil && there == nil && c.closures.tracker != nil {
+		missing, _, err := c.references(ctx, kept)
+		if err != nil {
+			return false, err
+		}
+		if len(missing) > 0 {
+			return false, refuseMissing(kept, missing)
+		}
 	}
 	switch {
 	case kept != nil && (kept.NARHash != n.NARHash || !slices.Equal(kept.References, n.References)):
@@ -214,12 +227,12 @@ func (c *Cache) uploadOf(ctx context.Context, n *nix.NARInfo, there *nix.PathInf
 
 // publishChecked publishes a path of which all is checked but its references.
 func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
-	missing, err := c.missingReferences(ctx, info)
+	missing, others, err := c.references(ctx, info)
 	if err != nil {
 		return err
 	}
 	if len(missing) > 0 && !c.partial {
-		return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
+		return refuseMissing(info, missing)
 	}
 	awaited := c.partial
 	if !awaited {
@@ -230,7 +243,7 @@ func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
 	}
 	if !awaited {
 		// What refers to this path will be published after it. Nothing that it refers to can be that.
-		return c.publish(ctx, info)
+		return c.publishKeeping(ctx, info, others)
 	}
 	whole, err := c.checkCycle(ctx, info)
 	if err != nil {
@@ -249,24 +262,45 @@ func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
 			return err
 		}
 	}
-	return c.publish(ctx, info)
+	return c.publishKeeping(ctx, info, others)
 }
 
-// missingReferences returns the references of a path, other than itself, that are not in the cache.
-func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, err error) {
+func refuseMissing(info *nix.PathInfo, missing []nix.StorePath) error {
+	return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
+}
+
+// An other is a path that a source has which is not the sink.
+type other struct {
+	path nix.StorePath
+	from Source
+}
+
+// references returns the references of a path, other than itself, that are not in the cache, and
+// those that the sink does not have.
+func (c *Cache) references(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
 	for _, ref := range info.References {
 		if ref == info.Path {
 			continue
 		}
-		there, err := c.origin(ctx, ref.Hash())
+		there, from, err := c.originFrom(ctx, ref.Hash())
 		if err != nil && !errors.Is(err, ErrNotFound) {
-			return nil, fmt.Errorf("publish %s: %w", info.Path, err)
+			return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
 		}
 		if err != nil || there.Path != ref {
 			missing = append(missing, ref)
+			continue
+		}
+		if from != Source(c.sink) {
+			_, _, err = c.pathInfo(ctx, c.sink, ref.Hash())
+		}
+		switch {
+		case errors.Is(err, ErrNotFound):
+			others = append(others, other{ref, from})
+		case err != nil:
+			return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
 		}
 	}
-	return missing, nil
+	return missing, others, nil
 }
 
 // checkCycle refuses a path that one of those that it refers to, however indirectly, refers to.
@@ -296,7 +330,8 @@ func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool,
 	for len(next) > 0 {
 		hash := next[len(next)-1]
 		next = next[:len(next)-1]
-		there, err := c.origin(ctx, hash)
+		// Also what is not announced, as something is missing.
+		there, err := first(c, func(s Source) (*nix.PathInfo, error) { return c.soundInfo(ctx, s, hash) })
 		if errors.Is(err, ErrNotFound) {
 			whole = false
 			continue
@@ -304,16 +339,36 @@ func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool,
 		if err != nil {
 			return false, fmt.Errorf("publish %s: %w", info.Path, err)
 		}
-		if err := add(there); err != nil {
+		if err := add(there.value); err != nil {
 			return false, err
 		}
 	}
 	return whole, nil
 }
 
+// publishKeeping makes a path visible, and has other sources keep what of its references only they
+// have.
+func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, others []other) error {
+	var elsewhere []nix.StorePath
+	for _, o := range others {
+		kept, done, err := c.keep(ctx, o)
+		switch {
+		case errors.Is(err, ErrNotFound) && c.partial: // it has gone just now
+		case errors.Is(err, ErrNotFound):
+			return refuseMissing(info, []nix.StorePath{o.path})
+		case err != nil:
+			return fmt.Errorf("publish %s: %w", info.Path, err)
+		case kept:
+			defer done()
+			elsewhere = append(elsewhere, o.path)
+		}
+	}
+	return c.publish(ctx, info, elsewhere...)
+}
+
 // publish makes a path visible.
-func (c *Cache) publish(ctx context.Context, info *nix.PathInfo) error {
-	_, err := c.sink.Publish(ctx, info)
+func (c *Cache) publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) error {
+	_, err := c.sink.Publish(ctx, info, elsewhere...)
 	c.pushes.Add(1) // also when it failed: a catalog that is not answering may have done it
 	if errors.Is(err, ErrNotFound) {
 		return Refuse(ErrInvalid, "URL: the NAR of %s was removed again, as its narinfo came too late; push both once more", info.Path)

@@ -33,7 +33,10 @@ type Sink interface {
 	// The hall has checked info by then. ErrNotFound if that NAR was not received by this cache.
 	// If the path is there already, with the same NAR, new signatures are added to it; with another NAR, it stays as it is.
 	// The result is what is there then.
-	Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error)
+	//
+	// elsewhere are those of its references that another source of the cache has, and the sink
+	// has not, see [ReferenceTracker].
+	Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) (*nix.PathInfo, error)
 
 	// Awaited reports whether a path that is not there may be referred to by one that is or was published. It may say so of others.
 	Awaited(ctx context.Context, hash nix.PathHash) (bool, error)

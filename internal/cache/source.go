@@ -139,6 +139,24 @@ type Checker interface {
 	Check(ctx context.Context) error
 }
 
+// Keeper is a Source whose paths may go at any time, and that can keep some of them.
+type Keeper interface {
+	Source
+
+	// Keep keeps a path of the source, with all that it refers to, from now on, until KeepOnly does
+	// not name it. That does not happen before done is called. The path stays kept when this
+	// process ends.
+	//
+	// ErrNotFound if it is not there. ErrUnavailable if that may work later. Any other error says
+	// that this process cannot have anything kept.
+	Keep(ctx context.Context, path nix.StorePath) (done func(), err error)
+
+	// KeepOnly ends the keeping of all paths but those that needed returns, and sees to it that
+	// these are kept, as far as they are there. needed is called while no caller is between Keep and
+	// its done.
+	KeepOnly(ctx context.Context, needed func(ctx context.Context) ([]nix.StorePath, error)) error
+}
+
 // Verifier is a Source that compares the bytes it sends with their NAR hashes.
 type Verifier interface {
 	Source

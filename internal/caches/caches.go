@@ -45,6 +45,10 @@ type Options struct {
 	// Local is the source of the caches that have catalog.SourceLocal. Nil: there is none, and they go without.
 	Local cache.Source
 
+	// LocalLeftOut says that there is a local store, or may be one, which the caches go without all
+	// the same: what pushed paths refer to is taken to be there.
+	LocalLeftOut bool
+
 	// Encoder and Compress are for what Local serves, as in cache.Options.
 	Encoder  cache.Encoder
 	Compress bool
@@ -66,6 +70,7 @@ type Options struct {
 type Directory struct {
 	catalog catalog.Catalog
 	depot   *depot.Depot
+	local   cache.Source // Options.Local
 	log     *slog.Logger
 
 	now  atomic.Pointer[snapshot] // never nil
@@ -98,7 +103,7 @@ type member struct {
 // New returns the directory of the caches in the catalog, whose bytes are in the depot. [Prepare] has made the cache main.
 // An error says what keeps the cache main from being served; what is wrong with others is logged.
 func New(ctx context.Context, cat catalog.Catalog, d *depot.Depot, opts Options) (*Directory, error) {
-	dir := &Directory{catalog: cat, depot: d, opts: opts, log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
+	dir := &Directory{catalog: cat, depot: d, local: opts.Local, opts: opts, log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
 	s, err := dir.make(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open caches: %w", err)
@@ -339,6 +344,7 @@ func (d *Directory) build(r *catalog.Cache) (*cache.Cache, error) {
 		Memory:                 otherMemory,
 		Encoder:                d.opts.Encoder,
 		Compress:               d.opts.Compress,
+		SourcesLeftOut:         d.opts.LocalLeftOut && slices.Contains(r.Sources, catalog.SourceLocal),
 		Logger:                 d.log,
 	}
 	if r.Name == cache.Main {

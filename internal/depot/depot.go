@@ -140,6 +140,8 @@ var (
 	_ cache.Verifier       = (*Part)(nil)
 	_ cache.Awaited        = (*Part)(nil)
 	_ cache.DebugInformer  = (*Part)(nil)
+
+	_ cache.ReferenceTracker = (*Part)(nil)
 )
 
 // Name returns "depot".

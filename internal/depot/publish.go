@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 
 	"firn/internal/cache"
@@ -78,15 +79,15 @@ func (p *Part) own(ctx context.Context, hash nix.Hash) (*kept, error) {
 }
 
 // Publish makes a path visible, together with the debug info that lies in its NAR.
-func (p *Part) Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error) {
-	there, err := p.publish(ctx, info)
+func (p *Part) Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
+	there, err := p.publish(ctx, info, elsewhere)
 	if err != nil {
 		return nil, fmt.Errorf("publish %v: %w", info.Path, err)
 	}
 	return there, nil
 }
 
-func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error) {
+func (p *Part) publish(ctx context.Context, info *nix.PathInfo, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
 	k, err := p.own(ctx, info.NARHash)
 	if err != nil {
 		return nil, err
@@ -98,7 +99,7 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, 
 	if err != nil {
 		return nil, err
 	}
-	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id}, debug)
+	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere}, debug)
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	}
@@ -116,6 +117,32 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, 
 func (p *Part) Awaited(ctx context.Context, hash nix.PathHash) (bool, error) {
 	awaited, err := p.d.catalog.Awaited(ctx, p.id, hash)
 	return awaited, failure("look up references to "+hash.String(), err)
+}
+
+// DanglingReferences iterates over what published paths refer to and is not published itself.
+func (p *Part) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference, error] {
+	return func(yield func(cache.Reference, error) bool) {
+		for r, err := range p.d.catalog.DanglingReferences(ctx, p.id) {
+			if err != nil {
+				yield(cache.Reference{}, failure("list references", err))
+				return
+			}
+			if !yield(cache.Reference{From: r.By, To: r.Path}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// WithheldPaths iterates over what is published and damaged.
+func (p *Part) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
+	return func(yield func(nix.StorePath, error) bool) {
+		for path, err := range p.d.catalog.WithheldPaths(ctx, p.id) {
+			if !yield(path, failure("list withheld paths", err)) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // debugDir is where files with debug information are, named by their build IDs: xx/yyy….debug.

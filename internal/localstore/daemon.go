@@ -99,6 +99,20 @@ func pathInfoOf(c *protocol.WorkerClient, dir nix.StoreDir, path nix.StorePath) 
 	return row.pathInfo(dir)
 }
 
+// findsRoot reports whether the daemon finds a root of the garbage collector at this path.
+func (d *daemon) findsRoot(ctx context.Context, link string) (found bool, err error) {
+	c, err := d.dial(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer c.Close()
+	err = c.exchangeWithin(ctx, findTimeout, func(c *protocol.WorkerClient) (err error) {
+		found, err = c.FindsRoot(link)
+		return err
+	})
+	return found, err
+}
+
 // do runs one exchange on a connection, once more on a fresh one when a kept one turns out to be dead.
 func (d *daemon) do(ctx context.Context, exchange func(*protocol.WorkerClient) error) error {
 	select {
@@ -282,7 +296,11 @@ type daemonConn struct {
 
 // exchange runs f within the time that an exchange may take.
 func (c *daemonConn) exchange(ctx context.Context, f func(*protocol.WorkerClient) error) error {
-	deadline := time.Now().Add(daemonTimeout)
+	return c.exchangeWithin(ctx, daemonTimeout, f)
+}
+
+func (c *daemonConn) exchangeWithin(ctx context.Context, limit time.Duration, f func(*protocol.WorkerClient) error) error {
+	deadline := time.Now().Add(limit)
 	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
 		deadline = d
 	}

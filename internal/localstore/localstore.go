@@ -60,6 +60,11 @@ type Options struct {
 	// It is no error if nobody listens there.
 	DaemonSocket string
 
+	// Roots is a directory of this process, such as STATE/gcroots, for links to paths that are to
+	// be kept from being collected as garbage, see [Store.Keep]. It is an absolute path, and made
+	// when it is needed. Empty: nothing can be kept.
+	Roots string
+
 	// LayoutMemory bounds the bytes that the plans of NARs kept for the next send take. Zero: 16 MiB.
 	LayoutMemory int64
 
@@ -106,6 +111,7 @@ type Store struct {
 
 	daemon   *daemon
 	roots    *protector
+	keeper   *keeper
 	layouts  *layouts
 	verdicts *verdicts
 	verify   *verifier
@@ -129,6 +135,7 @@ var (
 	_ cache.Logger    = (*Store)(nil)
 	_ cache.Realiser  = (*Store)(nil)
 	_ cache.Checker   = (*Store)(nil)
+	_ cache.Keeper    = (*Store)(nil)
 )
 
 // Open opens the store. ErrNoStore if there is none; the context bounds the opening.
@@ -150,6 +157,7 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 	}
 	s.verdicts = newVerdicts()
 	s.roots = newProtector(opts.StateDir, s.daemon, opts.Logger)
+	s.keeper = newKeeper(opts, s.daemon)
 	if err := s.findStore(); err != nil {
 		return nil, fmt.Errorf("open store %s: %w", s.realDir, err)
 	}

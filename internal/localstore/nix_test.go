@@ -217,7 +217,7 @@ func serveChild(dir string) error {
 	ctx := context.Background()
 	storeDir := nix.StoreDir(filepath.Join(dir, "store"))
 	s, err := Open(ctx, Options{
-		StoreDir: storeDir, StateDir: filepath.Join(dir, "var"), LogDir: filepath.Join(dir, "log"),
+		StoreDir: storeDir, StateDir: filepath.Join(dir, "var"), LogDir: filepath.Join(dir, "log"), Roots: filepath.Join(dir, "roots"),
 		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	})
 	if err != nil {
@@ -231,6 +231,9 @@ func serveChild(dir string) error {
 	for lines.Scan() {
 		verb, arg, _ := strings.Cut(lines.Text(), " ")
 		var hash nix.PathHash
+		if arg == "nothing" {
+			verb, arg = lines.Text(), ""
+		}
 		if arg != "" {
 			if hash, err = nix.ParsePathHash(arg); err != nil {
 				return err
@@ -257,6 +260,17 @@ func serveChild(dir string) error {
 			opened.Close()
 			s.roots.close() // as when the time of the epoch is over
 			fmt.Println("closed")
+		case "keep":
+			info, err := s.PathInfo(ctx, hash)
+			if err == nil {
+				var done func()
+				if done, err = s.Keep(ctx, info.Path); err == nil {
+					done()
+				}
+			}
+			fmt.Println("kept", err)
+		case "keep nothing":
+			fmt.Println("kept nothing", s.KeepOnly(ctx, func(context.Context) ([]nix.StorePath, error) { return nil, nil }))
 		case "writable":
 			fmt.Println(s.db != nil && s.db.writable)
 		case "filter":

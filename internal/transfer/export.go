@@ -29,7 +29,7 @@ type ExportOptions struct {
 // and the places of debug information.
 //
 // It writes the given paths, each of which may be given more than once, without what else they refer to (see [Closure]),
-// or all that the sources of the cache list, where paths is nil.
+// or, where paths is nil, all that the sources of the cache list with all that this refers to.
 //
 // A client may read dir while it is written. What is there is left alone, but for what this cache has in another form now.
 // A path that cannot be written does not keep the others from it: the error comes at the end, and what refers to it is left out.
@@ -44,7 +44,7 @@ func Export(ctx context.Context, c *cache.Cache, paths iter.Seq2[*nix.PathInfo, 
 	defer t.close()
 	e := &exporter{cache: c, all: paths == nil, target: t, tally: tally{report: opts.Progress}, graph: newGraph()}
 	if e.all {
-		paths = c.Paths(ctx)
+		paths = pushed(ctx, c)
 	}
 	if err := e.export(ctx, paths, opts.Workers); err != nil {
 		return e.now, fmt.Errorf("export to %s: %w", dir, err)
@@ -86,6 +86,15 @@ func (e *exporter) export(ctx context.Context, paths iter.Seq2[*nix.PathInfo, er
 	}
 	if err := e.files(ctx); err != nil {
 		return err
+	}
+	if e.all {
+		for r, err := range e.cache.Incomplete(ctx) {
+			if err != nil {
+				return err
+			}
+			e.change(func(p *Progress) { p.Known++ })
+			e.failed(true, fmt.Errorf("%s leads to %s, which is gone: push that, or bring it back to the store of this machine", r.From, r.To))
+		}
 	}
 	return e.target.finish()
 }
@@ -324,6 +333,33 @@ func parseBuildTraceName(dir nix.StoreDir, name string) (drv nix.StorePath, outp
 		return drv, "", err
 	}
 	return drv, parts[2], nix.CheckOutputName(parts[2])
+}
+
+// pushed iterates over all that was pushed to a cache, and what that refers to and only other
+// sources have, with all that they refer to.
+func pushed(ctx context.Context, c *cache.Cache) iter.Seq2[*nix.PathInfo, error] {
+	return func(yield func(*nix.PathInfo, error) bool) {
+		for info, err := range c.Paths(ctx) {
+			if !yield(info, err) || err != nil {
+				return
+			}
+		}
+		var refs []nix.StorePath
+		for path, err := range c.OnlyElsewhere(ctx) {
+			if err != nil {
+				yield(nil, err)
+				return
+			}
+			if _, err := c.Origin(ctx, path.Hash()); err == nil { // else what refers to it fails
+				refs = append(refs, path)
+			}
+		}
+		for info, err := range Closure(ctx, c, refs) {
+			if !yield(info, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // Closure iterates over the given paths of a cache and all that they refer to.

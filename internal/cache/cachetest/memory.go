@@ -61,6 +61,9 @@ type Memory struct {
 	traces       map[string]*nix.BuildTrace
 	nars         map[nix.Hash][]byte // that were received
 	uploads      map[string]cache.Received
+	elsewhere    map[nix.StorePath][]nix.StorePath // with those that refer to it
+	kept         map[nix.StorePath]bool
+	cannotKeep   error // what Keep fails with
 	failure      error
 	asked        int
 	open         int
@@ -84,6 +87,8 @@ func NewMemory(paths ...Path) *Memory {
 		traces:       make(map[string]*nix.BuildTrace),
 		nars:         make(map[nix.Hash][]byte),
 		uploads:      make(map[string]cache.Received),
+		elsewhere:    make(map[nix.StorePath][]nix.StorePath),
+		kept:         make(map[nix.StorePath]bool),
 	}
 	m.Add(paths...)
 	return m

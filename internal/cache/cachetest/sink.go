@@ -109,7 +109,7 @@ func (m *Memory) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR,
 }
 
 // Publish implements [cache.Sink].
-func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error) {
+func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
 	archive, err := get(ctx, m, m.nars, info.NARHash)
 	if err != nil {
 		return nil, err
@@ -130,6 +130,9 @@ func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo
 	}
 	m.version++
 	m.paths[info.Path.Hash()] = Path{info, archive}
+	for _, ref := range elsewhere {
+		m.elsewhere[ref] = append(m.elsewhere[ref], info.Path)
+	}
 	return info, nil
 }
 

@@ -1,0 +1,367 @@
+package cache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+	"time"
+
+	"firn/nix"
+)
+
+// A ReferenceTracker is a Sink that remembers which references of what it has published it does not
+// have itself.
+type ReferenceTracker interface {
+	Sink
+
+	// DanglingReferences iterates over the paths that were elsewhere when paths were published
+	// which refer to them, and are not published now, each once.
+	DanglingReferences(ctx context.Context) iter.Seq2[Reference, error]
+
+	// WithheldPaths iterates over the paths that are published and cannot be had, as their bytes
+	// are damaged.
+	WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
+}
+
+// A Reference is that of one path to another.
+type Reference struct {
+	From nix.StorePath // one of those that refer to To
+	To   nix.StorePath
+}
+
+const (
+	// quickEnough is how long a search for missing references may take to be made with every change
+	// of a source: of some thousand references. After one that took longer, the next one waits
+	// restFactor times as long as that, where something changes all the time: so these take a
+	// twentieth of the time at most.
+	quickEnough = 20 * time.Millisecond
+	restFactor  = 20
+
+	// maxWalked bounds the paths whose closures are remembered as whole or not while something is
+	// missing, some 100 bytes each.
+	maxWalked = 64 << 10
+
+	// maxLogged bounds the missing references that are logged at once. `firn verify` names all.
+	maxLogged = 8
+)
+
+// closures knows what published paths refer to and no source has. A path that leads to such a
+// reference is not announced: no client could fetch its closure.
+type closures struct {
+	tracker ReferenceTracker // nil: what is published counts as whole
+	walking chan struct{}    // holds something while a closure is walked
+
+	mu      sync.Mutex
+	known   bool
+	sink    uint64 // the version of the sink when it was last asked
+	others  uint64 // and that of the other sources
+	asked   time.Time
+	took    time.Duration
+	missing *missing // does not change
+}
+
+// missing is what published paths lack.
+type missing struct {
+	refs map[nix.PathHash]Reference // From is zero of a path that is withheld
+	// walked remembers of a published path what it leads to that is missing; zero: nothing. It is
+	// right for as long as no more is missing, and what it says is missing is.
+	walked *memory[nix.StorePath]
+}
+
+// lacking returns what is missing of the closure of a path that the sink has published; zero:
+// nothing. current says that nothing has changed since that was found out.
+func (c *Cache) lacking(ctx context.Context, info *nix.PathInfo) (lacks nix.StorePath, current bool, err error) {
+	m, current, err := c.missingNow(ctx, false)
+	if err != nil || m == nil || len(m.refs) == 0 {
+		return nix.StorePath{}, current, err
+	}
+	lacks, err = c.walk(ctx, m, info)
+	return lacks, current, err
+}
+
+// missingNow returns what published paths lack. It is looked for again when a source has changed;
+// unless it is urgent, not too often.
+func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, current bool, err error) {
+	s := &c.closures
+	if s.tracker == nil {
+		return nil, true, nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Before they are asked.
+	sink, sinkOK := versionOf(ctx, s.tracker)
+	others, othersOK := c.othersVersion(ctx)
+	current = sinkOK && othersOK
+	sameOthers := s.known && othersOK && others == s.others
+	switch {
+	case sameOthers && sinkOK && sink == s.sink:
+		return s.missing, true, nil
+	case s.known && !urgent && s.took > quickEnough && time.Since(s.asked) < restFactor*s.took:
+		return s.missing, false, nil
+	}
+	began := time.Now()
+	next, sure, err := c.findMissing(ctx, sameOthers && len(c.sources) > 1)
+	if err != nil {
+		return nil, false, fmt.Errorf("look for missing references: %w", err)
+	}
+	c.replaceMissing(next)
+	s.known, s.sink, s.others = true, sink, others
+	s.asked = time.Now()
+	s.took = s.asked.Sub(began)
+	return s.missing, current && sure, nil
+}
+
+// findMissing asks the sources what is missing. With sameOthers, those besides the sink are as they
+// were: what paths were published with since then was there. sure says that all could tell.
+func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.PathHash]Reference, sure bool, err error) {
+	s := &c.closures
+	refs, sure = map[nix.PathHash]Reference{}, true
+	add := func(r Reference) {
+		hash := r.To.Hash()
+		there, err := c.elsewhere(ctx, r.To)
+		if err != nil {
+			sure = false
+			_, there = s.missing.refs[hash]
+			there = !there
+		}
+		if !there {
+			refs[hash] = r
+		}
+	}
+	if sameOthers {
+		for hash, r := range s.missing.refs {
+			if r.From.IsZero() {
+				continue // it may not be withheld any more
+			}
+			if _, err := s.tracker.PathInfo(ctx, hash); errors.Is(err, ErrNotFound) {
+				refs[hash] = r
+			} else if err != nil {
+				return nil, false, err
+			}
+		}
+	} else {
+		for r, err := range s.tracker.DanglingReferences(ctx) {
+			if err != nil {
+				return nil, false, err
+			}
+			add(r)
+		}
+	}
+	for path, err := range s.tracker.WithheldPaths(ctx) {
+		if err != nil {
+			return nil, false, err
+		}
+		add(Reference{To: path})
+	}
+	return refs, sure, nil
+}
+
+// replaceMissing records what is missing now, and logs what has changed.
+func (c *Cache) replaceMissing(refs map[nix.PathHash]Reference) {
+	s := &c.closures
+	next := &missing{refs: refs, walked: s.missing.walked}
+	var gone, back int
+	for hash, r := range refs {
+		if _, was := s.missing.refs[hash]; was {
+			continue
+		}
+		if gone++; gone > maxLogged {
+			continue
+		}
+		attrs := []any{"cache", c.name, "missing", r.To.String()}
+		if !r.From.IsZero() {
+			attrs = append(attrs, "path", r.From.String())
+		}
+		c.log.Warn("pushed paths are not announced, as what they refer to is gone: push that, or bring it back to the store of this machine", attrs...)
+	}
+	for hash, r := range s.missing.refs {
+		if _, is := refs[hash]; is {
+			continue
+		}
+		if back++; back <= maxLogged {
+			c.log.Info("what pushed paths refer to is there again", "cache", c.name, "path", r.To.String())
+		}
+	}
+	if gone > maxLogged {
+		c.log.Warn("more is gone that pushed paths refer to: firn verify names the paths", "cache", c.name, "missing", gone-maxLogged)
+	}
+	if gone > 0 || next.walked == nil {
+		next.walked = newMemory[nix.StorePath](maxWalked)
+	}
+	s.missing = next
+}
+
+// walk looks for what is missing in the closure of a path.
+func (c *Cache) walk(ctx context.Context, m *missing, info *nix.PathInfo) (lacks nix.StorePath, err error) {
+	own := info.Path.Hash()
+	if lacks, known := m.verdict(own); known {
+		return lacks, nil
+	}
+	select { // one at a time: the next one may find all of it remembered
+	case c.closures.walking <- struct{}{}:
+		defer func() { <-c.closures.walking }()
+	case <-ctx.Done():
+		return lacks, fmt.Errorf("look for what %s refers to: %w: %w", info.Path, ErrUnavailable, context.Cause(ctx))
+	}
+	seen := map[nix.PathHash]bool{own: true}
+	var next []nix.StorePath
+	add := func(refs []nix.StorePath) {
+		for _, ref := range refs {
+			if hash := ref.Hash(); !seen[hash] && len(seen) < maxClosure {
+				seen[hash] = true
+				next = append(next, ref)
+			}
+		}
+	}
+	add(info.References)
+	for len(next) > 0 {
+		ref := next[len(next)-1]
+		next = next[:len(next)-1]
+		hash := ref.Hash()
+		if r, ok := m.refs[hash]; ok {
+			m.walked.put(own, r.To, 1)
+			return r.To, nil
+		}
+		lacks, known := m.verdict(hash)
+		if !lacks.IsZero() {
+			m.walked.put(own, lacks, 1)
+			return lacks, nil
+		}
+		if known {
+			continue
+		}
+		if there, err := c.elsewhere(ctx, ref); err == nil && there {
+			continue // with all that it refers to
+		}
+		there, err := c.soundInfo(ctx, c.sink, hash)
+		switch {
+		case err == nil:
+			add(there.References)
+		case !errors.Is(err, ErrNotFound):
+			return lacks, err
+		}
+	}
+	for hash := range seen {
+		m.walked.put(hash, nix.StorePath{}, 1)
+	}
+	return nix.StorePath{}, nil
+}
+
+// verdict is what is remembered of a path.
+func (m *missing) verdict(hash nix.PathHash) (lacks nix.StorePath, known bool) {
+	lacks, known = m.walked.get(hash)
+	if known && !lacks.IsZero() {
+		if _, still := m.refs[lacks.Hash()]; !still {
+			return nix.StorePath{}, false
+		}
+	}
+	return lacks, known
+}
+
+// elsewhere reports whether a source besides the sink has a path.
+func (c *Cache) elsewhere(ctx context.Context, path nix.StorePath) (there bool, err error) {
+	var unsure error
+	for _, s := range c.sources {
+		if s == Source(c.sink) {
+			continue
+		}
+		info, err := c.soundInfo(ctx, s, path.Hash())
+		switch {
+		case err == nil && info.Path == path:
+			return true, nil
+		case err != nil && !errors.Is(err, ErrNotFound):
+			unsure = err
+		}
+	}
+	return false, unsure
+}
+
+// othersVersion is one number for the versions of the sources besides the sink.
+func (c *Cache) othersVersion(ctx context.Context) (version uint64, ok bool) {
+	for _, s := range c.sources {
+		if s == Source(c.sink) {
+			continue
+		}
+		if a, ok := s.(Awaited); ok && !a.IsThere() {
+			continue // it has nothing, and is another one as soon as it is there
+		}
+		v, ok := versionOf(ctx, s)
+		if !ok {
+			return 0, false
+		}
+		version = mix(version+1, v)
+	}
+	return version, true
+}
+
+func versionOf(ctx context.Context, s Source) (version uint64, ok bool) {
+	v, ok := s.(Versioned)
+	if !ok {
+		return 0, false
+	}
+	return v.Version(ctx)
+}
+
+// CheckReferences looks for what pushed paths refer to and no source has, so that it is logged also
+// where no client asks for them.
+func (c *Cache) CheckReferences(ctx context.Context) error {
+	_, _, err := c.missingNow(ctx, true)
+	return err
+}
+
+// Incomplete iterates over the paths that are kept in the sink of this cache and are not announced,
+// as something is missing that they refer to, however indirectly: that is To.
+func (c *Cache) Incomplete(ctx context.Context) iter.Seq2[Reference, error] {
+	return func(yield func(Reference, error) bool) {
+		m, _, err := c.missingNow(ctx, true)
+		if err != nil {
+			yield(Reference{}, err)
+			return
+		}
+		lister, ok := c.sink.(PathLister)
+		if m == nil || len(m.refs) == 0 || !ok {
+			return
+		}
+		for info, err := range lister.Paths(ctx) {
+			var lacks nix.StorePath
+			if err == nil {
+				lacks, err = c.walk(ctx, m, info)
+			}
+			if err == nil && lacks.IsZero() {
+				continue
+			}
+			if err == nil {
+				// One that another source has too is announced.
+				var there bool
+				if there, err = c.elsewhere(ctx, info.Path); err == nil && there {
+					continue
+				}
+			}
+			r := Reference{To: lacks}
+			if info != nil {
+				r.From = info.Path
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// OnlyElsewhere iterates over what pushed paths refer to and was not pushed itself: other sources
+// have it, as far as it is there.
+func (c *Cache) OnlyElsewhere(ctx context.Context) iter.Seq2[nix.StorePath, error] {
+	return func(yield func(nix.StorePath, error) bool) {
+		tracker, ok := c.sink.(ReferenceTracker)
+		if !ok {
+			return
+		}
+		for r, err := range tracker.DanglingReferences(ctx) {
+			if !yield(r.To, err) || err != nil {
+				return
+			}
+		}
+	}
+}
