@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"firn/nix"
@@ -66,17 +67,50 @@ func (c *Cache) StatNAR(ctx context.Context, a Archive) (info ArchiveInfo, size 
 	return info, size, known, nil
 }
 
+// findArchive finds a NAR in the first source that has it. That the first source that has the path
+// has another NAR of it, or that the path is not announced any more, does not keep clients from it:
+// they remember narinfos for a month.
 func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
 	e, err := c.find(ctx, a.Path)
-	switch {
-	case err != nil:
-		return nil, err
-	case !a.NARHash.IsZero() && a.NARHash != e.origin.NARHash:
-		return nil, fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.origin.Path, ErrNotFound)
-	case a.isCompressed() && a.Compression != c.compression(e):
-		return nil, fmt.Errorf("open NAR of %s: %w: not compressed by %s here", e.origin.Path, ErrNotFound, a.Compression)
+	if err == nil {
+		if err = c.fits(e, a); err == nil {
+			return e, nil
+		}
 	}
-	return e, nil
+	if a.NARHash.IsZero() || !errors.Is(err, ErrNotFound) {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	found, all := first(c, func(s Source) (*entry, error) {
+		info, err := c.soundInfo(ctx, s, a.Path)
+		if err != nil {
+			return nil, err
+		}
+		e := &entry{from: s, origin: info}
+		if err := c.fits(e, a); err != nil {
+			return nil, err
+		}
+		if able, ok := s.(Compressed); ok && a.isCompressed() {
+			e.file.size, e.file.tag, err = able.StatCompressed(ctx, info)
+		}
+		return e, err
+	})
+	if errors.Is(all, ErrNotFound) {
+		return nil, err
+	}
+	return found.value, all
+}
+
+// fits returns ErrNotFound where the source of an entry does not have the NAR.
+func (c *Cache) fits(e *entry, a Archive) error {
+	switch {
+	case !a.NARHash.IsZero() && a.NARHash != e.origin.NARHash:
+		return fmt.Errorf("open NAR of %s: %w: it has another NAR hash", e.origin.Path, ErrNotFound)
+	case a.isCompressed() && a.Compression != c.compression(e):
+		return fmt.Errorf("open NAR of %s: %w: not compressed by %s here", e.origin.Path, ErrNotFound, a.Compression)
+	}
+	return nil
 }
 
 // compression returns how the NAR of a path can be had beside uncompressed, "" if not.
