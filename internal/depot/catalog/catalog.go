@@ -380,9 +380,14 @@ func LogKey(drv nix.StorePath) string { return "log/" + drv.Base() }
 
 // Files keeps the small things of a cache.
 type Files interface {
-	// PutFile adds a file. If there is one under its key, it is replaced, or stays if keep is true.
+	// PutFile adds a file, in place of the one under its key.
 	// ErrGone if the cache is not there any more; ErrDeleted if its path was deleted a moment ago, as DeletePaths says of references.
-	PutFile(ctx context.Context, cache CacheID, f *File, keep bool) error
+	PutFile(ctx context.Context, cache CacheID, f *File) error
+	// UpdateFile gives the file with the key and the path of f the content that update makes of the content that there is,
+	// which is nil if there is no such file. If update returns the same, or nil, nothing changes.
+	// Nothing else changes the file between the two: update runs in the transaction, so it is quick and asks the catalog nothing,
+	// and it may be called again. An error of update is returned as it is. Other errors are those of PutFile.
+	UpdateFile(ctx context.Context, cache CacheID, f *File, update func(old []byte) ([]byte, error)) error
 	// File returns the content of a file. ErrNotFound if there is none.
 	File(ctx context.Context, cache CacheID, key string) ([]byte, error)
 	// AllFiles iterates over the keys of the files of a cache that begin with prefix, in their order.

@@ -193,7 +193,7 @@ func (s *suite) fileDeletions() {
 		if built != "" {
 			f.Path = storePath(built)
 		}
-		return s.c.PutFile(s.Context(), cache, f, false)
+		return s.c.PutFile(s.Context(), cache, f)
 	}
 	log := func(drv string) string { return catalog.LogKey(storePath(drv)) }
 	want := func(cache catalog.CacheID, keys ...string) {

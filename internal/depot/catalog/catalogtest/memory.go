@@ -246,18 +246,29 @@ func (m *Memory) RevokeToken(_ context.Context, name string) error {
 }
 
 // PutFile adds a file.
-func (m *Memory) PutFile(_ context.Context, cache catalog.CacheID, f *catalog.File, keep bool) error {
+func (m *Memory) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File) error {
+	return m.UpdateFile(ctx, cache, f, func([]byte) ([]byte, error) { return append([]byte{}, f.Content...), nil })
+}
+
+// UpdateFile changes a file.
+func (m *Memory) UpdateFile(_ context.Context, cache catalog.CacheID, f *catalog.File, update func(old []byte) ([]byte, error)) error {
 	defer m.lock()()
 	r := m.caches[cache]
 	if r == nil {
 		return fmt.Errorf("put file %s: %w", f.Key, catalog.ErrGone)
 	}
+	var old []byte
+	if there := r.files[f.Key]; there != nil {
+		old = there.Content
+	}
+	content, err := update(old)
+	if err != nil || content == nil {
+		return err
+	}
 	if m.deletedNow(r, f.Path.Hash()) {
 		return fmt.Errorf("put file %s: %w: %s", f.Key, catalog.ErrDeleted, f.Path)
 	}
-	if _, there := r.files[f.Key]; !there || !keep {
-		r.files[f.Key] = new(*f)
-	}
+	r.files[f.Key] = &catalog.File{Key: f.Key, Content: content, Path: f.Path}
 	m.changed()
 	return nil
 }

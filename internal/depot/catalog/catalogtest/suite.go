@@ -2,6 +2,7 @@
 package catalogtest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -71,6 +72,8 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"paths that are withheld", (*suite).replaceWithheld},
 		{"debug info", (*suite).debug},
 		{"files", (*suite).files},
+		{"updates of files", (*suite).updates},
+		{"updates of files at once", (*suite).racedUpdates},
 		{"sweeps", (*suite).sweeps},
 		{"packs that are soon swept", (*suite).leavingPacks},
 		{"sweeps of uploads", (*suite).sweepUploads},
@@ -301,24 +304,23 @@ func errOf[A, B any](_ A, _ B, err error) error { return err }
 
 func (s *suite) files() {
 	a, b := s.cache("a"), s.cache("b")
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("one")}, false))
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("two")}, true))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("one")}))
 	content, err := s.c.File(s.Context(), a, "log/x")
 	s.ok(err)
 	s.equal(string(content), "one")
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("three")}, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("three")}))
 	content, err = s.c.File(s.Context(), a, "log/x")
 	s.ok(err)
 	s.equal(string(content), "three")
 	_, err = s.c.File(s.Context(), b, "log/x")
 	s.want(err, catalog.ErrNotFound)
-	s.want(s.c.PutFile(s.Context(), 999, &catalog.File{Key: "log/x"}, false), catalog.ErrGone)
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/empty"}, false))
+	s.want(s.c.PutFile(s.Context(), 999, &catalog.File{Key: "log/x"}), catalog.ErrGone)
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/empty"}))
 	for i := range 410 {
-		s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: fmt.Sprintf("k/%03d", i)}, false))
+		s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: fmt.Sprintf("k/%03d", i)}))
 	}
-	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "j"}, false))
-	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "l"}, false))
+	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "j"}))
+	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "l"}))
 	var keys []string
 	for key, err := range s.c.AllFiles(s.Context(), b, "k/") {
 		s.ok(err)
@@ -327,6 +329,80 @@ func (s *suite) files() {
 	if len(keys) != 410 || !slices.IsSorted(keys) || keys[0] != "k/000" {
 		s.Errorf("%d keys", len(keys))
 	}
+}
+
+func (s *suite) updates() {
+	a := s.cache("a")
+	f := &catalog.File{Key: "k", Content: []byte("not this")}
+	update := func(cache catalog.CacheID, old, content string, result error) error {
+		s.Helper()
+		return s.c.UpdateFile(s.Context(), cache, f, func(got []byte) ([]byte, error) {
+			if string(got) != old {
+				s.Errorf("the old content is %q, want %q", got, old)
+			}
+			if content == "nil" {
+				return nil, result
+			}
+			return []byte(content), result
+		})
+	}
+	want := func(content string) {
+		s.Helper()
+		got, err := s.c.File(s.Context(), a, "k")
+		s.ok(err)
+		s.equal(string(got), content)
+	}
+	refused := errors.New("refused")
+	if err := update(a, "", "x", refused); err != refused {
+		s.Errorf("an update that fails: %v, want its own error", err)
+	}
+	_, err := s.c.File(s.Context(), a, "k")
+	s.want(err, catalog.ErrNotFound)
+	s.ok(update(a, "", "nil", nil))
+	_, err = s.c.File(s.Context(), a, "k")
+	s.want(err, catalog.ErrNotFound)
+	s.want(update(999, "", "x", nil), catalog.ErrGone)
+	s.ok(update(a, "", "one", nil))
+	want("one")
+	s.ok(update(a, "one", "two", nil))
+	s.ok(update(a, "two", "nil", nil))
+	s.ok(update(a, "two", "two", nil))
+	if err := update(a, "two", "three", refused); err != refused {
+		s.Errorf("an update that fails: %v, want its own error", err)
+	}
+	want("two")
+
+	// A file that is there and empty is not one that is missing.
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
+	s.ok(s.c.UpdateFile(s.Context(), a, f, func(old []byte) ([]byte, error) {
+		if old == nil || len(old) > 0 {
+			s.Errorf("the content of an empty file is %#v", old)
+		}
+		return []byte("three"), nil
+	}))
+	want("three")
+}
+
+// racedUpdates all take effect, each once.
+func (s *suite) racedUpdates() {
+	a := s.cache("a")
+	const writers, each = 8, 20
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				if err := s.c.UpdateFile(s.Context(), a, &catalog.File{Key: "k"}, func(old []byte) ([]byte, error) {
+					return append(bytes.Clone(old), 'x'), nil
+				}); err != nil {
+					s.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	content, err := s.c.File(s.Context(), a, "k")
+	s.ok(err)
+	s.equal(len(content), writers*each)
 }
 
 func (s *suite) versions() {
@@ -339,7 +415,7 @@ func (s *suite) versions() {
 	if again, _ := s.c.Version(); again != before {
 		s.Error("the version changes by itself")
 	}
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
 	if after, _ := s.c.Version(); after == before {
 		s.Error("the version stays after a commit")
 	}

@@ -319,7 +319,7 @@ func TestHalfDeleted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := c.PutFile(t.Context(), cache, &catalog.File{Key: "log/x"}, false); err != nil {
+		if err := c.PutFile(t.Context(), cache, &catalog.File{Key: "log/x"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -332,7 +332,7 @@ func TestHalfDeleted(t *testing.T) {
 	if all, err := c.Caches(t.Context()); err != nil || len(all) != 1 || all[0].Name != "b" {
 		t.Errorf("caches %v, %v", all, err)
 	}
-	if err := c.PutFile(t.Context(), caches[0], &catalog.File{Key: "log/y"}, false); !errors.Is(err, catalog.ErrGone) {
+	if err := c.PutFile(t.Context(), caches[0], &catalog.File{Key: "log/y"}); !errors.Is(err, catalog.ErrGone) {
 		t.Errorf("put into a deleted cache: %v", err)
 	}
 	if err := c.DeleteCache(t.Context(), caches[0]); !errors.Is(err, catalog.ErrNotFound) {
@@ -426,7 +426,7 @@ func TestFilesOfOlder(t *testing.T) {
 		{Key: realisation, Content: fmt.Appendf(nil, `{"outPath":%q}`, p.Info.Path.Base())},
 		{Key: broken, Content: []byte("{")},
 	} {
-		if err := c.PutFile(t.Context(), cache, f, false); err != nil {
+		if err := c.PutFile(t.Context(), cache, f); err != nil {
 			t.Fatal(err)
 		}
 	}
