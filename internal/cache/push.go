@@ -11,9 +11,18 @@ import (
 	"firn/nix"
 )
 
-// maxClosure bounds how many store paths are looked at for a cycle, of some 100 bytes each.
-// The largest closures known, of whole systems with all that they were built from, have some 50,000.
-const maxClosure = 1 << 18
+const (
+	// maxVisited bounds how many store paths are looked at for a cycle, of some 50 bytes each: a quarter of a second.
+	// The largest closures known, of whole systems with all that they were built from, have some 50,000.
+	maxVisited = 1 << 16
+
+	// maxTries bounds how often the same is looked at again because others have changed it, and maxLookups how much of that is references.
+	maxTries   = 100
+	maxLookups = 4 * maxVisited
+
+	// maxBatch is how many paths a sink is asked for at once.
+	maxBatch = 256
+)
 
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
@@ -133,7 +142,7 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		case len(kept.Signatures)+len(info.Signatures) > maxSignatures:
 			return false, Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", n.Path, maxSignatures)
 		}
-		return false, c.publish(ctx, &info)
+		return false, c.publish(ctx, &info, Basis{}) // if it was deleted by now, ErrChanged
 	case r == (Received{}):
 		if c.newSignatures(there, n.Signatures) != nil {
 			return false, Refuse(ErrInvalid, "Sig: %s is in a store of this server that keeps no signatures that are pushed; push the path, or sign it there", n.Path)
@@ -214,106 +223,151 @@ func (c *Cache) uploadOf(ctx context.Context, n *nix.NARInfo, there *nix.PathInf
 
 // publishChecked publishes a path of which all is checked but its references.
 func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
-	missing, err := c.missingReferences(ctx, info)
-	if err != nil {
-		return err
-	}
-	if len(missing) > 0 && !c.partial {
-		return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
-	}
-	awaited := c.partial
-	if !awaited {
-		// The cache may have allowed missing references once, or have lost a path.
-		if awaited, err = c.sink.Awaited(ctx, info.Path.Hash()); err != nil {
-			return fmt.Errorf("publish %s: %w", info.Path, err)
+	return c.onBasis(ctx, info.Path, func(b *Basis) error {
+		if !c.partial {
+			missing, err := c.missingReferences(ctx, info)
+			if err != nil {
+				return err
+			}
+			if len(missing) > 0 {
+				return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
+			}
 		}
-	}
-	if !awaited {
-		// What refers to this path will be published after it. Nothing that it refers to can be that.
-		return c.publish(ctx, info)
-	}
-	whole, err := c.checkCycle(ctx, info)
-	if err != nil {
-		return err
-	}
-	if !whole {
-		// What is missing may be published by somebody else meanwhile, and close a cycle.
-		// So of those who see something missing, one at a time looks and publishes.
-		select {
-		case c.closing <- struct{}{}:
-			defer func() { <-c.closing }()
-		case <-ctx.Done():
-			return fmt.Errorf("publish %s: %w", info.Path, context.Cause(ctx))
+		if b.Awaited {
+			// Else nothing refers to this path, so it closes no cycle: what refers to it will be published after it.
+			var err error
+			if b.Visited, err = c.visit(ctx, info); err != nil {
+				return err
+			}
 		}
-		if _, err := c.checkCycle(ctx, info); err != nil {
+		return c.publish(ctx, info, *b)
+	})
+}
+
+// onBasis has do look at something and keep it, again where others have changed what it looked at in between.
+// No process waits for another: that something has changed means that another has kept what it wanted to.
+func (c *Cache) onBasis(ctx context.Context, path nix.StorePath, do func(*Basis) error) error {
+	for try, lookups := 1, 0; ; try++ {
+		b, err := c.sink.Basis(ctx, path.Hash())
+		if err != nil {
+			return fmt.Errorf("look up references to %s: %w", path, err)
+		}
+		b.Partial = c.partial
+		err = do(&b)
+		lookups += len(b.Visited)
+		if !errors.Is(err, ErrChanged) || try == maxTries || lookups > maxLookups {
 			return err
 		}
 	}
-	return c.publish(ctx, info)
 }
 
 // missingReferences returns the references of a path, other than itself, that are not in the cache.
 func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, err error) {
+	there := make(map[nix.StorePath]bool)
+	hashes := make([]nix.PathHash, 0, len(info.References))
 	for _, ref := range info.References {
-		if ref == info.Path {
-			continue
+		if ref != info.Path {
+			hashes = append(hashes, ref.Hash())
 		}
-		there, err := c.origin(ctx, ref.Hash())
-		if err != nil && !errors.Is(err, ErrNotFound) {
-			return nil, fmt.Errorf("publish %s: %w", info.Path, err)
-		}
-		if err != nil || there.Path != ref {
+	}
+	if err := c.references(ctx, hashes, func(r Referrer) error {
+		there[r.Path] = there[r.Path] || !r.Withheld
+		return nil
+	}); err != nil {
+		return nil, fmt.Errorf("publish %s: %w", info.Path, err)
+	}
+	for _, ref := range info.References {
+		if ref != info.Path && !there[ref] {
 			missing = append(missing, ref)
 		}
 	}
 	return missing, nil
 }
 
-// checkCycle refuses a path that one of those that it refers to, however indirectly, refers to.
-// whole reports whether all of these are in the cache.
-func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool, err error) {
-	whole = true
+// visit returns all paths that a path leads to, there or not, and refuses it if one of these refers to it.
+func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash]bool, error) {
 	own := info.Path.Hash()
-	seen := map[nix.PathHash]bool{own: true}
+	visited := make(map[nix.PathHash]bool)
 	var next []nix.PathHash
-	add := func(of *nix.PathInfo) error {
-		for _, ref := range of.References {
+	follow := func(r Referrer) error {
+		for _, ref := range r.References {
 			switch h := ref.Hash(); {
-			case h == own && of != info:
-				return Refuse(ErrInvalid, "References: they make a cycle: %s refers to %s, and that leads to %s again", of.Path, ref, of.Path)
-			case len(seen) == maxClosure:
-				return Refuse(ErrTooLarge, "References: they lead to more than %d paths", maxClosure)
-			case !seen[h]:
-				seen[h] = true
+			case h == own && r.Path != info.Path:
+				return Refuse(ErrInvalid, "References: they make a cycle: %s refers to %s, and that leads to %s again", r.Path, ref, r.Path)
+			case h == own || visited[h]:
+			case len(visited) == maxVisited:
+				return Refuse(ErrTooLarge, "References: others refer to %s already, and it leads to more than %d paths, too many to look for a cycle", info.Path, maxVisited)
+			default:
+				visited[h] = true
 				next = append(next, h)
 			}
 		}
 		return nil
 	}
-	if err := add(info); err != nil {
-		return false, err
+	err := follow(Referrer{Path: info.Path, References: info.References})
+	for err == nil && len(next) > 0 {
+		level := next
+		next = nil
+		err = c.references(ctx, level, follow)
 	}
-	for len(next) > 0 {
-		hash := next[len(next)-1]
-		next = next[:len(next)-1]
-		there, err := c.origin(ctx, hash)
-		if errors.Is(err, ErrNotFound) {
-			whole = false
-			continue
-		}
+	if err != nil {
+		return nil, fmt.Errorf("publish %s: %w", info.Path, err)
+	}
+	return visited, nil
+}
+
+// references calls do with what those of the given paths refer to that are in the cache. It may know a path twice: one that the sink withholds may be in another source.
+func (c *Cache) references(ctx context.Context, hashes []nix.PathHash, do func(Referrer) error) error {
+	for batch := range slices.Chunk(hashes, maxBatch) {
+		found, err := c.sink.References(ctx, batch)
 		if err != nil {
-			return false, fmt.Errorf("publish %s: %w", info.Path, err)
+			return err
 		}
-		if err := add(there); err != nil {
-			return false, err
+		there := make(map[nix.PathHash]bool, len(found))
+		for _, r := range found {
+			there[r.Path.Hash()] = !r.Withheld
+			if err := do(r); err != nil {
+				return err
+			}
+		}
+		for _, hash := range batch {
+			if there[hash] {
+				continue
+			}
+			info, err := c.elsewhere(ctx, hash)
+			if errors.Is(err, ErrNotFound) {
+				continue
+			}
+			if err == nil {
+				err = do(Referrer{Path: info.Path, References: info.References})
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
-	return whole, nil
+	return nil
+}
+
+// elsewhere returns what the first source but the sink knows of a path.
+func (c *Cache) elsewhere(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	if len(c.sources) == 1 {
+		return nil, ErrNotFound
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
+		if s == Source(c.sink) {
+			return nil, ErrNotFound
+		}
+		return c.pathInfo(ctx, s, hash)
+	})
+	return a.value, err
 }
 
 // publish makes a path visible.
-func (c *Cache) publish(ctx context.Context, info *nix.PathInfo) error {
-	_, err := c.sink.Publish(ctx, info)
+func (c *Cache) publish(ctx context.Context, info *nix.PathInfo, b Basis) error {
+	_, err := c.sink.Publish(ctx, info, b)
 	c.pushes.Add(1) // also when it failed: a catalog that is not answering may have done it
 	if errors.Is(err, ErrNotFound) {
 		return Refuse(ErrInvalid, "URL: the NAR of %s was removed again, as its narinfo came too late; push both once more", info.Path)
@@ -338,10 +392,7 @@ func (c *Cache) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) er
 // PutRealisation keeps what a derivation output was built to, which must be in the cache. An older one stays,
 // and gets new signatures if it says the same.
 func (c *Cache) PutRealisation(ctx context.Context, r *nix.Realisation) error {
-	if err := c.checkOutput(ctx, r.OutPath, r.Signatures, r.AppendFingerprint(nil)); err != nil {
-		return err
-	}
-	if err := c.sink.PutRealisation(ctx, r); err != nil {
+	if err := c.putOutput(ctx, r.OutPath, r.Signatures, r.AppendFingerprint(nil), func(b Basis) error { return c.sink.PutRealisation(ctx, r, b) }); err != nil {
 		return fmt.Errorf("keep realisation %s: %w", r.ID, err)
 	}
 	return nil
@@ -349,28 +400,30 @@ func (c *Cache) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 
 // PutBuildTrace is PutRealisation for how Nix from 2.35 on says it.
 func (c *Cache) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
-	if err := c.checkOutput(ctx, t.OutPath, t.Signatures, t.AppendFingerprint(nil)); err != nil {
-		return err
-	}
-	if err := c.sink.PutBuildTrace(ctx, t); err != nil {
+	if err := c.putOutput(ctx, t.OutPath, t.Signatures, t.AppendFingerprint(nil), func(b Basis) error { return c.sink.PutBuildTrace(ctx, t, b) }); err != nil {
 		return fmt.Errorf("keep build trace of %s!%s: %w", t.Drv, t.Output, err)
 	}
 	return nil
 }
 
-// checkOutput checks what is said of the output of a derivation.
-func (c *Cache) checkOutput(ctx context.Context, out nix.StorePath, sigs []nix.Signature, fingerprint []byte) error {
+// putOutput checks what is said of the output of a derivation, and has put keep it.
+func (c *Cache) putOutput(ctx context.Context, out nix.StorePath, sigs []nix.Signature, fingerprint []byte, put func(Basis) error) error {
 	if c.sink == nil {
 		return errNoSink
 	}
-	there, err := c.origin(ctx, out.Hash())
-	switch {
-	case err != nil && !errors.Is(err, ErrNotFound):
-		return fmt.Errorf("look up output %s: %w", out, err)
-	case (err != nil || there.Path != out) && !c.partial:
-		return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
+	if err := c.checkSignatures(sigs, fingerprint); err != nil {
+		return err
 	}
-	return c.checkSignatures(sigs, fingerprint)
+	return c.onBasis(ctx, out, func(b *Basis) error {
+		there, err := c.origin(ctx, out.Hash())
+		switch {
+		case err != nil && !errors.Is(err, ErrNotFound):
+			return fmt.Errorf("look up output %s: %w", out, err)
+		case (err != nil || there.Path != out) && !c.partial:
+			return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
+		}
+		return put(*b)
+	})
 }
 
 // newSignatures returns those that a path does not have, and that we do not make ourselves.

@@ -2,6 +2,7 @@ package cache
 
 import (
 	"context"
+	"fmt"
 	"io"
 
 	"firn/nix"
@@ -32,19 +33,49 @@ type Sink interface {
 	// Publish makes a store path visible: info with the NAR that was received with its NARHash and NARSize.
 	// The hall has checked info by then. ErrNotFound if that NAR was not received by this cache.
 	// If the path is there already, with the same NAR, new signatures are added to it; with another NAR, it stays as it is.
+	// If it is not, and what it was checked for has changed since, it is ErrChanged: see [Basis].
 	// The result is what is there then.
-	Publish(ctx context.Context, info *nix.PathInfo) (*nix.PathInfo, error)
+	Publish(ctx context.Context, info *nix.PathInfo, b Basis) (*nix.PathInfo, error)
 
-	// Awaited reports whether a path that is not there may be referred to by one that is or was published. It may say so of others.
-	Awaited(ctx context.Context, hash nix.PathHash) (bool, error)
+	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output, compare, as it is now.
+	Basis(ctx context.Context, hash nix.PathHash) (Basis, error)
+
+	// References returns those of the given paths that are published, withheld ones too, with what they refer to, in any order.
+	// At most 256 are asked for at once.
+	References(ctx context.Context, hashes []nix.PathHash) ([]Referrer, error)
 
 	// PutLog keeps a build log, in the place of an older one.
 	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error
 
 	// PutRealisation and PutBuildTrace keep what a derivation output was built to. An older one stays,
-	// and gets new signatures if it says the same.
-	PutRealisation(ctx context.Context, r *nix.Realisation) error
-	PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error
+	// and gets new signatures if it says the same. ErrChanged if the output may have been deleted since it was looked for: see [Basis].
+	PutRealisation(ctx context.Context, r *nix.Realisation, b Basis) error
+	PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b Basis) error
+}
+
+// ErrChanged says that others have published or deleted what was looked at, since it was looked at. It is ErrUnavailable as well.
+var ErrChanged = fmt.Errorf("%w: others have just changed what this depends on", ErrUnavailable)
+
+// A Basis is what a cache has looked at before its sink keeps something. It is got from the sink first; then the cache looks,
+// and says at what. Any process may publish and delete between that and the keeping, which then fails with ErrChanged.
+type Basis struct {
+	// Paths and Deletions say how much had been published and deleted. The sink sets them.
+	Paths, Deletions int64
+	// Awaited says that others may refer to the path already, so that it may close a cycle. The sink sets it, and may do so of more.
+	Awaited bool
+	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if none were.
+	// An awaited path is published only with this, and if none of these paths was published since.
+	Visited map[nix.PathHash]bool
+	// Partial says that references and outputs may be missing. Else nothing is kept that refers to what the sink does not have
+	// if a path was deleted since, for it may have been that one.
+	Partial bool
+}
+
+// A Referrer is a published path with what it refers to.
+type Referrer struct {
+	Path       nix.StorePath
+	References []nix.StorePath
+	Withheld   bool // as its bytes did not verify
 }
 
 // An Upload is a NAR that is being received.

@@ -198,6 +198,7 @@ func failure(verb string, err error) error {
 		{catalog.ErrNotFound, cache.ErrNotFound},
 		{catalog.ErrConflict, cache.ErrConflict},
 		{catalog.ErrGone, cache.ErrUnavailable},
+		{catalog.ErrChanged, cache.ErrChanged},
 		{catalog.ErrFull, cache.ErrFull},
 		{catalog.ErrUnavailable, cache.ErrUnavailable},
 	} {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -41,8 +40,8 @@ func (p *Part) BuildTrace(ctx context.Context, drv nix.StorePath, output string)
 }
 
 // PutRealisation keeps a realisation, or adds its signatures to the one that says the same.
-func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation) error {
-	err := p.update(ctx, realisationKey(r.ID), r.OutPath, func(text []byte) ([]byte, error) {
+func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation, b cache.Basis) error {
+	err := p.update(ctx, realisationKey(r.ID), r.OutPath, b, func(text []byte) ([]byte, error) {
 		if text == nil {
 			return encodeJSON(r)
 		}
@@ -63,8 +62,8 @@ func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 }
 
 // PutBuildTrace keeps a build trace, or adds its signatures to the one that says the same.
-func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
-	err := p.update(ctx, traceKey(t.Drv, t.Output), t.OutPath, func(text []byte) ([]byte, error) {
+func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Basis) error {
+	err := p.update(ctx, traceKey(t.Drv, t.Output), t.OutPath, b, func(text []byte) ([]byte, error) {
 		if text == nil {
 			return encodeJSON(t)
 		}
@@ -85,17 +84,14 @@ func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
 }
 
 // update changes what is kept under a key, which says that a path was built, to what change makes of it, as [catalog.Files] says.
-func (p *Part) update(ctx context.Context, key string, built nix.StorePath, change func(old []byte) ([]byte, error)) error {
+func (p *Part) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
 	var refused error
-	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, func(old []byte) (text []byte, _ error) {
+	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, catalog.Basis(b), func(old []byte) (text []byte, _ error) {
 		text, refused = change(old)
 		return text, refused
 	})
-	switch {
-	case refused != nil:
+	if refused != nil {
 		return refused
-	case errors.Is(err, catalog.ErrDeleted):
-		return cache.Refuse(cache.ErrConflict, "%s was deleted from this cache just now; push that first", built)
 	}
 	return failure("write catalog", err)
 }

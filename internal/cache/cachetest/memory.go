@@ -56,6 +56,8 @@ type Memory struct {
 	dir          nix.StoreDir
 	version      uint64
 	paths        map[nix.PathHash]Path
+	rows         map[nix.PathHash]int64 // the version with which a path was published
+	removed      []nix.PathHash
 	logs         map[nix.StorePath][]byte
 	realisations map[nix.RealisationID]*nix.Realisation
 	traces       map[string]*nix.BuildTrace
@@ -79,6 +81,7 @@ func NewMemory(paths ...Path) *Memory {
 	m := &Memory{
 		dir:          nix.DefaultStoreDir,
 		paths:        make(map[nix.PathHash]Path),
+		rows:         make(map[nix.PathHash]int64),
 		logs:         make(map[nix.StorePath][]byte),
 		realisations: make(map[nix.RealisationID]*nix.Realisation),
 		traces:       make(map[string]*nix.BuildTrace),
@@ -93,14 +96,17 @@ func NewMemory(paths ...Path) *Memory {
 func (m *Memory) Add(paths ...Path) {
 	m.change(func() {
 		for _, p := range paths {
-			m.paths[p.Info.Path.Hash()] = p
+			m.paths[p.Info.Path.Hash()], m.rows[p.Info.Path.Hash()] = p, int64(m.version)
 		}
 	})
 }
 
 // Remove removes a path.
 func (m *Memory) Remove(path nix.StorePath) {
-	m.change(func() { delete(m.paths, path.Hash()) })
+	m.change(func() {
+		delete(m.paths, path.Hash())
+		m.removed = append(m.removed, path.Hash())
+	})
 }
 
 // AddLog adds a build log.

@@ -28,6 +28,7 @@ type Memory struct {
 	mu      sync.Mutex
 	version uint64
 	lastID  int64 // of caches, of NARs
+	lastRow int64 // of paths
 	caches  map[catalog.CacheID]*room
 	tokens  map[string]*catalog.Token  // by name
 	sshKeys map[string]*catalog.SSHKey // by name
@@ -49,11 +50,13 @@ type use struct {
 type room struct {
 	record  catalog.Cache
 	paths   map[nix.PathHash]*catalog.Path
+	rows    map[nix.PathHash]int64 // in what order they were published, of all caches
 	uploads map[string]*made
 	debug   map[string][]catalog.DebugInfo // by build ID
 	files   map[string]*catalog.File
 	awaited map[nix.PathHash]bool
-	deleted map[nix.PathHash]time.Time
+
+	deletions int64
 }
 
 type made struct {
@@ -132,11 +135,11 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 	m.caches[c.ID] = &room{
 		record:  *c,
 		paths:   make(map[nix.PathHash]*catalog.Path),
+		rows:    make(map[nix.PathHash]int64),
 		uploads: make(map[string]*made),
 		debug:   make(map[string][]catalog.DebugInfo),
 		files:   make(map[string]*catalog.File),
 		awaited: make(map[nix.PathHash]bool),
-		deleted: make(map[nix.PathHash]time.Time),
 	}
 	m.changed()
 	return nil
@@ -247,11 +250,11 @@ func (m *Memory) RevokeToken(_ context.Context, name string) error {
 
 // PutFile adds a file.
 func (m *Memory) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File) error {
-	return m.UpdateFile(ctx, cache, f, func([]byte) ([]byte, error) { return append([]byte{}, f.Content...), nil })
+	return m.UpdateFile(ctx, cache, f, Unchecked(), func([]byte) ([]byte, error) { return append([]byte{}, f.Content...), nil })
 }
 
 // UpdateFile changes a file.
-func (m *Memory) UpdateFile(_ context.Context, cache catalog.CacheID, f *catalog.File, update func(old []byte) ([]byte, error)) error {
+func (m *Memory) UpdateFile(_ context.Context, cache catalog.CacheID, f *catalog.File, b catalog.Basis, update func(old []byte) ([]byte, error)) error {
 	defer m.lock()()
 	r := m.caches[cache]
 	if r == nil {
@@ -265,8 +268,8 @@ func (m *Memory) UpdateFile(_ context.Context, cache catalog.CacheID, f *catalog
 	if err != nil || content == nil {
 		return err
 	}
-	if m.deletedNow(r, f.Path.Hash()) {
-		return fmt.Errorf("put file %s: %w: %s", f.Key, catalog.ErrDeleted, f.Path)
+	if !f.Path.IsZero() && r.lacks(b, f.Path) {
+		return fmt.Errorf("put file %s: %w", f.Key, catalog.ErrChanged)
 	}
 	r.files[f.Key] = &catalog.File{Key: f.Key, Content: content, Path: f.Path}
 	m.changed()

@@ -60,6 +60,9 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"uses of chunks", (*suite).usesOfChunks},
 		{"NARs built on chunks", (*suite).builtNARs},
 		{"awaited paths", (*suite).awaitedPaths},
+		{"paths on a basis", (*suite).bases},
+		{"cycles that are closed at once", (*suite).racedCycles},
+		{"references", (*suite).references},
 		{"paths", (*suite).paths},
 		{"paths that are refused", (*suite).refusedPaths},
 		{"all of a path", (*suite).wholePaths},
@@ -336,7 +339,7 @@ func (s *suite) updates() {
 	f := &catalog.File{Key: "k", Content: []byte("not this")}
 	update := func(cache catalog.CacheID, old, content string, result error) error {
 		s.Helper()
-		return s.c.UpdateFile(s.Context(), cache, f, func(got []byte) ([]byte, error) {
+		return s.c.UpdateFile(s.Context(), cache, f, catalog.Basis{}, func(got []byte) ([]byte, error) {
 			if string(got) != old {
 				s.Errorf("the old content is %q, want %q", got, old)
 			}
@@ -374,7 +377,7 @@ func (s *suite) updates() {
 
 	// A file that is there and empty is not one that is missing.
 	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
-	s.ok(s.c.UpdateFile(s.Context(), a, f, func(old []byte) ([]byte, error) {
+	s.ok(s.c.UpdateFile(s.Context(), a, f, catalog.Basis{}, func(old []byte) ([]byte, error) {
 		if old == nil || len(old) > 0 {
 			s.Errorf("the content of an empty file is %#v", old)
 		}
@@ -391,7 +394,7 @@ func (s *suite) racedUpdates() {
 	for range writers {
 		wg.Go(func() {
 			for range each {
-				if err := s.c.UpdateFile(s.Context(), a, &catalog.File{Key: "k"}, func(old []byte) ([]byte, error) {
+				if err := s.c.UpdateFile(s.Context(), a, &catalog.File{Key: "k"}, catalog.Basis{}, func(old []byte) ([]byte, error) {
 					return append(bytes.Clone(old), 'x'), nil
 				}); err != nil {
 					s.Error(err)
@@ -431,7 +434,7 @@ func (s *suite) many() {
 				name := fmt.Sprint("n", i, "-", j)
 				id, _, err := s.c.AddNAR(ctx, newNAR(name, a))
 				if err == nil {
-					_, _, err = s.c.Publish(ctx, a, path(name, id, name), nil)
+					_, _, err = s.c.Publish(ctx, a, path(name, id, name), nil, Unchecked())
 				}
 				if err == nil {
 					_, err = s.c.Path(ctx, a, storePath(name).Hash())

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"iter"
 	"strings"
-	"time"
 
 	"firn/internal/depot/catalog"
-	"firn/nix"
 )
 
 // PutFile adds a file.
@@ -21,7 +19,7 @@ func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog
 }
 
 // UpdateFile changes a file.
-func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *catalog.File, update func(old []byte) ([]byte, error)) error {
+func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *catalog.File, b catalog.Basis, update func(old []byte) ([]byte, error)) error {
 	var refused error
 	err := c.write(ctx, func(x *change) error {
 		var old []byte
@@ -38,6 +36,11 @@ func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *cata
 		}
 		if content == nil || there && bytes.Equal(content, old) {
 			return hasCache(x, cache)
+		}
+		if !f.Path.IsZero() {
+			if _, err := missing(x, cache, b, f.Path); err != nil {
+				return err
+			}
 		}
 		return c.putFile(x, cache, &catalog.File{Key: f.Key, Path: f.Path, Content: content})
 	})
@@ -57,26 +60,9 @@ func (c *Catalog) putFile(x *change, cache catalog.CacheID, f *catalog.File) err
 	var path any
 	if !f.Path.IsZero() {
 		path = f.Path.Hash().String()
-		deleted, err := c.deletedNow(x, cache, f.Path.Hash())
-		if err != nil {
-			return err
-		}
-		if deleted {
-			return fmt.Errorf("%w: %s", catalog.ErrDeleted, f.Path)
-		}
 	}
 	return x.exec("INSERT INTO files (cache, key, content, path) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET content = excluded.content, path = excluded.path",
 		int64(cache), f.Key, notNil(f.Content), path)
-}
-
-// deletedNow reports whether a path was deleted a moment ago, and is not there again.
-func (c *Catalog) deletedNow(x *change, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
-	return x.get("SELECT 1 FROM awaited WHERE cache = ? AND hash = ? AND deleted > ?", []any{int64(cache), hash[:], c.notLongSince()}, new(int64))
-}
-
-// notLongSince is the time since which what was deleted counts as recently deleted.
-func (c *Catalog) notLongSince() int64 {
-	return c.seconds() - int64(catalog.RecentlyDeleted/time.Second)
 }
 
 // File returns a file.

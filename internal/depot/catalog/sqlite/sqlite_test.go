@@ -388,7 +388,7 @@ func TestSize(t *testing.T) {
 					t.Error(err)
 				}
 				p.NAR = id
-				if _, _, err := c.Publish(t.Context(), cache, p, nil); err != nil {
+				if _, _, err := c.Publish(t.Context(), cache, p, nil, catalogtest.Unchecked()); err != nil {
 					t.Error(err)
 				}
 			}
@@ -430,7 +430,8 @@ func TestFilesOfOlder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, text := range []string{"DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
+	for _, text := range []string{"DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "ALTER TABLE caches DROP COLUMN deletions",
+		"ALTER TABLE awaited ADD COLUMN deleted INTEGER", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
 		if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
 			t.Fatal(err)
 		}
