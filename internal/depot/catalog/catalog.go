@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"firn/nix"
@@ -104,14 +105,23 @@ type Cache struct {
 	Created time.Time // to the second, UTC
 }
 
+// Equal reports whether two records say the same, but for when they were made.
+func (c *Cache) Equal(o *Cache) bool {
+	return c.ID == o.ID && c.Name == o.Name && c.StoreDir == o.StoreDir && slices.Equal(c.Sources, o.Sources) &&
+		c.Priority == o.Priority && c.Private == o.Private && slices.Equal(c.Hosts, o.Hosts) &&
+		c.AllowMissingReferences == o.AllowMissingReferences &&
+		slices.EqualFunc(c.Keys, o.Keys, func(k, l nix.SecretKey) bool { return k.Reveal() == l.Reveal() })
+}
+
 // Caches keeps the records of caches: few, so they are read as a whole.
 type Caches interface {
 	// AddCache adds a cache and sets its ID. ErrConflict if there is one of this name, or one of its hosts is another's.
 	AddCache(ctx context.Context, c *Cache) error
 	// Caches returns all caches by name.
 	Caches(ctx context.Context) ([]*Cache, error)
-	// SetCache replaces the record with the ID of c, but for Created. ErrNotFound, ErrConflict as above.
-	SetCache(ctx context.Context, c *Cache) error
+	// SetCache replaces a record that was read with another of the same ID; Created stays. ErrNotFound if there is none,
+	// ErrChanged if it is another one by now, as two who change different things would undo what the other did. ErrConflict as above.
+	SetCache(ctx context.Context, old, c *Cache) error
 	// DeleteCache removes a cache with its paths, uploads and files. ErrNotFound if there is none.
 	// These may go after the cache, by and by, should it be cut off: sweeps go on with them.
 	DeleteCache(ctx context.Context, id CacheID) error

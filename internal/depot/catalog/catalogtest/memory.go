@@ -176,11 +176,14 @@ func (m *Memory) Caches(context.Context) ([]*catalog.Cache, error) {
 }
 
 // SetCache replaces a record.
-func (m *Memory) SetCache(_ context.Context, c *catalog.Cache) error {
+func (m *Memory) SetCache(_ context.Context, old, c *catalog.Cache) error {
 	defer m.lock()()
 	r := m.caches[c.ID]
 	if r == nil {
 		return fmt.Errorf("set cache %s: %w", c.Name, catalog.ErrNotFound)
+	}
+	if !r.record.Equal(old) {
+		return fmt.Errorf("set cache %s: %w", c.Name, catalog.ErrChanged)
 	}
 	if err := m.free(c, c.ID); err != nil {
 		return fmt.Errorf("set cache %s: %w", c.Name, err)

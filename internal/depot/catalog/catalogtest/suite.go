@@ -165,20 +165,39 @@ func (s *suite) caches() {
 	s.equal(all, []*catalog.Cache{a, b})
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "a"}), catalog.ErrConflict)
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "c", Hosts: []string{"b.example"}}), catalog.ErrConflict)
+	wasA, wasB := *a, *b
 	b.Hosts, b.Priority = []string{"b.example"}, 3
-	s.want(s.c.SetCache(s.Context(), b), catalog.ErrConflict)
+	s.want(s.c.SetCache(s.Context(), &wasB, b), catalog.ErrConflict)
 	a.Hosts = []string{"a.example"}
-	s.ok(s.c.SetCache(s.Context(), a))
-	s.ok(s.c.SetCache(s.Context(), b))
+	s.ok(s.c.SetCache(s.Context(), &wasA, a))
+	s.ok(s.c.SetCache(s.Context(), &wasB, b))
+	// Who has read it before does not undo that.
+	open := wasA
+	open.Private = false
+	s.want(s.c.SetCache(s.Context(), &wasA, &open), catalog.ErrChanged)
+	for _, stale := range []func(*catalog.Cache){
+		func(c *catalog.Cache) { c.Name = "x" },
+		func(c *catalog.Cache) { c.StoreDir = "/y/store" },
+		func(c *catalog.Cache) { c.Sources = c.Sources[:1] },
+		func(c *catalog.Cache) { c.Priority++ },
+		func(c *catalog.Cache) { c.Private = false },
+		func(c *catalog.Cache) { c.Hosts = nil },
+		func(c *catalog.Cache) { c.AllowMissingReferences = false },
+		func(c *catalog.Cache) { c.Keys = nil },
+	} {
+		old := *a
+		stale(&old)
+		s.want(s.c.SetCache(s.Context(), &old, a), catalog.ErrChanged)
+	}
 	all, err = s.c.Caches(s.Context())
 	s.ok(err)
 	if len(all) != 2 || all[1].Priority != 3 || !slices.Equal(all[1].Hosts, b.Hosts) || !slices.Equal(all[0].Hosts, a.Hosts) {
 		s.Errorf("caches %+v, %+v", all[0], all[1])
 	}
-	s.want(s.c.SetCache(s.Context(), &catalog.Cache{ID: 999, Name: "x"}), catalog.ErrNotFound)
-	s.want(s.c.SetCache(s.Context(), &catalog.Cache{ID: b.ID, Name: "a"}), catalog.ErrConflict)
+	s.want(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: 999, Name: "x"}), catalog.ErrNotFound)
+	s.want(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: b.ID, Name: "a"}), catalog.ErrConflict)
 	// The moment at which it was made stays, and what was refused has taken no host.
-	s.ok(s.c.SetCache(s.Context(), &catalog.Cache{ID: b.ID, Name: "z", Hosts: []string{"z.example"}, Created: s.clock.Now().Add(time.Hour)}))
+	s.ok(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: b.ID, Name: "z", Hosts: []string{"z.example"}, Created: s.clock.Now().Add(time.Hour)}))
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "d", Hosts: []string{"d.example", "a.example"}}), catalog.ErrConflict)
 	s.ok(s.c.AddCache(s.Context(), &catalog.Cache{Name: "b", Hosts: []string{"d.example", "b.example"}}))
 	all, err = s.c.Caches(s.Context())
