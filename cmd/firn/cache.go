@@ -330,7 +330,7 @@ func (c *cacheSetCommand) Run() error {
 	}
 	defer cat.Close()
 	var r, changed *catalog.Cache
-	for err = catalog.ErrChanged; errors.Is(err, catalog.ErrChanged); { // by another command, since it was read
+	for err = catalog.ErrChanged; errors.Is(err, catalog.ErrChanged); { // by another command
 		if r, err = record(ctx, cat, c.Name); err != nil {
 			return err
 		}

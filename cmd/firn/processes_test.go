@@ -22,7 +22,8 @@ import (
 	"firn/nix/protocol"
 )
 
-// rounds is how often each kind of race between processes is run: two halves of a cycle met in 7 of 100.
+// rounds is how often each kind of race between processes is run. Without protection, two halves of
+// a cycle met in 2 of 100 where it was rarest.
 const rounds = 300
 
 // A pusher pushes to a cache, by one process of several that have the same state.
@@ -103,7 +104,7 @@ type overStdio struct {
 // newStdio starts firn stdio on the state of a server.
 func newStdio(a *admin, cacheName string) *overStdio {
 	a.Helper()
-	cmd := exec.Command("firn", "stdio", "--cache", cacheName, "--state", a.state) // it ends when nobody talks to it any more
+	cmd := exec.Command("firn", "stdio", "--cache", cacheName, "--state", a.state) // it ends with its standard input
 	cmd.Env = environment(a.T, "FIRN_STORE=off")
 	cmd.WaitDelay = time.Minute
 	var stderr bytes.Buffer
@@ -141,7 +142,8 @@ func (*overStdio) upload(testing.TB, cachetest.Path) {} // it comes with the pat
 func (c *overStdio) publish(p cachetest.Path) error {
 	err := c.client.AddNAR(p.Info, bytes.NewReader(p.NAR))
 	if err == nil {
-		// A path may be acknowledged before it is published. What is asked next is answered after that.
+		// A path may be acknowledged before it is published. What is asked next is answered after
+		// that.
 		_, err = c.client.ValidPaths([]nix.StorePath{p.Info.Path})
 	}
 	return refused(err)
@@ -154,7 +156,8 @@ func refused(err error) error {
 	return err
 }
 
-// realisation writes by hand what only the daemon of Nix itself sends: the operation RegisterDrvOutput.
+// realisation writes by hand what only the daemon of Nix itself sends: the operation
+// RegisterDrvOutput.
 func (c *overStdio) realisation(r *nix.Realisation) error {
 	text, err := r.MarshalJSON()
 	if err != nil {
@@ -182,9 +185,11 @@ type others struct {
 	pushers [2]pusher
 	catalog *sqlite.Catalog // of this process, for what commands do
 	reader  *overHTTP
+	tokens  int // that were made
 }
 
-// withProcesses runs a test on a state that several processes have, in a cache of its own for each kind of these.
+// withProcesses runs a test on a state that several processes have, in a cache of its own for each
+// kind of these.
 func withProcesses(t *testing.T, args []string, test func(t *others)) {
 	for _, kind := range []struct {
 		name  string
@@ -218,7 +223,8 @@ func withProcesses(t *testing.T, args []string, test func(t *others)) {
 
 func (o *others) http(s *testServer) *overHTTP {
 	o.Helper()
-	token := o.mustRun("token", "create", "ci-"+strings.TrimPrefix(s.url, "http://127.0.0.1:")+fmt.Sprint(time.Now().UnixNano()), "--push", "team")
+	o.tokens++
+	token := o.mustRun("token", "create", fmt.Sprint("ci-", o.tokens), "--push", "team")
 	client := &http.Client{Transport: &http.Transport{}}
 	o.Cleanup(client.CloseIdleConnections)
 	return &overHTTP{client: client, url: s.url + "/team", token: token, t: o.T}
@@ -385,7 +391,8 @@ func TestProcessesRealisation(t *testing.T) {
 	})
 }
 
-// A path is not published without what it refers to, and one that is deleted does not come back, whoever deletes it at the same time.
+// A path is not published without its references, and a deleted path does not come back, when
+// another process deletes at the same time.
 func TestProcessesDeletion(t *testing.T) {
 	key, err := nix.GenerateKey("builder-1")
 	if err != nil {
@@ -412,14 +419,17 @@ func TestProcessesDeletion(t *testing.T) {
 			d := &catalog.Deletion{Cache: r.ID, Paths: []nix.PathHash{library.Info.Path.Hash(), alone.Info.Path.Hash()}, Referrers: catalog.DeleteReferrers}
 			deleted := make(chan error, 1)
 			go func() {
-				time.Sleep(time.Duration(round%10) * 200 * time.Microsecond) // a publish takes a millisecond or two
+				// A publish takes a millisecond or two.
+				time.Sleep(time.Duration(round%10) * 200 * time.Microsecond)
 				_, err := o.catalog.DeletePaths(o.Context(), d)
 				deleted <- err
 			}()
 			signed := *alone.Info
 			signed.Signatures = []nix.Signature{key.Sign(signed.AppendFingerprint(nil))}
 			errs := o.atOnce(func(i int, p pusher) error {
-				if i == 0 { // with the URL that the cache gave the path, as nix store sign sends it: so there is nothing to publish it anew from
+				if i == 0 {
+					// With the URL that the cache gave the path, as nix store sign sends it: no
+					// upload belongs to it.
 					info := nix.NARInfo{PathInfo: signed, URL: "nar/" + signed.Path.Hash().String() + "-" + signed.NARHash.Nix32() + ".nar", Compression: nix.None}
 					return o.reader.put(narinfoOf(alone), info.AppendText(nil))
 				}

@@ -178,7 +178,8 @@ func TestPublishChanged(t *testing.T) {
 	})
 }
 
-// Who pushes paths with many references that are missing does not make others look for these, nor look for them often himself.
+// Paths with many missing references do not make others look for these, and are not looked for
+// often.
 func TestLookups(t *testing.T) {
 	const many, large = 27_000, 9 // as many as a narinfo of 1 MiB holds
 	c, s := newShared(t, cache.Options{AllowMissingReferences: true})

@@ -12,11 +12,13 @@ import (
 )
 
 const (
-	// maxVisited bounds how many store paths are looked at for a cycle, of some 50 bytes each: a quarter of a second.
-	// The largest closures known, of whole systems with all that they were built from, have some 50,000.
+	// maxVisited bounds how many store paths are visited to find a cycle, of some 50 bytes each: a
+	// fifth of a second. The largest closures known, of whole systems with all that they were built
+	// from, have some 50,000.
 	maxVisited = 1 << 16
 
-	// maxTries bounds how often the same is looked at again because others have changed it, and maxLookups how much of that is references.
+	// maxTries bounds how often a path is checked because others have changed what it depends on.
+	// maxLookups bounds how many paths are visited in all these tries.
 	maxTries   = 100
 	maxLookups = 4 * maxVisited
 
@@ -234,7 +236,7 @@ func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
 			}
 		}
 		if b.Awaited {
-			// Else nothing refers to this path, so it closes no cycle: what refers to it will be published after it.
+			// A path that is not awaited closes no cycle: no other refers to it.
 			var err error
 			if b.Visited, err = c.visit(ctx, info); err != nil {
 				return err
@@ -244,8 +246,9 @@ func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
 	})
 }
 
-// onBasis has do look at something and keep it, again where others have changed what it looked at in between.
-// No process waits for another: that something has changed means that another has kept what it wanted to.
+// onBasis calls do, which checks something and keeps it, again while others change in between what
+// it has checked. No process waits for another: where something has changed, another process got
+// ahead.
 func (c *Cache) onBasis(ctx context.Context, path nix.StorePath, do func(*Basis) error) error {
 	for try, lookups := 1, 0; ; try++ {
 		b, err := c.sink.Basis(ctx, path.Hash())
@@ -284,7 +287,8 @@ func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (miss
 	return missing, nil
 }
 
-// visit returns all paths that a path leads to, there or not, and refuses it if one of these refers to it.
+// visit returns all paths that a path leads to, there or not, and refuses it if one of these refers
+// to it.
 func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash]bool, error) {
 	own := info.Path.Hash()
 	visited := make(map[nix.PathHash]bool)
@@ -316,7 +320,8 @@ func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash
 	return visited, nil
 }
 
-// references calls do with what those of the given paths refer to that are in the cache. It may know a path twice: one that the sink withholds may be in another source.
+// references calls do with the references of those paths that are in the cache.
+// A path may come twice: one that the sink withholds may be in another source.
 func (c *Cache) references(ctx context.Context, hashes []nix.PathHash, do func(Referrer) error) error {
 	for batch := range slices.Chunk(hashes, maxBatch) {
 		found, err := c.sink.References(ctx, batch)

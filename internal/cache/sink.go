@@ -37,37 +37,43 @@ type Sink interface {
 	// The result is what is there then.
 	Publish(ctx context.Context, info *nix.PathInfo, b Basis) (*nix.PathInfo, error)
 
-	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output, compare, as it is now.
+	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output,
+	// compare, as it is now.
 	Basis(ctx context.Context, hash nix.PathHash) (Basis, error)
 
-	// References returns those of the given paths that are published, withheld ones too, with what they refer to, in any order.
-	// At most 256 are asked for at once.
+	// References returns those of the given paths that are published, withheld ones too, with what
+	// they refer to, in any order. At most 256 are asked for at once.
 	References(ctx context.Context, hashes []nix.PathHash) ([]Referrer, error)
 
 	// PutLog keeps a build log, in the place of an older one.
 	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error
 
 	// PutRealisation and PutBuildTrace keep what a derivation output was built to. An older one stays,
-	// and gets new signatures if it says the same. ErrChanged if the output may have been deleted since it was looked for: see [Basis].
+	// and gets new signatures if it says the same. ErrChanged if the output may have been deleted
+	// since it was looked for: see [Basis].
 	PutRealisation(ctx context.Context, r *nix.Realisation, b Basis) error
 	PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b Basis) error
 }
 
-// ErrChanged says that others have published or deleted what was looked at, since it was looked at. It is ErrUnavailable as well.
+// ErrChanged says that others have published or deleted what was looked at, since it was looked at.
+// It is ErrUnavailable as well.
 var ErrChanged = fmt.Errorf("%w: others have just changed what this depends on", ErrUnavailable)
 
-// A Basis is what a cache has looked at before its sink keeps something. It is got from the sink first; then the cache looks,
-// and says at what. Any process may publish and delete between that and the keeping, which then fails with ErrChanged.
+// A Basis says what a cache has looked at before its sink keeps something. The cache gets it from
+// the sink first, looks at references, and notes which. Other processes may publish and delete in
+// between: then keeping fails with ErrChanged.
 type Basis struct {
 	// Paths and Deletions say how much had been published and deleted. The sink sets them.
 	Paths, Deletions int64
-	// Awaited says that others may refer to the path already, so that it may close a cycle. The sink sets it, and may do so of more.
+	// Awaited says that others may refer to the path already, so that it may close a cycle.
+	// The sink sets it. It may be true of a path that nothing refers to any more.
 	Awaited bool
-	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if none were.
-	// An awaited path is published only with this, and if none of these paths was published since.
+	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if
+	// none were. An awaited path is published only with this, and if none of these paths was
+	// published since.
 	Visited map[nix.PathHash]bool
-	// Partial says that references and outputs may be missing. Else nothing is kept that refers to what the sink does not have
-	// if a path was deleted since, for it may have been that one.
+	// Partial says that references and outputs may be missing. Else nothing is kept that refers to
+	// what the sink does not have if a path was deleted since, for it may have been that one.
 	Partial bool
 }
 

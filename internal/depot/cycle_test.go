@@ -10,7 +10,8 @@ import (
 	"firn/nix"
 )
 
-// A path that is withheld refers to what it refers to: it may be whole again, and then be part of a cycle.
+// A path that is withheld refers to what it refers to: it may be whole again, and then be part of a
+// cycle.
 func TestCycleThroughWithheld(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
 	c, err := cache.New([]cache.Source{t.Part}, cache.Options{Sink: t.Part, AllowMissingReferences: true})

@@ -83,7 +83,8 @@ func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Bas
 	return nil
 }
 
-// update changes what is kept under a key, which says that a path was built, to what change makes of it, as [catalog.Files] says.
+// update changes what is kept under a key, which says that a path was built, to what change makes
+// of it, as [catalog.Files] says.
 func (p *Part) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
 	var refused error
 	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, catalog.Basis(b), func(old []byte) (text []byte, _ error) {

@@ -150,7 +150,8 @@ func (m *Memory) differs(info *nix.PathInfo, b cache.Basis) bool {
 	})
 }
 
-// lacks reports whether a path is not there that may have been deleted since. It is called with mu held.
+// lacks reports whether a path is not there that may have been deleted since. It is called with mu
+// held.
 func (m *Memory) lacks(path nix.StorePath, b cache.Basis) bool {
 	_, there := m.paths[path.Hash()]
 	return !there && !b.Partial && b.Deletions != int64(len(m.removed))

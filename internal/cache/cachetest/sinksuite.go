@@ -259,7 +259,8 @@ func Unchecked() cache.Basis {
 	return cache.Basis{Paths: math.MaxInt64, Visited: map[nix.PathHash]bool{}, Partial: true}
 }
 
-// testBasis checks that what is referred to is known to be, and is published only by those who have looked at that.
+// testBasis checks that what is referred to is known to be, and is published only by those who have
+// looked at that.
 func testBasis(t *sinkTester) {
 	all := samples(t)
 	p, other, last := all[0], all[1], all[4]

@@ -36,7 +36,8 @@ var (
 	ErrConflict = errors.New("already in the catalog")
 	// ErrGone: something that a new record refers to was swept meanwhile. The whole can be done again.
 	ErrGone = errors.New("swept meanwhile")
-	// ErrChanged: what was looked at before has changed since, see [Basis]. It has to be looked at again.
+	// ErrChanged: what was looked at before has changed since, see [Basis]. It has to be looked at
+	// again.
 	ErrChanged = errors.New("changed since it was looked at")
 	// ErrUnavailable: the catalog cannot be asked now, such as for a lock that is held or a disk that is full.
 	ErrUnavailable = errors.New("catalog unavailable")
@@ -119,8 +120,9 @@ type Caches interface {
 	AddCache(ctx context.Context, c *Cache) error
 	// Caches returns all caches by name.
 	Caches(ctx context.Context) ([]*Cache, error)
-	// SetCache replaces a record that was read with another of the same ID; Created stays. ErrNotFound if there is none,
-	// ErrChanged if it is another one by now, as two who change different things would undo what the other did. ErrConflict as above.
+	// SetCache replaces a record that was read with another of the same ID; Created stays.
+	// ErrNotFound if there is none, ErrChanged if the record is not old any more: else one of two
+	// changes would undo the other. ErrConflict as above.
 	SetCache(ctx context.Context, old, c *Cache) error
 	// DeleteCache removes a cache with its paths, uploads and files. ErrNotFound if there is none.
 	// These may go after the cache, by and by, should it be cut off: sweeps go on with them.
@@ -331,22 +333,26 @@ type DebugInfo struct {
 	Member  string // path in the NAR
 }
 
-// A Basis is what was looked at before a path is published, or before a file is kept that says that the path was built.
-// Both are refused with ErrChanged where that has changed.
+// A Basis is what was looked at before a path is published, or before a file is kept that says that
+// the path was built. Both are refused with ErrChanged where that has changed.
 //
 // The caller gets it from [Paths].Basis first, then looks, and says what it has looked at.
 type Basis struct {
-	// Paths and Deletions say how much had been published in all caches, and deleted from this one. Basis sets them.
+	// Paths and Deletions say how much had been published in all caches, and deleted from this one.
+	// Basis sets them.
 	Paths, Deletions int64
-	// Awaited says that the path may be referred to already, so that it may close a cycle: a published path of the cache had this
-	// reference when nothing was published under it, or what was is there, is withheld or was deleted.
-	// It may be true of a path that nothing refers to any more. Basis sets it.
+	// Awaited says that the path may be referred to already, so that it may close a cycle: a
+	// published path of the cache had this reference when nothing was published under it, or what
+	// was is there, is withheld or was deleted. It may be true of a path that nothing refers to any
+	// more. Basis sets it.
 	Awaited bool
-	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if none were.
-	// An awaited path is published only with this, and if none of these paths was published since.
+	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if
+	// none were. An awaited path is published only with this, and if none of these paths was
+	// published since.
 	Visited map[nix.PathHash]bool
-	// Partial says that references may be missing. Else nothing is published with a reference that is not in the catalog
-	// if a path of the cache was deleted since, for it may have been that one.
+	// Partial says that references may be missing. Else nothing is published with a reference that
+	// is not in the catalog if a path of the cache was deleted since, for it may have been that
+	// one.
 	Partial bool
 }
 
@@ -363,15 +369,15 @@ type Paths interface {
 	// If the path is there already, it stays; with the same NAR, the signatures that are new are added to it.
 	// One that is withheld makes way for another NAR, with its debug info.
 	// It returns what is there then, and whether this call added it.
-	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld; ErrChanged as Basis says, if the path is added.
-	// Signatures past 64 are refused with ErrConflict.
+	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld; ErrChanged as
+	// Basis says, if the path is added. Signatures past 64 are refused with ErrConflict.
 	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo, b Basis) (there *Path, added bool, err error)
 
 	// Basis returns what Publish, or UpdateFile, of this path will compare, as it is now.
 	Basis(ctx context.Context, cache CacheID, hash nix.PathHash) (Basis, error)
 
-	// References returns those of the given paths that are published, withheld ones too, with what they refer to, in any order.
-	// At most 256 are asked for at once.
+	// References returns those of the given paths that are published, withheld ones too, with what
+	// they refer to, in any order. At most 256 are asked for at once.
 	References(ctx context.Context, cache CacheID, hashes []nix.PathHash) ([]Referrer, error)
 
 	// Path returns a published path. ErrNotFound if there is none.
@@ -417,13 +423,15 @@ func LogKey(drv nix.StorePath) string { return "log/" + drv.Base() }
 
 // Files keeps the small things of a cache.
 type Files interface {
-	// PutFile adds a file, in place of the one under its key. ErrGone if the cache is not there any more.
+	// PutFile adds a file, in place of the one under its key. ErrGone if the cache is not there any
+	// more.
 	PutFile(ctx context.Context, cache CacheID, f *File) error
-	// UpdateFile gives the file with the key and the path of f the content that update makes of the content that there is,
-	// which is nil if there is no such file. If update returns the same, or nil, nothing changes.
-	// Nothing else changes the file between the two: update runs in the transaction, so it is quick and asks the catalog nothing,
-	// and it may be called again. An error of update is returned as it is.
-	// ErrGone if the cache is not there any more; ErrChanged if the path of f is not there, and was not to be missing, as Basis says of references.
+	// UpdateFile replaces the content of the file with the key and path of f by what update makes
+	// of it. update gets nil if there is no such file. If it returns nil or the same, nothing
+	// changes. Its error is returned as it is. It runs in the transaction, so that nothing else
+	// changes the file in between: it must be quick, must not ask the catalog, and may be called
+	// again. ErrGone if the cache is not there any more; ErrChanged where Basis says so of a
+	// reference, of the path of f.
 	UpdateFile(ctx context.Context, cache CacheID, f *File, b Basis, update func(old []byte) ([]byte, error)) error
 	// File returns the content of a file. ErrNotFound if there is none.
 	File(ctx context.Context, cache CacheID, key string) ([]byte, error)

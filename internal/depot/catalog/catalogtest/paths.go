@@ -336,7 +336,8 @@ func (s *suite) bases() {
 		s.Errorf("where there is nothing, the basis is %v", none)
 	}
 
-	// What nobody refers to cannot close a cycle. What others refer to by now may, so it has to be looked for.
+	// A path that no other refers to cannot close a cycle. One that others refer to by now may, so
+	// a search is needed.
 	early, other := basis("library"), basis("other")
 	s.ok(s.publishingOn(basis("program"), a, "program", "library"))
 	s.want(s.publishingOn(early, a, "library"), catalog.ErrChanged)
@@ -347,7 +348,8 @@ func (s *suite) bases() {
 	}
 	s.want(s.publishingOn(basis("library"), a, "library"), catalog.ErrChanged)
 
-	// A visited path that is published since, in this cache, makes the search worth nothing. Others do not.
+	// A visited path that is published since, in this cache, makes the search worth nothing. Others
+	// do not.
 	searched := basis("library", "a", "b")
 	s.ok(s.publishing(b, "a"))
 	s.ok(s.publishing(a, "c"))
@@ -361,7 +363,8 @@ func (s *suite) bases() {
 	searched = basis("library", "a", "b")
 	s.ok(s.publishingOn(searched, a, "library", "a", "b"))
 
-	// What was deleted since is not referred to, unless references may be missing. It cannot come back unnoticed either.
+	// What was deleted since is not referred to, unless references may be missing. It cannot come
+	// back unnoticed either.
 	before, ofB := basis("late", "b"), basis("b")
 	partial := before
 	partial.Partial = true
@@ -388,7 +391,7 @@ func (s *suite) bases() {
 	}
 }
 
-// racedCycles are closed by nobody: of those that would close one, the last sees the others.
+// racedCycles are not closed: the last path of a cycle sees the others.
 func (s *suite) racedCycles() {
 	a := s.cache("a")
 	ctx := context.WithoutCancel(s.Context())

@@ -135,7 +135,7 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if err != nil {
 		return err
 	}
-	if old != nil { // Nobody is served the old one, and whoever pushes this one is told that it is there.
+	if old != nil { // which is withheld, and makes way
 		if err := c.deletePath(x, cache, hash); err != nil {
 			return err
 		}
@@ -182,7 +182,8 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	return err
 }
 
-// maxSince bounds how many paths are looked at that were published since a basis: some milliseconds, for which all that is pushed waits.
+// maxSince bounds how many paths are looked at that were published since a basis.
+// That takes some milliseconds, and all that is pushed waits for it.
 const maxSince = 4096
 
 // unvisited is ErrChanged if a path may close a cycle that was not seen.
@@ -208,8 +209,9 @@ func unvisited(x *change, cache catalog.CacheID, path nix.StorePath, b catalog.B
 	}, "SELECT hash FROM paths WHERE rowid > ? AND +cache = ? ORDER BY rowid LIMIT ?", b.Paths, int64(cache), maxSince)
 }
 
-// missing returns the path hashes of those of the given references that are not published, as a list in JSON, or "" if all are.
-// It is ErrChanged if one may have been deleted since it was looked for.
+// missing returns the path hashes of those of the given references that are not published, as a
+// list in JSON, or "" if all are. It is ErrChanged if one may have been deleted since it was looked
+// for.
 func missing(x *change, cache catalog.CacheID, b catalog.Basis, refs ...nix.StorePath) (absent string, err error) {
 	hashes := make([]string, len(refs))
 	for i, ref := range refs {
@@ -269,7 +271,8 @@ func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix
 	return x.exec("UPDATE paths SET sigs = ? WHERE cache = ? AND hash = ?", joinSignatures(all), int64(cache), hash[:])
 }
 
-// isAwaited is whether a path may be referred to. All that is deleted is among those that are awaited.
+// isAwaited is whether a path may be referred to. All that is deleted is among those that are
+// awaited.
 const isAwaited = "(EXISTS (SELECT 1 FROM awaited WHERE cache = ?1 AND hash = ?2) OR EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2))"
 
 // Basis returns what Publish will compare.
