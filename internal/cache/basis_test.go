@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"sync"
 	"testing"
 
@@ -29,7 +30,7 @@ func (s *shared) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 	return s.Memory.PathInfo(ctx, hash)
 }
 
-func (s *shared) References(ctx context.Context, hashes []nix.PathHash) ([]cache.Referrer, error) {
+func (s *shared) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
 	s.mu.Lock()
 	s.asked += len(hashes)
 	s.batches++
@@ -219,6 +220,26 @@ func TestLookups(t *testing.T) {
 	if asked, batches := s.count(); asked > 1<<16 || batches > 1<<16/256+10 {
 		t.Errorf("to refuse a path that leads to too many, %d paths were looked up in %d questions", asked, batches)
 	}
+
+	// What is missing to many is looked up once. What many say of it is read, so that is bounded too.
+	shared := all[0].Info.References
+	var same []cachetest.Path
+	for i := range 160 {
+		p := tree(t, 200+i)
+		info := *p.Info
+		info.References = shared
+		same = append(same, cachetest.Path{Info: &info, NAR: p.NAR})
+		publishDirectly(t, s, same[i])
+	}
+	c.publish(c.upload(refersTo(tree(t, 103), tree(t, 104))))
+	s.count()
+	c.wantRefused(c.upload(refersTo(tree(t, 104), same...)), cache.ErrTooLarge, "lead")
+	if asked, _ := s.count(); asked > 2*len(same) {
+		t.Errorf("to refuse a path that leads to too many references, %d paths were looked up", asked)
+	}
+	c.publish(c.upload(refersTo(tree(t, 104), same[:100]...)))
+	s.count()
+
 	c.publish(c.upload(refersTo(last, all[0], all[1])))
 	if asked, batches := s.count(); asked < 2*many || asked > 2*many+100 || batches > 2*many/256+10 {
 		t.Errorf("to publish a path that leads to %d, %d paths were looked up in %d questions", 2*many, asked, batches)

@@ -17,6 +17,10 @@ const (
 	// from, have some 50,000.
 	maxVisited = 1 << 16
 
+	// maxFollowed bounds how many references these have in all, most of them to the same paths: as
+	// long again.
+	maxFollowed = 64 * maxVisited
+
 	// maxTries bounds how often a path is checked because others have changed what it depends on.
 	// maxLookups bounds how many paths are visited in all these tries.
 	maxTries   = 100
@@ -293,7 +297,11 @@ func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash
 	own := info.Path.Hash()
 	visited := make(map[nix.PathHash]bool)
 	var next []nix.PathHash
+	followed := 0
 	follow := func(r Referrer) error {
+		if followed += len(r.References); followed > maxFollowed {
+			return Refuse(ErrTooLarge, "References: others refer to %s already, and it leads to more than %d references, too many to look for a cycle", info.Path, maxFollowed)
+		}
 		for _, ref := range r.References {
 			switch h := ref.Hash(); {
 			case h == own && r.Path != info.Path:
@@ -324,12 +332,11 @@ func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash
 // A path may come twice: one that the sink withholds may be in another source.
 func (c *Cache) references(ctx context.Context, hashes []nix.PathHash, do func(Referrer) error) error {
 	for batch := range slices.Chunk(hashes, maxBatch) {
-		found, err := c.sink.References(ctx, batch)
-		if err != nil {
-			return err
-		}
-		there := make(map[nix.PathHash]bool, len(found))
-		for _, r := range found {
+		there := make(map[nix.PathHash]bool)
+		for r, err := range c.sink.References(ctx, batch) {
+			if err != nil {
+				return err
+			}
 			there[r.Path.Hash()] = !r.Withheld
 			if err := do(r); err != nil {
 				return err

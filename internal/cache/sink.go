@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 
 	"firn/nix"
 )
@@ -41,9 +42,10 @@ type Sink interface {
 	// compare, as it is now.
 	Basis(ctx context.Context, hash nix.PathHash) (Basis, error)
 
-	// References returns those of the given paths that are published, withheld ones too, with what
-	// they refer to, in any order. At most 256 are asked for at once.
-	References(ctx context.Context, hashes []nix.PathHash) ([]Referrer, error)
+	// References iterates over those of the given paths that are published, withheld ones too, with
+	// what they refer to, in any order. At most 256 are asked for at once. One is in memory at a
+	// time: each may have many references.
+	References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
 	// PutLog keeps a build log, in the place of an older one.
 	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error

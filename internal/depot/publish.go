@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strings"
 
 	"firn/internal/cache"
@@ -116,16 +117,14 @@ func (p *Part) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error
 }
 
 // References returns what published paths refer to.
-func (p *Part) References(ctx context.Context, hashes []nix.PathHash) ([]cache.Referrer, error) {
-	found, err := p.d.catalog.References(ctx, p.id, hashes)
-	if err != nil {
-		return nil, failure("look up references", err)
+func (p *Part) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	return func(yield func(cache.Referrer, error) bool) {
+		for r, err := range p.d.catalog.References(ctx, p.id, hashes) {
+			if !yield(cache.Referrer(r), failure("look up references", err)) {
+				return
+			}
+		}
 	}
-	all := make([]cache.Referrer, len(found))
-	for i, r := range found {
-		all[i] = cache.Referrer(r)
-	}
-	return all, nil
 }
 
 // debugDir is where files with debug information are, named by their build IDs: xx/yyy….debug.

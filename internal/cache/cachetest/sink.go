@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"path"
 	"slices"
 
@@ -181,18 +182,22 @@ func (m *Memory) awaited(hash nix.PathHash) bool {
 }
 
 // References implements [cache.Sink].
-func (m *Memory) References(ctx context.Context, hashes []nix.PathHash) (found []cache.Referrer, err error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for _, hash := range hashes {
-		if p, ok := m.paths[hash]; ok {
-			found = append(found, cache.Referrer{Path: p.Info.Path, References: p.Info.References})
+func (m *Memory) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	return func(yield func(cache.Referrer, error) bool) {
+		for _, hash := range hashes {
+			p, err := get(ctx, m, m.paths, hash)
+			if errors.Is(err, cache.ErrNotFound) {
+				continue
+			}
+			r := cache.Referrer{}
+			if err == nil {
+				r.Path, r.References = p.Info.Path, p.Info.References
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
 		}
 	}
-	return found, m.failure
 }
 
 // merge returns the signatures of both.

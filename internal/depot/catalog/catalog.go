@@ -376,9 +376,10 @@ type Paths interface {
 	// Basis returns what Publish, or UpdateFile, of this path will compare, as it is now.
 	Basis(ctx context.Context, cache CacheID, hash nix.PathHash) (Basis, error)
 
-	// References returns those of the given paths that are published, withheld ones too, with what
-	// they refer to, in any order. At most 256 are asked for at once.
-	References(ctx context.Context, cache CacheID, hashes []nix.PathHash) ([]Referrer, error)
+	// References iterates over those of the given paths that are published, withheld ones too, with
+	// what they refer to, in any order. At most 256 are asked for at once. One is in memory at a
+	// time: each may have many references.
+	References(ctx context.Context, cache CacheID, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
 	// Path returns a published path. ErrNotFound if there is none.
 	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)

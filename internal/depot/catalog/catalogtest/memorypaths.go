@@ -107,18 +107,27 @@ func (m *Memory) Basis(_ context.Context, cache catalog.CacheID, hash nix.PathHa
 }
 
 // References returns what paths refer to.
-func (m *Memory) References(_ context.Context, cache catalog.CacheID, hashes []nix.PathHash) (found []catalog.Referrer, err error) {
-	defer m.lock()()
-	if len(hashes) > mostAtOnce {
-		return nil, fmt.Errorf("look up references of %d paths at once, at most %d", len(hashes), mostAtOnce)
-	}
-	all := m.room(cache).paths
-	for _, hash := range hashes {
-		if p := all[hash]; p != nil {
-			found = append(found, catalog.Referrer{Path: p.Info.Path, References: p.Info.References, Withheld: m.nars[p.NAR].Damaged})
+func (m *Memory) References(_ context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[catalog.Referrer, error] {
+	return func(yield func(catalog.Referrer, error) bool) {
+		if len(hashes) > mostAtOnce {
+			yield(catalog.Referrer{}, fmt.Errorf("look up references of %d paths at once, at most %d", len(hashes), mostAtOnce))
+			return
+		}
+		unlock := m.lock()
+		all := m.room(cache).paths
+		var found []catalog.Referrer
+		for _, hash := range hashes {
+			if p := all[hash]; p != nil {
+				found = append(found, catalog.Referrer{Path: p.Info.Path, References: p.Info.References, Withheld: m.nars[p.NAR].Damaged})
+			}
+		}
+		unlock()
+		for _, r := range found {
+			if !yield(r, nil) {
+				return
+			}
 		}
 	}
-	return found, nil
 }
 
 // Path returns a published path.

@@ -419,11 +419,10 @@ func (s *suite) racedCycles() {
 						continue
 					}
 					b.Visited[hash] = true
-					found, err := s.c.References(ctx, a, []nix.PathHash{hash})
-					if err != nil {
-						return err
-					}
-					for _, r := range found {
+					for r, err := range s.c.References(ctx, a, []nix.PathHash{hash}) {
+						if err != nil {
+							return err
+						}
 						for _, ref := range r.References {
 							next = append(next, ref.Hash())
 						}
@@ -477,20 +476,28 @@ func (s *suite) references() {
 		}
 		want[r.Path] = r
 	}
-	found, err := s.c.References(s.Context(), a, hashes(names...))
-	s.ok(err)
 	got := make(map[nix.StorePath]catalog.Referrer)
-	for _, r := range found {
+	found := 0
+	for r, err := range s.c.References(s.Context(), a, hashes(names...)) {
+		s.ok(err)
 		got[r.Path] = r
+		found++
 	}
 	s.equal(got, want)
-	s.equal(len(found), len(want))
-	for _, names := range [][]string{nil, {"n0"}} {
-		found, err = s.c.References(s.Context(), b, hashes(names...))
-		s.ok(err)
-		s.equal(len(found), 0)
+	s.equal(found, len(want))
+	for range s.c.References(s.Context(), a, hashes(names...)) {
+		break
 	}
-	if _, err := s.c.References(s.Context(), a, make([]nix.PathHash, mostAtOnce+1)); err == nil {
+	for _, names := range [][]string{nil, {"n0"}} {
+		for r, err := range s.c.References(s.Context(), b, hashes(names...)) {
+			s.Errorf("another cache has %v, %v", r, err)
+		}
+	}
+	var refused error
+	for _, err := range s.c.References(s.Context(), a, make([]nix.PathHash, mostAtOnce+1)) {
+		refused = err
+	}
+	if refused == nil {
 		s.Error("more than the most are asked for at once")
 	}
 }

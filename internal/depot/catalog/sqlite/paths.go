@@ -286,19 +286,31 @@ func (c *Catalog) Basis(ctx context.Context, cache catalog.CacheID, hash nix.Pat
 }
 
 // References returns what paths refer to.
-func (c *Catalog) References(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash) (found []catalog.Referrer, err error) {
-	if err := atMost(len(hashes)); err != nil {
-		return nil, err
+func (c *Catalog) References(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[catalog.Referrer, error] {
+	return func(yield func(catalog.Referrer, error) bool) {
+		more := true
+		err := c.references(ctx, cache, hashes, func(r catalog.Referrer) error {
+			if more = yield(r, nil); !more {
+				return catalog.ErrUnavailable // which is not told
+			}
+			return nil
+		})
+		if err != nil && more {
+			yield(catalog.Referrer{}, fmt.Errorf("look up references: %w", err))
+		}
 	}
-	if len(hashes) == 0 {
-		return nil, nil
+}
+
+func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash, each func(catalog.Referrer) error) error {
+	if err := atMost(len(hashes)); err != nil || len(hashes) == 0 {
+		return err
 	}
 	args := make([]any, 1+padded(len(hashes)))
 	args[0] = int64(cache)
 	for i := range hashes {
 		args[1+i] = hashes[i][:]
 	}
-	err = c.rows(ctx, func(scan func(...any) error) error {
+	return c.rows(ctx, func(scan func(...any) error) error {
 		var hash []byte
 		var name, text, dir string
 		var r catalog.Referrer
@@ -309,15 +321,12 @@ func (c *Catalog) References(ctx context.Context, cache catalog.CacheID, hashes 
 		if r.Path, err = pathOf(nix.StoreDir(dir), hash, name); err != nil {
 			return err
 		}
-		r.References, err = parseReferences(nix.StoreDir(dir), text)
-		found = append(found, r)
-		return err
+		if r.References, err = parseReferences(nix.StoreDir(dir), text); err != nil {
+			return err
+		}
+		return each(r)
 	}, `SELECT paths.hash, paths.name, refs, damaged, store_dir FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache
 		WHERE cache = ?1 AND paths.hash IN (`+marks(len(args)-1)+`)`, args...)
-	if err != nil {
-		return nil, fmt.Errorf("look up references: %w", err)
-	}
-	return found, nil
 }
 
 func parseReferences(dir nix.StoreDir, text string) (refs []nix.StorePath, err error) {
