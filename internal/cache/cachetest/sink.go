@@ -132,10 +132,11 @@ func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis)
 		return nil, fmt.Errorf("publish %s: %w", info.Path, cache.ErrChanged)
 	}
 	m.version++
-	if !ok {
-		m.rows[info.Path.Hash()] = int64(m.version)
+	if ok {
+		m.paths[info.Path.Hash()] = Path{info, archive}
+	} else {
+		m.add(Path{info, archive})
 	}
-	m.paths[info.Path.Hash()] = Path{info, archive}
 	return info, nil
 }
 
@@ -146,7 +147,7 @@ func (m *Memory) differs(info *nix.PathInfo, b cache.Basis) bool {
 			return true
 		}
 	}
-	return b.Visited == nil && m.awaited(info.Path.Hash()) || slices.ContainsFunc(info.References, func(ref nix.StorePath) bool {
+	return b.Visited == nil && m.awaited[info.Path.Hash()] || slices.ContainsFunc(info.References, func(ref nix.StorePath) bool {
 		return ref != info.Path && m.lacks(ref, b)
 	})
 }
@@ -155,7 +156,7 @@ func (m *Memory) differs(info *nix.PathInfo, b cache.Basis) bool {
 // held.
 func (m *Memory) lacks(path nix.StorePath, b cache.Basis) bool {
 	_, there := m.paths[path.Hash()]
-	return !there && !b.Partial && b.Deletions != int64(len(m.removed))
+	return !there && !b.Partial && b.Deletions != m.removed
 }
 
 // Basis implements [cache.Sink].
@@ -165,20 +166,7 @@ func (m *Memory) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return cache.Basis{Paths: int64(m.version), Deletions: int64(len(m.removed)), Awaited: m.awaited(hash)}, m.failure
-}
-
-// awaited reports whether a path was removed, or is referred to. It is called with mu held.
-func (m *Memory) awaited(hash nix.PathHash) bool {
-	if slices.Contains(m.removed, hash) {
-		return true
-	}
-	for _, p := range m.paths {
-		if p.Info.Path.Hash() != hash && slices.ContainsFunc(p.Info.References, func(ref nix.StorePath) bool { return ref.Hash() == hash }) {
-			return true
-		}
-	}
-	return false
+	return cache.Basis{Paths: int64(m.version), Deletions: m.removed, Awaited: m.awaited[hash]}, m.failure
 }
 
 // References implements [cache.Sink].
