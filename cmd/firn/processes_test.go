@@ -211,7 +211,7 @@ func withProcesses(t *testing.T, args []string, test func(t *others)) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer cat.Close()
+			t.Cleanup(func() { cat.Close() }) // after those who use it
 			o.catalog = cat
 			first := o.http(o.server)
 			o.reader, o.pushers[0] = first, first
