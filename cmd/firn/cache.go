@@ -329,39 +329,47 @@ func (c *cacheSetCommand) Run() error {
 		return err
 	}
 	defer cat.Close()
-	r, err := record(ctx, cat, c.Name)
-	if err != nil {
-		return err
-	}
-	changed := *r
-	if err := c.apply(&changed); err != nil {
-		return err
-	}
-	for _, name := range c.DropKey {
-		rest := slices.DeleteFunc(slices.Clone(changed.Keys), func(k nix.SecretKey) bool { return k.Name() == name })
-		if len(rest) == len(changed.Keys) {
-			return fmt.Errorf("--drop-key: the cache %s has no key named %s; firn cache show %s shows those that it has", c.Name, name, c.Name)
+	var r, changed *catalog.Cache
+	for err = catalog.ErrChanged; errors.Is(err, catalog.ErrChanged); { // by another command
+		if r, err = record(ctx, cat, c.Name); err != nil {
+			return err
 		}
-		changed.Keys = rest
+		if changed, err = c.changed(r); err != nil {
+			return err
+		}
+		err = cat.SetCache(ctx, r, changed)
 	}
-	if err := addKeys(&changed, c.AddKey); err != nil {
-		return err
-	}
-	if len(changed.Keys) == 0 && c.Name != cache.Main {
-		return fmt.Errorf("the cache %s would have no key, and clients would trust nothing that it serves; add another one with --add-key", c.Name)
-	}
-	if err := caches.Check(&changed); err != nil {
-		return err
-	}
-	if err := cat.SetCache(ctx, &changed); err != nil {
+	if err != nil {
 		return conflict(err)
 	}
-	if now := differences(r, &changed); len(now) > 0 {
+	if now := differences(r, changed); len(now) > 0 {
 		say("The cache %s has changed: %s.", r.Name, strings.Join(now, "; "))
 	} else {
 		say("The cache %s was like this before.", r.Name)
 	}
 	return nil
+}
+
+// changed returns a record as it is to be.
+func (c *cacheSetCommand) changed(r *catalog.Cache) (*catalog.Cache, error) {
+	changed := *r
+	if err := c.apply(&changed); err != nil {
+		return nil, err
+	}
+	for _, name := range c.DropKey {
+		rest := slices.DeleteFunc(slices.Clone(changed.Keys), func(k nix.SecretKey) bool { return k.Name() == name })
+		if len(rest) == len(changed.Keys) {
+			return nil, fmt.Errorf("--drop-key: the cache %s has no key named %s; firn cache show %s shows those that it has", c.Name, name, c.Name)
+		}
+		changed.Keys = rest
+	}
+	if err := addKeys(&changed, c.AddKey); err != nil {
+		return nil, err
+	}
+	if len(changed.Keys) == 0 && c.Name != cache.Main {
+		return nil, fmt.Errorf("the cache %s would have no key, and clients would trust nothing that it serves; add another one with --add-key", c.Name)
+	}
+	return &changed, caches.Check(&changed)
 }
 
 // differences says how a cache is now, as far as it was otherwise.

@@ -88,9 +88,8 @@ type Options struct {
 type Cache struct {
 	name    string
 	private bool
-	sink    Sink          // nil: nothing can be pushed
-	partial bool          // references may be missing
-	closing chan struct{} // holds something while somebody publishes what may close a cycle
+	sink    Sink // nil: nothing can be pushed
+	partial bool // references may be missing
 
 	sources   []Source
 	versioned []Versioned // the same sources; nil unless all are Versioned
@@ -118,7 +117,6 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		private:  opts.Private,
 		sink:     opts.Sink,
 		partial:  opts.AllowMissingReferences,
-		closing:  make(chan struct{}, 1),
 		taking:   make(chan struct{}, 1),
 		closures: closures{walking: make(chan struct{}, 1), missing: &missing{}},
 		sources:  slices.Clone(sources),

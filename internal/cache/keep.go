@@ -118,5 +118,14 @@ func (c *Cache) copyIn(ctx context.Context, from Source, info *nix.PathInfo) err
 	}
 	copied := *info
 	copied.Signatures = slices.Clone(info.Signatures[:min(len(info.Signatures), maxSignatures)])
-	return c.publish(ctx, &copied)
+	return c.onBasis(ctx, copied.Path, func(b *Basis) error {
+		missing, others, err := c.missingReferences(ctx, &copied)
+		if err == nil && len(missing)+len(others) > 0 {
+			err = fmt.Errorf("%w: what it refers to was deleted while it was copied", ErrUnavailable)
+		}
+		if err != nil {
+			return err
+		}
+		return c.publishKeeping(ctx, &copied, b, nil)
+	})
 }

@@ -11,9 +11,24 @@ import (
 	"firn/nix"
 )
 
-// maxClosure bounds how many store paths are looked at for a cycle, of some 100 bytes each.
-// The largest closures known, of whole systems with all that they were built from, have some 50,000.
-const maxClosure = 1 << 18
+const (
+	// maxVisited bounds how many store paths are visited to find a cycle, of some 50 bytes each: a
+	// fifth of a second. The largest closures known, of whole systems with all that they were built
+	// from, have some 50,000.
+	maxVisited = 1 << 16
+
+	// maxFollowed bounds how many references these have in all, most of them to the same paths: as
+	// long again.
+	maxFollowed = 64 * maxVisited
+
+	// maxTries bounds how often a path is checked because others have changed what it depends on.
+	// maxLookups bounds how many paths are visited in all these tries.
+	maxTries   = 100
+	maxLookups = 4 * maxVisited
+
+	// maxBatch is how many paths a sink is asked for at once.
+	maxBatch = 256
+)
 
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
@@ -125,7 +140,7 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
 	if kept != nil && there == nil && c.closures.tracker != nil {
-		missing, _, err := c.references(ctx, kept)
+		missing, _, err := c.missingReferences(ctx, kept)
 		if err != nil {
 			return false, err
 		}
@@ -146,7 +161,7 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		case len(kept.Signatures)+len(info.Signatures) > maxSignatures:
 			return false, Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", n.Path, maxSignatures)
 		}
-		return false, c.publish(ctx, &info)
+		return false, c.publish(ctx, &info, Basis{}) // if it was deleted by now, ErrChanged
 	case r == (Received{}):
 		if c.newSignatures(there, n.Signatures) != nil {
 			return false, Refuse(ErrInvalid, "Sig: %s is in a store of this server that keeps no signatures that are pushed; push the path, or sign it there", n.Path)
@@ -227,46 +242,41 @@ func (c *Cache) uploadOf(ctx context.Context, n *nix.NARInfo, there *nix.PathInf
 
 // publishChecked publishes a path of which all is checked but its references.
 func (c *Cache) publishChecked(ctx context.Context, info *nix.PathInfo) error {
-	missing, others, err := c.references(ctx, info)
-	if err != nil {
-		return err
-	}
-	if len(missing) > 0 && !c.partial {
-		return refuseMissing(info, missing)
-	}
-	awaited := c.partial
-	if !awaited {
-		// The cache may have allowed missing references once, or have lost a path.
-		if awaited, err = c.sink.Awaited(ctx, info.Path.Hash()); err != nil {
-			return fmt.Errorf("publish %s: %w", info.Path, err)
+	return c.onBasis(ctx, info.Path, func(b *Basis) error {
+		if c.partial && len(c.sources) == 1 {
+			return c.publishKeeping(ctx, info, b, nil) // whatever is missing, no other source has it
 		}
-	}
-	if !awaited {
-		// What refers to this path will be published after it. Nothing that it refers to can be that.
-		return c.publishKeeping(ctx, info, others)
-	}
-	whole, err := c.checkCycle(ctx, info)
-	if err != nil {
-		return err
-	}
-	if !whole {
-		// What is missing may be published by somebody else meanwhile, and close a cycle.
-		// So of those who see something missing, one at a time looks and publishes.
-		select {
-		case c.closing <- struct{}{}:
-			defer func() { <-c.closing }()
-		case <-ctx.Done():
-			return fmt.Errorf("publish %s: %w", info.Path, context.Cause(ctx))
-		}
-		if _, err := c.checkCycle(ctx, info); err != nil {
+		missing, others, err := c.missingReferences(ctx, info)
+		if err != nil {
 			return err
 		}
-	}
-	return c.publishKeeping(ctx, info, others)
+		if len(missing) > 0 && !c.partial {
+			return refuseMissing(info, missing)
+		}
+		return c.publishKeeping(ctx, info, b, others)
+	})
 }
 
 func refuseMissing(info *nix.PathInfo, missing []nix.StorePath) error {
 	return Refuse(ErrInvalid, "References: %s refers to what is not in this cache: %s; push that first", info.Path, bases(missing))
+}
+
+// onBasis calls do, which checks something and keeps it, again while others change in between what
+// it has checked. No process waits for another: where something has changed, another process got
+// ahead.
+func (c *Cache) onBasis(ctx context.Context, path nix.StorePath, do func(*Basis) error) error {
+	for try, lookups := 1, 0; ; try++ {
+		b, err := c.sink.Basis(ctx, path.Hash())
+		if err != nil {
+			return fmt.Errorf("look up references to %s: %w", path, err)
+		}
+		b.Partial = c.partial
+		err = do(&b)
+		lookups += len(b.Visited)
+		if !errors.Is(err, ErrChanged) || try == maxTries || lookups > maxLookups {
+			return err
+		}
+	}
 }
 
 // An other is a path that a source has which is not the sink.
@@ -275,80 +285,154 @@ type other struct {
 	from Source
 }
 
-// references returns the references of a path, other than itself, that are not in the cache, and
-// those that the sink does not have.
-func (c *Cache) references(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
-	for _, ref := range info.References {
-		if ref == info.Path {
-			continue
-		}
-		there, from, err := c.originFrom(ctx, ref.Hash())
-		if err != nil && !errors.Is(err, ErrNotFound) {
+// missingReferences returns the references of a path, other than itself, that are not in the cache,
+// and those that other sources have and the sink has not.
+func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
+	refs := slices.DeleteFunc(slices.Clone(info.References), func(ref nix.StorePath) bool { return ref == info.Path })
+	for batch := range slices.Chunk(refs, maxBatch) {
+		announced, err := c.announced(ctx, batch)
+		if err != nil {
 			return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
 		}
-		if err != nil || there.Path != ref {
-			missing = append(missing, ref)
-			continue
-		}
-		if from != Source(c.sink) {
-			_, _, err = c.pathInfo(ctx, c.sink, ref.Hash())
-		}
-		switch {
-		case errors.Is(err, ErrNotFound):
-			others = append(others, other{ref, from})
-		case err != nil:
-			return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
+		for _, ref := range batch {
+			if announced[ref] {
+				continue
+			}
+			there, from, err := c.otherInfo(ctx, ref.Hash())
+			switch {
+			case err == nil && there.Path == ref:
+				others = append(others, other{ref, from})
+			case err == nil, errors.Is(err, ErrNotFound):
+				missing = append(missing, ref)
+			default:
+				return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
+			}
 		}
 	}
 	return missing, others, nil
 }
 
-// checkCycle refuses a path that one of those that it refers to, however indirectly, refers to.
-// whole reports whether all of these are in the cache.
-func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool, err error) {
-	whole = true
+// announced returns which of at most maxBatch paths the sink has published and clients can fetch
+// with all that they refer to.
+func (c *Cache) announced(ctx context.Context, paths []nix.StorePath) (map[nix.StorePath]bool, error) {
+	m, _, err := c.missingNow(ctx, false)
+	if err != nil {
+		return nil, err
+	}
+	hashes := make([]nix.PathHash, len(paths))
+	for i, p := range paths {
+		hashes[i] = p.Hash()
+	}
+	announced := make(map[nix.StorePath]bool, len(paths))
+	var suspects []Referrer
+	for r, err := range c.sink.References(ctx, hashes) {
+		if err != nil {
+			return nil, err
+		}
+		announced[r.Path] = !r.Withheld
+		if !r.Withheld && m != nil && len(m.refs) > 0 {
+			suspects = append(suspects, r)
+		}
+	}
+	for _, r := range suspects {
+		lacks, err := c.walk(ctx, m, &nix.PathInfo{Path: r.Path, References: r.References})
+		if err != nil {
+			return nil, err
+		}
+		announced[r.Path] = lacks.IsZero()
+	}
+	return announced, nil
+}
+
+// visit returns all paths that a path leads to, there or not, and refuses it if one of these refers
+// to it.
+func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash]bool, error) {
 	own := info.Path.Hash()
-	seen := map[nix.PathHash]bool{own: true}
+	visited := make(map[nix.PathHash]bool)
 	var next []nix.PathHash
-	add := func(of *nix.PathInfo) error {
-		for _, ref := range of.References {
+	followed := 0
+	follow := func(r Referrer) error {
+		if followed += len(r.References); followed > maxFollowed {
+			return Refuse(ErrTooLarge, "References: others refer to %s already, and it leads to more than %d references, too many to look for a cycle", info.Path, maxFollowed)
+		}
+		for _, ref := range r.References {
 			switch h := ref.Hash(); {
-			case h == own && of != info:
-				return Refuse(ErrInvalid, "References: they make a cycle: %s refers to %s, and that leads to %s again", of.Path, ref, of.Path)
-			case len(seen) == maxClosure:
-				return Refuse(ErrTooLarge, "References: they lead to more than %d paths", maxClosure)
-			case !seen[h]:
-				seen[h] = true
+			case h == own && r.Path != info.Path:
+				return Refuse(ErrInvalid, "References: they make a cycle: %s refers to %s, and that leads to %s again", r.Path, ref, r.Path)
+			case h == own || visited[h]:
+			case len(visited) == maxVisited:
+				return Refuse(ErrTooLarge, "References: others refer to %s already, and it leads to more than %d paths, too many to look for a cycle", info.Path, maxVisited)
+			default:
+				visited[h] = true
 				next = append(next, h)
 			}
 		}
 		return nil
 	}
-	if err := add(info); err != nil {
-		return false, err
+	err := follow(Referrer{Path: info.Path, References: info.References})
+	for err == nil && len(next) > 0 {
+		level := next
+		next = nil
+		err = c.references(ctx, level, follow)
 	}
-	for len(next) > 0 {
-		hash := next[len(next)-1]
-		next = next[:len(next)-1]
-		// Also what is not announced, as something is missing.
-		there, err := first(c, func(s Source) (*nix.PathInfo, error) { return c.soundInfo(ctx, s, hash) })
-		if errors.Is(err, ErrNotFound) {
-			whole = false
-			continue
+	if err != nil {
+		return nil, fmt.Errorf("publish %s: %w", info.Path, err)
+	}
+	return visited, nil
+}
+
+// references calls do with the references of those paths that are in the cache.
+// A path may come twice: one that the sink withholds may be in another source.
+func (c *Cache) references(ctx context.Context, hashes []nix.PathHash, do func(Referrer) error) error {
+	for batch := range slices.Chunk(hashes, maxBatch) {
+		there := make(map[nix.PathHash]bool)
+		for r, err := range c.sink.References(ctx, batch) {
+			if err != nil {
+				return err
+			}
+			there[r.Path.Hash()] = !r.Withheld
+			if err := do(r); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return false, fmt.Errorf("publish %s: %w", info.Path, err)
-		}
-		if err := add(there.value); err != nil {
-			return false, err
+		for _, hash := range batch {
+			if there[hash] {
+				continue
+			}
+			info, _, err := c.otherInfo(ctx, hash)
+			if errors.Is(err, ErrNotFound) {
+				continue
+			}
+			if err == nil {
+				err = do(Referrer{Path: info.Path, References: info.References})
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
-	return whole, nil
+	return nil
+}
+
+// otherInfo returns what the first source but the sink knows of a path.
+func (c *Cache) otherInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, Source, error) {
+	if len(c.sources) == 1 {
+		return nil, nil, ErrNotFound
+	}
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
+		if s == Source(c.sink) {
+			return nil, ErrNotFound
+		}
+		return c.soundInfo(ctx, s, hash)
+	})
+	return a.value, a.from, err
 }
 
 // publishKeeping makes a path visible, and has other sources keep what of its references only they
 // have.
-func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, others []other) error {
+func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, b *Basis, others []other) error {
 	var elsewhere []nix.StorePath
 	for _, o := range others {
 		kept, done, err := c.keep(ctx, o)
@@ -363,12 +447,19 @@ func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, others [
 			elsewhere = append(elsewhere, o.path)
 		}
 	}
-	return c.publish(ctx, info, elsewhere...)
+	if b.Awaited {
+		// A path that is not awaited closes no cycle: no other refers to it.
+		var err error
+		if b.Visited, err = c.visit(ctx, info); err != nil {
+			return err
+		}
+	}
+	return c.publish(ctx, info, *b, elsewhere...)
 }
 
 // publish makes a path visible.
-func (c *Cache) publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) error {
-	_, err := c.sink.Publish(ctx, info, elsewhere...)
+func (c *Cache) publish(ctx context.Context, info *nix.PathInfo, b Basis, elsewhere ...nix.StorePath) error {
+	_, err := c.sink.Publish(ctx, info, b, elsewhere...)
 	c.pushes.Add(1) // also when it failed: a catalog that is not answering may have done it
 	if errors.Is(err, ErrNotFound) {
 		return Refuse(ErrInvalid, "URL: the NAR of %s was removed again, as its narinfo came too late; push both once more", info.Path)
@@ -393,10 +484,7 @@ func (c *Cache) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) er
 // PutRealisation keeps what a derivation output was built to, which must be in the cache. An older one stays,
 // and gets new signatures if it says the same.
 func (c *Cache) PutRealisation(ctx context.Context, r *nix.Realisation) error {
-	if err := c.checkOutput(ctx, r.OutPath, r.Signatures, r.AppendFingerprint(nil)); err != nil {
-		return err
-	}
-	if err := c.sink.PutRealisation(ctx, r); err != nil {
+	if err := c.putOutput(ctx, r.OutPath, r.Signatures, r.AppendFingerprint(nil), func(b Basis) error { return c.sink.PutRealisation(ctx, r, b) }); err != nil {
 		return fmt.Errorf("keep realisation %s: %w", r.ID, err)
 	}
 	return nil
@@ -404,28 +492,30 @@ func (c *Cache) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 
 // PutBuildTrace is PutRealisation for how Nix from 2.35 on says it.
 func (c *Cache) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
-	if err := c.checkOutput(ctx, t.OutPath, t.Signatures, t.AppendFingerprint(nil)); err != nil {
-		return err
-	}
-	if err := c.sink.PutBuildTrace(ctx, t); err != nil {
+	if err := c.putOutput(ctx, t.OutPath, t.Signatures, t.AppendFingerprint(nil), func(b Basis) error { return c.sink.PutBuildTrace(ctx, t, b) }); err != nil {
 		return fmt.Errorf("keep build trace of %s!%s: %w", t.Drv, t.Output, err)
 	}
 	return nil
 }
 
-// checkOutput checks what is said of the output of a derivation.
-func (c *Cache) checkOutput(ctx context.Context, out nix.StorePath, sigs []nix.Signature, fingerprint []byte) error {
+// putOutput checks what is said of the output of a derivation, and has put keep it.
+func (c *Cache) putOutput(ctx context.Context, out nix.StorePath, sigs []nix.Signature, fingerprint []byte, put func(Basis) error) error {
 	if c.sink == nil {
 		return errNoSink
 	}
-	there, err := c.origin(ctx, out.Hash())
-	switch {
-	case err != nil && !errors.Is(err, ErrNotFound):
-		return fmt.Errorf("look up output %s: %w", out, err)
-	case (err != nil || there.Path != out) && !c.partial:
-		return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
+	if err := c.checkSignatures(sigs, fingerprint); err != nil {
+		return err
 	}
-	return c.checkSignatures(sigs, fingerprint)
+	return c.onBasis(ctx, out, func(b *Basis) error {
+		there, err := c.origin(ctx, out.Hash())
+		switch {
+		case err != nil && !errors.Is(err, ErrNotFound):
+			return fmt.Errorf("look up output %s: %w", out, err)
+		case (err != nil || there.Path != out) && !c.partial:
+			return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
+		}
+		return put(*b)
+	})
 }
 
 // newSignatures returns those that a path does not have, and that we do not make ourselves.

@@ -2,7 +2,9 @@ package cache
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"iter"
 
 	"firn/nix"
 )
@@ -32,22 +34,59 @@ type Sink interface {
 	// Publish makes a store path visible: info with the NAR that was received with its NARHash and NARSize.
 	// The hall has checked info by then. ErrNotFound if that NAR was not received by this cache.
 	// If the path is there already, with the same NAR, new signatures are added to it; with another NAR, it stays as it is.
+	// If it is not, and what it was checked for has changed since, it is ErrChanged: see [Basis].
 	// The result is what is there then.
 	//
 	// elsewhere are those of its references that another source of the cache has, and the sink
 	// has not, see [ReferenceTracker].
-	Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) (*nix.PathInfo, error)
+	Publish(ctx context.Context, info *nix.PathInfo, b Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error)
 
-	// Awaited reports whether a path that is not there may be referred to by one that is or was published. It may say so of others.
-	Awaited(ctx context.Context, hash nix.PathHash) (bool, error)
+	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output,
+	// compare, as it is now.
+	Basis(ctx context.Context, hash nix.PathHash) (Basis, error)
+
+	// References iterates over those of the given paths that are published, withheld ones too, with
+	// what they refer to, in any order. At most 256 are asked for at once. One is in memory at a
+	// time: each may have many references.
+	References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
 	// PutLog keeps a build log, in the place of an older one.
 	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error
 
 	// PutRealisation and PutBuildTrace keep what a derivation output was built to. An older one stays,
-	// and gets new signatures if it says the same.
-	PutRealisation(ctx context.Context, r *nix.Realisation) error
-	PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error
+	// and gets new signatures if it says the same. ErrChanged if the output may have been deleted
+	// since it was looked for: see [Basis].
+	PutRealisation(ctx context.Context, r *nix.Realisation, b Basis) error
+	PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b Basis) error
+}
+
+// ErrChanged says that others have published or deleted what was looked at, since it was looked at.
+// It is ErrUnavailable as well.
+var ErrChanged = fmt.Errorf("%w: others have just changed what this depends on", ErrUnavailable)
+
+// A Basis says what a cache has looked at before its sink keeps something. The cache gets it from
+// the sink first, looks at references, and notes which. Other processes may publish and delete in
+// between: then keeping fails with ErrChanged.
+type Basis struct {
+	// Paths and Deletions say how much had been published and deleted. The sink sets them.
+	Paths, Deletions int64
+	// Awaited says that others may refer to the path already, so that it may close a cycle.
+	// The sink sets it. It may be true of a path that nothing refers to any more.
+	Awaited bool
+	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if
+	// none were. An awaited path is published only with this, and if none of these paths was
+	// published since.
+	Visited map[nix.PathHash]bool
+	// Partial says that references and outputs may be missing. Else nothing is kept that refers to
+	// what the sink does not have if a path was deleted since, for it may have been that one.
+	Partial bool
+}
+
+// A Referrer is a published path with what it refers to.
+type Referrer struct {
+	Path       nix.StorePath
+	References []nix.StorePath
+	Withheld   bool // as its bytes did not verify
 }
 
 // An Upload is a NAR that is being received.

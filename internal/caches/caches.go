@@ -174,7 +174,10 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cac
 	}
 	changed := *record
 	changed.StoreDir = local.StoreDir()
-	return cat.SetCache(ctx, &changed)
+	if err := cat.SetCache(ctx, record, &changed); !errors.Is(err, catalog.ErrChanged) {
+		return err
+	}
+	return prepare(ctx, cat, d, local) // with what another process has made of it
 }
 
 // Find returns the record of a cache. cache.ErrNotFound if there is none of this name.
@@ -320,17 +323,10 @@ func (s *snapshot) member(r *catalog.Cache) *member {
 		return nil
 	}
 	i := slices.IndexFunc(s.all, func(m *member) bool { return m.record.ID == r.ID })
-	if i < 0 || !same(s.all[i].record, r) {
+	if i < 0 || !s.all[i].record.Equal(r) {
 		return nil
 	}
 	return s.all[i]
-}
-
-func same(a, b *catalog.Cache) bool {
-	return a.ID == b.ID && a.Name == b.Name && a.StoreDir == b.StoreDir && slices.Equal(a.Sources, b.Sources) &&
-		a.Priority == b.Priority && a.Private == b.Private && slices.Equal(a.Hosts, b.Hosts) &&
-		a.AllowMissingReferences == b.AllowMissingReferences &&
-		slices.EqualFunc(a.Keys, b.Keys, func(k, l nix.SecretKey) bool { return k.Reveal() == l.Reveal() })
 }
 
 // build makes a cache of a record.

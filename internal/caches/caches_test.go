@@ -94,7 +94,7 @@ func (t *tester) set(r *catalog.Cache, edit func(*catalog.Cache)) *catalog.Cache
 	t.Helper()
 	changed := *r
 	edit(&changed)
-	if err := t.admin.SetCache(t.Context(), &changed); err != nil {
+	if err := t.admin.SetCache(t.Context(), r, &changed); err != nil {
 		t.Fatal(err)
 	}
 	return &changed
@@ -264,10 +264,7 @@ func TestStoreDir(t0 *testing.T) {
 		t.Errorf("with a local store it is %s, of %v", got, c.Sources())
 	}
 
-	records[0].StoreDir = "/other/store"
-	if err := t.admin.SetCache(t.Context(), records[0]); err != nil {
-		t.Fatal(err)
-	}
+	t.set(records[0], func(r *catalog.Cache) { r.StoreDir = "/other/store" })
 	p := cachetest.NewPath(t, "/other/store", "hello", "hello\n")
 	push(t, t.named(t.mustOpen(caches.Options{}), cache.Main), p)
 	if _, err := t.open(caches.Options{Local: local}); err == nil ||

@@ -313,7 +313,11 @@ func (a *authority) login(ctx context.Context) (acme.Account, error) {
 	if err != nil {
 		return acme.Account{}, err
 	}
-	if err := a.Notes.PutNote(ctx, &catalog.Note{Key: a.account, Value: value}); err != nil {
+	err = a.Notes.AddNote(ctx, &catalog.Note{Key: a.account, Value: value})
+	if errors.Is(err, catalog.ErrConflict) {
+		return a.login(ctx) // another node, with a certificate of another host, was faster: all use one account
+	}
+	if err != nil {
 		return acme.Account{}, fmt.Errorf("keep account: %w", err)
 	}
 	return account, nil

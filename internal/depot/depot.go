@@ -22,7 +22,6 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -81,7 +80,6 @@ type Depot struct {
 	packs    *packs
 	decoding *loans
 	logs     logRooms
-	merging  sync.Mutex // held while a realisation or build trace is replaced
 	sweeps   sweeps
 
 	right, wrong atomic.Int64 // NARs that were compared with their hash
@@ -202,6 +200,7 @@ func failure(verb string, err error) error {
 		{catalog.ErrNotFound, cache.ErrNotFound},
 		{catalog.ErrConflict, cache.ErrConflict},
 		{catalog.ErrGone, cache.ErrUnavailable},
+		{catalog.ErrChanged, cache.ErrChanged},
 		{catalog.ErrFull, cache.ErrFull},
 		{catalog.ErrUnavailable, cache.ErrUnavailable},
 	} {

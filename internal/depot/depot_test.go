@@ -37,7 +37,7 @@ func fixture(tb testing.TB) cachetest.Fixture {
 		if _, err := t.Receive(tb.Context(), cache.Upload{NAR: bytes.NewReader(p.NAR)}); err != nil {
 			tb.Fatal(err)
 		}
-		if _, err := t.Publish(tb.Context(), p.Info); err != nil {
+		if _, err := t.Publish(tb.Context(), p.Info, cachetest.Unchecked()); err != nil {
 			tb.Fatal(err)
 		}
 		f.Paths = append(f.Paths, p)
@@ -122,7 +122,7 @@ func TestShapes(t *testing.T) {
 				if _, err := t.Receive(t.Context(), cache.Upload{URL: "nar/x.nar", NAR: reader(bytes.NewReader(archive))}); err != nil {
 					t.Fatal(err)
 				}
-				if _, err := t.Publish(t.Context(), info); err != nil {
+				if _, err := t.Publish(t.Context(), info, cachetest.Unchecked()); err != nil {
 					t.Fatal(err)
 				}
 				t.wantNAR(info, archive)
@@ -297,7 +297,7 @@ func TestCachesShareNothing(tt *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = other.Publish(t.Context(), info)
+	_, err = other.Publish(t.Context(), info, cachetest.Unchecked())
 	wantError(t, "Publish in another cache", err, cache.ErrNotFound)
 	_, err = other.Received(t.Context(), "nar/x.nar")
 	wantError(t, "Received in another cache", err, cache.ErrNotFound)
@@ -305,10 +305,10 @@ func TestCachesShareNothing(tt *testing.T) {
 	wantError(t, "OpenReceived in another cache", err, cache.ErrNotFound)
 	_, _, err = other.OpenReceivedCompressed(t.Context(), got)
 	wantError(t, "OpenReceivedCompressed in another cache", err, cache.ErrNotFound)
-	if _, err := t.Publish(t.Context(), info); err != nil {
+	if _, err := t.Publish(t.Context(), info, cachetest.Unchecked()); err != nil {
 		t.Fatal(err)
 	}
-	_, err = other.Publish(t.Context(), info)
+	_, err = other.Publish(t.Context(), info, cachetest.Unchecked())
 	wantError(t, "Publish in another cache", err, cache.ErrNotFound)
 	for what, open := range map[string]func(context.Context, *nix.PathInfo) (cache.NAR, error){"OpenNAR": other.OpenNAR, "OpenCompressed": other.OpenCompressed} {
 		_, err = open(t.Context(), info)
@@ -321,7 +321,7 @@ func TestCachesShareNothing(tt *testing.T) {
 	if _, err := other.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(nar)}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := other.Publish(t.Context(), info); err != nil {
+	if _, err := other.Publish(t.Context(), info, cachetest.Unchecked()); err != nil {
 		t.Fatal(err)
 	}
 	if names, _ := t.packs(); len(names) != 1 {
@@ -350,7 +350,7 @@ func TestConcurrent(tt *testing.T) {
 					return
 				}
 				info := infoOf(t, nar)
-				if _, err := t.Publish(t.Context(), info); err != nil {
+				if _, err := t.Publish(t.Context(), info, cachetest.Unchecked()); err != nil {
 					t.Error(err)
 					return
 				}
@@ -499,11 +499,15 @@ func TestDeletedRealisation(tt *testing.T) {
 		t.Fatal(err)
 	}
 	id := nix.RealisationID{DrvHash: nix.SHA256Sum([32]byte{1}), Output: "out"}
-	put := func(out nix.StorePath) error {
-		return errors.Join(t.PutRealisation(t.Context(), &nix.Realisation{ID: id, OutPath: out}),
-			t.PutBuildTrace(t.Context(), &nix.BuildTrace{Drv: drv, Output: "out", OutPath: out}))
+	put := func(out nix.StorePath, b cache.Basis) error {
+		return errors.Join(t.PutRealisation(t.Context(), &nix.Realisation{ID: id, OutPath: out}, b),
+			t.PutBuildTrace(t.Context(), &nix.BuildTrace{Drv: drv, Output: "out", OutPath: out}, b))
 	}
-	if err := put(info.Path); err != nil {
+	before, err := t.Basis(t.Context(), info.Path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := put(info.Path, before); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := t.catalog.DeletePaths(t.Context(), &catalog.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
@@ -513,8 +517,8 @@ func TestDeletedRealisation(tt *testing.T) {
 	wantError(t, "Realisation", err, cache.ErrNotFound)
 	_, err = t.BuildTrace(t.Context(), drv, "out")
 	wantError(t, "BuildTrace", err, cache.ErrNotFound)
-	wantError(t, "keeping that of what was deleted just now", put(info.Path), cache.ErrConflict)
-	if err := put(later.Path); err != nil {
+	wantError(t, "keeping that of what was deleted just now", put(info.Path, before), cache.ErrChanged)
+	if err := put(later.Path, before); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := t.Realisation(t.Context(), id); err != nil || got.OutPath != later.Path {

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
@@ -64,8 +65,8 @@ func (c faultyCatalog) NAR(ctx context.Context, hash catalog.Sum) (n *catalog.NA
 	return n, c.call(func() error { n, err = c.Catalog.NAR(ctx, hash); return err })
 }
 
-func (c faultyCatalog) Publish(ctx context.Context, id catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
-	return there, added, c.call(func() error { there, added, err = c.Catalog.Publish(ctx, id, p, debug); return err })
+func (c faultyCatalog) Publish(ctx context.Context, id catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis) (there *catalog.Path, added bool, err error) {
+	return there, added, c.call(func() error { there, added, err = c.Catalog.Publish(ctx, id, p, debug, b); return err })
 }
 
 func (c faultyCatalog) Leads(ctx context.Context, id catalog.CacheID, n catalog.NARID) (leads bool, err error) {
@@ -171,7 +172,7 @@ func (t *tester) tryPush(nar []byte, mayFail bool) bool {
 	t.Helper()
 	_, err := t.Receive(t.Context(), cache.Upload{URL: "nar/" + infoOf(t, nar).NARHash.Nix32() + ".nar", NAR: bytes.NewReader(nar)})
 	if err == nil {
-		_, err = t.Publish(t.Context(), infoOf(t, nar))
+		_, err = t.Publish(t.Context(), infoOf(t, nar), cachetest.Unchecked())
 	}
 	if err != nil && !(mayFail && errors.Is(err, errInjected)) {
 		t.Error(err)

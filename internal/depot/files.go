@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -41,15 +40,20 @@ func (p *Part) BuildTrace(ctx context.Context, drv nix.StorePath, output string)
 }
 
 // PutRealisation keeps a realisation, or adds its signatures to the one that says the same.
-func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation) error {
-	err := p.merge(ctx, realisationKey(r.ID), r.OutPath, r, func(text []byte) (json.Marshaler, error) {
+func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation, b cache.Basis) error {
+	err := p.update(ctx, realisationKey(r.ID), r.OutPath, b, func(text []byte) ([]byte, error) {
+		if text == nil {
+			return encodeJSON(r)
+		}
 		old, err := nix.ParseRealisation(p.dir, text)
 		if err != nil || !bytes.Equal(old.AppendFingerprint(nil), r.AppendFingerprint(nil)) {
 			return nil, err
 		}
 		merged := *old
-		merged.Signatures = merge(old.Signatures, r.Signatures)
-		return &merged, nil
+		if merged.Signatures, err = merge(old.Signatures, r.Signatures); err != nil {
+			return nil, err
+		}
+		return encodeJSON(&merged)
 	})
 	if err != nil {
 		return fmt.Errorf("keep realisation %v: %w", r.ID, err)
@@ -58,15 +62,20 @@ func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 }
 
 // PutBuildTrace keeps a build trace, or adds its signatures to the one that says the same.
-func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
-	err := p.merge(ctx, traceKey(t.Drv, t.Output), t.OutPath, t, func(text []byte) (json.Marshaler, error) {
+func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Basis) error {
+	err := p.update(ctx, traceKey(t.Drv, t.Output), t.OutPath, b, func(text []byte) ([]byte, error) {
+		if text == nil {
+			return encodeJSON(t)
+		}
 		old, err := nix.ParseBuildTrace(t.Drv, t.Output, text)
 		if err != nil || old.OutPath != t.OutPath {
 			return nil, err
 		}
 		merged := *old
-		merged.Signatures = merge(old.Signatures, t.Signatures)
-		return &merged, nil
+		if merged.Signatures, err = merge(old.Signatures, t.Signatures); err != nil {
+			return nil, err
+		}
+		return encodeJSON(&merged)
 	})
 	if err != nil {
 		return fmt.Errorf("keep build trace of %v!%s: %w", t.Drv, t.Output, err)
@@ -74,37 +83,16 @@ func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
 	return nil
 }
 
-// merge keeps under a key what says first that a path was built, and replaces it by what combine makes of that; nil leaves it as it is.
-func (p *Part) merge(ctx context.Context, key string, built nix.StorePath, first json.Marshaler, combine func(old []byte) (json.Marshaler, error)) error {
-	p.d.merging.Lock()
-	defer p.d.merging.Unlock()
-	old, err := p.d.catalog.File(ctx, p.id, key)
-	if errors.Is(err, catalog.ErrNotFound) {
-		text, err := encodeJSON(first)
-		if err != nil {
-			return err
-		}
-		// If another process was faster, its own stays.
-		return p.putBuilt(ctx, &catalog.File{Key: key, Content: text, Path: built}, true)
-	}
-	if err != nil {
-		return failure("read catalog", err)
-	}
-	combined, err := combine(old)
-	if err != nil || combined == nil {
-		return err
-	}
-	text, err := encodeJSON(combined)
-	if err != nil || bytes.Equal(text, old) {
-		return err
-	}
-	return p.putBuilt(ctx, &catalog.File{Key: key, Content: text, Path: built}, false)
-}
-
-func (p *Part) putBuilt(ctx context.Context, f *catalog.File, keep bool) error {
-	err := p.d.catalog.PutFile(ctx, p.id, f, keep)
-	if errors.Is(err, catalog.ErrDeleted) {
-		return cache.Refuse(cache.ErrConflict, "%s was deleted from this cache just now; push that first", f.Path)
+// update changes what is kept under a key, which says that a path was built, to what change makes
+// of it, as [catalog.Files] says.
+func (p *Part) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
+	var refused error
+	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, catalog.Basis(b), func(old []byte) (text []byte, _ error) {
+		text, refused = change(old)
+		return text, refused
+	})
+	if refused != nil {
+		return refused
 	}
 	return failure("write catalog", err)
 }
@@ -117,13 +105,16 @@ func encodeJSON(v json.Marshaler) ([]byte, error) {
 	return text, err
 }
 
-// merge returns old signatures and new ones, as many as may be.
-func merge(old, more []nix.Signature) []nix.Signature {
+// merge returns old signatures and new ones.
+func merge(old, more []nix.Signature) ([]nix.Signature, error) {
 	all := slices.Clone(old)
 	for _, s := range more {
-		if len(all) < maxSignatures && !slices.Contains(all, s) {
+		if !slices.Contains(all, s) {
 			all = append(all, s)
 		}
 	}
-	return all
+	if len(all) > maxSignatures {
+		return nil, cache.Refuse(cache.ErrInvalid, "signatures: with these, there would be more than %d", maxSignatures)
+	}
+	return all, nil
 }

@@ -47,7 +47,7 @@ func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) err
 	err := in.read(ctx, log)
 	if err == nil {
 		err = in.hold(ctx, func(kept []byte) error {
-			return failure("write catalog", p.d.catalog.PutFile(ctx, p.id, &catalog.File{Key: catalog.LogKey(drv), Content: kept}, false))
+			return failure("write catalog", p.d.catalog.PutFile(ctx, p.id, &catalog.File{Key: catalog.LogKey(drv), Content: kept}))
 		})
 	}
 	if err != nil {

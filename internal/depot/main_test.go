@@ -18,6 +18,7 @@ import (
 	"go.uber.org/goleak"
 
 	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
@@ -135,7 +136,7 @@ func (t *tester) push(archive []byte) *nix.PathInfo {
 	if got.NARHash != info.NARHash || got.NARSize != info.NARSize {
 		t.Fatalf("received %v, %d bytes, want %v, %d", got.NARHash, got.NARSize, info.NARHash, info.NARSize)
 	}
-	if _, err := t.Publish(t.Context(), info); err != nil {
+	if _, err := t.Publish(t.Context(), info, cachetest.Unchecked()); err != nil {
 		t.Fatal(err)
 	}
 	return info

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
@@ -87,7 +88,7 @@ func TestPresence(tt *testing.T) {
 			if now, size := t.packs(); len(now) > len(kept)+1 || size > int64(gotBytes+2_000_000) {
 				t.Errorf("%d packs of %d bytes are left", len(now), size)
 			}
-			if _, err := other.Publish(t.Context(), infoOf(t, nar)); err != nil {
+			if _, err := other.Publish(t.Context(), infoOf(t, nar), cachetest.Unchecked()); err != nil {
 				t.Fatal(err)
 			}
 			// The cache itself leads to it now, and the next upload need not pretend.

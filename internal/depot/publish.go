@@ -79,15 +79,15 @@ func (p *Part) own(ctx context.Context, hash nix.Hash) (*kept, error) {
 }
 
 // Publish makes a path visible, together with the debug info that lies in its NAR.
-func (p *Part) Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
-	there, err := p.publish(ctx, info, elsewhere)
+func (p *Part) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
+	there, err := p.publish(ctx, info, b, elsewhere)
 	if err != nil {
 		return nil, fmt.Errorf("publish %v: %w", info.Path, err)
 	}
 	return there, nil
 }
 
-func (p *Part) publish(ctx context.Context, info *nix.PathInfo, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
+func (p *Part) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
 	k, err := p.own(ctx, info.NARHash)
 	if err != nil {
 		return nil, err
@@ -99,12 +99,9 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo, elsewhere []nix.
 	if err != nil {
 		return nil, err
 	}
-	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere}, debug)
+	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere}, debug, catalog.Basis(b))
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
-	}
-	if errors.Is(err, catalog.ErrDeleted) {
-		return nil, cache.Refuse(cache.ErrConflict, "References: %s refers to what was deleted from this cache just now; push that first", info.Path)
 	}
 	if err != nil {
 		return nil, failure("write catalog", err)
@@ -113,10 +110,21 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo, elsewhere []nix.
 	return &there.Info, nil
 }
 
-// Awaited reports whether a path may be referred to by one that is published.
-func (p *Part) Awaited(ctx context.Context, hash nix.PathHash) (bool, error) {
-	awaited, err := p.d.catalog.Awaited(ctx, p.id, hash)
-	return awaited, failure("look up references to "+hash.String(), err)
+// Basis returns what is compared when something is kept.
+func (p *Part) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
+	b, err := p.d.catalog.Basis(ctx, p.id, hash)
+	return cache.Basis(b), failure("look up references to "+hash.String(), err)
+}
+
+// References returns what published paths refer to.
+func (p *Part) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	return func(yield func(cache.Referrer, error) bool) {
+		for r, err := range p.d.catalog.References(ctx, p.id, hashes) {
+			if !yield(cache.Referrer(r), failure("look up references", err)) {
+				return
+			}
+		}
+	}
 }
 
 // DanglingReferences iterates over what published paths refer to and is not published itself.

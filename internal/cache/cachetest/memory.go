@@ -56,6 +56,9 @@ type Memory struct {
 	dir          nix.StoreDir
 	version      uint64
 	paths        map[nix.PathHash]Path
+	rows         map[nix.PathHash]int64 // the version with which a path was published
+	removed      int64                  // paths
+	awaited      map[nix.PathHash]bool  // what others refer to, or did, and what was removed
 	logs         map[nix.StorePath][]byte
 	realisations map[nix.RealisationID]*nix.Realisation
 	traces       map[string]*nix.BuildTrace
@@ -82,6 +85,8 @@ func NewMemory(paths ...Path) *Memory {
 	m := &Memory{
 		dir:          nix.DefaultStoreDir,
 		paths:        make(map[nix.PathHash]Path),
+		rows:         make(map[nix.PathHash]int64),
+		awaited:      make(map[nix.PathHash]bool),
 		logs:         make(map[nix.StorePath][]byte),
 		realisations: make(map[nix.RealisationID]*nix.Realisation),
 		traces:       make(map[string]*nix.BuildTrace),
@@ -98,14 +103,28 @@ func NewMemory(paths ...Path) *Memory {
 func (m *Memory) Add(paths ...Path) {
 	m.change(func() {
 		for _, p := range paths {
-			m.paths[p.Info.Path.Hash()] = p
+			m.add(p)
 		}
 	})
 }
 
+// add adds a path. It is called with mu held, after version was advanced.
+func (m *Memory) add(p Path) {
+	m.paths[p.Info.Path.Hash()], m.rows[p.Info.Path.Hash()] = p, int64(m.version)
+	for _, ref := range p.Info.References {
+		if ref != p.Info.Path {
+			m.awaited[ref.Hash()] = true
+		}
+	}
+}
+
 // Remove removes a path.
 func (m *Memory) Remove(path nix.StorePath) {
-	m.change(func() { delete(m.paths, path.Hash()) })
+	m.change(func() {
+		delete(m.paths, path.Hash())
+		m.removed++
+		m.awaited[path.Hash()] = true
+	})
 }
 
 // AddLog adds a build log.

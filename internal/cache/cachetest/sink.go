@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"path"
 	"slices"
 
@@ -109,7 +110,7 @@ func (m *Memory) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR,
 }
 
 // Publish implements [cache.Sink].
-func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
+func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
 	archive, err := get(ctx, m, m.nars, info.NARHash)
 	if err != nil {
 		return nil, err
@@ -127,28 +128,67 @@ func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, elsewhere ...n
 		merged := *there.Info
 		merged.Signatures = merge(merged.Signatures, info.Signatures)
 		info = &merged
+	} else if m.differs(info, b) {
+		return nil, fmt.Errorf("publish %s: %w", info.Path, cache.ErrChanged)
 	}
 	m.version++
-	m.paths[info.Path.Hash()] = Path{info, archive}
+	if ok {
+		m.paths[info.Path.Hash()] = Path{info, archive}
+	} else {
+		m.add(Path{info, archive})
+	}
 	for _, ref := range elsewhere {
 		m.elsewhere[ref] = append(m.elsewhere[ref], info.Path)
 	}
 	return info, nil
 }
 
-// Awaited implements [cache.Sink].
-func (m *Memory) Awaited(ctx context.Context, hash nix.PathHash) (bool, error) {
+// differs reports whether what a path was checked for has changed since. It is called with mu held.
+func (m *Memory) differs(info *nix.PathInfo, b cache.Basis) bool {
+	for hash := range b.Visited {
+		if _, there := m.paths[hash]; there && m.rows[hash] > b.Paths {
+			return true
+		}
+	}
+	return b.Visited == nil && m.awaited[info.Path.Hash()] || slices.ContainsFunc(info.References, func(ref nix.StorePath) bool {
+		return ref != info.Path && m.lacks(ref, b)
+	})
+}
+
+// lacks reports whether a path is not there that may have been deleted since. It is called with mu
+// held.
+func (m *Memory) lacks(path nix.StorePath, b cache.Basis) bool {
+	_, there := m.paths[path.Hash()]
+	return !there && !b.Partial && b.Deletions != m.removed
+}
+
+// Basis implements [cache.Sink].
+func (m *Memory) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
 	if err := ctx.Err(); err != nil {
-		return false, err
+		return cache.Basis{}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, p := range m.paths {
-		if p.Info.Path.Hash() != hash && slices.ContainsFunc(p.Info.References, func(ref nix.StorePath) bool { return ref.Hash() == hash }) {
-			return true, m.failure
+	return cache.Basis{Paths: int64(m.version), Deletions: m.removed, Awaited: m.awaited[hash]}, m.failure
+}
+
+// References implements [cache.Sink].
+func (m *Memory) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	return func(yield func(cache.Referrer, error) bool) {
+		for _, hash := range hashes {
+			p, err := get(ctx, m, m.paths, hash)
+			if errors.Is(err, cache.ErrNotFound) {
+				continue
+			}
+			r := cache.Referrer{}
+			if err == nil {
+				r.Path, r.References = p.Info.Path, p.Info.References
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
 		}
 	}
-	return false, m.failure
 }
 
 // merge returns the signatures of both.
@@ -173,8 +213,8 @@ func (m *Memory) PutLog(_ context.Context, drv nix.StorePath, log io.Reader) err
 }
 
 // PutRealisation implements [cache.Sink].
-func (m *Memory) PutRealisation(_ context.Context, r *nix.Realisation) error {
-	m.change(func() {
+func (m *Memory) PutRealisation(_ context.Context, r *nix.Realisation, b cache.Basis) error {
+	return m.put(r.OutPath, b, func() {
 		if old, ok := m.realisations[r.ID]; ok {
 			if !bytes.Equal(old.AppendFingerprint(nil), r.AppendFingerprint(nil)) {
 				return
@@ -185,24 +225,34 @@ func (m *Memory) PutRealisation(_ context.Context, r *nix.Realisation) error {
 		}
 		m.realisations[r.ID] = r
 	})
-	return nil
 }
 
 // PutBuildTrace implements [cache.Sink].
-func (m *Memory) PutBuildTrace(_ context.Context, b *nix.BuildTrace) error {
-	m.change(func() {
-		key := b.Drv.Base() + "!" + b.Output
+func (m *Memory) PutBuildTrace(_ context.Context, t *nix.BuildTrace, b cache.Basis) error {
+	return m.put(t.OutPath, b, func() {
+		key := t.Drv.Base() + "!" + t.Output
 		if old, ok := m.traces[key]; ok {
-			if old.OutPath != b.OutPath {
+			if old.OutPath != t.OutPath {
 				return
 			}
 			merged := *old
-			merged.Signatures = merge(old.Signatures, b.Signatures)
-			b = &merged
+			merged.Signatures = merge(old.Signatures, t.Signatures)
+			t = &merged
 		}
-		m.traces[key] = b
+		m.traces[key] = t
 	})
-	return nil
+}
+
+// put has do keep something that says that a path was built.
+func (m *Memory) put(built nix.StorePath, b cache.Basis, do func()) (err error) {
+	m.change(func() {
+		if m.lacks(built, b) {
+			err = cache.ErrChanged
+			return
+		}
+		do()
+	})
+	return err
 }
 
 // DebugInfo implements [cache.DebugInformer], by looking through everything.

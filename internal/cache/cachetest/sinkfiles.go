@@ -56,7 +56,7 @@ func testPutRealisation(t *sinkTester) {
 		{other, []nix.Signature{one}, []nix.Signature{one, two}},
 	} {
 		step.put.Signatures = step.sigs
-		if err := t.sink.PutRealisation(t.Context(), &step.put); err != nil {
+		if err := t.sink.PutRealisation(t.Context(), &step.put, Unchecked()); err != nil {
 			t.Fatalf("PutRealisation: %v", err)
 		}
 		got, err := realiser.Realisation(t.Context(), id)
@@ -92,7 +92,7 @@ func testPutBuildTrace(t *sinkTester) {
 		{other, []nix.Signature{one}, []nix.Signature{one, two}},
 	} {
 		step.put.Signatures = step.sigs
-		if err := t.sink.PutBuildTrace(t.Context(), &step.put); err != nil {
+		if err := t.sink.PutBuildTrace(t.Context(), &step.put, Unchecked()); err != nil {
 			t.Fatalf("PutBuildTrace: %v", err)
 		}
 		got, err := realiser.BuildTrace(t.Context(), drv, "out")

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -31,7 +33,8 @@ func TestSink(t *testing.T, open func(t testing.TB) cache.Sink) {
 		{"Publish", testPublish},
 		{"PublishUnreceived", testPublishUnreceived},
 		{"Published", testPublished},
-		{"Awaited", testAwaited},
+		{"Basis", testBasis},
+		{"References", testReferences},
 		{"PublishAgain", testPublishAgain},
 		{"Concurrent", testConcurrentSink},
 		{"Cancelled", testCancelledSink},
@@ -100,7 +103,7 @@ func (t *sinkTester) receive(p Path) cache.Received {
 
 func (t *sinkTester) publish(info *nix.PathInfo) *nix.PathInfo {
 	t.Helper()
-	there, err := t.sink.Publish(t.Context(), info)
+	there, err := t.sink.Publish(t.Context(), info, Unchecked())
 	if err != nil {
 		t.Fatalf("Publish of %s: %v", info.Path, err)
 	}
@@ -226,7 +229,7 @@ func testReceiveRefuses(t *sinkTester) {
 		t.wantNone(test.u.URL)
 	}
 	// What was refused is not kept under its hash either.
-	if _, err := t.sink.Publish(t.Context(), p.Info); !errors.Is(err, cache.ErrNotFound) {
+	if _, err := t.sink.Publish(t.Context(), p.Info, Unchecked()); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Publish of what was refused: %v, want ErrNotFound", err)
 	}
 }
@@ -251,18 +254,86 @@ func testPublished(t *sinkTester) {
 	}
 }
 
-// testAwaited checks that what is referred to, and not there, is known to be.
-func testAwaited(t *sinkTester) {
+// Unchecked is a basis that nothing changes, for tests of something else.
+func Unchecked() cache.Basis {
+	return cache.Basis{Paths: math.MaxInt64, Visited: map[nix.PathHash]bool{}, Partial: true}
+}
+
+// testBasis checks that what is referred to is known to be, and is published only by those who have
+// looked at that.
+func testBasis(t *sinkTester) {
 	all := samples(t)
-	p, other := all[0], all[1].Info.Path
-	info := *p.Info
-	info.References = nix.SortPaths([]nix.StorePath{info.Path, other})
-	for _, want := range []bool{false, true} {
-		if got, err := t.sink.Awaited(t.Context(), other.Hash()); err != nil || got != want {
-			t.Errorf("Awaited of %s: %v, %v, want %v", other, got, err, want)
+	p, other, last := all[0], all[1], all[4]
+	basis := func(want bool) cache.Basis {
+		t.Helper()
+		b, err := t.sink.Basis(t.Context(), other.Info.Path.Hash())
+		if err != nil || b.Awaited != want {
+			t.Errorf("%s is awaited: %v, %v, want %v", other.Info.Path, b.Awaited, err, want)
 		}
+		return b
+	}
+	refused := func(b cache.Basis) {
+		t.Helper()
+		if _, err := t.sink.Publish(t.Context(), other.Info, b); !errors.Is(err, cache.ErrChanged) || !errors.Is(err, cache.ErrUnavailable) {
+			t.Errorf("Publish of %s: %v, want ErrChanged", other.Info.Path, err)
+		}
+	}
+	for _, p := range []Path{p, other, last} {
 		t.receive(p)
-		t.publish(&info)
+	}
+	before := basis(false)
+	t.publish(refersTo(p, p, other))
+	refused(before)
+	searched := basis(true)
+	refused(searched)
+	searched.Visited = map[nix.PathHash]bool{all[2].Info.Path.Hash(): true, last.Info.Path.Hash(): true}
+	t.publish(last.Info)
+	refused(searched)
+	again := basis(true)
+	again.Visited = searched.Visited
+	if _, err := t.sink.Publish(t.Context(), other.Info, again); err != nil {
+		t.Errorf("Publish of %s: %v", other.Info.Path, err)
+	}
+	if _, err := t.sink.Publish(t.Context(), other.Info, before); err != nil {
+		t.Errorf("Publish of %s, which is there: %v", other.Info.Path, err)
+	}
+}
+
+// refersTo is a path with references.
+func refersTo(p Path, refs ...Path) *nix.PathInfo {
+	info := *p.Info
+	info.References = nil
+	for _, r := range refs {
+		info.References = append(info.References, r.Info.Path)
+	}
+	info.References = nix.SortPaths(info.References)
+	return &info
+}
+
+func testReferences(t *sinkTester) {
+	all := samples(t)
+	for _, p := range all[:3] {
+		t.receive(p)
+		t.publish(refersTo(p, p, all[3]))
+	}
+	var hashes []nix.PathHash
+	for _, p := range all {
+		hashes = append(hashes, p.Info.Path.Hash())
+	}
+	found := 0
+	got := make(map[nix.StorePath]bool)
+	for r, err := range t.sink.References(t.Context(), hashes) {
+		if err != nil {
+			t.Fatalf("References: %v", err)
+		}
+		found++
+		got[r.Path] = slices.Equal(r.References, nix.SortPaths([]nix.StorePath{r.Path, all[3].Info.Path})) && !r.Withheld
+	}
+	if !got[all[0].Info.Path] || !got[all[1].Info.Path] || !got[all[2].Info.Path] || found != 3 {
+		t.Errorf("References: %v", got)
+	}
+	for r, err := range t.sink.References(t.Context(), nil) {
+		t.Errorf("References of nothing: %v, %v", r, err)
 	}
 }
 
@@ -379,7 +450,7 @@ func testPublishUnreceived(t *sinkTester) {
 	p, q := NewPath(t, nix.DefaultStoreDir, "a", "a"), NewPath(t, nix.DefaultStoreDir, "b", noise(500_000))
 	wantNot := func(info *nix.PathInfo) {
 		t.Helper()
-		if _, err := t.sink.Publish(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+		if _, err := t.sink.Publish(t.Context(), info, Unchecked()); !errors.Is(err, cache.ErrNotFound) {
 			t.Errorf("Publish of %s: %v, want ErrNotFound", info.Path, err)
 		}
 		if _, err := t.sink.PathInfo(t.Context(), info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
@@ -464,7 +535,7 @@ func testConcurrentSink(t *sinkTester) {
 				}
 				info := *p.Info
 				info.Signatures = []nix.Signature{key.Sign(info.AppendFingerprint(nil))}
-				if _, err := t.sink.Publish(t.Context(), &info); err != nil {
+				if _, err := t.sink.Publish(t.Context(), &info, Unchecked()); err != nil {
 					t.Errorf("Publish of %s: %v", p.Info.Path, err)
 				}
 			}
@@ -497,7 +568,7 @@ func testCancelledSink(t *sinkTester) {
 		return
 	}
 	t.wantNone(url)
-	if _, err := t.sink.Publish(ctx, p.Info); err == nil {
+	if _, err := t.sink.Publish(ctx, p.Info, Unchecked()); err == nil {
 		t.Error("Publish of what was not received, with an ended context: no error")
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"time"
 
 	"firn/nix"
@@ -35,8 +36,9 @@ var (
 	ErrConflict = errors.New("already in the catalog")
 	// ErrGone: something that a new record refers to was swept meanwhile. The whole can be done again.
 	ErrGone = errors.New("swept meanwhile")
-	// ErrDeleted: something that a new record refers to was deleted just now. It has to be there again first.
-	ErrDeleted = errors.New("deleted just now")
+	// ErrChanged: what was looked at before has changed since, see [Basis]. It has to be looked at
+	// again.
+	ErrChanged = errors.New("changed since it was looked at")
 	// ErrUnavailable: the catalog cannot be asked now, such as for a lock that is held or a disk that is full.
 	ErrUnavailable = errors.New("catalog unavailable")
 	// ErrFull: there is no room on the disk for it. It is ErrUnavailable as well.
@@ -104,14 +106,24 @@ type Cache struct {
 	Created time.Time // to the second, UTC
 }
 
+// Equal reports whether two records say the same, but for when they were made.
+func (c *Cache) Equal(o *Cache) bool {
+	return c.ID == o.ID && c.Name == o.Name && c.StoreDir == o.StoreDir && slices.Equal(c.Sources, o.Sources) &&
+		c.Priority == o.Priority && c.Private == o.Private && slices.Equal(c.Hosts, o.Hosts) &&
+		c.AllowMissingReferences == o.AllowMissingReferences &&
+		slices.EqualFunc(c.Keys, o.Keys, func(k, l nix.SecretKey) bool { return k.Reveal() == l.Reveal() })
+}
+
 // Caches keeps the records of caches: few, so they are read as a whole.
 type Caches interface {
 	// AddCache adds a cache and sets its ID. ErrConflict if there is one of this name, or one of its hosts is another's.
 	AddCache(ctx context.Context, c *Cache) error
 	// Caches returns all caches by name.
 	Caches(ctx context.Context) ([]*Cache, error)
-	// SetCache replaces the record with the ID of c, but for Created. ErrNotFound, ErrConflict as above.
-	SetCache(ctx context.Context, c *Cache) error
+	// SetCache replaces a record that was read with another of the same ID; Created stays.
+	// ErrNotFound if there is none, ErrChanged if the record is not old any more: else one of two
+	// changes would undo the other. ErrConflict as above.
+	SetCache(ctx context.Context, old, c *Cache) error
 	// DeleteCache removes a cache with its paths, uploads and files. ErrNotFound if there is none.
 	// These may go after the cache, by and by, should it be cut off: sweeps go on with them.
 	DeleteCache(ctx context.Context, id CacheID) error
@@ -331,18 +343,48 @@ type DebugInfo struct {
 	Member  string // path in the NAR
 }
 
+// A Basis is what was looked at before a path is published, or before a file is kept that says that
+// the path was built. Both are refused with ErrChanged where that has changed.
+//
+// The caller gets it from [Paths].Basis first, then looks, and says what it has looked at.
+type Basis struct {
+	// Paths and Deletions say how much had been published in all caches, and deleted from this one.
+	// Basis sets them.
+	Paths, Deletions int64
+	// Awaited says that the path may be referred to already, so that it may close a cycle: a
+	// published path of the cache had this reference when nothing was published under it, or what
+	// was is there, is withheld or was deleted. It may be true of a path that nothing refers to any
+	// more. Basis sets it.
+	Awaited bool
+	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if
+	// none were. An awaited path is published only with this, and if none of these paths was
+	// published since.
+	Visited map[nix.PathHash]bool
+	// Partial says that references may be missing. Else nothing is published with a reference that
+	// is not in the catalog if a path of the cache was deleted since, for it may have been that
+	// one.
+	Partial bool
+}
+
+// A Referrer is a published path with what it refers to.
+type Referrer struct {
+	Path       nix.StorePath
+	References []nix.StorePath
+	Withheld   bool
+}
+
 // Paths keeps what is published.
 type Paths interface {
 	// Publish makes a path visible in a cache, with its debug info.
 	// If the path is there already, it stays; with the same NAR, the signatures that are new are added to it.
 	// One that is withheld makes way for another NAR, with its debug info.
 	// It returns what is there then, and whether this call added it.
-	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld; ErrDeleted as DeletePaths says. Signatures past 64 are refused with ErrConflict.
-	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo) (there *Path, added bool, err error)
+	// ErrGone if the NAR or the cache is not there any more, or the NAR is withheld; ErrChanged as
+	// Basis says, if the path is added. Signatures past 64 are refused with ErrConflict.
+	Publish(ctx context.Context, cache CacheID, p *Path, debug []DebugInfo, b Basis) (there *Path, added bool, err error)
 
-	// Awaited reports whether a path that is not to be had may be referred to already: a published path of the cache had this reference
-	// when nothing was published under it, or what was is withheld or was deleted. It may say so of one that nothing refers to any more.
-	Awaited(ctx context.Context, cache CacheID, hash nix.PathHash) (bool, error)
+	// Basis returns what Publish, or UpdateFile, of this path will compare, as it is now.
+	Basis(ctx context.Context, cache CacheID, hash nix.PathHash) (Basis, error)
 
 	// DanglingReferences iterates, in the order of their path hashes, over what is Elsewhere of
 	// published paths of the cache and is not published there now, withheld or not. It holds no
@@ -353,8 +395,10 @@ type Paths interface {
 	// withheld, in any order. It holds no transaction open between two items.
 	WithheldPaths(ctx context.Context, cache CacheID) iter.Seq2[nix.StorePath, error]
 
-	// AddSignatures adds the signatures that a path does not have yet. ErrNotFound if the path is not there.
-	AddSignatures(ctx context.Context, cache CacheID, hash nix.PathHash, sigs []nix.Signature) error
+	// References iterates over those of the given paths that are published, withheld ones too, with
+	// what they refer to, in any order. At most 256 are asked for at once. One is in memory at a
+	// time: each may have many references.
+	References(ctx context.Context, cache CacheID, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
 	// Path returns a published path. ErrNotFound if there is none.
 	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)
@@ -399,9 +443,16 @@ func LogKey(drv nix.StorePath) string { return "log/" + drv.Base() }
 
 // Files keeps the small things of a cache.
 type Files interface {
-	// PutFile adds a file. If there is one under its key, it is replaced, or stays if keep is true.
-	// ErrGone if the cache is not there any more; ErrDeleted if its path was deleted a moment ago, as DeletePaths says of references.
-	PutFile(ctx context.Context, cache CacheID, f *File, keep bool) error
+	// PutFile adds a file, in place of the one under its key. ErrGone if the cache is not there any
+	// more.
+	PutFile(ctx context.Context, cache CacheID, f *File) error
+	// UpdateFile replaces the content of the file with the key and path of f by what update makes
+	// of it. update gets nil if there is no such file. If it returns nil or the same, nothing
+	// changes. Its error is returned as it is. It runs in the transaction, so that nothing else
+	// changes the file in between: it must be quick, must not ask the catalog, and may be called
+	// again. ErrGone if the cache is not there any more; ErrChanged where Basis says so of a
+	// reference, of the path of f.
+	UpdateFile(ctx context.Context, cache CacheID, f *File, b Basis, update func(old []byte) ([]byte, error)) error
 	// File returns the content of a file. ErrNotFound if there is none.
 	File(ctx context.Context, cache CacheID, key string) ([]byte, error)
 	// AllFiles iterates over the keys of the files of a cache that begin with prefix, in their order.

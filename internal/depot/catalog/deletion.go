@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"firn/nix"
 )
@@ -37,9 +36,6 @@ type Deleted struct {
 	FileBytes int64
 }
 
-// RecentlyDeleted is how long a path counts as recently deleted: longer than anybody takes from looking for the references of a path to publishing it.
-const RecentlyDeleted = 2 * time.Minute
-
 // maxReferrers bounds the referrers that a ReferredError names.
 const maxReferrers = 5
 
@@ -61,8 +57,8 @@ type Deletions interface {
 	// DeletePaths removes paths from a cache, all or none, withheld ones too: with their debug info, with the files that say that they were built,
 	// and at last with the logs of derivations, they themselves or those that built them, that have built no other path of the cache.
 	// ErrNotFound names one that is not there. RefuseReferrers: a *ReferredError if a path of the cache that is not among them refers to one.
-	// For as long as RecentlyDeleted, or until that is published again, nothing that refers to one of them is published, nor a file that says that it was built, but ErrDeleted:
-	// it was checked before that all its references are there. Not so if referrers are kept, or the cache allows missing references.
+	// What was looked at before that, and refers to one of them, is not published after it, but
+	// refused with ErrChanged: see [Basis].
 	//
 	// Nobody who publishes waits for long. So many paths may go a few at a time, and what fails in the midst returns what is deleted by then as well.
 	// None goes before those that refer to it, unless they refer to each other: those that are left have all their references.

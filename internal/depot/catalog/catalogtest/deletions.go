@@ -8,7 +8,6 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"firn/internal/depot/catalog"
 	"firn/nix"
@@ -46,6 +45,12 @@ func (s *suite) pathsOf(cache catalog.CacheID) (all []nix.StorePath) {
 // publishing publishes a path that refers to others.
 func (s *suite) publishing(cache catalog.CacheID, name string, refs ...string) error {
 	s.Helper()
+	return s.publishingOn(Unchecked(), cache, name, refs...)
+}
+
+// publishingOn is publishing after something else was looked at.
+func (s *suite) publishingOn(b catalog.Basis, cache catalog.CacheID, name string, refs ...string) error {
+	s.Helper()
 	nar, _, err := s.c.AddNAR(s.Context(), newNAR("of "+name, cache))
 	s.ok(err)
 	p := path(name, nar, "of "+name)
@@ -53,7 +58,7 @@ func (s *suite) publishing(cache catalog.CacheID, name string, refs ...string) e
 	for _, ref := range refs {
 		p.Info.References = append(p.Info.References, storePath(ref))
 	}
-	_, _, err = s.c.Publish(s.Context(), cache, p, []catalog.DebugInfo{{BuildID: "1234567890123456789012345678901234567890", Path: p.Info.Path.Hash(), Member: "x"}})
+	_, _, err = s.c.Publish(s.Context(), cache, p, []catalog.DebugInfo{{BuildID: "1234567890123456789012345678901234567890", Path: p.Info.Path.Hash(), Member: "x"}}, b)
 	return err
 }
 
@@ -117,7 +122,6 @@ func (s *suite) referredDeletions() {
 	fill := func() {
 		s.Helper()
 		s.ok(s.publishing(a, "early", "library")) // before what it refers to
-		s.clock.Advance(catalog.RecentlyDeleted + time.Second)
 		s.ok(s.publishing(a, "library"))
 		s.ok(s.publishing(a, "program", "library", "program"))
 		s.ok(s.publishing(a, "system", "program"))
@@ -137,27 +141,27 @@ func (s *suite) referredDeletions() {
 	}
 	s.equal(referred, &catalog.ReferredError{Path: storePath("program"), By: sorted("system")})
 	s.equal(len(s.pathsOf(a)), 5)
+	before, err := s.c.Basis(s.Context(), a, storePath("late").Hash())
+	s.ok(err)
 	got, err := deleting(catalog.DeleteReferrers, "library")
 	s.ok(err)
 	s.equal(got.Paths, sorted("early", "library", "program", "system"))
 	s.equal(s.pathsOf(a), sorted("other"))
 
-	// One that was checked before is not published after, until what it refers to is there again, or was not there long since.
-	s.want(s.publishing(a, "late", "other", "program"), catalog.ErrDeleted)
+	// One that was checked before is not published after, unless what it refers to is there again.
+	s.want(s.publishingOn(before, a, "late", "other", "program"), catalog.ErrChanged)
 	s.equal(s.pathsOf(a), sorted("other"))
+	s.ok(s.publishingOn(before, a, "late-other", "other"))
+	_, err = deleting(catalog.RefuseReferrers, "late-other")
+	s.ok(err)
 	s.ok(s.publishing(a, "library"))
 	s.ok(s.publishing(a, "program", "library"))
-	s.ok(s.publishing(a, "late", "other", "program"))
+	s.ok(s.publishingOn(before, a, "late", "other", "program"))
 	got, err = deleting(catalog.RefuseReferrers, "late", "library", "program", "other")
 	s.ok(err)
 	s.equal(got.Paths, sorted("late", "library", "other", "program"))
-	s.clock.Advance(catalog.RecentlyDeleted + time.Second)
-	s.ok(s.publishing(a, "late", "other", "program"))
-	_, err = deleting(catalog.RefuseReferrers, "late")
-	s.ok(err)
 
 	// Those who want it so may have it so.
-	s.clock.Advance(catalog.RecentlyDeleted + time.Second)
 	fill()
 	got, err = deleting(catalog.KeepReferrers, "library")
 	s.ok(err)
@@ -186,14 +190,17 @@ func (s *suite) fileDeletions() {
 		if deriver != "" {
 			p.Info.Deriver = storePath(deriver)
 		}
-		s.ok(errOf(s.c.Publish(s.Context(), cache, p, nil)))
+		s.ok(errOf(s.c.Publish(s.Context(), cache, p, nil, Unchecked())))
 	}
 	put := func(cache catalog.CacheID, key, built string) error {
 		f := &catalog.File{Key: key, Content: []byte(key)}
 		if built != "" {
 			f.Path = storePath(built)
 		}
-		return s.c.PutFile(s.Context(), cache, f, false)
+		return s.c.PutFile(s.Context(), cache, f)
+	}
+	update := func(b catalog.Basis, key, built string) error {
+		return s.c.UpdateFile(s.Context(), a, &catalog.File{Key: key, Path: storePath(built)}, b, func([]byte) ([]byte, error) { return []byte(key), nil })
 	}
 	log := func(drv string) string { return catalog.LogKey(storePath(drv)) }
 	want := func(cache catalog.CacheID, keys ...string) {
@@ -224,6 +231,8 @@ func (s *suite) fileDeletions() {
 		s.ok(put(cache, "realisations/dev", "lib-dev"))
 	}
 	all := []string{log("lib.drv"), log("other.drv"), "k", "realisations/lib", "build-trace-v2/lib", "realisations/dev"}
+	before, err := s.c.Basis(s.Context(), a, storePath("lib").Hash())
+	s.ok(err)
 	deleting(true, "lib", "lib-dev", "lib.drv", "other")
 	want(a, all...)
 	deleting(false, "lib", "lib.drv", "other")
@@ -231,9 +240,10 @@ func (s *suite) fileDeletions() {
 	want(b, all...)
 
 	// Who has looked before whether it is there comes too late, until it is there again.
-	s.want(put(a, "realisations/lib", "lib"), catalog.ErrDeleted)
+	s.want(update(before, "realisations/lib", "lib"), catalog.ErrChanged)
+	want(a, log("lib.drv"), log("other.drv"), "k", "realisations/dev")
 	publish(a, "lib", "lib.drv")
-	s.ok(put(a, "realisations/lib", "lib"))
+	s.ok(update(before, "realisations/lib", "lib"))
 	s.ok(put(a, "realisations/lib", "lib-dev")) // it was something else
 	deleting(false, "lib")
 	want(a, log("lib.drv"), log("other.drv"), "k", "realisations/dev", "realisations/lib")
@@ -255,13 +265,18 @@ func (s *suite) racedDeletions() {
 	publish := func(name string, refs ...string) error {
 		p := path(name, nar, "of all")
 		p.Info.References = nil
-		for _, ref := range refs { // as a door looks for them first
+		b, err := s.c.Basis(ctx, a, p.Info.Path.Hash())
+		if err != nil {
+			return err
+		}
+		b.Visited = map[nix.PathHash]bool{} // there are no cycles
+		for _, ref := range refs {          // as a door looks for them first
 			if _, err := s.c.Path(ctx, a, storePath(ref).Hash()); err != nil {
 				return err
 			}
 			p.Info.References = append(p.Info.References, storePath(ref))
 		}
-		_, _, err := s.c.Publish(ctx, a, p, nil)
+		_, _, err = s.c.Publish(ctx, a, p, nil, b)
 		return err
 	}
 	var pushing sync.WaitGroup
@@ -273,7 +288,7 @@ func (s *suite) racedDeletions() {
 				switch err := publish(name, "library", last); {
 				case err == nil:
 					last = name
-				case errors.Is(err, catalog.ErrNotFound), errors.Is(err, catalog.ErrDeleted):
+				case errors.Is(err, catalog.ErrNotFound), errors.Is(err, catalog.ErrChanged):
 					if err := publish("library"); err != nil {
 						s.Error(err)
 					}

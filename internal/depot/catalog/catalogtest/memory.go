@@ -28,6 +28,7 @@ type Memory struct {
 	mu      sync.Mutex
 	version uint64
 	lastID  int64 // of caches, of NARs
+	lastRow int64 // of paths
 	caches  map[catalog.CacheID]*room
 	tokens  map[string]*catalog.Token  // by name
 	sshKeys map[string]*catalog.SSHKey // by name
@@ -49,6 +50,7 @@ type use struct {
 type room struct {
 	record  catalog.Cache
 	paths   map[nix.PathHash]*catalog.Path
+	rows    map[nix.PathHash]int64 // in what order they were published, of all caches
 	uploads map[string]*made
 	debug   map[string][]catalog.DebugInfo // by build ID
 	files   map[string]*catalog.File
@@ -56,7 +58,8 @@ type room struct {
 	// dangling are references to what other sources have, by their path hashes, with those that
 	// have them.
 	dangling map[nix.PathHash]map[nix.PathHash]nix.StorePath
-	deleted  map[nix.PathHash]time.Time
+
+	deletions int64
 }
 
 type made struct {
@@ -135,12 +138,12 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 	m.caches[c.ID] = &room{
 		record:   *c,
 		paths:    make(map[nix.PathHash]*catalog.Path),
+		rows:     make(map[nix.PathHash]int64),
 		uploads:  make(map[string]*made),
 		debug:    make(map[string][]catalog.DebugInfo),
 		files:    make(map[string]*catalog.File),
 		awaited:  make(map[nix.PathHash]bool),
 		dangling: make(map[nix.PathHash]map[nix.PathHash]nix.StorePath),
-		deleted:  make(map[nix.PathHash]time.Time),
 	}
 	m.changed()
 	return nil
@@ -177,11 +180,14 @@ func (m *Memory) Caches(context.Context) ([]*catalog.Cache, error) {
 }
 
 // SetCache replaces a record.
-func (m *Memory) SetCache(_ context.Context, c *catalog.Cache) error {
+func (m *Memory) SetCache(_ context.Context, old, c *catalog.Cache) error {
 	defer m.lock()()
 	r := m.caches[c.ID]
 	if r == nil {
 		return fmt.Errorf("set cache %s: %w", c.Name, catalog.ErrNotFound)
+	}
+	if !r.record.Equal(old) {
+		return fmt.Errorf("set cache %s: %w", c.Name, catalog.ErrChanged)
 	}
 	if err := m.free(c, c.ID); err != nil {
 		return fmt.Errorf("set cache %s: %w", c.Name, err)
@@ -250,18 +256,29 @@ func (m *Memory) RevokeToken(_ context.Context, name string) error {
 }
 
 // PutFile adds a file.
-func (m *Memory) PutFile(_ context.Context, cache catalog.CacheID, f *catalog.File, keep bool) error {
+func (m *Memory) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File) error {
+	return m.UpdateFile(ctx, cache, f, Unchecked(), func([]byte) ([]byte, error) { return append([]byte{}, f.Content...), nil })
+}
+
+// UpdateFile changes a file.
+func (m *Memory) UpdateFile(_ context.Context, cache catalog.CacheID, f *catalog.File, b catalog.Basis, update func(old []byte) ([]byte, error)) error {
 	defer m.lock()()
 	r := m.caches[cache]
 	if r == nil {
 		return fmt.Errorf("put file %s: %w", f.Key, catalog.ErrGone)
 	}
-	if m.deletedNow(r, f.Path.Hash()) {
-		return fmt.Errorf("put file %s: %w: %s", f.Key, catalog.ErrDeleted, f.Path)
+	var old []byte
+	if there := r.files[f.Key]; there != nil {
+		old = there.Content
 	}
-	if _, there := r.files[f.Key]; !there || !keep {
-		r.files[f.Key] = new(*f)
+	content, err := update(old)
+	if err != nil || content == nil {
+		return err
 	}
+	if !f.Path.IsZero() && r.lacks(b, f.Path) {
+		return fmt.Errorf("put file %s: %w", f.Key, catalog.ErrChanged)
+	}
+	r.files[f.Key] = &catalog.File{Key: f.Key, Content: content, Path: f.Path}
 	m.changed()
 	return nil
 }

@@ -64,9 +64,6 @@ func (m *Memory) DeletePaths(_ context.Context, d *catalog.Deletion) (*catalog.D
 	m.deleteFiles(r, all)
 	for hash := range all {
 		m.deletePath(r, hash)
-		if d.Referrers != catalog.KeepReferrers && !r.record.AllowMissingReferences {
-			r.deleted[hash] = m.now()
-		}
 	}
 	m.changed()
 	return &gone, nil

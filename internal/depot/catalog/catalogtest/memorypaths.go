@@ -14,7 +14,7 @@ import (
 )
 
 // Publish makes a path visible.
-func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
+func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis) (there *catalog.Path, added bool, err error) {
 	defer m.lock()()
 	r := m.caches[cache]
 	if r == nil {
@@ -38,10 +38,15 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	if n == nil || n.Damaged {
 		return nil, false, fmt.Errorf("publish %s: %w: the NAR", p.Info.Path, catalog.ErrGone)
 	}
+	changed := b.Visited == nil && (r.awaited[hash] || old != nil)
+	for visited := range b.Visited {
+		changed = changed || r.paths[visited] != nil && r.rows[visited] > b.Paths
+	}
 	for _, ref := range p.Info.References {
-		if ref != p.Info.Path && m.deletedNow(r, ref.Hash()) {
-			return nil, false, fmt.Errorf("publish %s: %w: %s", p.Info.Path, catalog.ErrDeleted, ref)
-		}
+		changed = changed || ref != p.Info.Path && r.lacks(b, ref)
+	}
+	if changed {
+		return nil, false, fmt.Errorf("publish %s: %w", p.Info.Path, catalog.ErrChanged)
 	}
 	if withheld {
 		m.deletePath(r, hash)
@@ -53,7 +58,8 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		path.Info.RegistrationTime = m.now()
 	}
 	path.Info.RegistrationTime = path.Info.RegistrationTime.Truncate(time.Second).UTC()
-	r.paths[hash] = path
+	m.lastRow++
+	r.paths[hash], r.rows[hash] = path, m.lastRow
 	for _, ref := range p.Info.References {
 		if r.paths[ref.Hash()] == nil {
 			r.awaited[ref.Hash()] = true
@@ -66,8 +72,6 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		}
 		r.dangling[to][hash] = ref
 	}
-	delete(r.awaited, hash)
-	delete(r.deleted, hash)
 	for _, d := range debug {
 		d.Path = hash
 		r.debug[d.BuildID] = append(r.debug[d.BuildID], d)
@@ -76,10 +80,9 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	return m.there(path), true, nil
 }
 
-// deletedNow reports whether a path was deleted a moment ago, and is not there again.
-func (m *Memory) deletedNow(r *room, hash nix.PathHash) bool {
-	at, ok := r.deleted[hash]
-	return ok && m.now().Before(at.Add(catalog.RecentlyDeleted))
+// lacks reports whether a path is not there that may have been deleted since a basis.
+func (r *room) lacks(b catalog.Basis, path nix.StorePath) bool {
+	return r.paths[path.Hash()] == nil && !b.Partial && b.Deletions != r.deletions
 }
 
 // there is a path with what it says of its NAR now.
@@ -105,11 +108,11 @@ func (m *Memory) sign(p *catalog.Path, sigs []nix.Signature) error {
 	return nil
 }
 
-// Awaited reports whether a path may be referred to.
-func (m *Memory) Awaited(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
+// Basis returns what Publish will compare.
+func (m *Memory) Basis(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (catalog.Basis, error) {
 	defer m.lock()()
 	r := m.room(cache)
-	return r.awaited[hash] || r.paths[hash] != nil, nil
+	return catalog.Basis{Paths: m.lastRow, Deletions: r.deletions, Awaited: r.awaited[hash] || r.paths[hash] != nil}, nil
 }
 
 // DanglingReferences iterates over references to what is not published.
@@ -149,17 +152,28 @@ func (m *Memory) WithheldPaths(ctx context.Context, cache catalog.CacheID) iter.
 	}
 }
 
-// AddSignatures adds signatures to a path.
-func (m *Memory) AddSignatures(_ context.Context, cache catalog.CacheID, hash nix.PathHash, sigs []nix.Signature) error {
-	defer m.lock()()
-	p := m.room(cache).paths[hash]
-	if p == nil {
-		return fmt.Errorf("sign %s: %w", hash, catalog.ErrNotFound)
+// References returns what paths refer to.
+func (m *Memory) References(_ context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[catalog.Referrer, error] {
+	return func(yield func(catalog.Referrer, error) bool) {
+		if len(hashes) > mostAtOnce {
+			yield(catalog.Referrer{}, fmt.Errorf("look up references of %d paths at once, at most %d", len(hashes), mostAtOnce))
+			return
+		}
+		unlock := m.lock()
+		all := m.room(cache).paths
+		var found []catalog.Referrer
+		for _, hash := range hashes {
+			if p := all[hash]; p != nil {
+				found = append(found, catalog.Referrer{Path: p.Info.Path, References: p.Info.References, Withheld: m.nars[p.NAR].Damaged})
+			}
+		}
+		unlock()
+		for _, r := range found {
+			if !yield(r, nil) {
+				return
+			}
+		}
 	}
-	if err := m.sign(p, sigs); err != nil {
-		return fmt.Errorf("sign %s: %w", hash, err)
-	}
-	return nil
 }
 
 // Path returns a published path.
@@ -224,6 +238,7 @@ func (m *Memory) deletePath(r *room, hash nix.PathHash) {
 	for _, by := range r.dangling {
 		delete(by, hash)
 	}
+	r.deletions++
 	for id, all := range r.debug {
 		r.debug[id] = slices.DeleteFunc(all, func(d catalog.DebugInfo) bool { return d.Path == hash })
 	}

@@ -2,9 +2,13 @@ package catalogtest
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"firn/internal/depot/catalog"
@@ -13,7 +17,7 @@ import (
 
 func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
 	s.Helper()
-	there, added, err := s.c.Publish(s.Context(), cache, p, nil)
+	there, added, err := s.c.Publish(s.Context(), cache, p, nil, Unchecked())
 	s.ok(err)
 	if !added {
 		s.Error("not added")
@@ -44,25 +48,25 @@ func (s *suite) paths() {
 
 	second := path("p", other, "two")
 	second.Info.Signatures = []nix.Signature{signature("new")}
-	there, added, err := s.c.Publish(s.Context(), a, second, nil)
+	there, added, err := s.c.Publish(s.Context(), a, second, nil, Unchecked())
 	s.ok(err)
 	if added {
 		s.Error("another NAR took the place of the first")
 	}
 	s.equal(there, p)
-	_, _, err = s.c.Publish(s.Context(), a, path("q", 999, "x"), nil)
+	_, _, err = s.c.Publish(s.Context(), a, path("q", 999, "x"), nil, Unchecked())
 	s.want(err, catalog.ErrGone)
-	_, _, err = s.c.Publish(s.Context(), 999, path("q", id, "one"), nil)
+	_, _, err = s.c.Publish(s.Context(), 999, path("q", id, "one"), nil, Unchecked())
 	s.want(err, catalog.ErrGone)
 
 	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: storePath("bare"), NARHash: p.Info.NARHash, NARSize: 1000}}
-	there, _, err = s.c.Publish(s.Context(), a, bare, nil)
+	there, _, err = s.c.Publish(s.Context(), a, bare, nil, Unchecked())
 	s.ok(err)
 	if there.Info.RegistrationTime != s.clock.Now() {
 		s.Errorf("registered at %v", there.Info.RegistrationTime)
 	}
 	for i := range 450 {
-		s.ok(errOf(s.c.Publish(s.Context(), b, path(fmt.Sprint("n", i), id, "one"), nil)))
+		s.ok(errOf(s.c.Publish(s.Context(), b, path(fmt.Sprint("n", i), id, "one"), nil, Unchecked())))
 	}
 	names := s.all(b, false)
 	slices.Sort(names)
@@ -87,15 +91,19 @@ func (s *suite) signatures() {
 	p := path("p", id, "one")
 	s.publish(a, p)
 	hash := p.Info.Path.Hash()
-	s.ok(s.c.AddSignatures(s.Context(), a, hash, []nix.Signature{signature("two"), signature("one")}))
-	s.want(s.c.AddSignatures(s.Context(), a, nix.PathHash{}, []nix.Signature{signature("two")}), catalog.ErrNotFound)
-	again := path("p", id, "one")
-	again.Info.Signatures = []nix.Signature{signature("three")}
-	there, added, err := s.c.Publish(s.Context(), a, again, nil)
-	s.ok(err)
-	if added {
-		s.Error("added again")
+	sign := func(sigs ...nix.Signature) (*catalog.Path, error) {
+		s.Helper()
+		again := path("p", id, "one")
+		again.Info.Signatures = sigs
+		there, added, err := s.c.Publish(s.Context(), a, again, nil, catalog.Basis{}) // no basis: it is there
+		if added {
+			s.Error("added again")
+		}
+		return there, err
 	}
+	s.ok(second(sign(signature("two"), signature("one"))))
+	there, err := sign(signature("three"))
+	s.ok(err)
 	want := []nix.Signature{signature("one"), signature("two"), signature("three")}
 	s.equal(there.Info.Signatures, want)
 	got, err := s.c.Path(s.Context(), a, hash)
@@ -105,11 +113,11 @@ func (s *suite) signatures() {
 	for i := range 62 {
 		many = append(many, signature(fmt.Sprint("k", i)))
 	}
-	s.want(s.c.AddSignatures(s.Context(), a, hash, many), catalog.ErrConflict)
+	s.want(second(sign(many...)), catalog.ErrConflict)
 	got, err = s.c.Path(s.Context(), a, hash)
 	s.ok(err)
 	s.equal(got.Info.Signatures, want)
-	s.ok(s.c.AddSignatures(s.Context(), a, hash, many[:61]))
+	s.ok(second(sign(many[:61]...)))
 }
 
 // A path whose NAR is lost can be pushed as another build made it.
@@ -119,10 +127,10 @@ func (s *suite) replaceWithheld() {
 	other, _ := s.nar("two", a)
 	p, second := path("p", id, "one"), path("p", other, "two")
 	build := strings.Repeat("ab", 20)
-	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}})
+	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
 	s.ok(err)
 	s.ok(s.c.Withhold(s.Context(), id, true))
-	there, added, err := s.c.Publish(s.Context(), a, second, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/y"}})
+	there, added, err := s.c.Publish(s.Context(), a, second, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
 	s.ok(err)
 	if !added || there.NAR != other {
 		s.Errorf("NAR %d is there, added %v", there.NAR, added)
@@ -150,7 +158,7 @@ func (s *suite) debug() {
 	id, _ := s.nar("one", a)
 	p := path("p", id, "one")
 	build := strings.Repeat("ab", 20)
-	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}})
+	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
 	s.ok(err)
 	got, err := s.c.DebugInfo(s.Context(), a, build)
 	s.ok(err)
@@ -169,7 +177,7 @@ func (s *suite) debug() {
 	// Any path with the same build ID will do, as long as there is one.
 	other, _ := s.nar("two", a)
 	q := path("q", other, "two")
-	_, _, err = s.c.Publish(s.Context(), a, q, []catalog.DebugInfo{{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}})
+	_, _, err = s.c.Publish(s.Context(), a, q, []catalog.DebugInfo{{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
 	s.ok(err)
 	of := func(want *catalog.DebugInfo) {
 		s.Helper()
@@ -188,7 +196,7 @@ func (s *suite) debug() {
 	}
 	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
 	of(ofQ)
-	_, _, err = s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{*ofP})
+	_, _, err = s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{*ofP}, Unchecked())
 	s.ok(err)
 	_, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("q")})
 	s.ok(err)
@@ -205,19 +213,18 @@ func (s *suite) refusedPaths() {
 	for i := range 64 {
 		p.Info.Signatures = append(p.Info.Signatures, signature(fmt.Sprint("k", i)))
 	}
-	_, _, err := s.c.Publish(s.Context(), a, p, nil)
+	_, _, err := s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrConflict)
 	s.ok(s.c.Withhold(s.Context(), id, true))
 	p.Info.Signatures = p.Info.Signatures[:64]
-	_, _, err = s.c.Publish(s.Context(), a, p, nil)
+	_, _, err = s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrGone)
 	s.equal(s.all(a, true), []string(nil))
 	s.ok(s.c.Withhold(s.Context(), id, false))
 	s.publish(a, p)
 	p.Info.Signatures = []nix.Signature{signature("one-too-many")}
-	_, _, err = s.c.Publish(s.Context(), a, p, nil)
+	_, _, err = s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrConflict)
-	s.want(s.c.AddSignatures(s.Context(), 999, p.Info.Path.Hash(), nil), catalog.ErrNotFound)
 	s.want(s.c.DeletePath(s.Context(), 999, p.Info.Path.Hash()), catalog.ErrNotFound)
 }
 
@@ -276,10 +283,10 @@ func (s *suite) awaitedPaths() {
 	id, _ := s.nar("one", a)
 	want := func(cache catalog.CacheID, name string, want bool) {
 		s.Helper()
-		got, err := s.c.Awaited(s.Context(), cache, storePath(name).Hash())
+		got, err := s.c.Basis(s.Context(), cache, storePath(name).Hash())
 		s.ok(err)
-		if got != want {
-			s.Errorf("%s is awaited: %v", name, got)
+		if got.Awaited != want {
+			s.Errorf("%s is awaited: %v", name, got.Awaited)
 		}
 	}
 	p := path("p", id, "one") // it refers to a-p and b-p
@@ -336,7 +343,7 @@ func (s *suite) danglingReferences() {
 		s.Helper()
 		told := *p
 		told.Elsewhere = elsewhere
-		there, _, err := s.c.Publish(s.Context(), cache, &told, nil)
+		there, _, err := s.c.Publish(s.Context(), cache, &told, nil, Unchecked())
 		s.ok(err)
 		s.equal(there, p)
 	}
@@ -389,4 +396,193 @@ func (s *suite) danglingReferences() {
 	want(a)
 	s.ok(s.c.DeleteCache(s.Context(), b))
 	want(b)
+}
+
+// second is the error of two results.
+func second[T any](_ T, err error) error { return err }
+
+// bases keep a path from being published when what was looked at has changed since.
+func (s *suite) bases() {
+	a, b := s.cache("a"), s.cache("b")
+	basis := func(name string, visited ...string) catalog.Basis {
+		s.Helper()
+		basis, err := s.c.Basis(s.Context(), a, storePath(name).Hash())
+		s.ok(err)
+		for i, v := range visited {
+			if i == 0 {
+				basis.Visited = make(map[nix.PathHash]bool)
+			}
+			basis.Visited[storePath(v).Hash()] = true
+		}
+		return basis
+	}
+	none := basis("none")
+	if none.Awaited || none.Deletions != 0 {
+		s.Errorf("where there is nothing, the basis is %v", none)
+	}
+
+	// A path that no other refers to cannot close a cycle. One that others refer to by now may, so
+	// a search is needed.
+	early, other := basis("library"), basis("other")
+	s.ok(s.publishingOn(basis("program"), a, "program", "library"))
+	s.want(s.publishingOn(early, a, "library"), catalog.ErrChanged)
+	s.ok(s.publishingOn(other, a, "other", "missing"))
+	s.ok(s.publishingOn(early, b, "library"))
+	if !basis("library").Awaited {
+		s.Error("what is referred to is not awaited")
+	}
+	s.want(s.publishingOn(basis("library"), a, "library"), catalog.ErrChanged)
+
+	// A visited path that is published since, in this cache, makes the search worth nothing. Others
+	// do not.
+	searched := basis("library", "a", "b")
+	s.ok(s.publishing(b, "a"))
+	s.ok(s.publishing(a, "c"))
+	s.ok(s.publishing(a, "b"))
+	s.want(s.publishingOn(searched, a, "library", "a", "b"), catalog.ErrChanged)
+	searched = basis("library", "a", "b")
+	s.ok(s.c.DeletePath(s.Context(), a, storePath("c").Hash())) // the last one: the next is a new one nevertheless
+	s.ok(s.c.DeletePath(s.Context(), a, storePath("b").Hash()))
+	s.ok(s.publishing(a, "b", "library")) // with another reference than before
+	s.want(s.publishingOn(searched, a, "library", "a", "b"), catalog.ErrChanged)
+	searched = basis("library", "a", "b")
+	s.ok(s.publishingOn(searched, a, "library", "a", "b"))
+
+	// What was deleted since is not referred to, unless references may be missing. It cannot come
+	// back unnoticed either.
+	before, ofB := basis("late", "b"), basis("b")
+	partial := before
+	partial.Partial = true
+	_, err := s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("b"), Referrers: catalog.KeepReferrers})
+	s.ok(err)
+	s.want(s.publishingOn(before, a, "late", "b"), catalog.ErrChanged)
+	s.ok(s.publishingOn(before, a, "late-itself", "late-itself", "program"))
+	s.ok(s.publishingOn(partial, a, "late", "b"))
+	s.want(s.publishingOn(ofB, a, "b"), catalog.ErrChanged)
+
+	// What takes the place of a path that is withheld is looked at like any other.
+	p, err := s.c.Path(s.Context(), a, storePath("program").Hash())
+	s.ok(err)
+	s.ok(s.c.Withhold(s.Context(), p.NAR, true))
+	nar, _, err := s.c.AddNAR(s.Context(), newNAR("again", a))
+	s.ok(err)
+	again := path("program", nar, "again")
+	again.Info.References = []nix.StorePath{storePath("only-in-the-local-store")}
+	replacing := basis("program", "only-in-the-local-store")
+	_, added, err := s.c.Publish(s.Context(), a, again, nil, replacing)
+	s.ok(err)
+	if !added {
+		s.Error("it did not take the place")
+	}
+}
+
+// racedCycles are not closed: the last path of a cycle sees the others.
+func (s *suite) racedCycles() {
+	a := s.cache("a")
+	ctx := context.WithoutCancel(s.Context())
+	nar, _, err := s.c.AddNAR(ctx, newNAR("of all", a))
+	s.ok(err)
+	// As the core does it: it walks where a path is awaited.
+	publish := func(own, ref string) error {
+		p := path(own, nar, "of all")
+		p.Info.References = []nix.StorePath{storePath(ref)}
+		for {
+			b, err := s.c.Basis(ctx, a, p.Info.Path.Hash())
+			if err != nil {
+				return err
+			}
+			b.Partial = true
+			if b.Awaited {
+				b.Visited = make(map[nix.PathHash]bool)
+				for next := hashes(ref); len(next) > 0; {
+					hash := next[0]
+					next = next[1:]
+					if hash == p.Info.Path.Hash() {
+						return errCycle
+					}
+					if b.Visited[hash] {
+						continue
+					}
+					b.Visited[hash] = true
+					for r, err := range s.c.References(ctx, a, []nix.PathHash{hash}) {
+						if err != nil {
+							return err
+						}
+						for _, ref := range r.References {
+							next = append(next, ref.Hash())
+						}
+					}
+				}
+			}
+			if _, _, err = s.c.Publish(ctx, a, p, nil, b); !errors.Is(err, catalog.ErrChanged) {
+				return err
+			}
+		}
+	}
+	const length = 4
+	for round := range 40 {
+		var refused atomic.Int64
+		var pushing sync.WaitGroup
+		for i := range length {
+			pushing.Go(func() {
+				err := publish(fmt.Sprint(round, "-", i), fmt.Sprint(round, "-", (i+1)%length))
+				if errors.Is(err, errCycle) {
+					refused.Add(1)
+				} else if err != nil {
+					s.Error(err)
+				}
+			})
+		}
+		pushing.Wait()
+		if n := refused.Load(); n != 1 {
+			s.Errorf("%d paths of a cycle were refused, want 1", n)
+		}
+	}
+}
+
+var errCycle = errors.New("a cycle")
+
+// references are found of many paths at once.
+func (s *suite) references() {
+	a, b := s.cache("a"), s.cache("b")
+	var names []string
+	for i := range mostAtOnce {
+		names = append(names, fmt.Sprint("n", i))
+	}
+	want := make(map[nix.StorePath]catalog.Referrer)
+	for i, name := range names[:100] {
+		s.ok(s.publishing(a, name, name, "library"))
+		r := catalog.Referrer{Path: storePath(name), References: []nix.StorePath{storePath(name), storePath("library")}}
+		if i == 7 {
+			p, err := s.c.Path(s.Context(), a, r.Path.Hash())
+			s.ok(err)
+			s.ok(s.c.Withhold(s.Context(), p.NAR, true))
+			r.Withheld = true
+		}
+		want[r.Path] = r
+	}
+	got := make(map[nix.StorePath]catalog.Referrer)
+	found := 0
+	for r, err := range s.c.References(s.Context(), a, hashes(names...)) {
+		s.ok(err)
+		got[r.Path] = r
+		found++
+	}
+	s.equal(got, want)
+	s.equal(found, len(want))
+	for range s.c.References(s.Context(), a, hashes(names...)) {
+		break
+	}
+	for _, names := range [][]string{nil, {"n0"}} {
+		for r, err := range s.c.References(s.Context(), b, hashes(names...)) {
+			s.Errorf("another cache has %v, %v", r, err)
+		}
+	}
+	var refused error
+	for _, err := range s.c.References(s.Context(), a, make([]nix.PathHash, mostAtOnce+1)) {
+		refused = err
+	}
+	if refused == nil {
+		s.Error("more than the most are asked for at once")
+	}
 }

@@ -1,6 +1,7 @@
 package catalogtest
 
 import (
+	"math"
 	"time"
 
 	"firn/internal/depot/catalog"
@@ -10,6 +11,11 @@ import (
 // Sample returns a NAR with a pack, a chunk and an upload of its own, and a path that may be published with it. All hashes are those of the name.
 func Sample(name string, cache catalog.CacheID) (*catalog.NewNAR, *catalog.Path) {
 	return newNAR(name, cache), path(name, 0, name)
+}
+
+// Unchecked is a basis that nothing changes, for tests of something else.
+func Unchecked() catalog.Basis {
+	return catalog.Basis{Paths: math.MaxInt64, Visited: map[nix.PathHash]bool{}, Partial: true}
 }
 
 func newNAR(name string, cache catalog.CacheID, others ...string) *catalog.NewNAR {

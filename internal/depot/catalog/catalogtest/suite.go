@@ -2,6 +2,7 @@
 package catalogtest
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -60,6 +61,9 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"NARs built on chunks", (*suite).builtNARs},
 		{"awaited paths", (*suite).awaitedPaths},
 		{"dangling references", (*suite).danglingReferences},
+		{"paths on a basis", (*suite).bases},
+		{"cycles that are closed at once", (*suite).racedCycles},
+		{"references", (*suite).references},
 		{"paths", (*suite).paths},
 		{"paths that are refused", (*suite).refusedPaths},
 		{"all of a path", (*suite).wholePaths},
@@ -72,6 +76,8 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"paths that are withheld", (*suite).replaceWithheld},
 		{"debug info", (*suite).debug},
 		{"files", (*suite).files},
+		{"updates of files", (*suite).updates},
+		{"updates of files at once", (*suite).racedUpdates},
 		{"sweeps", (*suite).sweeps},
 		{"packs that are soon swept", (*suite).leavingPacks},
 		{"sweeps of uploads", (*suite).sweepUploads},
@@ -160,20 +166,39 @@ func (s *suite) caches() {
 	s.equal(all, []*catalog.Cache{a, b})
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "a"}), catalog.ErrConflict)
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "c", Hosts: []string{"b.example"}}), catalog.ErrConflict)
+	wasA, wasB := *a, *b
 	b.Hosts, b.Priority = []string{"b.example"}, 3
-	s.want(s.c.SetCache(s.Context(), b), catalog.ErrConflict)
+	s.want(s.c.SetCache(s.Context(), &wasB, b), catalog.ErrConflict)
 	a.Hosts = []string{"a.example"}
-	s.ok(s.c.SetCache(s.Context(), a))
-	s.ok(s.c.SetCache(s.Context(), b))
+	s.ok(s.c.SetCache(s.Context(), &wasA, a))
+	s.ok(s.c.SetCache(s.Context(), &wasB, b))
+	// Who has read it before does not undo that.
+	open := wasA
+	open.Private = false
+	s.want(s.c.SetCache(s.Context(), &wasA, &open), catalog.ErrChanged)
+	for _, stale := range []func(*catalog.Cache){
+		func(c *catalog.Cache) { c.Name = "x" },
+		func(c *catalog.Cache) { c.StoreDir = "/y/store" },
+		func(c *catalog.Cache) { c.Sources = c.Sources[:1] },
+		func(c *catalog.Cache) { c.Priority++ },
+		func(c *catalog.Cache) { c.Private = false },
+		func(c *catalog.Cache) { c.Hosts = nil },
+		func(c *catalog.Cache) { c.AllowMissingReferences = false },
+		func(c *catalog.Cache) { c.Keys = nil },
+	} {
+		old := *a
+		stale(&old)
+		s.want(s.c.SetCache(s.Context(), &old, a), catalog.ErrChanged)
+	}
 	all, err = s.c.Caches(s.Context())
 	s.ok(err)
 	if len(all) != 2 || all[1].Priority != 3 || !slices.Equal(all[1].Hosts, b.Hosts) || !slices.Equal(all[0].Hosts, a.Hosts) {
 		s.Errorf("caches %+v, %+v", all[0], all[1])
 	}
-	s.want(s.c.SetCache(s.Context(), &catalog.Cache{ID: 999, Name: "x"}), catalog.ErrNotFound)
-	s.want(s.c.SetCache(s.Context(), &catalog.Cache{ID: b.ID, Name: "a"}), catalog.ErrConflict)
+	s.want(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: 999, Name: "x"}), catalog.ErrNotFound)
+	s.want(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: b.ID, Name: "a"}), catalog.ErrConflict)
 	// The moment at which it was made stays, and what was refused has taken no host.
-	s.ok(s.c.SetCache(s.Context(), &catalog.Cache{ID: b.ID, Name: "z", Hosts: []string{"z.example"}, Created: s.clock.Now().Add(time.Hour)}))
+	s.ok(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: b.ID, Name: "z", Hosts: []string{"z.example"}, Created: s.clock.Now().Add(time.Hour)}))
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "d", Hosts: []string{"d.example", "a.example"}}), catalog.ErrConflict)
 	s.ok(s.c.AddCache(s.Context(), &catalog.Cache{Name: "b", Hosts: []string{"d.example", "b.example"}}))
 	all, err = s.c.Caches(s.Context())
@@ -302,24 +327,23 @@ func errOf[A, B any](_ A, _ B, err error) error { return err }
 
 func (s *suite) files() {
 	a, b := s.cache("a"), s.cache("b")
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("one")}, false))
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("two")}, true))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("one")}))
 	content, err := s.c.File(s.Context(), a, "log/x")
 	s.ok(err)
 	s.equal(string(content), "one")
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("three")}, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("three")}))
 	content, err = s.c.File(s.Context(), a, "log/x")
 	s.ok(err)
 	s.equal(string(content), "three")
 	_, err = s.c.File(s.Context(), b, "log/x")
 	s.want(err, catalog.ErrNotFound)
-	s.want(s.c.PutFile(s.Context(), 999, &catalog.File{Key: "log/x"}, false), catalog.ErrGone)
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/empty"}, false))
+	s.want(s.c.PutFile(s.Context(), 999, &catalog.File{Key: "log/x"}), catalog.ErrGone)
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/empty"}))
 	for i := range 410 {
-		s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: fmt.Sprintf("k/%03d", i)}, false))
+		s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: fmt.Sprintf("k/%03d", i)}))
 	}
-	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "j"}, false))
-	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "l"}, false))
+	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "j"}))
+	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "l"}))
 	var keys []string
 	for key, err := range s.c.AllFiles(s.Context(), b, "k/") {
 		s.ok(err)
@@ -328,6 +352,80 @@ func (s *suite) files() {
 	if len(keys) != 410 || !slices.IsSorted(keys) || keys[0] != "k/000" {
 		s.Errorf("%d keys", len(keys))
 	}
+}
+
+func (s *suite) updates() {
+	a := s.cache("a")
+	f := &catalog.File{Key: "k", Content: []byte("not this")}
+	update := func(cache catalog.CacheID, old, content string, result error) error {
+		s.Helper()
+		return s.c.UpdateFile(s.Context(), cache, f, catalog.Basis{}, func(got []byte) ([]byte, error) {
+			if string(got) != old {
+				s.Errorf("the old content is %q, want %q", got, old)
+			}
+			if content == "nil" {
+				return nil, result
+			}
+			return []byte(content), result
+		})
+	}
+	want := func(content string) {
+		s.Helper()
+		got, err := s.c.File(s.Context(), a, "k")
+		s.ok(err)
+		s.equal(string(got), content)
+	}
+	refused := errors.New("refused")
+	if err := update(a, "", "x", refused); err != refused {
+		s.Errorf("an update that fails: %v, want its own error", err)
+	}
+	_, err := s.c.File(s.Context(), a, "k")
+	s.want(err, catalog.ErrNotFound)
+	s.ok(update(a, "", "nil", nil))
+	_, err = s.c.File(s.Context(), a, "k")
+	s.want(err, catalog.ErrNotFound)
+	s.want(update(999, "", "x", nil), catalog.ErrGone)
+	s.ok(update(a, "", "one", nil))
+	want("one")
+	s.ok(update(a, "one", "two", nil))
+	s.ok(update(a, "two", "nil", nil))
+	s.ok(update(a, "two", "two", nil))
+	if err := update(a, "two", "three", refused); err != refused {
+		s.Errorf("an update that fails: %v, want its own error", err)
+	}
+	want("two")
+
+	// A file that is there and empty is not one that is missing.
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
+	s.ok(s.c.UpdateFile(s.Context(), a, f, catalog.Basis{}, func(old []byte) ([]byte, error) {
+		if old == nil || len(old) > 0 {
+			s.Errorf("the content of an empty file is %#v", old)
+		}
+		return []byte("three"), nil
+	}))
+	want("three")
+}
+
+// racedUpdates all take effect, each once.
+func (s *suite) racedUpdates() {
+	a := s.cache("a")
+	const writers, each = 8, 20
+	var wg sync.WaitGroup
+	for range writers {
+		wg.Go(func() {
+			for range each {
+				if err := s.c.UpdateFile(s.Context(), a, &catalog.File{Key: "k"}, catalog.Basis{}, func(old []byte) ([]byte, error) {
+					return append(bytes.Clone(old), 'x'), nil
+				}); err != nil {
+					s.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	content, err := s.c.File(s.Context(), a, "k")
+	s.ok(err)
+	s.equal(len(content), writers*each)
 }
 
 func (s *suite) versions() {
@@ -340,7 +438,7 @@ func (s *suite) versions() {
 	if again, _ := s.c.Version(); again != before {
 		s.Error("the version changes by itself")
 	}
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
 	if after, _ := s.c.Version(); after == before {
 		s.Error("the version stays after a commit")
 	}
@@ -356,7 +454,7 @@ func (s *suite) many() {
 				name := fmt.Sprint("n", i, "-", j)
 				id, _, err := s.c.AddNAR(ctx, newNAR(name, a))
 				if err == nil {
-					_, _, err = s.c.Publish(ctx, a, path(name, id, name), nil)
+					_, _, err = s.c.Publish(ctx, a, path(name, id, name), nil, Unchecked())
 				}
 				if err == nil {
 					_, err = s.c.Path(ctx, a, storePath(name).Hash())

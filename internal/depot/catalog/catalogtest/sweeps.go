@@ -125,7 +125,7 @@ func (s *suite) deleteCache() {
 	s.ok(s.c.AddUpload(s.Context(), upload("one", b, id)))
 	only, _ := s.nar("only", a)
 	s.publish(a, path("q", only, "only"))
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("x")}, false))
+	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("x")}))
 	s.ok(s.c.DeleteCache(s.Context(), a))
 	_, err := s.c.Path(s.Context(), a, storePath("p").Hash())
 	s.want(err, catalog.ErrNotFound)

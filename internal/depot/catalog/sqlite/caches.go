@@ -67,37 +67,54 @@ func conflict(there bool, err error, format string, args ...any) error {
 func (c *Catalog) Caches(ctx context.Context) ([]*catalog.Cache, error) {
 	var all []*catalog.Cache
 	err := c.rows(ctx, func(scan func(...any) error) error {
-		var sources, keys, storeDir string
-		var hosts sql.NullString
-		var created int64
-		r := &catalog.Cache{}
-		if err := scan(&r.ID, &r.Name, &storeDir, &sources, &r.Priority, &r.Private, &r.AllowMissingReferences, &keys, &created, &hosts); err != nil {
-			return err
-		}
-		r.StoreDir, r.Created = nix.StoreDir(storeDir), time.Unix(created, 0).UTC()
-		r.Sources, r.Hosts = strings.Fields(sources), strings.Fields(hosts.String)
-		for _, text := range strings.Fields(keys) {
-			key, err := nix.ParseSecretKey(text)
-			if err != nil {
-				return fmt.Errorf("key of cache %s: %w", r.Name, err)
-			}
-			r.Keys = append(r.Keys, key)
-		}
+		r, err := scanCache(scan)
 		all = append(all, r)
-		return nil
-	}, `
-		SELECT id, name, store_dir, sources, priority, private, allow_missing, keys, created,
-			(SELECT group_concat(host, ' ' ORDER BY host) FROM cache_hosts WHERE cache = caches.id)
-		FROM caches WHERE name IS NOT NULL ORDER BY name`)
+		return err
+	}, cacheRecords+" ORDER BY name")
 	if err != nil {
 		return nil, fmt.Errorf("read caches: %w", err)
 	}
 	return all, nil
 }
 
+// cacheRecords are the records of all caches, with the columns that scanCache scans.
+const cacheRecords = `
+	SELECT id, name, store_dir, sources, priority, private, allow_missing, keys, created,
+		(SELECT group_concat(host, ' ' ORDER BY host) FROM cache_hosts WHERE cache = caches.id)
+	FROM caches WHERE name IS NOT NULL`
+
+func scanCache(scan func(...any) error) (*catalog.Cache, error) {
+	var sources, keys, storeDir string
+	var hosts sql.NullString
+	var created int64
+	r := &catalog.Cache{}
+	if err := scan(&r.ID, &r.Name, &storeDir, &sources, &r.Priority, &r.Private, &r.AllowMissingReferences, &keys, &created, &hosts); err != nil {
+		return nil, err
+	}
+	r.StoreDir, r.Created = nix.StoreDir(storeDir), time.Unix(created, 0).UTC()
+	r.Sources, r.Hosts = strings.Fields(sources), strings.Fields(hosts.String)
+	for _, text := range strings.Fields(keys) {
+		key, err := nix.ParseSecretKey(text)
+		if err != nil {
+			return nil, fmt.Errorf("key of cache %s: %w", r.Name, err)
+		}
+		r.Keys = append(r.Keys, key)
+	}
+	return r, nil
+}
+
 // SetCache replaces a record.
-func (c *Catalog) SetCache(ctx context.Context, r *catalog.Cache) error {
+func (c *Catalog) SetCache(ctx context.Context, old, r *catalog.Cache) error {
 	err := c.write(ctx, func(x *change) error {
+		if err := x.rows(func(scan func(...any) error) error {
+			now, err := scanCache(scan)
+			if err == nil && !now.Equal(old) {
+				err = catalog.ErrChanged
+			}
+			return err
+		}, cacheRecords+" AND id = ?", int64(r.ID)); err != nil {
+			return err
+		}
 		var other int64
 		if ok, err := x.get("SELECT id FROM caches WHERE name = ?", []any{r.Name}, &other); err != nil || ok && other != int64(r.ID) {
 			return conflict(ok, err, "a cache named %s", r.Name)

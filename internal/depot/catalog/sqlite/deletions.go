@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"firn/internal/depot/catalog"
@@ -21,16 +20,15 @@ const searchPage = 2000
 // Which paths refer to others is written only with these, so all have to be read, which takes seconds where there are a million.
 // That is done outside of transactions. Each transaction that deletes looks at what was published since then, which is little.
 type deletion struct {
-	c       *Catalog
-	d       *catalog.Deletion
-	dir     nix.StoreDir
-	partial bool // the cache allows missing references
-	search  *catalog.Search
-	seen    int64                    // the search was shown the paths up to this row
-	left    []nix.PathHash           // to be deleted, in this order
-	again   bool                     // older paths may refer to what was found since they were shown
-	gone    catalog.Deleted          // what is durable
-	logs    map[string]nix.StorePath // derivations that have logs and have built what is gone, by their last elements
+	c      *Catalog
+	d      *catalog.Deletion
+	dir    nix.StoreDir
+	search *catalog.Search
+	seen   int64                    // the search was shown the paths up to this row
+	left   []nix.PathHash           // to be deleted, in this order
+	again  bool                     // older paths may refer to what was found since they were shown
+	gone   catalog.Deleted          // what is durable
+	logs   map[string]nix.StorePath // derivations that have logs and have built what is gone, by their last elements
 }
 
 // DeletePaths removes paths.
@@ -52,8 +50,7 @@ func (c *Catalog) DeletePaths(ctx context.Context, d *catalog.Deletion) (*catalo
 
 func (x *deletion) run(ctx context.Context) error {
 	none := fmt.Errorf("%w: the cache", catalog.ErrNotFound)
-	if err := x.c.queryRow(ctx, "SELECT store_dir, allow_missing FROM caches WHERE id = ? AND name IS NOT NULL", int64(x.d.Cache)).
-		scanAll(none, &x.dir, &x.partial); err != nil {
+	if err := x.c.queryRow(ctx, "SELECT store_dir FROM caches WHERE id = ? AND name IS NOT NULL", int64(x.d.Cache)).scan(&x.dir, none); err != nil {
 		return err
 	}
 	for _, hash := range x.d.Paths {
@@ -162,13 +159,9 @@ func (x *deletion) show(scan func(...any) error) (path nix.StorePath, found bool
 	if path, err = pathOf(x.dir, hash, name); err != nil {
 		return path, false, err
 	}
-	var refs []nix.StorePath
-	for base := range strings.FieldsSeq(text) {
-		ref, err := x.dir.ParseBase(base)
-		if err != nil {
-			return path, false, err
-		}
-		refs = append(refs, ref)
+	refs, err := parseReferences(x.dir, text)
+	if err != nil {
+		return path, false, err
 	}
 	found, err = x.search.Show(path, refs)
 	x.seen = max(x.seen, row)
@@ -312,12 +305,6 @@ func (x *deletion) removeFew(y *change, gone *catalog.Deleted) (logs []nix.Store
 			return nil, err
 		}
 		if logs, err = x.appendLogs(logs, y, path, deriver); err != nil {
-			return nil, err
-		}
-		if x.d.Referrers == catalog.KeepReferrers || x.partial {
-			continue
-		}
-		if err := y.exec("UPDATE awaited SET deleted = ? WHERE cache = ? AND hash = ?", x.c.seconds(), cache, hash[:]); err != nil {
 			return nil, err
 		}
 	}

@@ -1,53 +1,68 @@
 package sqlite
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"iter"
 	"strings"
-	"time"
 
 	"firn/internal/depot/catalog"
-	"firn/nix"
 )
 
 // PutFile adds a file.
-func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File, keep bool) error {
-	text := "INSERT INTO files (cache, key, content, path) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET content = excluded.content, path = excluded.path"
-	if keep {
-		text = "INSERT INTO files (cache, key, content, path) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING"
-	}
-	err := c.write(ctx, func(x *change) error {
-		if err := hasCache(x, cache); err != nil {
-			return err
-		}
-		var path any
-		if !f.Path.IsZero() {
-			path = f.Path.Hash().String()
-			deleted, err := c.deletedNow(x, cache, f.Path.Hash())
-			if err != nil {
-				return err
-			}
-			if deleted {
-				return fmt.Errorf("%w: %s", catalog.ErrDeleted, f.Path)
-			}
-		}
-		return x.exec(text, int64(cache), f.Key, notNil(f.Content), path)
-	})
-	if err != nil {
+func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File) error {
+	if err := c.write(ctx, func(x *change) error { return c.putFile(x, cache, f) }); err != nil {
 		return fmt.Errorf("put file %s: %w", f.Key, err)
 	}
 	return nil
 }
 
-// deletedNow reports whether a path was deleted a moment ago, and is not there again.
-func (c *Catalog) deletedNow(x *change, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
-	return x.get("SELECT 1 FROM awaited WHERE cache = ? AND hash = ? AND deleted > ?", []any{int64(cache), hash[:], c.notLongSince()}, new(int64))
+// UpdateFile changes a file.
+func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *catalog.File, b catalog.Basis, update func(old []byte) ([]byte, error)) error {
+	var refused error
+	err := c.write(ctx, func(x *change) error {
+		var old []byte
+		there, err := x.get("SELECT content FROM files WHERE cache = ? AND key = ?", []any{int64(cache), f.Key}, &old)
+		if err != nil {
+			return err
+		}
+		if there {
+			old = notNil(old)
+		}
+		var content []byte
+		if content, refused = update(old); refused != nil {
+			return refused
+		}
+		if content == nil || there && bytes.Equal(content, old) {
+			return hasCache(x, cache)
+		}
+		if !f.Path.IsZero() {
+			if _, err := missing(x, cache, b, f.Path); err != nil {
+				return err
+			}
+		}
+		return c.putFile(x, cache, &catalog.File{Key: f.Key, Path: f.Path, Content: content})
+	})
+	if refused != nil {
+		return refused
+	}
+	if err != nil {
+		return fmt.Errorf("update file %s: %w", f.Key, err)
+	}
+	return nil
 }
 
-// notLongSince is the time since which what was deleted counts as recently deleted.
-func (c *Catalog) notLongSince() int64 {
-	return c.seconds() - int64(catalog.RecentlyDeleted/time.Second)
+func (c *Catalog) putFile(x *change, cache catalog.CacheID, f *catalog.File) error {
+	if err := hasCache(x, cache); err != nil {
+		return err
+	}
+	var path any
+	if !f.Path.IsZero() {
+		path = f.Path.Hash().String()
+	}
+	return x.exec("INSERT INTO files (cache, key, content, path) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET content = excluded.content, path = excluded.path",
+		int64(cache), f.Key, notNil(f.Content), path)
 }
 
 // File returns a file.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"iter"
 	"slices"
@@ -38,12 +39,8 @@ func scanPath(scan func(...any) error) (*catalog.Path, error) {
 	if p.Info.Path, err = dir.ParseBase(nix.PathHash(hash).String() + "-" + name); err != nil {
 		return nil, err
 	}
-	for ref := range strings.FieldsSeq(refs) {
-		path, err := dir.ParseBase(ref)
-		if err != nil {
-			return nil, err
-		}
-		p.Info.References = append(p.Info.References, path)
+	if p.Info.References, err = parseReferences(dir, refs); err != nil {
+		return nil, err
 	}
 	if deriver != "" {
 		if p.Info.Deriver, err = dir.ParseBase(deriver); err != nil {
@@ -89,10 +86,10 @@ const nextPath = "(SELECT 1 + max(past, " + lastPath + ") FROM past_paths)"
 const lastPath = "coalesce((SELECT max(rowid) FROM paths), 0)"
 
 // Publish makes a path visible.
-func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo) (there *catalog.Path, added bool, err error) {
+func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis) (there *catalog.Path, added bool, err error) {
 	err = c.write(ctx, func(x *change) error {
 		there, added, err = nil, false, nil
-		return c.publish(x, cache, p, debug, &there, &added)
+		return c.publish(x, cache, p, debug, b, &there, &added)
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("publish %s: %w", p.Info.Path, err)
@@ -100,7 +97,7 @@ func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog
 	return there, added, nil
 }
 
-func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, there **catalog.Path, added *bool) error {
+func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis, there **catalog.Path, added *bool) error {
 	if err := hasCache(x, cache); err != nil {
 		return err
 	}
@@ -118,10 +115,6 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 			*there = old
 			return nil
 		}
-		// Nobody is served the old one, and whoever pushes this one is told that it is there.
-		if err := c.deletePath(x, cache, hash); err != nil {
-			return err
-		}
 	} else if old != nil {
 		*there = old
 		return addSignatures(x, cache, old, p.Info.Signatures)
@@ -135,6 +128,18 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	}
 	if !ok {
 		return fmt.Errorf("%w: the NAR", catalog.ErrGone)
+	}
+	if err := unvisited(x, cache, p.Info.Path, b); err != nil {
+		return err
+	}
+	absent, err := missing(x, cache, b, slices.DeleteFunc(slices.Clone(p.Info.References), func(ref nix.StorePath) bool { return ref == p.Info.Path })...)
+	if err != nil {
+		return err
+	}
+	if old != nil { // which is withheld, and makes way
+		if err := c.deletePath(x, cache, hash); err != nil {
+			return err
+		}
 	}
 	refs := make([]string, len(p.Info.References))
 	for i, ref := range p.Info.References {
@@ -158,19 +163,10 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND +cache = ?" /* by the NAR: a cache has a million */, int64(p.NAR), int64(cache)); err != nil {
 		return err
 	}
-	for _, ref := range p.Info.References {
-		if ref == p.Info.Path {
-			continue
-		}
-		to := ref.Hash()
-		var deleted bool // just now
-		if _, err := x.get(`INSERT INTO awaited (cache, hash) SELECT ?1, ?2 WHERE NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2)
-			ON CONFLICT DO UPDATE SET hash = excluded.hash RETURNING coalesce(deleted, 0) > ?3`,
-			[]any{int64(cache), to[:], c.notLongSince()}, &deleted); err != nil {
+	// They stay when they are published: older paths refer to them.
+	if absent != "" {
+		if err := x.exec("INSERT INTO awaited (cache, hash) SELECT ?, unhex(value) FROM json_each(?) WHERE true ON CONFLICT DO NOTHING", int64(cache), absent); err != nil {
 			return err
-		}
-		if deleted {
-			return fmt.Errorf("%w: %s", catalog.ErrDeleted, ref)
 		}
 	}
 	for _, ref := range p.Elsewhere {
@@ -179,10 +175,6 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 			int64(cache), to[:], hash[:], ref.Name()); err != nil {
 			return err
 		}
-	}
-	// It stays among those that were awaited: older paths may refer to it.
-	if err := x.exec("UPDATE awaited SET deleted = NULL WHERE cache = ? AND hash = ?", int64(cache), hash[:]); err != nil {
-		return err
 	}
 	for _, d := range debug {
 		id, err := hex.DecodeString(d.BuildID)
@@ -196,6 +188,58 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	*added = true
 	*there, err = getPath(x, cache, hash)
 	return err
+}
+
+// maxSince bounds how many paths are looked at that were published since a basis.
+// That takes some milliseconds, and all that is pushed waits for it.
+const maxSince = 4096
+
+// unvisited is ErrChanged if a path may close a cycle that was not seen.
+func unvisited(x *change, cache catalog.CacheID, path nix.StorePath, b catalog.Basis) error {
+	if b.Visited == nil {
+		hash := path.Hash()
+		awaited, err := x.get("SELECT 1 WHERE "+isAwaited, []any{int64(cache), hash[:]}, new(int64))
+		if err == nil && awaited {
+			return fmt.Errorf("%w: others refer to %s", catalog.ErrChanged, path)
+		}
+		return err
+	}
+	since := 0
+	return x.rows(func(scan func(...any) error) error {
+		var hash []byte
+		if err := scan(&hash); err != nil {
+			return err
+		}
+		if since++; since == maxSince || len(hash) == len(nix.PathHash{}) && b.Visited[nix.PathHash(hash)] {
+			return fmt.Errorf("%w: %s may lead to what was published since", catalog.ErrChanged, path)
+		}
+		return nil
+	}, "SELECT hash FROM paths WHERE rowid > ? AND +cache = ? ORDER BY rowid LIMIT ?", b.Paths, int64(cache), maxSince)
+}
+
+// missing returns the path hashes of those of the given references that are not published, as a
+// list in JSON, or "" if all are. It is ErrChanged if one may have been deleted since it was looked
+// for.
+func missing(x *change, cache catalog.CacheID, b catalog.Basis, refs ...nix.StorePath) (absent string, err error) {
+	hashes := make([]string, len(refs))
+	for i, ref := range refs {
+		hash := ref.Hash()
+		hashes[i] = hex.EncodeToString(hash[:])
+	}
+	list, err := json.Marshal(hashes)
+	if err != nil {
+		return "", err
+	}
+	var deletions, n int64
+	if _, err := x.get(`SELECT deletions, count(value), json_group_array(value) FROM caches
+		LEFT JOIN json_each(?2) ON NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = unhex(value)) WHERE caches.id = ?1`,
+		[]any{int64(cache), string(list)}, &deletions, &n, &absent); err != nil || n == 0 {
+		return "", err
+	}
+	if !b.Partial && deletions != b.Deletions {
+		return "", fmt.Errorf("%w: paths were deleted", catalog.ErrChanged)
+	}
+	return absent, nil
 }
 
 var errTooManySignatures = fmt.Errorf("%w: more than %d signatures", catalog.ErrConflict, maxSignatures)
@@ -235,15 +279,18 @@ func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix
 	return x.exec("UPDATE paths SET sigs = ? WHERE cache = ? AND hash = ?", joinSignatures(all), int64(cache), hash[:])
 }
 
-// Awaited reports whether a path may be referred to.
-func (c *Catalog) Awaited(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
-	var awaited bool
-	err := c.queryRow(ctx, "SELECT EXISTS (SELECT 1 FROM awaited WHERE cache = ?1 AND hash = ?2) OR EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2)",
-		int64(cache), hash[:]).scan(&awaited, nil)
+// isAwaited is whether a path may be referred to. All that is deleted is among those that are
+// awaited.
+const isAwaited = "(EXISTS (SELECT 1 FROM awaited WHERE cache = ?1 AND hash = ?2) OR EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2))"
+
+// Basis returns what Publish will compare.
+func (c *Catalog) Basis(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (b catalog.Basis, err error) {
+	err = c.queryRow(ctx, "SELECT "+lastPath+", deletions, "+isAwaited+" FROM caches WHERE id = ?1", int64(cache), hash[:]).
+		scanAll(nil, &b.Paths, &b.Deletions, &b.Awaited)
 	if err != nil {
-		return false, fmt.Errorf("look up references to %s: %w", hash, err)
+		return b, fmt.Errorf("look up references to %s: %w", hash, err)
 	}
-	return awaited, nil
+	return b, nil
 }
 
 // danglingQuery are a page of dangling references of a cache after one, each once, and whether they
@@ -338,22 +385,59 @@ func (c *Catalog) WithheldPaths(ctx context.Context, cache catalog.CacheID) iter
 	}
 }
 
-// AddSignatures adds signatures to a path.
-func (c *Catalog) AddSignatures(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, sigs []nix.Signature) error {
-	err := c.write(ctx, func(x *change) error {
-		p, err := getPath(x, cache, hash)
-		if err == nil && p == nil {
-			err = catalog.ErrNotFound
+// References returns what paths refer to.
+func (c *Catalog) References(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[catalog.Referrer, error] {
+	return func(yield func(catalog.Referrer, error) bool) {
+		more := true
+		err := c.references(ctx, cache, hashes, func(r catalog.Referrer) error {
+			if more = yield(r, nil); !more {
+				return catalog.ErrUnavailable // which is not told
+			}
+			return nil
+		})
+		if err != nil && more {
+			yield(catalog.Referrer{}, fmt.Errorf("look up references: %w", err))
 		}
-		if err != nil {
+	}
+}
+
+func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash, each func(catalog.Referrer) error) error {
+	if err := atMost(len(hashes)); err != nil || len(hashes) == 0 {
+		return err
+	}
+	args := make([]any, 1+padded(len(hashes)))
+	args[0] = int64(cache)
+	for i := range hashes {
+		args[1+i] = hashes[i][:]
+	}
+	return c.rows(ctx, func(scan func(...any) error) error {
+		var hash []byte
+		var name, text, dir string
+		var r catalog.Referrer
+		if err := scan(&hash, &name, &text, &r.Withheld, &dir); err != nil {
 			return err
 		}
-		return addSignatures(x, cache, p, sigs)
-	})
-	if err != nil {
-		return fmt.Errorf("sign %s: %w", hash, err)
+		var err error
+		if r.Path, err = pathOf(nix.StoreDir(dir), hash, name); err != nil {
+			return err
+		}
+		if r.References, err = parseReferences(nix.StoreDir(dir), text); err != nil {
+			return err
+		}
+		return each(r)
+	}, `SELECT paths.hash, paths.name, refs, damaged, store_dir FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache
+		WHERE cache = ?1 AND paths.hash IN (`+marks(len(args)-1)+`)`, args...)
+}
+
+func parseReferences(dir nix.StoreDir, text string) (refs []nix.StorePath, err error) {
+	for base := range strings.FieldsSeq(text) {
+		ref, err := dir.ParseBase(base)
+		if err != nil {
+			return nil, err
+		}
+		refs = append(refs, ref)
 	}
-	return nil
+	return refs, nil
 }
 
 // Path returns a published path.
@@ -411,6 +495,9 @@ func (c *Catalog) deletePath(x *change, cache catalog.CacheID, hash nix.PathHash
 		err = catalog.ErrNotFound
 	}
 	if err != nil {
+		return err
+	}
+	if err := x.exec("UPDATE caches SET deletions = deletions + 1 WHERE id = ?", int64(cache)); err != nil {
 		return err
 	}
 	return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND +cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",

@@ -237,7 +237,7 @@ func unavailable(err error) error {
 	if err == nil {
 		return nil
 	}
-	for _, known := range []error{catalog.ErrNotFound, catalog.ErrConflict, catalog.ErrGone, catalog.ErrDeleted, catalog.ErrUnavailable} {
+	for _, known := range []error{catalog.ErrNotFound, catalog.ErrConflict, catalog.ErrGone, catalog.ErrChanged, catalog.ErrUnavailable} {
 		if errors.Is(err, known) {
 			return err
 		}

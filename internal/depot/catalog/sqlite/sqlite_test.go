@@ -319,7 +319,7 @@ func TestHalfDeleted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := c.PutFile(t.Context(), cache, &catalog.File{Key: "log/x"}, false); err != nil {
+		if err := c.PutFile(t.Context(), cache, &catalog.File{Key: "log/x"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -332,7 +332,7 @@ func TestHalfDeleted(t *testing.T) {
 	if all, err := c.Caches(t.Context()); err != nil || len(all) != 1 || all[0].Name != "b" {
 		t.Errorf("caches %v, %v", all, err)
 	}
-	if err := c.PutFile(t.Context(), caches[0], &catalog.File{Key: "log/y"}, false); !errors.Is(err, catalog.ErrGone) {
+	if err := c.PutFile(t.Context(), caches[0], &catalog.File{Key: "log/y"}); !errors.Is(err, catalog.ErrGone) {
 		t.Errorf("put into a deleted cache: %v", err)
 	}
 	if err := c.DeleteCache(t.Context(), caches[0]); !errors.Is(err, catalog.ErrNotFound) {
@@ -388,7 +388,7 @@ func TestSize(t *testing.T) {
 					t.Error(err)
 				}
 				p.NAR = id
-				if _, _, err := c.Publish(t.Context(), cache, p, nil); err != nil {
+				if _, _, err := c.Publish(t.Context(), cache, p, nil, catalogtest.Unchecked()); err != nil {
 					t.Error(err)
 				}
 			}
@@ -426,11 +426,12 @@ func TestFilesOfOlder(t *testing.T) {
 		{Key: realisation, Content: fmt.Appendf(nil, `{"outPath":%q}`, p.Info.Path.Base())},
 		{Key: broken, Content: []byte("{")},
 	} {
-		if err := c.PutFile(t.Context(), cache, f, false); err != nil {
+		if err := c.PutFile(t.Context(), cache, f); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for _, text := range []string{"DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
+	for _, text := range []string{"DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "ALTER TABLE caches DROP COLUMN deletions",
+		"ALTER TABLE awaited ADD COLUMN deleted INTEGER", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
 		if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
 			t.Fatal(err)
 		}

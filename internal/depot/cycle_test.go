@@ -1,0 +1,52 @@
+package depot_test
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"firn/internal/cache"
+	"firn/internal/depot"
+	"firn/nix"
+)
+
+// A path that is withheld refers to what it refers to: it may be whole again, and then be part of a
+// cycle.
+func TestCycleThroughWithheld(tt *testing.T) {
+	t := newTester(tt, depot.Options{})
+	c, err := cache.New([]cache.Source{t.Part}, cache.Options{Sink: t.Part, AllowMissingReferences: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	one, two := archive(t, file("", []byte("one"))), archive(t, file("", []byte("two")))
+	publish := func(nar []byte, ref []byte) error {
+		t.Helper()
+		info := infoOf(t, nar)
+		info.References = []nix.StorePath{infoOf(t, ref).Path}
+		url := "nar/" + info.NARHash.Nix32() + ".nar"
+		if _, err := c.Receive(t.Context(), cache.Upload{URL: url, NAR: bytes.NewReader(nar)}); err != nil {
+			t.Fatal(err)
+		}
+		_, err := c.Publish(t.Context(), &nix.NARInfo{PathInfo: *info, URL: url, Compression: nix.None, FileHash: info.NARHash, FileSize: info.NARSize})
+		return err
+	}
+	if err := publish(one, two); err != nil {
+		t.Fatal(err)
+	}
+	there, err := t.catalog.Path(t.Context(), t.record.ID, infoOf(t, one).Path.Hash())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := t.catalog.Withhold(t.Context(), there.NAR, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := publish(two, one); !errors.Is(err, cache.ErrInvalid) {
+		t.Errorf("Publish of the other half of a cycle: %v, want ErrInvalid", err)
+	}
+	if err := t.catalog.Withhold(t.Context(), there.NAR, false); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.NARInfo(t.Context(), infoOf(t, two).Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		t.Errorf("NARInfo of the other half: %v, want ErrNotFound", err)
+	}
+}
