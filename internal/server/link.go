@@ -165,9 +165,12 @@ func (l *link) Write(p []byte) (n int, err error) {
 	}
 }
 
-// ReadFrom writes in slices too, which the connection is given in the one form in which it sends them with sendfile:
-// as an io.LimitedReader right around a file.
+// ReadFrom writes in slices too. Files are sent with sendfile: a section of a file that others read at the same time as it is,
+// and another file where the connection is given the one form of which it makes a sendfile, an io.LimitedReader right around a file.
 func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
+	if section, ok := r.(*io.SectionReader); ok {
+		return l.sendSection(section)
+	}
 	whole, ok := r.(*io.LimitedReader)
 	if !ok {
 		whole = &io.LimitedReader{R: r, N: 1<<63 - 1}
@@ -187,6 +190,40 @@ func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
 		}
 	}
 	return n, nil
+}
+
+// sendSection writes what is left of a section.
+func (l *link) sendSection(section *io.SectionReader) (n int64, err error) {
+	whole, start, size := section.Outer()
+	at, err := section.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	file, ok := whole.(*os.File)
+	for ok && at < size {
+		if err := l.extend(); err != nil {
+			return n, err
+		}
+		m, err := sendFile(l.Conn, file, start+at, min(slice, size-at))
+		if errors.Is(err, errors.ErrUnsupported) {
+			break
+		}
+		n, at = n+m, at+m
+		if err != nil {
+			return n, err
+		}
+		if m == 0 { // the file ends before the section
+			size = at
+		}
+	}
+	if at == size {
+		return n, nil
+	}
+	if _, err := section.Seek(at, io.SeekStart); err != nil {
+		return n, err
+	}
+	m, err := io.Copy(struct{ io.Writer }{l}, section)
+	return n + m, err
 }
 
 // SetWriteDeadline does nothing: net/http takes deadlines away that it has not set.
