@@ -1,0 +1,62 @@
+package slots
+
+import (
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// What is open at once is never more than may be, and every kind of thing gets some.
+func TestDivide(t *testing.T) {
+	for files, want := range map[int]Files{
+		256:     {Reserved: 64, Connections: 56, Readers: 28, Waiting: 28, Uploads: 8, SSHLogins: 8, SSHConnections: 16, SSHSessions: 8, IdlePacks: 8, IdleNARs: 16},
+		1024:    {Reserved: 160, Connections: 272, Readers: 136, Waiting: 136, Uploads: 32, SSHLogins: 32, SSHConnections: 64, SSHSessions: 32, IdlePacks: 32, IdleNARs: 64},
+		4096:    {Reserved: 512, Connections: 1248, Readers: 624, Waiting: 624, Uploads: 32, SSHLogins: 128, SSHConnections: 256, SSHSessions: 128, IdlePacks: 128, IdleNARs: 256},
+		16384:   {Reserved: 512, Connections: 6496, Readers: 3248, Waiting: 3248, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, IdlePacks: 128, IdleNARs: 1024},
+		524288:  {Reserved: 512, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, IdlePacks: 128, IdleNARs: 1024},
+		1 << 30: {Reserved: 512, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, IdlePacks: 128, IdleNARs: 1024},
+	} {
+		if diff := cmp.Diff(want, Divide(files)); diff != "" {
+			t.Errorf("of %d files (-want +got):\n%s", files, diff)
+		}
+	}
+	for files := 128; files < 600_000; files += 1 + files/50 {
+		f, half := Divide(files), Divide(files/2)
+		if f.Sum() > files {
+			t.Errorf("of %d files %d are shared out: %+v", files, f.Sum(), f)
+		}
+		for what, counts := range map[string][2]int{
+			"reserved": {half.Reserved, f.Reserved}, "connections": {half.Connections, f.Connections}, "readers": {half.Readers, f.Readers},
+			"waiting": {half.Waiting, f.Waiting}, "uploads": {half.Uploads, f.Uploads}, "SSH log-ins": {half.SSHLogins, f.SSHLogins},
+			"SSH connections": {half.SSHConnections, f.SSHConnections}, "SSH sessions": {half.SSHSessions, f.SSHSessions},
+			"idle packs": {half.IdlePacks, f.IdlePacks}, "idle NARs": {half.IdleNARs, f.IdleNARs},
+		} {
+			if counts[1] < 1 || counts[1] < counts[0] {
+				t.Errorf("of %d files there are %d %s, and of half as many %d", files, counts[1], what, counts[0])
+			}
+		}
+	}
+}
+
+// With half of all connections, one address leaves as many for the others, and its own can be read, and wait, at the same time.
+func TestSharesOfOneAddress(t *testing.T) {
+	for _, files := range []int{256, 1024, 4096, 16384, 524288} {
+		f := Divide(files)
+		for what, n := range map[string]int{"connections": f.Connections, "readers": f.Readers, "waiting": f.Waiting, "uploads": f.Uploads} {
+			s := New(n)
+			got := 0
+			for {
+				if _, ok := s.TryTake("address"); !ok {
+					break
+				}
+				got++
+			}
+			if got != (n+1)/2 {
+				t.Errorf("of %d files: one address has %d of %d %s", files, got, n, what)
+			}
+		}
+		if busy := (f.Readers + f.Waiting + f.Uploads + 2) / 2; busy > f.Connections*3/4 {
+			t.Errorf("of %d files: one client behind a proxy has %d of its %d connections at work", files, busy, f.Connections)
+		}
+	}
+}
