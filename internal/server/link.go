@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"firn/internal/slots"
 )
 
 // How slowly a client may take what is sent to it: slice bytes in patience, so 4 KiB/s averaged over four minutes.
@@ -33,10 +35,11 @@ const (
 type link struct {
 	net.Conn
 	made     time.Time
-	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
-	idle     atomic.Int64 // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
-	closed   func()       // called by Close
-	head     []byte       // what was read already: Read begins with it
+	extended atomic.Int64       // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
+	idle     atomic.Int64       // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
+	closed   func()             // called by Close
+	head     []byte             // what was read already: Read begins with it
+	seat     *slots.Seat[*link] // nil in some tests
 
 	reading sync.Mutex
 	wanted  time.Duration // since made: the deadline for reading; never if there is none
@@ -65,7 +68,21 @@ func (l *link) state(s http.ConnState) {
 		l.idle.Store(-1)
 	case http.StateIdle:
 		l.idle.Store(l.now())
+		l.spared()
 	}
+}
+
+// spared tells the seat that it waits for a request since another time.
+func (l *link) spared() {
+	if l.seat != nil {
+		l.seat.Spared()
+	}
+}
+
+// Spare reports whether another connection may have the place of this one: whether it waits for a request, and since when.
+func (l *link) Spare() (since int64, ok bool) {
+	idle := l.idle.Load()
+	return l.made.UnixNano() + idle, idle >= 0
 }
 
 // now is the time as idle has it.
@@ -79,8 +96,8 @@ func (l *link) idleSince() (since time.Time, ok bool) {
 
 // hear renews the wait for a request of which a part has come.
 func (l *link) hear() {
-	if idle := l.idle.Load(); idle >= 0 {
-		l.idle.CompareAndSwap(idle, l.now())
+	if idle := l.idle.Load(); idle >= 0 && l.idle.CompareAndSwap(idle, l.now()) {
+		l.spared()
 	}
 }
 

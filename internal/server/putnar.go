@@ -168,6 +168,13 @@ func (s *Server) serveReceived(x *exchange) error {
 	}
 	closing := n
 	defer func() { closing.Close() }()
+	if !x.isHead() {
+		done, err := s.reading(x)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	compression, tag := compressionOf[x.target.ext], r.NARHash.Nix32()
 	switch {
 	case x.target.ext == "" && r.FileHash == r.NARHash:

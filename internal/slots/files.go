@@ -5,8 +5,8 @@ import "syscall"
 // Files says how many there may be at once of each kind of thing that has a file open, so that all together have no more open than the process may.
 // A connection counts as one file.
 type Files struct {
-	// Reserved files are left for what has to go on whatever clients do: the catalog, Nix's database, listeners, logs, signals, compressed NARs
-	// that are being made, the sweeps of the depot.
+	// Reserved files are left for what has to go on whatever clients do: the catalog, Nix's database, listeners, logs, signals,
+	// and the sweeps of the depot.
 	Reserved int
 
 	Connections int // over HTTP
@@ -18,18 +18,20 @@ type Files struct {
 	SSHConnections int // that have
 	SSHSessions    int // commands that are answered: two files each, whether they read or write
 
+	Making    int // NARs of the local store that are being compressed, of each of two sizes: three files each
 	IdlePacks int // packs of the depot that stay open for the next reader
 	IdleNARs  int // compressed NARs of the local store that do
 }
 
 // The most that there are of each kind, however many files there may be.
 const (
-	maxReserved       = 512
+	maxReserved       = 256
 	maxConnections    = 16 << 10 // an idle one takes some 24 KB of memory, so these take 400 MB: enough for 600 machines with the 25 that Nix opens at most
 	maxUploads        = 32
 	maxSSHLogins      = 128
 	maxSSHConnections = 1024
 	maxSSHSessions    = 256
+	maxMaking         = 64
 	maxIdlePacks      = 128
 	maxIdleNARs       = 1024
 )
@@ -43,6 +45,7 @@ func Divide(files int) Files {
 		SSHLogins:      share(maxSSHLogins, 32),
 		SSHConnections: share(maxSSHConnections, 16),
 		SSHSessions:    share(maxSSHSessions, 32),
+		Making:         share(maxMaking, 64),
 		IdlePacks:      share(maxIdlePacks, 32),
 		IdleNARs:       share(maxIdleNARs, 16),
 	}
@@ -54,8 +57,11 @@ func Divide(files int) Files {
 
 // Sum is how many files are open where there is the most of everything.
 func (f Files) Sum() int {
-	return f.Reserved + f.Connections + 2*f.Readers + 2*f.Uploads + f.SSHLogins + f.SSHConnections + 2*f.SSHSessions + f.IdlePacks + f.IdleNARs
+	return f.Reserved + f.Connections + 2*f.Readers + 2*f.Uploads + f.SSHLogins + f.SSHConnections + 2*f.SSHSessions + 6*f.Making + f.IdlePacks + f.IdleNARs
 }
+
+// OfProcess is what Divide makes of the files that this process may have open.
+func OfProcess() Files { return Divide(MaxFiles()) }
 
 // MaxFiles returns how many files this process may have open.
 func MaxFiles() int {

@@ -8,13 +8,14 @@ import (
 
 // What is open at once is never more than may be, and every kind of thing gets some.
 func TestDivide(t *testing.T) {
+	most := Files{Reserved: 256, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, Making: 64, IdlePacks: 128, IdleNARs: 1024}
 	for files, want := range map[int]Files{
-		256:     {Reserved: 64, Connections: 56, Readers: 28, Waiting: 28, Uploads: 8, SSHLogins: 8, SSHConnections: 16, SSHSessions: 8, IdlePacks: 8, IdleNARs: 16},
-		1024:    {Reserved: 160, Connections: 272, Readers: 136, Waiting: 136, Uploads: 32, SSHLogins: 32, SSHConnections: 64, SSHSessions: 32, IdlePacks: 32, IdleNARs: 64},
-		4096:    {Reserved: 512, Connections: 1248, Readers: 624, Waiting: 624, Uploads: 32, SSHLogins: 128, SSHConnections: 256, SSHSessions: 128, IdlePacks: 128, IdleNARs: 256},
-		16384:   {Reserved: 512, Connections: 6496, Readers: 3248, Waiting: 3248, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, IdlePacks: 128, IdleNARs: 1024},
-		524288:  {Reserved: 512, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, IdlePacks: 128, IdleNARs: 1024},
-		1 << 30: {Reserved: 512, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, IdlePacks: 128, IdleNARs: 1024},
+		256:     {Reserved: 64, Connections: 44, Readers: 22, Waiting: 22, Uploads: 8, SSHLogins: 8, SSHConnections: 16, SSHSessions: 8, Making: 4, IdlePacks: 8, IdleNARs: 16},
+		1024:    {Reserved: 160, Connections: 224, Readers: 112, Waiting: 112, Uploads: 32, SSHLogins: 32, SSHConnections: 64, SSHSessions: 32, Making: 16, IdlePacks: 32, IdleNARs: 64},
+		4096:    {Reserved: 256, Connections: 1184, Readers: 592, Waiting: 592, Uploads: 32, SSHLogins: 128, SSHConnections: 256, SSHSessions: 128, Making: 64, IdlePacks: 128, IdleNARs: 256},
+		16384:   {Reserved: 256, Connections: 6432, Readers: 3216, Waiting: 3216, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, Making: 64, IdlePacks: 128, IdleNARs: 1024},
+		524288:  most,
+		1 << 30: most,
 	} {
 		if diff := cmp.Diff(want, Divide(files)); diff != "" {
 			t.Errorf("of %d files (-want +got):\n%s", files, diff)
@@ -29,7 +30,7 @@ func TestDivide(t *testing.T) {
 			"reserved": {half.Reserved, f.Reserved}, "connections": {half.Connections, f.Connections}, "readers": {half.Readers, f.Readers},
 			"waiting": {half.Waiting, f.Waiting}, "uploads": {half.Uploads, f.Uploads}, "SSH log-ins": {half.SSHLogins, f.SSHLogins},
 			"SSH connections": {half.SSHConnections, f.SSHConnections}, "SSH sessions": {half.SSHSessions, f.SSHSessions},
-			"idle packs": {half.IdlePacks, f.IdlePacks}, "idle NARs": {half.IdleNARs, f.IdleNARs},
+			"making": {half.Making, f.Making}, "idle packs": {half.IdlePacks, f.IdlePacks}, "idle NARs": {half.IdleNARs, f.IdleNARs},
 		} {
 			if counts[1] < 1 || counts[1] < counts[0] {
 				t.Errorf("of %d files there are %d %s, and of half as many %d", files, counts[1], what, counts[0])
