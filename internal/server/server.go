@@ -138,7 +138,7 @@ type Server struct {
 	readers   *slots.Slots        // NARs that are sent
 	waiting   *slots.Slots        // requests that wait for one of the others
 	large     *slots.Slots        // of Options.Uploads
-	small     *slots.Slots        // of smallUploads
+	small     *slots.Slots        // uploads of up to maxSmall bytes, which are in memory
 	memory    *slots.Slots        // bytes of codec.Memory, for decoders
 	logs      *slots.Slots        // of openLogs
 	listings  *slots.Slots        // of largeListings
@@ -169,7 +169,7 @@ func New(caches cache.Directory, opts Options) *Server {
 		readers:   slots.New(files.Readers),
 		waiting:   slots.New(files.Waiting),
 		large:     slots.New(cmp.Or(opts.Uploads, files.Uploads)),
-		small:     slots.New(smallUploads),
+		small:     slots.New(files.SmallUploads),
 		memory:    slots.NewMemory(codec.Memory),
 		logs:      slots.New(openLogs),
 		listings:  slots.New(largeListings),

@@ -14,6 +14,8 @@ type Files struct {
 	Waiting     int // requests over HTTP that wait for their turn: of these only the connection is open
 	Uploads     int // of NARs and logs over HTTP: two files each
 
+	SmallUploads int // of anything else over HTTP: only the connection is open
+
 	SSHLogins      int // connections over SSH that have not logged in
 	SSHConnections int // that have
 	SSHSessions    int // commands that are answered: two files each, whether they read or write
@@ -28,6 +30,7 @@ const (
 	maxReserved       = 256
 	maxConnections    = 16 << 10 // an idle one takes some 24 KB of memory, so these take 400 MB: enough for 600 machines with the 25 that Nix opens at most
 	maxUploads        = 32
+	maxSmallUploads   = 64 // each may have as many bytes in memory as the largest narinfo
 	maxSSHLogins      = 128
 	maxSSHConnections = 1024
 	maxSSHSessions    = 256
@@ -52,6 +55,7 @@ func Divide(files int) Files {
 	// Half of the connections may have a NAR sent at once. The other half has none open, or waits, or is idle.
 	f.Connections = max(2, min(maxConnections, (files-f.Sum())/2))
 	f.Readers, f.Waiting = f.Connections/2, f.Connections/2
+	f.SmallUploads = max(1, min(maxSmallUploads, f.Connections/4))
 	return f
 }
 

@@ -8,12 +8,12 @@ import (
 
 // What is open at once is never more than may be, and every kind of thing gets some.
 func TestDivide(t *testing.T) {
-	most := Files{Reserved: 256, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, Making: 64, IdlePacks: 128, IdleNARs: 1024}
+	most := Files{Reserved: 256, Connections: 16384, Readers: 8192, Waiting: 8192, Uploads: 32, SmallUploads: 64, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, Making: 64, IdlePacks: 128, IdleNARs: 1024}
 	for files, want := range map[int]Files{
-		256:     {Reserved: 64, Connections: 44, Readers: 22, Waiting: 22, Uploads: 8, SSHLogins: 8, SSHConnections: 16, SSHSessions: 8, Making: 4, IdlePacks: 8, IdleNARs: 16},
-		1024:    {Reserved: 160, Connections: 224, Readers: 112, Waiting: 112, Uploads: 32, SSHLogins: 32, SSHConnections: 64, SSHSessions: 32, Making: 16, IdlePacks: 32, IdleNARs: 64},
-		4096:    {Reserved: 256, Connections: 1184, Readers: 592, Waiting: 592, Uploads: 32, SSHLogins: 128, SSHConnections: 256, SSHSessions: 128, Making: 64, IdlePacks: 128, IdleNARs: 256},
-		16384:   {Reserved: 256, Connections: 6432, Readers: 3216, Waiting: 3216, Uploads: 32, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, Making: 64, IdlePacks: 128, IdleNARs: 1024},
+		256:     {Reserved: 64, Connections: 44, Readers: 22, Waiting: 22, Uploads: 8, SmallUploads: 11, SSHLogins: 8, SSHConnections: 16, SSHSessions: 8, Making: 4, IdlePacks: 8, IdleNARs: 16},
+		1024:    {Reserved: 160, Connections: 224, Readers: 112, Waiting: 112, Uploads: 32, SmallUploads: 56, SSHLogins: 32, SSHConnections: 64, SSHSessions: 32, Making: 16, IdlePacks: 32, IdleNARs: 64},
+		4096:    {Reserved: 256, Connections: 1184, Readers: 592, Waiting: 592, Uploads: 32, SmallUploads: 64, SSHLogins: 128, SSHConnections: 256, SSHSessions: 128, Making: 64, IdlePacks: 128, IdleNARs: 256},
+		16384:   {Reserved: 256, Connections: 6432, Readers: 3216, Waiting: 3216, Uploads: 32, SmallUploads: 64, SSHLogins: 128, SSHConnections: 1024, SSHSessions: 256, Making: 64, IdlePacks: 128, IdleNARs: 1024},
 		524288:  most,
 		1 << 30: most,
 	} {
@@ -28,7 +28,7 @@ func TestDivide(t *testing.T) {
 		}
 		for what, counts := range map[string][2]int{
 			"reserved": {half.Reserved, f.Reserved}, "connections": {half.Connections, f.Connections}, "readers": {half.Readers, f.Readers},
-			"waiting": {half.Waiting, f.Waiting}, "uploads": {half.Uploads, f.Uploads}, "SSH log-ins": {half.SSHLogins, f.SSHLogins},
+			"waiting": {half.Waiting, f.Waiting}, "uploads": {half.Uploads, f.Uploads}, "small uploads": {half.SmallUploads, f.SmallUploads}, "SSH log-ins": {half.SSHLogins, f.SSHLogins},
 			"SSH connections": {half.SSHConnections, f.SSHConnections}, "SSH sessions": {half.SSHSessions, f.SSHSessions},
 			"making": {half.Making, f.Making}, "idle packs": {half.IdlePacks, f.IdlePacks}, "idle NARs": {half.IdleNARs, f.IdleNARs},
 		} {
@@ -43,7 +43,7 @@ func TestDivide(t *testing.T) {
 func TestSharesOfOneAddress(t *testing.T) {
 	for _, files := range []int{256, 1024, 4096, 16384, 524288} {
 		f := Divide(files)
-		for what, n := range map[string]int{"connections": f.Connections, "readers": f.Readers, "waiting": f.Waiting, "uploads": f.Uploads} {
+		for what, n := range map[string]int{"connections": f.Connections, "readers": f.Readers, "waiting": f.Waiting, "uploads": f.Uploads, "small uploads": f.SmallUploads} {
 			s := New(n)
 			got := 0
 			for {
@@ -56,7 +56,7 @@ func TestSharesOfOneAddress(t *testing.T) {
 				t.Errorf("of %d files: one address has %d of %d %s", files, got, n, what)
 			}
 		}
-		if busy := (f.Readers + f.Waiting + f.Uploads + 2) / 2; busy > f.Connections*3/4 {
+		if busy := (f.Readers + f.Waiting + f.Uploads + f.SmallUploads + 3) / 2; busy > f.Connections*4/5 {
 			t.Errorf("of %d files: one client behind a proxy has %d of its %d connections at work", files, busy, f.Connections)
 		}
 	}
