@@ -154,6 +154,7 @@ func crowdMain() {
 	if err != nil {
 		panic(err)
 	}
+	pause := time.Duration(n) * time.Second / 500 // a crowd that stays, and not a flood of connects
 	gone := make(chan struct{})
 	var tried sync.WaitGroup
 	tried.Add(n)
@@ -168,7 +169,7 @@ func crowdMain() {
 				select {
 				case <-gone:
 					return
-				case <-time.After(time.Duration(100+rand.IntN(900)) * time.Millisecond):
+				case <-time.After(pause/2 + rand.N(pause)):
 				}
 			}
 		}()

@@ -245,6 +245,37 @@ func TestRefusedWhileSending(t *testing.T) {
 	})
 }
 
+// A client that was refused, and goes on sending, keeps no connection from others.
+func TestRefusedMakesRoom(t *testing.T) {
+	for _, header := range []string{"X-No: expectation", "Expect: 100-continue"} {
+		inUploadBubble(t, Options{}, func(t *uploadTester) {
+			t.server.links = slots.NewSeats[*link](1)
+			t.pipe.end()
+			if err := <-t.pipe.served; err != nil {
+				t.Fatal(err)
+			}
+			t.pipe.pipes = make(pipes)
+			var ctx context.Context
+			ctx, t.pipe.end = context.WithCancel(context.Background())
+			go func() { t.pipe.served <- t.server.Serve(ctx, t.pipe.pipes) }()
+
+			start := time.Now()
+			_, r := t.begin("/nar/"+helloNARHash+".nar", 1<<30, as(""), header)
+			if _, err := io.ReadAll(t.wantAnswer(r, http.StatusUnauthorized).Body); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			conn, r := t.pipe.dial()
+			t.pipe.ask(conn, r, "/nix-cache-info")
+			if took := time.Since(start); took != 0 {
+				t.Errorf("%s: another client waited for %s", header, took)
+			}
+			conn.Close()
+			time.Sleep(time.Second) // net/http waits for half of that
+		})
+	}
+}
+
 // waiting is a sink in which uploads wait to be let through.
 type waiting struct {
 	*cachetest.Memory
