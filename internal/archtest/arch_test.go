@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -154,6 +155,45 @@ func TestHouse(t *testing.T) {
 		if in == "." {
 			t.Errorf("README.md has no room %s: give it a row in The house", room)
 		}
+	}
+}
+
+// Every test that ADR 25 names, for things that there are few of, is there.
+func TestLimitsAreTested(t *testing.T) {
+	text, err := os.ReadFile("../../docs/adr/0025-hostile-clients.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "\n## What there is little of\n")
+	named := regexp.MustCompile("`(Test[A-Za-z]+)`")
+	rows := 0
+	var all strings.Builder
+	for room, p := range packages(t) {
+		for _, file := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+			text, err := os.ReadFile(filepath.Join("../..", room, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(text)
+		}
+	}
+	for line := range strings.Lines(table) {
+		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| what |") {
+			continue
+		}
+		rows++
+		tests := named.FindAllStringSubmatch(line, -1)
+		if len(tests) == 0 {
+			t.Errorf("no test is named in: %s", line)
+		}
+		for _, name := range tests {
+			if !strings.Contains(all.String(), "\nfunc "+name[1]+"(") {
+				t.Errorf("there is no test %s, which ADR 25 names", name[1])
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("the table has %d rows", rows)
 	}
 }
 

@@ -1,6 +1,9 @@
 package slots
 
 import (
+	"fmt"
+	"os"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -36,6 +39,31 @@ func TestDivide(t *testing.T) {
 				t.Errorf("of %d files there are %d %s, and of half as many %d", files, counts[1], what, counts[0])
 			}
 		}
+	}
+}
+
+// The handbook has the same numbers.
+func TestHandbook(t *testing.T) {
+	text, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := 0
+	for line := range strings.Lines(string(text)) {
+		digits := strings.ReplaceAll(line, ",", "")
+		var files int
+		if n, _ := fmt.Sscanf(digits, "| %d ", &files); n == 0 || strings.Count(line, "|") != 6 {
+			continue
+		}
+		rows++
+		f := Divide(files)
+		want := fmt.Sprintf("| %d | %d | %d | %d %d %d |\n", f.Connections, (f.Connections+1)/2, f.Readers, f.SSHConnections, f.SSHSessions, f.SSHLogins)
+		if !strings.HasSuffix(digits, want) {
+			t.Errorf("docs/operations.md says %s, want %s", line, want)
+		}
+	}
+	if rows != 5 {
+		t.Errorf("docs/operations.md has %d rows of numbers of files, want 5", rows)
 	}
 }
 
