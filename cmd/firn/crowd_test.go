@@ -309,8 +309,8 @@ func (s *crowdServer) wantServed(manner string) {
 	}
 	slices.Sort(took)
 	s.Logf("%s: three requests took %s, at the most %s; %d files were open", manner, took[tries/2], took[tries-1], most)
-	// The machine may have other work too, so one may be late. One that was lost, and sent again by the kernel, takes a second or three.
-	if took[tries/2] > time.Second || took[tries-1] > 5*time.Second {
+	// A second for each request, and more now and then, as the machine may have other work too.
+	if took[tries/2] > 3*time.Second || took[tries-1] > 10*time.Second {
 		s.Errorf("%s: others waited for %s, and up to %s", manner, took[tries/2], took[tries-1])
 	}
 	if most > s.limit*9/10 {
