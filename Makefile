@@ -9,7 +9,7 @@ TEST     := $(TOOL) gotestsum --format standard-quiet --
 EACHTEST := $(TOOL) gotestsum --format testname --
 TIMED    := $(CURDIR)/scripts/timed
 
-.PHONY: help build deb image test unit e2e nix roots check lint vulns race ci fuzz record bench
+.PHONY: help build deb image test unit e2e nix roots check lint vulns race ci fuzz soak record bench
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -76,6 +76,14 @@ ci: test check ## Run what a change must pass
 
 fuzz: ## Run every fuzz target in turn, FUZZTIME each (10s)
 	@scripts/fuzz $(FUZZTIME)
+
+# How often a process is killed in each test that does so.
+KILLS    ?= 60
+
+soak: nix ## Run what takes minutes: crowds of 15,000 connections, and KILLS rounds of kill -9 in each test (60)
+	FIRN_SOAK=1 $(TEST) -timeout=10m -count=1 -run '^TestCrowds$$' ./cmd/firn
+	FIRN_KILL_ROUNDS=$(KILLS) $(TEST) -timeout=60m -count=1 -run '^TestKilled$$' ./internal/depot
+	cd e2e && FIRN_KILL_ROUNDS=$(KILLS) $(TEST) -timeout=60m -count=1 -run '^TestKilledWhilePushing$$' .
 
 record: nix roots ## Record anew what each Nix says over SSH, for internal/session to replay
 	cd e2e && $(GO) test -run '^TestConversations$$' -count=1 . -record

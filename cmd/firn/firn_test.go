@@ -12,7 +12,7 @@ import (
 
 // TestMain puts the program itself, by both its names, into the PATH of all tests.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"firn": main, nixServe: main})
+	testscript.Main(m, map[string]func(){"firn": main, nixServe: main, crowd: crowdMain})
 }
 
 // The scripts run the program as a person does, beside a real Nix.

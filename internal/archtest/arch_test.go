@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -40,9 +41,9 @@ var rules = map[string]rule{
 	"internal/awaited":                   {rooms: []string{"internal/cache", "nix", "nix/nar"}},
 	"internal/localstore":                {rooms: []string{"internal/cache", "internal/lru", "internal/walindex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/walindex":                  {libraries: true},
-	"internal/zstdcache":                 {rooms: []string{"internal/cache", "internal/lru", "nix", "nix/nar"}, libraries: true},
+	"internal/zstdcache":                 {rooms: []string{"internal/cache", "internal/lru", "internal/slots", "nix", "nix/nar"}, libraries: true},
 	"internal/codec":                     {rooms: []string{"internal/cache", "internal/slots", "nix"}, libraries: true},
-	"internal/depot":                     {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/catalog", "internal/depot/chunk", "internal/lru", "nix", "nix/nar"}, libraries: true},
+	"internal/depot":                     {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/catalog", "internal/depot/chunk", "internal/lru", "internal/slots", "nix", "nix/nar"}, libraries: true},
 	"internal/depot/blob":                {},
 	"internal/depot/blob/blobtest":       {rooms: []string{"internal/depot/blob"}},
 	"internal/depot/blob/dir":            {rooms: []string{"internal/depot/blob"}, libraries: true},
@@ -154,6 +155,45 @@ func TestHouse(t *testing.T) {
 		if in == "." {
 			t.Errorf("README.md has no room %s: give it a row in The house", room)
 		}
+	}
+}
+
+// Every test that ADR 25 names, for things that there are few of, is there.
+func TestLimitsAreTested(t *testing.T) {
+	text, err := os.ReadFile("../../docs/adr/0025-hostile-clients.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "\n## What there is little of\n")
+	named := regexp.MustCompile("`(Test[A-Za-z]+)`")
+	rows := 0
+	var all strings.Builder
+	for room, p := range packages(t) {
+		for _, file := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+			text, err := os.ReadFile(filepath.Join("../..", room, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(text)
+		}
+	}
+	for line := range strings.Lines(table) {
+		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| what |") {
+			continue
+		}
+		rows++
+		tests := named.FindAllStringSubmatch(line, -1)
+		if len(tests) == 0 {
+			t.Errorf("no test is named in: %s", line)
+		}
+		for _, name := range tests {
+			if !strings.Contains(all.String(), "\nfunc "+name[1]+"(") {
+				t.Errorf("there is no test %s, which ADR 25 names", name[1])
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("the table has %d rows", rows)
 	}
 }
 

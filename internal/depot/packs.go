@@ -8,14 +8,13 @@ import (
 	"sync"
 
 	"firn/internal/depot/blob"
+	"firn/internal/slots"
 )
 
-// maxIdle bounds the packs that are open though nobody reads them. Beside them, as many are open as are being read.
-const maxIdle = 128
-
-// packs opens packs, and leaves those that were read last open for the next reader.
+// packs opens packs, and leaves those that were read last open for the next reader. Beside these, as many are open as are being read.
 type packs struct {
-	blobs blob.Store
+	blobs   blob.Store
+	maxIdle int // bounds those that are open though nobody reads them
 
 	mu     sync.Mutex
 	opened map[string]*pack
@@ -34,7 +33,7 @@ type pack struct {
 }
 
 func newPacks(blobs blob.Store) *packs {
-	return &packs{blobs: blobs, opened: make(map[string]*pack), pinned: make(map[string]int)}
+	return &packs{blobs: blobs, maxIdle: slots.OfProcess().IdlePacks, opened: make(map[string]*pack), pinned: make(map[string]int)}
 }
 
 var errClosed = errors.New("the depot is closed")
@@ -88,7 +87,7 @@ func (p *packs) release(o *pack) {
 		return
 	}
 	o.idle = p.idle.PushFront(o)
-	if p.idle.Len() > maxIdle {
+	if p.idle.Len() > p.maxIdle {
 		p.end(p.idle.Back().Value.(*pack))
 	}
 }

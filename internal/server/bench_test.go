@@ -194,9 +194,18 @@ func (c *bareClient) get(target string) int {
 	return n
 }
 
-// A NAR of one large file, sent by the kernel.
+// A NAR of one large file, sent by the kernel: as its own file, and as a section of one that others read too.
 func BenchmarkNARFile(b *testing.B) {
 	const size = 256 << 20
+	for name, of := range map[string]func(*os.File) io.Reader{
+		"file":    func(f *os.File) io.Reader { return &io.LimitedReader{R: f, N: size} },
+		"section": func(f *os.File) io.Reader { return io.NewSectionReader(f, 0, size) },
+	} {
+		b.Run(name, func(b *testing.B) { benchmarkNARFile(b, size, of) })
+	}
+}
+
+func benchmarkNARFile(b *testing.B, size int64, of func(*os.File) io.Reader) {
 	name := filepath.Join(b.TempDir(), "file")
 	if err := os.WriteFile(name, make([]byte, size), 0o600); err != nil {
 		b.Fatal(err)
@@ -208,7 +217,7 @@ func BenchmarkNARFile(b *testing.B) {
 			return err
 		}
 		defer f.Close()
-		_, err = io.Copy(w, &io.LimitedReader{R: f, N: size})
+		_, err = io.Copy(w, of(f))
 		return err
 	}}
 	c, err := cache.New([]cache.Source{source}, cache.Options{})

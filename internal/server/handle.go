@@ -101,6 +101,11 @@ func (s *Server) serveLog(x *exchange) error {
 		return fmt.Errorf("send log of %s: %w: too many are being sent: %w", drv, cache.ErrUnavailable, err)
 	}
 	defer done()
+	read, err := s.reading(x)
+	if err != nil {
+		return err
+	}
+	defer read()
 	log, err := x.cache.OpenLog(x.r.Context(), drv)
 	if errors.Is(err, cache.ErrNotFound) {
 		return x.missing("no log of " + drv.Base() + " here")

@@ -94,15 +94,22 @@ func (x *exchange) hasBody() bool {
 
 // drain reads some of the body of a request that has been answered without it.
 // A client that waits to be asked for it sends none.
+// It is a kindness: once the answer is sent, the connection makes room for another where that is needed.
 func (x *exchange) drain() {
-	if x.status == 0 || x.r.ProtoMajor != 1 || x.r.Header["Expect"] != nil && x.intake == nil {
+	if x.status == 0 || x.r.ProtoMajor != 1 {
 		return
 	}
 	control := http.NewResponseController(x.w)
-	if err := control.SetReadDeadline(time.Now().Add(bodyLimit)); err != nil {
+	if err := control.Flush(); err != nil {
 		return
 	}
-	if err := control.Flush(); err != nil {
+	if l, ok := x.r.Context().Value(linkKey{}).(*link); ok {
+		l.state(http.StateIdle) // net/http goes on waiting for a while, too
+	}
+	if x.r.Header["Expect"] != nil && x.intake == nil {
+		return
+	}
+	if err := control.SetReadDeadline(time.Now().Add(bodyLimit)); err != nil {
 		return
 	}
 	// What it fails with, the connection is closed for anyway.

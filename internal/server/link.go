@@ -12,6 +12,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"firn/internal/slots"
 )
 
 // How slowly a client may take what is sent to it: slice bytes in patience, so 4 KiB/s averaged over four minutes.
@@ -33,10 +35,11 @@ const (
 type link struct {
 	net.Conn
 	made     time.Time
-	extended atomic.Int64 // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
-	idle     atomic.Int64 // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
-	closed   func()       // called by Close
-	head     []byte       // what was read already: Read begins with it
+	extended atomic.Int64       // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
+	idle     atomic.Int64       // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
+	closed   func()             // called by Close
+	head     []byte             // what was read already: Read begins with it
+	seat     *slots.Seat[*link] // nil in some tests
 
 	reading sync.Mutex
 	wanted  time.Duration // since made: the deadline for reading; never if there is none
@@ -65,7 +68,21 @@ func (l *link) state(s http.ConnState) {
 		l.idle.Store(-1)
 	case http.StateIdle:
 		l.idle.Store(l.now())
+		l.spared()
 	}
+}
+
+// spared tells the seat that it waits for a request since another time.
+func (l *link) spared() {
+	if l.seat != nil {
+		l.seat.Spared()
+	}
+}
+
+// Spare reports whether another connection may have the place of this one: whether it waits for a request, and since when.
+func (l *link) Spare() (since int64, ok bool) {
+	idle := l.idle.Load()
+	return l.made.UnixNano() + idle, idle >= 0
 }
 
 // now is the time as idle has it.
@@ -79,8 +96,8 @@ func (l *link) idleSince() (since time.Time, ok bool) {
 
 // hear renews the wait for a request of which a part has come.
 func (l *link) hear() {
-	if idle := l.idle.Load(); idle >= 0 {
-		l.idle.CompareAndSwap(idle, l.now())
+	if idle := l.idle.Load(); idle >= 0 && l.idle.CompareAndSwap(idle, l.now()) {
+		l.spared()
 	}
 }
 
@@ -165,9 +182,12 @@ func (l *link) Write(p []byte) (n int, err error) {
 	}
 }
 
-// ReadFrom writes in slices too, which the connection is given in the one form in which it sends them with sendfile:
-// as an io.LimitedReader right around a file.
+// ReadFrom writes in slices too. Files are sent with sendfile: a section of a file that others read at the same time as it is,
+// and another file where the connection is given the one form of which it makes a sendfile, an io.LimitedReader right around a file.
 func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
+	if section, ok := r.(*io.SectionReader); ok {
+		return l.sendSection(section)
+	}
 	whole, ok := r.(*io.LimitedReader)
 	if !ok {
 		whole = &io.LimitedReader{R: r, N: 1<<63 - 1}
@@ -187,6 +207,40 @@ func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
 		}
 	}
 	return n, nil
+}
+
+// sendSection writes what is left of a section.
+func (l *link) sendSection(section *io.SectionReader) (n int64, err error) {
+	whole, start, size := section.Outer()
+	at, err := section.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return 0, err
+	}
+	file, ok := whole.(*os.File)
+	for ok && at < size {
+		if err := l.extend(); err != nil {
+			return n, err
+		}
+		m, err := sendFile(l.Conn, file, start+at, min(slice, size-at))
+		if errors.Is(err, errors.ErrUnsupported) {
+			break
+		}
+		n, at = n+m, at+m
+		if err != nil {
+			return n, err
+		}
+		if m == 0 { // the file ends before the section
+			size = at
+		}
+	}
+	if at == size {
+		return n, nil
+	}
+	if _, err := section.Seek(at, io.SeekStart); err != nil {
+		return n, err
+	}
+	m, err := io.Copy(struct{ io.Writer }{l}, section)
+	return n + m, err
 }
 
 // SetWriteDeadline does nothing: net/http takes deadlines away that it has not set.

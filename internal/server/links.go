@@ -7,37 +7,38 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"syscall"
-	"time"
+
+	"firn/internal/slots"
 )
 
-// maxLinks bounds the connections of one listener. An idle one costs some 24 KB of memory, nearly all of it in net/http,
-// so these may cost 400 MB. They are enough for 600 machines with the 25 connections that Nix opens at most.
-const maxLinks = 16 << 10
-
-// mostLinks is maxLinks, or three quarters of the files that this process may have open: an idle connection makes room for another,
-// but not for the files of a NAR.
-func mostLinks() int {
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return maxLinks
-	}
-	return int(min(maxLinks, files.Cur/4*3))
-}
-
-// links is a listener whose connections are links, of a bounded number:
-// when it is reached, the one that has been idle for the longest makes room.
+// links is a listener whose connections are links. Of these there is a bounded number, over all listeners of a server, which is shared among addresses:
+// when one has its share, or all are taken, the one that has been idle for the longest makes room.
 type links struct {
 	net.Listener
-	most  int
-	close func() error // that of the listener, once
+	seats *slots.Seats[*link]
+	owner func(net.Conn) string // whose seat a connection takes
+	close func() error          // that of the listener, once
 
 	mu   sync.Mutex
 	open map[*link]struct{}
 }
 
-func newLinks(l net.Listener, most int) *links {
-	return &links{Listener: l, most: most, close: sync.OnceValue(l.Close), open: make(map[*link]struct{})}
+func newLinks(l net.Listener, seats *slots.Seats[*link], owner func(net.Conn) string) *links {
+	return &links{Listener: l, seats: seats, owner: owner, close: sync.OnceValue(l.Close), open: make(map[*link]struct{})}
+}
+
+// ownerOf returns whose seat a connection takes: that of its address. What comes through a trusted proxy, or a Unix socket,
+// may be for any number of clients, so it may have all that are free; what each of the clients does is counted request by request.
+func (s *Server) ownerOf(c net.Conn) string {
+	peer, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	addr := peer.AddrPort().Addr().Unmap().WithZone("")
+	if s.proxies.have(addr) {
+		return ""
+	}
+	return slots.Address(addr)
 }
 
 // Close may be called again: net/http and drain both do.
@@ -50,42 +51,30 @@ func (ls *links) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		l := newLink(c, ls.remove)
-		if ls.add(l) {
+		l.seat = ls.seats.Seat(ls.owner(c), l)
+		ls.add(l) // first: as soon as it has a seat, it may have to leave it
+		leaves, ok := l.seat.Take()
+		if leaves != nil {
+			(*leaves).Close()
+		}
+		if ok {
 			return l, nil
 		}
-		c.Close() // it was not added, so there is nothing to remove
+		l.Close()
 	}
 }
 
-// add adds a link, if need be in place of an idle one, and reports whether there was room.
-func (ls *links) add(l *link) bool {
+func (ls *links) add(l *link) {
 	ls.mu.Lock()
-	var oldest *link
-	if len(ls.open) >= ls.most {
-		var since time.Time
-		for other := range ls.open {
-			if t, ok := other.idleSince(); ok && (oldest == nil || t.Before(since)) {
-				oldest, since = other, t
-			}
-		}
-		if oldest == nil {
-			ls.mu.Unlock()
-			return false
-		}
-		delete(ls.open, oldest)
-	}
+	defer ls.mu.Unlock()
 	ls.open[l] = struct{}{}
-	ls.mu.Unlock()
-	if oldest != nil {
-		oldest.Close()
-	}
-	return true
 }
 
 func (ls *links) remove(l *link) {
 	ls.mu.Lock()
 	defer ls.mu.Unlock()
 	delete(ls.open, l)
+	l.seat.Give()
 }
 
 // cut closes all links.

@@ -5,18 +5,20 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
-	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"firn/internal/slots"
 )
 
 // When there are too many connections, the one that was idle for the longest makes room, and never one that is at work.
 func TestTooManyConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := make(pipes, 1)
-		ls := newLinks(in, 3)
+		ls := newLinks(in, slots.NewSeats[*link](3), func(net.Conn) string { return "" })
 		accept := func() (client net.Conn, l *link) {
 			t.Helper()
 			client, server := net.Pipe()
@@ -81,25 +83,89 @@ func TestTooManyConnections(t *testing.T) {
 	})
 }
 
-// Connections leave files for what is sent over them.
-func TestMostLinks(t *testing.T) {
-	var limit syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Fatal(err)
+// callers is a listener of connections from wherever a test says.
+type callers struct{ pipes }
+
+type caller struct {
+	net.Conn
+	from string
+}
+
+func (c caller) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.ParseIP(c.from), Port: 1} }
+
+// Connections are shared among addresses, over all listeners. A trusted proxy speaks for many clients, so it may have what is free.
+func TestConnectionsAreShared(t *testing.T) {
+	tt := newOdd(t, 0, nil)
+	tt.server.links = slots.NewSeats[*link](16)
+	tt.server.proxies = Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
+	listeners := make([]*links, 2)
+	came := make(chan *link)
+	for i := range listeners {
+		listeners[i] = newLinks(callers{make(pipes)}, tt.server.links, tt.server.ownerOf)
+		defer listeners[i].Close()
+		go func() {
+			for {
+				c, err := listeners[i].Accept()
+				if err != nil {
+					return
+				}
+				came <- c.(*link)
+			}
+		}()
 	}
-	for _, test := range []struct {
-		files uint64
-		want  int
-	}{{limit.Cur, int(min(maxLinks, limit.Cur/4*3))}, {200, 150}} {
-		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: test.files, Max: limit.Max}); err != nil {
-			t.Fatal(err)
-		}
-		if got := mostLinks(); got != test.want {
-			t.Errorf("of %d files, %d may be connections, want %d", test.files, got, test.want)
+	accepted := map[string][]*link{}
+	dial := func(from string, ls *links) (ok bool) {
+		client, server := net.Pipe()
+		t.Cleanup(func() { client.Close() })
+		ls.Listener.(callers).pipes <- caller{server, from}
+		away := make(chan error, 1)
+		go func() {
+			_, err := client.Read(make([]byte, 1))
+			away <- err
+		}()
+		select {
+		case l := <-came:
+			l.state(http.StateActive)
+			accepted[from] = append(accepted[from], l)
+			return true
+		case err := <-away:
+			if err != io.EOF {
+				t.Errorf("a connection too many: %v, want EOF", err)
+			}
+			return false
 		}
 	}
-	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
-		t.Error(err)
+	for _, want := range []struct {
+		from  string
+		links int
+	}{{"198.51.100.1", 8}, {"2001:db8::1", 4}, {"2001:db8::2", 0}, {"192.0.2.1", 3}, {"192.0.2.2", 1}} {
+		for i := range 20 {
+			if len(accepted[want.from]) == want.links && want.from == "192.0.2.1" {
+				break // it may have all, and leaves one
+			}
+			dial(want.from, listeners[i%2])
+		}
+		if got := len(accepted[want.from]); got != want.links {
+			t.Errorf("%s has %d connections, want %d", want.from, got, want.links)
+		}
+	}
+	if dial("203.0.113.1", listeners[0]) {
+		t.Error("there is one more connection than there may be")
+	}
+	accepted["198.51.100.1"][3].state(http.StateIdle)
+	if !dial("203.0.113.1", listeners[1]) {
+		t.Error("a connection that is idle does not make room for one of another address")
+	}
+	if _, err := accepted["198.51.100.1"][3].Conn.Write([]byte{1}); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("the idle connection is still open: %v", err)
+	}
+	for _, all := range accepted {
+		for _, l := range all {
+			l.Close()
+		}
+	}
+	if n := len(listeners[0].open) + len(listeners[1].open); n != 0 {
+		t.Errorf("%d connections are still counted", n)
 	}
 }
 

@@ -54,6 +54,11 @@ func (s *Server) serveNAR(x *exchange, compression nix.Compression) error {
 		return err
 	}
 
+	done, err := s.reading(x)
+	if err != nil {
+		return err
+	}
+	defer done()
 	n, info, err := x.cache.OpenNAR(x.r.Context(), archive)
 	if err != nil {
 		return x.noNAR(archive, err)

@@ -20,9 +20,7 @@ const (
 	// Nix gives up when it has sent and heard nothing for five minutes.
 	turnLimit = 4 * time.Minute
 
-	// smallUploads is how many uploads of up to maxSmall bytes are in memory at once.
-	smallUploads = 64
-	// maxSmall is that of the largest narinfo.
+	// maxSmall bounds the uploads that are in memory as a whole, in bytes: it is the size of the largest narinfo.
 	maxSmall = nix.MaxNARInfoSize
 
 	// maxLog bounds a build log, in bytes before compression.

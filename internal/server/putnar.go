@@ -142,17 +142,18 @@ const notUploaded = "no NAR was uploaded under this name"
 func (s *Server) serveReceived(x *exchange) error {
 	url, untagged := x.uploadURL(), false
 	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
-	if errors.Is(err, cache.ErrNotFound) {
-		return x.missing(notUploaded)
-	}
-	if err != nil {
+	there := err == nil
+	if !there && !errors.Is(err, cache.ErrNotFound) {
 		return err
 	}
-	if !r.Published {
-		// What nobody has answered for yet is for those who may.
+	if !there || !r.Published {
+		// What nobody has answered for yet is for those who may. Who asks is found out where nothing is there as well:
+		// else the time that takes, a failed try that is counted, and what becomes of too many of these, would tell it from what is there.
 		may, err := s.mayPush(x)
-		if err != nil || !may {
+		if there && (err != nil || !may) {
 			n.Close()
+		}
+		if err != nil || !may || !there {
 			return cmp.Or(err, x.missing(notUploaded))
 		}
 		x.secret = true // no proxy may keep it for others
@@ -167,6 +168,13 @@ func (s *Server) serveReceived(x *exchange) error {
 	}
 	closing := n
 	defer func() { closing.Close() }()
+	if !x.isHead() {
+		done, err := s.reading(x)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	compression, tag := compressionOf[x.target.ext], r.NARHash.Nix32()
 	switch {
 	case x.target.ext == "" && r.FileHash == r.NARHash:

@@ -60,6 +60,8 @@ const (
 	openLogs = 64
 	// logLimit is how long a client waits for its log while others take theirs.
 	logLimit = 10 * time.Second
+	// readLimit is how long a client waits for its NAR while others take theirs.
+	readLimit = 10 * time.Second
 
 	// healthLimit is how long the sources may take to say that they are well.
 	healthLimit = 5 * time.Second
@@ -77,7 +79,7 @@ type Options struct {
 	// Access finds out who asks. Nil: nobody can say who they are, so nothing can be pushed, and no private cache read.
 	Access Authenticator
 
-	// Uploads is how many NARs and logs may be received at once, half of them of one principal or from one address; others wait. 32 if zero.
+	// Uploads is how many NARs and logs may be received at once, half of them of one principal or from one address; others wait. If zero, what [slots.Divide] gives them.
 	Uploads int
 
 	// MaxUpload bounds the size in bytes of what is uploaded, as sent. 64 GiB if zero.
@@ -132,18 +134,22 @@ type Server struct {
 
 	listing *semaphore.Weighted // of listingMakers
 
-	large     *slots.Slots // of Options.Uploads
-	small     *slots.Slots // of smallUploads
-	memory    *slots.Slots // bytes of codec.Memory, for decoders
-	logs      *slots.Slots // of openLogs
-	listings  *slots.Slots // of largeListings
-	streams   *slots.Slots // of mostRequests
-	few       int64        // fewRequests
+	links     *slots.Seats[*link] // the connections of all listeners
+	readers   *slots.Slots        // NARs that are sent
+	waiting   *slots.Slots        // requests that wait for one of the others
+	large     *slots.Slots        // of Options.Uploads
+	small     *slots.Slots        // uploads of up to maxSmall bytes, which are in memory
+	memory    *slots.Slots        // bytes of codec.Memory, for decoders
+	logs      *slots.Slots        // of openLogs
+	listings  *slots.Slots        // of largeListings
+	streams   *slots.Slots        // of mostRequests
+	few       int64               // fewRequests
 	maxUpload int64
 }
 
 // New returns a server for the caches.
 func New(caches cache.Directory, opts Options) *Server {
+	files := slots.OfProcess()
 	s := &Server{
 		caches:   caches,
 		access:   opts.Access,
@@ -159,8 +165,11 @@ func New(caches cache.Directory, opts Options) *Server {
 
 		listing: semaphore.NewWeighted(listingMakers),
 
-		large:     slots.New(cmp.Or(opts.Uploads, 32)),
-		small:     slots.New(smallUploads),
+		links:     slots.NewSeats[*link](files.Connections),
+		readers:   slots.New(files.Readers),
+		waiting:   slots.New(files.Waiting),
+		large:     slots.New(cmp.Or(opts.Uploads, files.Uploads)),
+		small:     slots.New(files.SmallUploads),
 		memory:    slots.NewMemory(codec.Memory),
 		logs:      slots.New(openLogs),
 		listings:  slots.New(largeListings),
@@ -206,7 +215,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 	}
 	s.protocols(srv, config)
 	served := make(chan error, 1)
-	links := newLinks(l, mostLinks())
+	links := newLinks(l, s.links, s.ownerOf)
 	var first func(*link) bool
 	if config == nil {
 		first = func(l *link) bool { return s.short(work, l, ctx.Done()) }

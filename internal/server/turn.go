@@ -39,19 +39,30 @@ func (s *Server) wait(x *exchange, of *slots.Slots, n int) (done func(), err err
 	return s.slot(x, of, n, turnLimit-x.waited)
 }
 
-// slot waits for n slots until a limit, or until the client goes away.
+// errQueue refuses a request whose owner has enough of them that wait.
+var errQueue = fmt.Errorf("%w: too many of this client wait already", cache.ErrUnavailable)
+
+// slot waits for n slots until a limit, or until the client goes away. How many wait is bounded as well, and shared in the same way:
+// each of them keeps a connection, or a part of one. What waits for memory has a place among the uploads already.
 func (s *Server) slot(x *exchange, of *slots.Slots, n int, limit time.Duration) (done func(), err error) {
 	owners := s.owners(x)
 	if done, ok := of.TryTakeN(n, owners...); ok {
 		return done, nil
 	}
+	if of != s.memory {
+		leave, ok := s.waiting.TryTake(owners...)
+		if !ok {
+			return nil, errQueue
+		}
+		defer leave()
+	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), limit)
 	defer cancel()
 	if l, ok := ctx.Value(linkKey{}).(*link); ok && x.hasBody() && x.r.ProtoMajor == 1 {
-		var leave context.CancelCauseFunc
-		ctx, leave = context.WithCancelCause(ctx)
-		defer leave(nil)
-		defer l.watch(func() { leave(errGone) })()
+		var end context.CancelCauseFunc
+		ctx, end = context.WithCancelCause(ctx)
+		defer end(nil)
+		defer l.watch(func() { end(errGone) })()
 	}
 	return of.TakeN(ctx, n, owners...)
 }
@@ -62,4 +73,13 @@ func (s *Server) owners(x *exchange) (owners []string) {
 		owners = append(owners, "principal "+name)
 	}
 	return append(owners, slots.Address(s.originOf(x.r).addr))
+}
+
+// reading waits until one more NAR or log may be sent. done gives its place back.
+func (s *Server) reading(x *exchange) (done func(), err error) {
+	done, err = s.slot(x, s.readers, 1, readLimit)
+	if err != nil {
+		return nil, fmt.Errorf("%w: too much is being sent: %w", cache.ErrUnavailable, err)
+	}
+	return done, nil
 }

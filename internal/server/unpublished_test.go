@@ -2,8 +2,14 @@ package server
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
+	"net/netip"
 	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
@@ -48,6 +54,53 @@ func TestUnpublished(t *testing.T) {
 			}
 			want("after", others)
 		})
+	}
+}
+
+// counter is an Authenticator that lets an address fail a few times.
+type counter struct {
+	Authenticator
+	failed int
+}
+
+func (c *counter) Authenticate(ctx context.Context, authorization string, remote netip.Addr) (cache.Principal, error) {
+	who, err := c.Authenticator.Authenticate(ctx, authorization, remote)
+	if errors.Is(err, cache.ErrUnauthenticated) {
+		if c.failed++; c.failed > 3 {
+			return nil, &cache.TooOftenError{Wait: time.Second}
+		}
+	}
+	return who, err
+}
+
+// TestGuesses: who asks again and again with wrong tokens is told the same of what is there and of what is not, and as many failures are counted.
+func TestGuesses(t *testing.T) {
+	p := newPushTester(t)
+	path := cachetest.NewPath(t, nix.DefaultStoreDir, "hello.txt", "another\n")
+	absent := cachetest.NewPath(t, nix.DefaultStoreDir, "hello.txt", "nobody has sent this\n")
+	p.wantPut(201, "/"+cachetest.URL(path.NAR, ""), string(path.NAR))
+	for _, method := range []string{"GET", "HEAD"} {
+		var told [2][]string
+		var failed [2]int
+		for i, url := range []string{cachetest.URL(path.NAR, ""), cachetest.URL(absent.NAR, "")} {
+			count := &counter{Authenticator: tokens}
+			p.server.access = count
+			for range 10 {
+				resp, body := p.do(method, "/"+url, as("no-such-token"))
+				resp.Header.Del("Date")
+				told[i] = append(told[i], fmt.Sprint(resp.StatusCode, resp.Header, string(body)))
+				if resp.StatusCode != http.StatusNotFound {
+					t.Errorf("%s is answered with %s", url, resp.Status)
+				}
+			}
+			failed[i] = count.failed
+		}
+		if diff := cmp.Diff(told[1], told[0]); diff != "" {
+			t.Errorf("that it is there shows (-absent +there):\n%s", diff)
+		}
+		if failed[0] != failed[1] {
+			t.Errorf("%d failures are counted where it is there, and %d where it is not", failed[0], failed[1])
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -17,6 +18,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/slots"
 	"firn/nix"
 )
 
@@ -243,6 +245,37 @@ func TestRefusedWhileSending(t *testing.T) {
 	})
 }
 
+// A client that was refused, and goes on sending, keeps no connection from others.
+func TestRefusedMakesRoom(t *testing.T) {
+	for _, header := range []string{"X-No: expectation", "Expect: 100-continue"} {
+		inUploadBubble(t, Options{}, func(t *uploadTester) {
+			t.server.links = slots.NewSeats[*link](1)
+			t.pipe.end()
+			if err := <-t.pipe.served; err != nil {
+				t.Fatal(err)
+			}
+			t.pipe.pipes = make(pipes)
+			var ctx context.Context
+			ctx, t.pipe.end = context.WithCancel(context.Background())
+			go func() { t.pipe.served <- t.server.Serve(ctx, t.pipe.pipes) }()
+
+			start := time.Now()
+			_, r := t.begin("/nar/"+helloNARHash+".nar", 1<<30, as(""), header)
+			if _, err := io.ReadAll(t.wantAnswer(r, http.StatusUnauthorized).Body); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			conn, r := t.pipe.dial()
+			t.pipe.ask(conn, r, "/nix-cache-info")
+			if took := time.Since(start); took != 0 {
+				t.Errorf("%s: another client waited for %s", header, took)
+			}
+			conn.Close()
+			time.Sleep(time.Second) // net/http waits for half of that
+		})
+	}
+}
+
 // waiting is a sink in which uploads wait to be let through.
 type waiting struct {
 	*cachetest.Memory
@@ -295,6 +328,101 @@ func TestSlotsAreShared(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestWaitingIsShared: of the uploads of one token, from wherever they come, some are received, as many as may wait do, and the others are refused at once.
+// Each of them would keep a connection for minutes.
+func TestWaitingIsShared(t *testing.T) {
+	for _, target := range []string{"/nar/" + helloNARHash + ".nar", "/" + helloHash + ".narinfo"} {
+		inUploadBubble(t, Options{Uploads: 8}, func(t *uploadTester) {
+			t.server.small = slots.New(8)
+			t.server.waiting = slots.New(40)
+			start := time.Now()
+			refused := make(chan bool)
+			for i := range 100 {
+				conn, r := t.begin(target, 120, as("push-main"), fmt.Sprintf("X-Forwarded-For: 192.0.2.%d", i+1))
+				defer conn.Close()
+				go func() {
+					resp, err := http.ReadResponse(r, nil)
+					if err == nil && time.Since(start) < time.Second {
+						refused <- resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != ""
+					}
+				}()
+			}
+			for range 100 - 4 - 20 {
+				if !<-refused {
+					t.Error("one was answered other than with 503")
+				}
+			}
+			synctest.Wait()
+			select {
+			case <-refused:
+				t.Error("one more was refused")
+			default:
+			}
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("they were refused after %s", took)
+			}
+			conn, r := t.begin("/"+cachetest.URL(t.path.NAR, ""), int64(len(t.path.NAR)), as("all"), "X-Forwarded-For: 198.51.100.1")
+			if _, err := conn.Write(t.path.NAR); err != nil {
+				t.Fatal(err)
+			}
+			t.wantAnswer(r, http.StatusCreated)
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("an upload of somebody else waited for %s", took)
+			}
+			conn.Close()
+		})
+	}
+}
+
+// TestReadersAreShared: one client that takes nothing of many NARs keeps no other from getting one, also where both come through one proxy.
+func TestReadersAreShared(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		t.server.readers = slots.New(8)
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 1<<20))
+		target := "/" + cachetest.URL(path.NAR, "")
+		conn, r := t.begin(target, int64(len(path.NAR)), as("push-main"))
+		if _, err := conn.Write(path.NAR); err != nil {
+			t.Fatal(err)
+		}
+		t.wantAnswer(r, http.StatusCreated)
+		conn.Close()
+		get := func(from, token string) (net.Conn, *bufio.Reader) {
+			conn, r := t.pipe.dial()
+			if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: %s\r\n%s\r\nConnection: close\r\n\r\n", target, from, as(token)); err != nil {
+				t.Fatal(err)
+			}
+			return conn, r
+		}
+		var waits []*bufio.Reader
+		for range 20 {
+			conn, r := get("192.0.2.1", "push-main")
+			defer conn.Close()
+			waits = append(waits, r)
+		}
+		synctest.Wait()
+		start := time.Now()
+		_, r = get("198.51.100.1", "all")
+		resp := t.wantAnswer(r, http.StatusOK)
+		if body, err := io.ReadAll(resp.Body); err != nil || !bytes.Equal(body, path.NAR) {
+			t.Errorf("%d bytes, %v", len(body), err)
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("it waited for %s", took)
+		}
+		// Those that wait hear so before their clients give up.
+		late := 0
+		time.Sleep(readLimit + time.Second)
+		for _, r := range waits {
+			if resp, err := http.ReadResponse(r, nil); err == nil && resp.StatusCode == http.StatusServiceUnavailable {
+				late++
+			}
+		}
+		if late != 16 {
+			t.Errorf("%d of 20 were told to come again, want 16", late)
+		}
+	})
 }
 
 // TestLogsAreShared: who takes nothing of many logs keeps nobody else from reading one.

@@ -25,18 +25,23 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts, backlog: s.unread.backlog()}
 	defer c.Close()
 	remote := addrOf(nc)
-	place := slots.Place(remote)
 	log := s.log.With("remote", remote.String())
-	if !s.begin(place) {
+	n := s.newLogin(c, remote)
+	if !n.begin() {
 		s.counts.turnedAway.Add(1)
 		log.Debug("turned away: too many connections that have not logged in")
 		return
 	}
 	defer context.AfterFunc(work, func() { c.Close() })()
 
-	sc, channels, requests, err := s.handshake(ctx, c, remote)
-	s.begun(place)
+	sc, channels, requests, err := s.handshake(ctx, n, remote)
+	n.seat.Give()
 	if err != nil {
+		if n.displaced.Load() {
+			s.counts.turnedAway.Add(1)
+			log.Debug("turned away: it had not logged in, and made room for another", "error", err)
+			return
+		}
 		s.counts.failed.Add(1)
 		log.Debug("no login", "error", err)
 		return
@@ -68,14 +73,60 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	others.Wait()
 }
 
+// A login is a connection that has not logged in yet.
+type login struct {
+	conn      *idleConn
+	seat      *slots.Seat[*login]
+	began     time.Time
+	order     atomic.Int64 // see Spare
+	displaced atomic.Bool  // by another
+}
+
+func (s *Server) newLogin(c *idleConn, remote netip.Addr) *login {
+	n := &login{conn: c, began: time.Now()}
+	n.order.Store(n.began.UnixNano())
+	n.seat = s.logins.Seat(slots.Address(remote), n)
+	return n
+}
+
+// begin takes a place for the connection, if need be that of another, which is closed.
+func (n *login) begin() (ok bool) {
+	leaves, ok := n.seat.Take()
+	if leaves != nil {
+		(*leaves).displaced.Store(true)
+		(*leaves).conn.Close()
+	}
+	return ok
+}
+
+// Spare gives the order in which connections make room for others: first those that are silent, or have said too little to have exchanged keys,
+// by age; then those that have, since this costs a client as much as the server.
+func (n *login) Spare() (order int64, ok bool) { return n.order.Load(), true }
+
+// behindSilent is added to the order of those that have exchanged keys.
+const behindSilent = 1 << 62
+
+// exchanged notes that keys were exchanged, which gives the client the time to log in.
+func (n *login) exchanged() {
+	n.order.Store(behindSilent + time.Now().UnixNano())
+	n.seat.Spared()
+	// It fails only when it is closed, which the next read tells.
+	_ = n.conn.SetDeadline(n.began.Add(loginLimit))
+}
+
 // handshake lets a client log in.
-func (s *Server) handshake(ctx context.Context, c *idleConn, remote netip.Addr) (*ssh.ServerConn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
-	if err := c.SetDeadline(time.Now().Add(loginLimit)); err != nil {
+func (s *Server) handshake(ctx context.Context, n *login, remote netip.Addr) (*ssh.ServerConn, <-chan ssh.NewChannel, <-chan *ssh.Request, error) {
+	c := n.conn
+	if err := c.SetDeadline(n.began.Add(keysLimit)); err != nil {
 		return nil, nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() }) // nobody is waiting for an answer yet
 	tried, waited := false, false
 	config := s.config
+	config.BannerCallback = func(ssh.ConnMetadata) string { // called when keys are exchanged; there is no banner
+		n.exchanged()
+		return ""
+	}
 	config.PublicKeyCallback = func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
 		tried = true
 		if _, err := s.access.SSHKey(ctx, key, meta.User()); err != nil {
@@ -102,7 +153,7 @@ func (s *Server) handshake(ctx context.Context, c *idleConn, remote netip.Addr) 
 		err = fmt.Errorf("the server is ending: %w", context.Cause(ctx))
 	}
 	if err != nil {
-		if tried && ctx.Err() == nil {
+		if tried && ctx.Err() == nil && !n.displaced.Load() {
 			s.access.Failed(remote)
 		}
 		return nil, nil, nil, err

@@ -1,18 +1,24 @@
 package sshd_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/access"
+	"firn/internal/depot/catalog/catalogtest"
 	"firn/internal/sshd"
 )
 
@@ -153,7 +159,7 @@ func TestNetworkThatDoesNotLogIn(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := sshd.New(access.New(nil, nil, access.Options{}), echo, sshd.Options{HostKeys: keys, Logger: slog.New(slog.DiscardHandler)})
+	s := sshd.New(access.New(nil, nil, access.Options{}), echo, sshd.Options{HostKeys: keys, Logger: slog.New(slog.DiscardHandler), Logins: 16})
 	ctx, cancel := context.WithCancel(t.Context())
 	l := make(pipes)
 	served := make(chan error, 1)
@@ -165,24 +171,207 @@ func TestNetworkThatDoesNotLogIn(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	dial := func(ip string) (greeted bool) {
+	dial := func(ip string) net.Conn {
 		ours, theirs := net.Pipe()
 		t.Cleanup(func() { ours.Close() })
 		l <- from{theirs, &net.TCPAddr{IP: net.ParseIP(ip), Port: 1}}
 		ours.SetReadDeadline(time.Now().Add(10 * time.Second))
-		_, err := io.ReadFull(ours, make([]byte, len("SSH-2.0-firn")))
-		return err == nil
+		if _, err := io.ReadFull(ours, make([]byte, len("SSH-2.0-firn"))); err != nil {
+			t.Errorf("a connection that is new is not greeted: %v", err)
+		}
+		return ours
 	}
-	greeted := 0
+	last := dial("2001:db8:0:1::1")
+	var network []net.Conn
 	for i := range 40 {
-		if dial(fmt.Sprintf("2001:db8::1:%x", i+1)) {
-			greeted++
+		network = append(network, dial(fmt.Sprintf("2001:db8::1:%x", i+1)))
+	}
+	// Of 16 one network has 8: those that came last. The others have made room, and not that of another network.
+	for i, c := range append(network, last) {
+		want := i >= 40-8
+		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+		rest, err := io.ReadAll(c)
+		if open := errors.Is(err, os.ErrDeadlineExceeded); open != want {
+			t.Errorf("connection %d is open: %v, want %v (%q, %v)", i, open, want, rest, err)
 		}
 	}
-	if greeted != 32 {
-		t.Errorf("%d connections from one network are greeted, want 32", greeted)
+}
+
+// silent opens connections that say nothing, until the test ends.
+func (t *tester) silent(from string, n int) {
+	t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}
+	for range n {
+		conn, err := dialer.DialContext(t.Context(), "tcp", t.address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { conn.Close() })
 	}
-	if !dial("2001:db8:0:1::1") {
-		t.Error("there is none left for another network")
+}
+
+// wantLogin logs in from an address, soon.
+func (t *tester) wantLogin(from string, key ssh.Signer) {
+	t.Helper()
+	start := time.Now()
+	c, err := t.loginFrom(from, asItIs, key)
+	if err != nil {
+		t.Errorf("a login from %s: %v", from, err)
+		return
 	}
+	defer c.Close()
+	t.want(c, "echo", "hello", "hello")
+	if took := time.Since(start); took > 5*time.Second {
+		t.Errorf("a login from %s took %s", from, took)
+	}
+}
+
+// However many connections say nothing, from one address or from many, who has a key logs in, from the same address as well,
+// also while more of them come.
+func TestSilentConnections(t0 *testing.T) {
+	t := start(t0, sshd.Options{}, access.Options{})
+	key := t.key("ci", access.SSHKeyOptions{})
+	for i := 2; i < 12; i++ {
+		t.silent(fmt.Sprintf("127.0.0.%d", i), 60)
+		t.wantLogin("127.0.0.1", key)
+		t.wantLogin(fmt.Sprintf("127.0.0.%d", i), key)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	var flood sync.WaitGroup
+	defer flood.Wait()
+	defer stop()
+	var opened atomic.Int64
+	flood.Go(func() {
+		dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
+		for opened.Load() < 5000 && ctx.Err() == nil {
+			if conn, err := dialer.DialContext(ctx, "tcp", t.address); err == nil {
+				defer conn.Close()
+				opened.Add(1)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+	for i := 0; i < 5 || opened.Load() < 500; i++ {
+		t.wantLogin("127.0.0.1", key)
+	}
+}
+
+// slowKey is a key that takes its time, as one does that somebody has to touch.
+type slowKey struct {
+	ssh.Signer
+	asked, touched chan struct{}
+}
+
+func (k slowKey) SignWithAlgorithm(random io.Reader, data []byte, _ string) (*ssh.Signature, error) {
+	return k.Sign(random, data)
+}
+
+func (k slowKey) Sign(random io.Reader, data []byte) (*ssh.Signature, error) {
+	close(k.asked)
+	<-k.touched
+	return k.Signer.Sign(random, data)
+}
+
+// Silent connections make room for each other, and a client that has exchanged keys with the server keeps its place meanwhile.
+func TestSlowLogin(t0 *testing.T) {
+	t := start(t0, sshd.Options{Logins: 8}, access.Options{})
+	key := slowKey{t.key("ci", access.SSHKeyOptions{}), make(chan struct{}), make(chan struct{})}
+	result := make(chan error, 1)
+	go func() {
+		c, err := t.loginFrom("127.0.0.1", asItIs, key)
+		if err == nil {
+			c.Close()
+		}
+		result <- err
+	}()
+	<-key.asked
+	for i := 1; i < 12; i++ {
+		t.silent(fmt.Sprintf("127.0.0.%d", i), 12)
+	}
+	t.wantLogin("127.0.0.1", key.Signer)
+	close(key.touched)
+	if err := <-result; err != nil {
+		t.Errorf("the slow login: %v", err)
+	}
+}
+
+// eager is a connection that takes what is written before the other end reads it.
+type eager struct {
+	net.Conn
+	out chan []byte
+}
+
+func newEager(c net.Conn) *eager {
+	e := &eager{c, make(chan []byte, 100)}
+	go func() {
+		for p := range e.out {
+			if _, err := c.Write(p); err != nil {
+				return
+			}
+		}
+	}()
+	return e
+}
+
+func (e *eager) Write(p []byte) (int, error) {
+	e.out <- bytes.Clone(p)
+	return len(p), nil
+}
+
+// watched is a connection that notes when the other end hung up.
+type watched struct {
+	net.Conn
+	ended chan time.Time
+}
+
+func (w *watched) Read(p []byte) (int, error) {
+	n, err := w.Conn.Read(p)
+	if err != nil {
+		select {
+		case w.ended <- time.Now():
+		default:
+		}
+	}
+	return n, err
+}
+
+// A connection that says nothing ends soon, one that has exchanged keys has a minute, and neither is there for longer.
+func TestLoginLimits(t *testing.T) {
+	keys, err := hostKeys()
+	if err != nil {
+		t.Fatal(err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		s := sshd.New(access.New(catalogtest.NewMemory(nil), func() (uint64, bool) { return 0, false }, access.Options{}), echo,
+			sshd.Options{HostKeys: keys, Logger: slog.New(slog.DiscardHandler)})
+		l := make(pipes)
+		ctx, cancel := context.WithCancel(t.Context())
+		served := make(chan error, 1)
+		go func() { served <- s.Serve(ctx, l) }()
+		dial := func() net.Conn {
+			ours, theirs := net.Pipe()
+			l <- from{theirs, &net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 1}}
+			return ours
+		}
+		began := time.Now()
+		if _, err := io.ReadAll(dial()); err != nil || time.Since(began) != 10*time.Second {
+			t.Errorf("a silent connection ended after %s, %v", time.Since(began), err)
+		}
+		began = time.Now()
+		thinks := &watched{newEager(dial()), make(chan time.Time, 1)}
+		_, _, _, err := ssh.NewClientConn(thinks, "x", &ssh.ClientConfig{User: "main", HostKeyCallback: ssh.InsecureIgnoreHostKey(),
+			Auth: []ssh.AuthMethod{ssh.PublicKeysCallback(func() ([]ssh.Signer, error) {
+				time.Sleep(time.Hour)
+				return nil, nil
+			})}})
+		if took := (<-thinks.ended).Sub(began); err == nil || took != time.Minute {
+			t.Errorf("a client that thinks for an hour was hung up on after %s, %v", took, err)
+		}
+		close(thinks.Conn.(*eager).out)
+		cancel()
+		close(l)
+		if err := <-served; err != nil {
+			t.Error(err)
+		}
+	})
 }

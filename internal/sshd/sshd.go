@@ -32,19 +32,9 @@ const (
 	// so this is longer than most builds.
 	defaultIdle = time.Hour
 
-	// defaultSessions is how many commands are answered at once: each takes about a megabyte, and up to two more when its client
-	// sends faster than can be kept.
-	defaultSessions = 256
-
-	// loginLimit is how long a client may take to log in: somebody may have to touch a key.
-	loginLimit = time.Minute
-
-	// maxStarting bounds the connections that have not logged in yet, and maxStartingFrom those from one address.
-	// Each costs some milliseconds of a core and some 100 KiB.
-	maxStarting, maxStartingFrom = 128, 32
-
-	// defaultConnections bounds those that have logged in. Some may wait for their turn, or for a client that builds something.
-	defaultConnections = 1024
+	// keysLimit is how long a client may take until keys are exchanged, for which its program needs no person,
+	// and loginLimit how long until it has logged in: a person may have to touch a key.
+	keysLimit, loginLimit = 10 * time.Second, time.Minute
 
 	// maxTries is how many keys a client may offer, as one with an agent does.
 	maxTries = 20
@@ -95,10 +85,15 @@ type Options struct {
 	Version string
 	// Idle is how long a connection may be silent, an hour if zero.
 	Idle time.Duration
-	// Sessions is how many commands are answered at once, half of them of one key or from one address; others wait. 256 if zero.
+	// Sessions is how many commands are answered at once, half of them of one key or from one address; others wait.
+	// Each takes about a megabyte, and up to two more when its client sends faster than can be kept. If zero, what [slots.Divide] gives them.
 	Sessions int
-	// Connections is how many there may be that have logged in, likewise; further ones are turned away. 1024 if zero.
+	// Connections is how many there may be that have logged in, likewise; further ones are turned away. Some may wait for their turn,
+	// or for a client that builds something. If zero, what [slots.Divide] gives them.
 	Connections int
+	// Logins is how many there may be that have not logged in yet, half of them from one address; the oldest that is silent makes room.
+	// Each costs some milliseconds of a core and some 100 KiB. If zero, what [slots.Divide] gives them.
+	Logins int
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
 
@@ -112,27 +107,25 @@ type Server struct {
 	answer   Answer
 	idle     time.Duration
 	sessions *slots.Slots
-	open     *slots.Slots // for connections that have logged in
+	open     *slots.Slots         // for connections that have logged in
+	logins   *slots.Seats[*login] // for those that have not
 	unread   *unread
 	log      *slog.Logger
 	counts   counts
-
-	mu       sync.Mutex
-	starting map[netip.Addr]int // connections that have not logged in, by where they come from; none is zero
-	count    int                // of these in all
 }
 
 // New returns a Server.
 func New(access Access, answer Answer, opts Options) *Server {
+	files := slots.OfProcess()
 	s := &Server{
 		access:   access,
 		answer:   answer,
 		idle:     cmp.Or(opts.Idle, defaultIdle),
-		sessions: slots.New(cmp.Or(opts.Sessions, defaultSessions)),
-		open:     slots.New(cmp.Or(opts.Connections, defaultConnections)),
+		sessions: slots.New(cmp.Or(opts.Sessions, files.SSHSessions)),
+		open:     slots.New(cmp.Or(opts.Connections, files.SSHConnections)),
+		logins:   slots.NewSeats[*login](cmp.Or(opts.Logins, files.SSHLogins)),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		unread:   cmp.Or(opts.unread, newUnread()),
-		starting: map[netip.Addr]int{},
 	}
 	s.config = ssh.ServerConfig{
 		Config:                  algorithms(),
@@ -191,25 +184,3 @@ const acceptPause = 50 * time.Millisecond
 
 // temporary reports whether a listener may go on after err.
 func temporary(err error) bool { return !errors.Is(err, net.ErrClosed) }
-
-// begin counts a connection that has not logged in yet; ok is false if there are too many.
-func (s *Server) begin(from netip.Addr) (ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.count >= maxStarting || from.IsValid() && s.starting[from] >= maxStartingFrom {
-		return false
-	}
-	s.count++
-	s.starting[from]++
-	return true
-}
-
-// begun counts it no more.
-func (s *Server) begun(from netip.Addr) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.count--
-	if s.starting[from]--; s.starting[from] == 0 {
-		delete(s.starting, from)
-	}
-}

@@ -18,6 +18,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/lru"
+	"firn/internal/slots"
 	"firn/nix"
 )
 
@@ -30,11 +31,6 @@ const (
 	// A third of all NARs have less than 4 KB, and opening a file costs more than sending so little.
 	tinySize   = 16 << 10
 	tinyMemory = 16 << 20
-
-	// maxIdle bounds how many files are kept open for the next who asks, which saves a fifth of the time of a request
-	// for a file of some 10 KB; and idleShare, what part that is of the files that the process may have open.
-	maxIdle   = 1024
-	idleShare = 4
 
 	// touchEvery is how much older than the last use the time of a file may be.
 	// A restart after a crash orders what was used since then by chance.
@@ -78,7 +74,7 @@ type dir struct {
 	mu        sync.Mutex
 	files     *lru.Map[nix.Hash, *file] // costs are bytes on disk
 	tiny      *lru.Map[nix.Hash, []byte]
-	idle      *lru.Map[*os.File, *file] // open and not in use
+	idle      *lru.Map[*os.File, *file] // open and not in use, which saves the next who asks a fifth of the time of a request for a file of some 10 KB
 	maxIdle   int64
 	making    int64 // bytes on disk of files that are not whole yet
 	made      int   // how many were ever begun, for their names
@@ -107,11 +103,7 @@ func openDir(path, version string, limit int64, now func() time.Time, log *slog.
 	d := &dir{
 		root: root, version: version, limit: limit, now: now, log: log,
 		files: lru.NewMap[nix.Hash, *file](), tiny: lru.NewMap[nix.Hash, []byte](), idle: lru.NewMap[*os.File, *file](),
-		maxIdle: maxIdle, scanned: make(chan struct{}),
-	}
-	var most syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &most); err == nil {
-		d.maxIdle = int64(min(maxIdle, uint64(most.Cur)/idleShare))
+		maxIdle: int64(slots.OfProcess().IdleNARs), scanned: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"firn/internal/cache"
+	"firn/internal/slots"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -30,9 +31,6 @@ const (
 	// smallSize is the size up to which a NAR is small: two thirds of all are.
 	// They have a lane of their own, so that they do not queue behind the frames of large ones.
 	smallSize = 1 << 20
-
-	// maxOpen bounds how many NARs are open in a lane at once, each with a source and a file.
-	maxOpen = 64
 )
 
 // version names what the bytes of a frame depend on besides its input.
@@ -49,10 +47,10 @@ type lane struct {
 	encoders sync.Pool     // of *zstd.Encoder, which take size and 1.4 MB each
 }
 
-func newLane(level zstd.EncoderLevel, slots, workers, size int) *lane {
+func newLane(level zstd.EncoderLevel, inMemory, workers, size int) *lane {
 	return &lane{
 		level: level, size: size,
-		open: make(chan struct{}, maxOpen), slots: make(chan struct{}, slots), working: make(chan struct{}, workers),
+		open: make(chan struct{}, slots.OfProcess().Making), slots: make(chan struct{}, inMemory), working: make(chan struct{}, workers),
 	}
 }
 

@@ -71,7 +71,7 @@ type Blob interface {
 	Size() int64
 
 	// WriteRange writes the n bytes from off on to w; 0 ≤ off, 0 ≤ n, off+n ≤ Size.
-	// A store of files gives w an io.LimitedReader right around an *os.File when w is an io.ReaderFrom, for sendfile:
-	// of a file that no other range is being read from, as that moves its offset.
+	// A store of files gives w an io.SectionReader of an *os.File when w is an io.ReaderFrom, for sendfile.
+	// Other ranges may be read from the same file at the same time, so w must leave its offset alone.
 	WriteRange(ctx context.Context, w io.Writer, off, n int64) error
 }

@@ -161,7 +161,7 @@ func (s *Store) open(ctx context.Context, name string) (_ *file, err error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	return &file{first: f, size: info.Size()}, nil
+	return &file{File: f, size: info.Size()}, nil
 }
 
 // Delete removes a blob. After a crash it may be there again.

@@ -255,7 +255,8 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// Writers that take a file get one of their own, in the shape that a connection makes a sendfile of.
+// Writers that take a file get sections of the one that is open: a hundred ranges at once take one file descriptor,
+// and have the right bytes also when the blob is deleted half-way.
 func TestHandsFilesOver(t *testing.T) {
 	s := open(t, t.TempDir(), dir.Options{})
 	data := bytes.Repeat([]byte("0123456789"), 1000)
@@ -276,41 +277,66 @@ func TestHandsFilesOver(t *testing.T) {
 	}
 	defer b.Close()
 
-	// Each taker writes the next range while it has a file, so that none can share one; the blob is deleted half-way.
-	seen := map[*os.File]bool{}
+	// Each taker writes the next range while it has a file.
+	const takers = 100
+	files := map[*os.File]bool{}
+	before := openFiles(t)
 	var nest func(depth int) io.Writer
 	nest = func(depth int) io.Writer {
 		return takesFiles{func(r io.Reader) (int64, error) {
-			limited, ok := r.(*io.LimitedReader)
+			section, ok := r.(*io.SectionReader)
 			if !ok {
 				t.Fatalf("it was given a %T", r)
 			}
-			f, ok := limited.R.(*os.File)
-			if !ok || seen[f] {
-				t.Errorf("it was given a %T, one that is in use: %v", limited.R, seen[f])
+			whole, _, _ := section.Outer()
+			f, ok := whole.(*os.File)
+			if !ok {
+				t.Fatalf("it was given a section of a %T", whole)
 			}
-			seen[f] = true
-			if depth == 3 {
+			files[f] = true
+			first := make([]byte, 10)
+			if _, err := io.ReadFull(r, first); err != nil {
+				t.Fatal(err)
+			}
+			if depth == takers/2 {
 				if err := s.Delete(t.Context(), "blob"); err != nil {
 					t.Error(err)
+				}
+			}
+			if depth == takers {
+				if now := openFiles(t); now != before {
+					t.Errorf("%d files are open while %d ranges are read, and %d were before", now, takers, before)
 				}
 				var rest bytes.Buffer
 				if err := b.WriteRange(t.Context(), &rest, 7, 9000); err != nil || !bytes.Equal(rest.Bytes(), data[7:9007]) {
 					t.Errorf("a deleted blob: error %v", err)
 				}
-			} else if err := b.WriteRange(t.Context(), nest(depth+1), int64(depth), 5000); err != nil {
+			} else if err := b.WriteRange(t.Context(), nest(depth+1), int64(depth+1), 5000); err != nil {
 				t.Error(err)
 			}
-			got, err := io.ReadAll(r)
-			if off := max(0, depth-1); !bytes.Equal(got, data[off:off+5000]) {
+			rest, err := io.ReadAll(r)
+			if got := append(first, rest...); !bytes.Equal(got, data[depth:depth+5000]) {
 				t.Errorf("range %d has other bytes", depth)
 			}
-			return int64(len(got)), err
+			return 5000, err
 		}}
 	}
 	if err := b.WriteRange(t.Context(), nest(0), 0, 5000); err != nil {
 		t.Error(err)
 	}
+	if len(files) != 1 {
+		t.Errorf("%d files were handed over, want one", len(files))
+	}
+}
+
+// openFiles returns how many files this process has open.
+func openFiles(t *testing.T) int {
+	t.Helper()
+	entries, err := os.ReadDir("/dev/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return len(entries)
 }
 
 type takesFiles struct {
