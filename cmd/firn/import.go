@@ -10,6 +10,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/transfer"
 	"firn/nix"
@@ -79,7 +80,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	}
 	p := newProgress("importing")
 	opts.Progress, opts.Retry = p.paths, p.retry
-	done, err := transfer.Import(ctx, c.From, into, roots, opts)
+	done, err := transfer.Import(cache.WithPublisher(ctx, "firn import"), c.From, into, roots, opts)
 	p.end()
 	return transferred(k, "imported", done, err)
 }

@@ -53,6 +53,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		path.Info.RegistrationTime = m.now()
 	}
 	path.Info.RegistrationTime = path.Info.RegistrationTime.Truncate(time.Second).UTC()
+	path.Published = m.now().Truncate(time.Second).UTC()
 	r.paths[hash] = path
 	for _, ref := range p.Info.References {
 		if r.paths[ref.Hash()] == nil {

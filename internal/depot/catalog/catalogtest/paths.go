@@ -18,6 +18,7 @@ func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
 	if !added {
 		s.Error("not added")
 	}
+	p.Published = s.clock.Now()
 	s.equal(there, p)
 }
 
@@ -127,6 +128,7 @@ func (s *suite) replaceWithheld() {
 	if !added || there.NAR != other {
 		s.Errorf("NAR %d is there, added %v", there.NAR, added)
 	}
+	second.Published = s.clock.Now()
 	got, err := s.c.Path(s.Context(), a, p.Info.Path.Hash())
 	s.ok(err)
 	s.equal(got, second)
