@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/access"
+	"firn/internal/audit"
 	"firn/internal/awaited"
 	"firn/internal/cache"
 	"firn/internal/caches"
@@ -94,7 +95,9 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	directory := caches.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
-	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests}
+	audited := audit.New(audit.Options{Logger: log})
+	defer audited.Close()
+	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests, Audit: audited}
 	if encoder != nil {
 		defer func() { err = errors.Join(err, encoder.Close()) }()
 		directory.Encoder, directory.Compress = encoder, c.Compression == config.CompressionZstd
@@ -135,7 +138,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	who := access.New(kept.catalog, kept.catalog.Version, access.Options{})
 	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
-	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, log, &a)
+	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, audited, log, &a)
 	if err != nil {
 		return err
 	}
@@ -179,6 +182,11 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
 	group.Go(func() error { return sweep(ctx, kept.Depot, all, log) })
+	group.Go(func() error { audited.Run(ctx); return nil })
+	group.Go(func() error {
+		who.RunUses(ctx, func(err error) { log.Error("when tokens and keys were used could not be noted", "error", err) })
+		return nil
+	})
 	group.Go(func() error {
 		gauges.Run(ctx, func(err error) { log.Error("what is kept could not be counted for /metrics", "error", err) })
 		return nil

@@ -91,6 +91,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		Name:    f.Cache,
 		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
 		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },
+		By:      owner{}.Name(),
 		Version: "firn " + version(),
 		Logger:  log,
 	}, closeAll, nil

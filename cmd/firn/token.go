@@ -175,7 +175,9 @@ type tokenListCommand struct {
 }
 
 func (*tokenListCommand) Help() string {
-	return `Examples:
+	return `When a token was used last is known to some minutes.
+
+Examples:
 
     firn token list
     firn token list --json`
@@ -187,6 +189,7 @@ type shownToken struct {
 	Created string       `json:"created"`
 	Expires string       `json:"expires,omitempty"`
 	Expired bool         `json:"expired"`
+	Used    string       `json:"lastUsed,omitempty"` // to some minutes; empty: never
 	Grants  []shownGrant `json:"grants"`
 }
 
@@ -208,23 +211,26 @@ func (c *tokenListCommand) Run(k *kong.Context) error {
 	}
 	shown := make([]shownToken, len(all))
 	for i, t := range all {
-		shown[i] = show(t.Name, t.Created, t.Expires, t.Grants)
+		shown[i] = show(t.Name, t.Created, t.Expires, t.Used, t.Grants)
 	}
 	if c.JSON {
 		return writeJSON(k.Stdout, shown)
 	}
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tEXPIRES")
+	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES")
 	for _, s := range shown {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.end())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end())
 	}
 	return w.Flush()
 }
 
-func show(name string, created, expires time.Time, grants []catalog.Grant) shownToken {
+func show(name string, created, expires, used time.Time, grants []catalog.Grant) shownToken {
 	s := shownToken{Name: name, Created: created.Format(time.RFC3339), Grants: []shownGrant{}}
 	if !expires.IsZero() {
 		s.Expires, s.Expired = expires.Format(time.RFC3339), !expires.After(now())
+	}
+	if !used.IsZero() {
+		s.Used = used.Format(time.RFC3339)
 	}
 	for _, g := range grants {
 		s.Grants = append(s.Grants, shownGrant{rightName(cache.Rights(g.Rights)), g.Pattern})
@@ -243,9 +249,12 @@ func (s *shownToken) rights() string {
 
 // grantsText says what grants allow.
 func grantsText(grants []catalog.Grant) string {
-	s := show("", time.Time{}, time.Time{}, grants)
+	s := show("", time.Time{}, time.Time{}, time.Time{}, grants)
 	return s.rights()
 }
+
+// used is the time of the last use for a table.
+func (s *shownToken) used() string { return cmp.Or(s.Used, "never") }
 
 // end is the time of expiry for a table.
 func (s *shownToken) end() string {

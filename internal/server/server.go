@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/codec"
 	"firn/internal/logs"
@@ -98,6 +99,9 @@ type Options struct {
 	// Requests is told of every request whose answer has ended. Nil: nobody is.
 	Requests *logs.Requests
 
+	// Audit is told who pushes, and who is refused. Nil: only /metrics shows that.
+	Audit *audit.Log
+
 	// Collectors add to what /metrics shows.
 	Collectors []prometheus.Collector
 
@@ -119,6 +123,7 @@ type Server struct {
 	version  string
 	log      *slog.Logger
 	requests *logs.Requests // nil: not logged
+	audit    *audit.Log
 	metrics  *metrics
 	page     *template.Template
 	policy   []string // Content-Security-Policy of the front page
@@ -144,13 +149,17 @@ type Server struct {
 
 // New returns a server for the caches.
 func New(caches cache.Directory, opts Options) *Server {
+	if opts.Audit == nil {
+		opts.Audit = audit.New(audit.Options{})
+	}
 	s := &Server{
 		caches:   caches,
 		access:   opts.Access,
 		version:  cmp.Or(opts.Version, "unknown"),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		requests: opts.Requests,
-		metrics:  newMetrics(caches, opts.Collectors, opts.Inside),
+		audit:    opts.Audit,
+		metrics:  newMetrics(caches, append([]prometheus.Collector{opts.Audit}, opts.Collectors...), opts.Inside),
 
 		proxies:    opts.Proxies,
 		httpsPort:  opts.Redirect,
@@ -280,7 +289,8 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, ending <-chan st
 		defer x.drain()
 	}
 	if r.Method == http.MethodPut {
-		s.metrics.uploaded(x, err)
+		s.metrics.uploaded(err)
+		x.endPush(err)
 	}
 	if err == nil {
 		return

@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/slots"
 )
@@ -56,7 +57,11 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	defer s.counts.open.Add(-1)
 	l := &Login{owners: owners, hangUp: func() { sc.Close() }, backlog: c.backlog,
 		User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
-			return s.access.SSHKey(ctx, key, sc.User())
+			who, err := s.access.SSHKey(ctx, key, sc.User())
+			if err == nil {
+				s.access.Used(who)
+			}
+			return who, err
 		}}
 	log = log.With("user", l.User, "key", l.Key)
 	log.Debug("logged in", "client", string(sc.ClientVersion()))
@@ -75,10 +80,13 @@ func (s *Server) handshake(ctx context.Context, c *idleConn, remote netip.Addr) 
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() }) // nobody is waiting for an answer yet
 	tried, waited := false, false
+	var wrong error // why the last key that was offered is; nil if it is right
+	var user string
 	config := s.config
 	config.PublicKeyCallback = func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		tried = true
-		if _, err := s.access.SSHKey(ctx, key, meta.User()); err != nil {
+		tried, user, wrong = true, meta.User(), nil
+		if _, err := s.access.SSHKey(ctx, key, user); err != nil {
+			wrong = fmt.Errorf("%s: %w", ssh.FingerprintSHA256(key), err)
 			// Only those who are wrong wait, and the right key is good at once, whatever others behind the same address do.
 			if wait := min(maxWait, s.access.Wait(remote)); wait > 0 && !waited && errors.Is(err, cache.ErrUnauthenticated) {
 				waited = true
@@ -104,6 +112,9 @@ func (s *Server) handshake(ctx context.Context, c *idleConn, remote netip.Addr) 
 	if err != nil {
 		if tried && ctx.Err() == nil {
 			s.access.Failed(remote)
+			if errors.Is(wrong, cache.ErrUnauthenticated) {
+				s.audit.Refused(audit.Client{FrontEnd: audit.SSH, Remote: remote, Cache: user}, audit.WrongKey, wrong)
+			}
 		}
 		return nil, nil, nil, err
 	}

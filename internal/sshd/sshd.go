@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/slots"
 )
@@ -60,6 +61,8 @@ const (
 type Access interface {
 	// SSHKey tells who holds a key or a certificate, if it logs in as a user. cache.ErrUnauthenticated: nobody who may.
 	SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error)
+	// Used notes that a client who has shown that a key is its own is doing something.
+	Used(who cache.Principal)
 	// Failed counts a connection from an address that did not log in.
 	Failed(remote netip.Addr)
 	// Wait returns how long an address that has failed too often should wait.
@@ -99,6 +102,8 @@ type Options struct {
 	Sessions int
 	// Connections is how many there may be that have logged in, likewise; further ones are turned away. 1024 if zero.
 	Connections int
+	// Audit is told whose key is refused. Nil: nobody is.
+	Audit *audit.Log
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
 
@@ -114,6 +119,7 @@ type Server struct {
 	sessions *slots.Slots
 	open     *slots.Slots // for connections that have logged in
 	unread   *unread
+	audit    *audit.Log
 	log      *slog.Logger
 	counts   counts
 
@@ -124,12 +130,16 @@ type Server struct {
 
 // New returns a Server.
 func New(access Access, answer Answer, opts Options) *Server {
+	if opts.Audit == nil {
+		opts.Audit = audit.New(audit.Options{})
+	}
 	s := &Server{
 		access:   access,
 		answer:   answer,
 		idle:     cmp.Or(opts.Idle, defaultIdle),
 		sessions: slots.New(cmp.Or(opts.Sessions, defaultSessions)),
 		open:     slots.New(cmp.Or(opts.Connections, defaultConnections)),
+		audit:    opts.Audit,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		unread:   cmp.Or(opts.unread, newUnread()),
 		starting: map[netip.Addr]int{},
