@@ -152,7 +152,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 
 	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
 	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()
-	if a.others, err = otherCaches(ctx, kept.catalog); err != nil {
+	if err := a.describe(ctx, kept.catalog, tls, all.Hosts(ctx)); err != nil {
 		return err
 	}
 	if err := a.print(k.Stdout); err != nil {

@@ -270,17 +270,6 @@ func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error)
 	}
 }
 
-// otherCaches are the names of all caches but main.
-func otherCaches(ctx context.Context, cat catalog.Catalog) (names []string, err error) {
-	all, err := records(ctx, cat)
-	for _, c := range all {
-		if c.Name != cache.Main {
-			names = append(names, c.Name)
-		}
-	}
-	return names, err
-}
-
 // record is the record of one cache.
 func record(ctx context.Context, cat catalog.Catalog, name string) (*catalog.Cache, error) {
 	all, err := records(ctx, cat)

@@ -84,7 +84,8 @@ type Log struct {
 	log     *slog.Logger
 	now     func() time.Time
 	metrics *metrics
-	limits  limits
+	refused limits
+	exposed limits
 
 	mu       sync.Mutex
 	sessions map[Client]*Session // over HTTP
@@ -97,6 +98,8 @@ func New(opts Options) *Log {
 		now:      opts.Now,
 		metrics:  newMetrics(),
 		sessions: map[Client]*Session{},
+		refused:  limits{burst: burst, pause: pause},
+		exposed:  limits{burst: 1, pause: time.Hour},
 	}
 	if l.now == nil {
 		l.now = time.Now

@@ -188,8 +188,8 @@ func TestRefused(t0 *testing.T) {
 		// From more addresses than are told apart.
 		for i := range 3 * maxAddresses {
 			t.Refused(client(HTTP, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String(), ""), TooOften, nil)
-			if len(t.limits.addresses) > maxAddresses {
-				t.Fatalf("%d addresses are known", len(t.limits.addresses))
+			if len(t.refused.addresses) > maxAddresses {
+				t.Fatalf("%d addresses are known", len(t.refused.addresses))
 			}
 		}
 		if n := lines(); n > allBurst {
@@ -206,6 +206,25 @@ func TestRefused(t0 *testing.T) {
 		t.Refused(huge, MayNotRead, errors.New(strings.Repeat("e", 1<<20)))
 		if n := t.lines.Len(); n == 0 || n > 2000 {
 			t.Errorf("a line of %d bytes", n)
+		}
+	})
+}
+
+// A token that comes over plain HTTP a thousand times is told once an hour for each address.
+func TestExposed(t0 *testing.T) {
+	synctest.Test(t0, func(t0 *testing.T) {
+		t := newTester(t0)
+		for range 90 { // minutes
+			for range 100 {
+				t.Exposed(client(HTTP, "192.0.2.7", ""))
+			}
+			time.Sleep(time.Minute)
+		}
+		t.Exposed(client(HTTP, "192.0.2.8", ""))
+		for address, want := range map[string]int{"192.0.2.7": 2, "192.0.2.8": 1} {
+			if n := strings.Count(t.lines.String(), `front_end=http remote=`+address+` cache=main`); n != want {
+				t.Errorf("%d lines of %s, want %d", n, address, want)
+			}
 		}
 	})
 }

@@ -53,7 +53,7 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 		counters, text = l.metrics.refused, "login refused"
 	}
 	counters[c.FrontEnd][why].Inc()
-	unlogged, ok := l.limits.take(slots.Place(c.Remote), l.now())
+	unlogged, ok := l.refused.take(slots.Place(c.Remote), l.now())
 	if !ok {
 		return
 	}
@@ -71,8 +71,20 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 	l.log.Info(text, attributes...)
 }
 
-// limits decide which refusals are logged.
+// Exposed logs that a client has sent a token over plain HTTP to a server that has HTTPS: once an hour for an address.
+func (l *Log) Exposed(c Client) {
+	c = c.bounded()
+	if _, ok := l.exposed.take(slots.Place(c.Remote), l.now()); ok {
+		l.log.Warn("a token was sent over plain HTTP, for everybody on the way to read: have the client use https, and make it a new token",
+			"front_end", string(c.FrontEnd), "remote", c.remote(), "cache", c.Cache)
+	}
+}
+
+// limits decide which lines are logged.
 type limits struct {
+	burst int           // of an address
+	pause time.Duration // of an address
+
 	mu        sync.Mutex
 	addresses map[netip.Addr]time.Time // when what an address has used up is there again
 	all       time.Time                // likewise, of all
@@ -86,7 +98,7 @@ func (l *limits) take(from netip.Addr, now time.Time) (unlogged int64, ok bool) 
 	if l.addresses == nil || len(l.addresses) >= maxAddresses {
 		l.addresses = map[netip.Addr]time.Time{}
 	}
-	own, mine := spend(l.addresses[from], now, burst, pause)
+	own, mine := spend(l.addresses[from], now, l.burst, l.pause)
 	all, ours := spend(l.all, now, allBurst, allPause)
 	if !mine || !ours {
 		l.unlogged++

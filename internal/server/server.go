@@ -87,8 +87,12 @@ type Options struct {
 	// Proxies are believed when they say for whom they ask; with the zero value nobody is.
 	Proxies Proxies
 
-	// Redirect is the port of HTTPS, to which requests without TLS are redirected. They are answered if it is zero.
+	// Redirect is the port of HTTPS, to which requests without TLS are redirected, but for uploads, which are refused.
+	// They are answered if it is zero.
 	Redirect int
+
+	// HTTPS says that TLS is to be had, so that a token which comes without it is worth a warning.
+	HTTPS bool
 
 	// NoHTTP2 has ServeTLS speak HTTP/1 only.
 	NoHTTP2 bool
@@ -130,6 +134,7 @@ type Server struct {
 
 	proxies    Proxies
 	httpsPort  int // to redirect to; 0: none
+	https      bool
 	noHTTP2    bool
 	challenger Challenger // nil: none
 
@@ -163,6 +168,7 @@ func New(caches cache.Directory, opts Options) *Server {
 
 		proxies:    opts.Proxies,
 		httpsPort:  opts.Redirect,
+		https:      opts.HTTPS || opts.Redirect != 0,
 		noHTTP2:    opts.NoHTTP2,
 		challenger: opts.Challenger,
 
