@@ -86,7 +86,7 @@ type cacheCreateCommand struct {
 
 func (*cacheCreateCommand) Help() string {
 	return `The cache answers at /NAME/ at once, also on a server that runs. Unless keys are given,
-one named NAME-1 is made. The public keys are printed: clients have to trust them.
+one named HOSTNAME-NAME-1 is made. The public keys are printed: clients have to trust them.
 
 Examples:
 
@@ -111,7 +111,8 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 		return err
 	}
 	if len(r.Keys) == 0 {
-		key, err := nix.GenerateKey(c.Name + "-1")
+		hostname, _ := os.Hostname() // without one, firn
+		key, err := nix.GenerateKey(keyfile.NameFor(hostname, c.Name))
 		if err != nil {
 			return err
 		}
@@ -308,7 +309,7 @@ Examples:
     firn cache set team --private
     firn cache set team --no-private --priority 20
     firn cache set team --add-key /etc/firn/team-2
-    firn cache set team --drop-key team-1
+    firn cache set team --drop-key old-team-1
     firn cache set main --host cache.example.org --host cache`
 }
 

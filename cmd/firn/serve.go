@@ -69,6 +69,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	warnUnused(&c.Config, keys, log)
 	local, closeLocal, err := c.local(ctx, log, &a)
 	if err != nil {
 		return err
@@ -238,7 +239,7 @@ func (c *serveCommand) ownKey(log *slog.Logger, a *announcement) (nix.SecretKey,
 	if err != nil {
 		log.Warn("this machine has no name for a key", "error", err)
 	}
-	key, made, err := keyfile.Ensure(c.State, keyfile.NameFor(hostname), log)
+	key, made, err := keyfile.Ensure(c.State, keyfile.NameFor(hostname, ""), log)
 	if made {
 		a.madeKey = filepath.Join(c.State, keyfile.SecretName)
 	}
