@@ -69,6 +69,7 @@ const (
 	exitFailure = 1
 	exitUsage   = 2
 	exitDamaged = 3
+	exitUnknown = 4
 )
 
 func main() {
@@ -108,6 +109,9 @@ func run(args []string) int {
 	}
 	if errors.Is(err, errDamaged) {
 		return exitDamaged
+	}
+	if errors.Is(err, errUnknown) {
+		return exitUnknown
 	}
 	return exitFailure
 }
