@@ -132,7 +132,7 @@ func TestDoctorRights(t *testing.T) {
 	}
 	path := cachetest.NewPath(t, nix.DefaultStoreDir, "hello", "hello\n")
 	a.push("/team", tokens["pusher"], path, http.StatusCreated)
-	before := a.mustRun("stats", "--json", "--cache", "team") + a.mustRun("path", "list", "--long", "--cache", "team")
+	before := a.mustRun("stats", "--cache", "team") + a.mustRun("path", "list", "--long", "--cache", "team")
 	run := func(env []string, args ...string) (string, int) {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), "firn", append([]string{"doctor"}, args...)...)
@@ -193,7 +193,7 @@ func TestDoctorRights(t *testing.T) {
 			}
 		}
 	}
-	if after := a.mustRun("stats", "--json", "--cache", "team") + a.mustRun("path", "list", "--long", "--cache", "team"); after != before {
+	if after := a.mustRun("stats", "--cache", "team") + a.mustRun("path", "list", "--long", "--cache", "team"); after != before {
 		t.Errorf("left behind is\n%s\nbefore it was\n%s", after, before)
 	}
 

@@ -27,6 +27,7 @@ type tokenCreateCommand struct {
 	Name string `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
 	rightsFlags
 	Certificate string `placeholder:"FILE" complete:"file" help:"Instead of a secret that is printed, take the certificate in FILE: whoever shows it over TLS, to a server with --client-certs, may do this. If it is that of an authority, so may whoever shows one that it signed, followed by the authority's own."`
+	JSON        bool   `name:"json" help:"Print JSON."`
 }
 
 // rightsFlags say what a token or a key allows, and for how long.
@@ -106,6 +107,12 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	}
 	if err := warnUnmatched(ctx, cat, grants); err != nil {
 		return err
+	}
+	if c.JSON {
+		return writeJSON(k.Stdout, struct {
+			shownToken
+			Secret string `json:"token,omitempty"` // empty: of a certificate
+		}{show(token.Name, token.Created, token.Expires, token.Used, token.Grants), secret})
 	}
 	if secret == "" {
 		say("Whoever shows the certificate in %s may do this, as %s: %s.", c.Certificate, c.Name, grantsText(grants))

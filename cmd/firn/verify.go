@@ -205,8 +205,11 @@ func pathHashOf(text string) (nix.PathHash, error) {
 	base := text[strings.LastIndexByte(text, '/')+1:]
 	digits, _, _ := strings.Cut(base, "-")
 	hash, err := nix.ParsePathHash(digits)
-	if err != nil || hash == (nix.PathHash{}) { // the hash of nothing stands for everything
+	if err != nil {
 		return hash, fmt.Errorf("%q is neither a store path nor the hash of one", text)
+	}
+	if hash == (nix.PathHash{}) { // which stands for everything
+		return hash, fmt.Errorf("%s is the hash of no store path: it has nothing but zeros", digits)
 	}
 	return hash, nil
 }

@@ -56,7 +56,7 @@ type Config struct {
 	LogFormat        LogFormat        `toml:"log-format" default:"text" placeholder:"FORMAT" complete:"text,json" help:"Log as text or as json, one record a line."`
 	LogFile          string           `toml:"log-file" placeholder:"FILE" complete:"file" help:"Log to FILE, which SIGUSR1 has opened anew, and not to standard error."`
 	AccessLog        string           `toml:"access-log" placeholder:"FILE" complete:"file" help:"Write a line for every request over HTTP to FILE, which SIGUSR1 has opened anew, or to stderr. Without it none is written."`
-	AccessLogFormat  AccessLogFormat  `toml:"access-log-format" default:"combined" placeholder:"FORMAT" complete:"combined,json" help:"Write these lines as Apache's combined format, or as json."`
+	AccessLogFormat  AccessLogFormat  `toml:"access-log-format" default:"combined" placeholder:"FORMAT" complete:"combined,json" help:"Write these lines as Apache's combined format, or as json, as they are in any case where they go among a --log-format json."`
 }
 
 // Check finds what no single value shows.

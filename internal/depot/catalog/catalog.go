@@ -41,6 +41,8 @@ var (
 	ErrUnavailable = errors.New("catalog unavailable")
 	// ErrFull: there is no room on the disk for it. It is ErrUnavailable as well.
 	ErrFull = fmt.Errorf("%w: the disk is full", ErrUnavailable)
+	// ErrCorrupt: the database is damaged, and only a backup brings it back. It is ErrUnavailable as well.
+	ErrCorrupt = fmt.Errorf("%w: the database is damaged", ErrUnavailable)
 	// ErrTooLarge: a note, or all of them, are larger than they may be.
 	ErrTooLarge = errors.New("too large for the catalog")
 )
