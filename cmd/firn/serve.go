@@ -147,6 +147,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if sshDoor != nil {
 		opts.Collectors = append(opts.Collectors, sshDoor, sshDoor.operations)
 	}
+	opts.SSHPort = publicPort(sshListeners)
 	gauges := kept.Gauges()
 	opts.Inside = append(opts.Inside, gauges)
 	door := server.New(all, opts)

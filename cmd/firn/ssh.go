@@ -105,6 +105,17 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 	return &sshServer{door, operations}, listeners, nil
 }
 
+// publicPort is the port at which other machines reach one of the listeners, or else the first one's; 0 if there is none.
+func publicPort(listeners []net.Listener) (port int) {
+	for _, l := range listeners {
+		addr, ok := l.Addr().(*net.TCPAddr)
+		if ok && (port == 0 || !addr.IP.IsLoopback()) {
+			port = addr.Port
+		}
+	}
+	return port
+}
+
 // daemonSocket returns where the Nix daemon of this machine listens.
 func daemonSocket() (string, error) {
 	env, err := config.NixEnvironment(os.LookupEnv)

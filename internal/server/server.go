@@ -94,6 +94,9 @@ type Options struct {
 	// HTTPS says that TLS is to be had, so that a token which comes without it is worth a warning.
 	HTTPS bool
 
+	// SSHPort is where the same caches are to be had over SSH, for the front page. They are not if it is zero.
+	SSHPort int
+
 	// NoHTTP2 has ServeTLS speak HTTP/1 only.
 	NoHTTP2 bool
 
@@ -135,6 +138,7 @@ type Server struct {
 	proxies    Proxies
 	httpsPort  int // to redirect to; 0: none
 	https      bool
+	sshPort    int // 0: none
 	noHTTP2    bool
 	challenger Challenger // nil: none
 
@@ -169,6 +173,7 @@ func New(caches cache.Directory, opts Options) *Server {
 		proxies:    opts.Proxies,
 		httpsPort:  opts.Redirect,
 		https:      opts.HTTPS || opts.Redirect != 0,
+		sshPort:    opts.SSHPort,
 		noHTTP2:    opts.NoHTTP2,
 		challenger: opts.Challenger,
 
