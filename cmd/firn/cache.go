@@ -266,7 +266,7 @@ func writeJSON(w io.Writer, v any) error {
 
 type cacheShowCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the cache."`
+	Name string `arg:"" complete:"@cache" help:"The name of the cache."`
 	JSON bool   `name:"json" help:"Print JSON."`
 }
 
@@ -312,8 +312,8 @@ type cacheSetCommand struct {
 	stateFlags
 	cacheSettings
 	AddKey  []string `placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE too, which is copied. May be given several times."`
-	DropKey []string `placeholder:"NAME" help:"Sign no more with the key of this name, and forget it. May be given several times."`
-	Name    string   `arg:"" help:"The name of the cache."`
+	DropKey []string `placeholder:"NAME" complete:"@key" help:"Sign no more with the key of this name, and forget it. May be given several times."`
+	Name    string   `arg:"" complete:"@cache" help:"The name of the cache."`
 }
 
 func (*cacheSetCommand) Help() string {
@@ -421,7 +421,7 @@ func keyNames(r *catalog.Cache) string {
 
 type cacheDeleteCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the cache."`
+	Name string `arg:"" complete:"@cache" help:"The name of the cache."`
 	Yes  bool   `help:"Do not ask."`
 }
 

@@ -24,7 +24,7 @@ import (
 
 type exportCommand struct {
 	stateFlags
-	Cache string   `default:"main" placeholder:"NAME" help:"The cache to export. By default main."`
+	Cache string   `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to export. By default main."`
 	Key   []string `placeholder:"FILE" complete:"file" help:"Sign what the cache main has with the secret key in FILE. May be given several times. By default as firn serve does with this configuration."`
 	JSON  bool     `name:"json" help:"Print JSON."`
 	Dir   string   `arg:"" complete:"dir" help:"The directory to write, which may be an older export."`

@@ -21,7 +21,7 @@ const maxKeyFile = 128 << 10
 
 type importCommand struct {
 	stateFlags
-	Cache             string   `default:"main" placeholder:"NAME" help:"The cache to import into. By default main."`
+	Cache             string   `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to import into. By default main."`
 	TrustedPublicKeys string   `placeholder:"FILE" complete:"file" help:"Take only what is content-addressed, or signed by a key in FILE, which has them as nix.conf does. By default everything."`
 	NetrcFile         string   `placeholder:"FILE" complete:"file" help:"Find user and password for the other server in FILE, as curl and Nix do."`
 	Logs              bool     `help:"Of store paths that are named, ask for the build logs too."`

@@ -61,6 +61,7 @@ type commandLine struct {
 	NixServe   nixServeCommand   `cmd:"" help:"Take the place of nix-serve, with its flags."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`
+	Names      namesCommand      `cmd:"" hidden:""`
 	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`
 }
 

@@ -153,7 +153,7 @@ func (c *sshkeyListCommand) Run(k *kong.Context) error {
 
 type sshkeyRevokeCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the key."`
+	Name string `arg:"" complete:"@sshkey" help:"The name of the key."`
 }
 
 func (*sshkeyRevokeCommand) Help() string {

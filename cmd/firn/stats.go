@@ -14,7 +14,7 @@ import (
 
 type statsCommand struct {
 	stateFlags
-	Cache string `placeholder:"NAME" help:"Of one cache only."`
+	Cache string `placeholder:"NAME" complete:"@cache" help:"Of one cache only."`
 	JSON  bool   `name:"json" help:"Print JSON, sizes in bytes."`
 }
 

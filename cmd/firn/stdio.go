@@ -23,7 +23,7 @@ import (
 // cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
 type cacheFlags struct {
 	stateFlags
-	Cache    string `default:"main" placeholder:"NAME" help:"The cache to serve. By default main."`
+	Cache    string `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to serve. By default main."`
 	ReadOnly bool   `help:"Let nobody push."`
 }
 

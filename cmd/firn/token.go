@@ -32,9 +32,9 @@ type tokenCreateCommand struct {
 
 // rightsFlags say what a token or a key allows, and for how long.
 type rightsFlags struct {
-	Read    []string `placeholder:"PATTERN" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
-	Push    []string `placeholder:"PATTERN" help:"Push to the caches whose names match, and read them."`
-	Admin   []string `placeholder:"PATTERN" help:"As --push; with main among them, also see all of /metrics from other machines. Deleting takes a command on the server, such as firn path delete."`
+	Read    []string `placeholder:"PATTERN" complete:"@cache" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
+	Push    []string `placeholder:"PATTERN" complete:"@cache" help:"Push to the caches whose names match, and read them."`
+	Admin   []string `placeholder:"PATTERN" complete:"@cache" help:"As --push; with main among them, also see all of /metrics from other machines. Deleting takes a command on the server, such as firn path delete."`
 	Expires string   `placeholder:"TIME" help:"How long it is good for, such as 12h or 90d. By default until it is revoked."`
 }
 
@@ -286,7 +286,7 @@ func rightName(r cache.Rights) string {
 
 type tokenRevokeCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the token."`
+	Name string `arg:"" complete:"@token" help:"The name of the token."`
 }
 
 func (*tokenRevokeCommand) Help() string {

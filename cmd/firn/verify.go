@@ -25,7 +25,7 @@ var (
 type verifyCommand struct {
 	stateFlags
 	Path   string   `arg:"" optional:"" help:"A store path, or its hash. Without one, everything is verified."`
-	Cache  []string `placeholder:"NAME" help:"Verify what is in this cache only. May be given several times."`
+	Cache  []string `placeholder:"NAME" complete:"@cache" help:"Verify what is in this cache only. May be given several times."`
 	Repair bool     `help:"Serve nothing that is damaged, so that it can be pushed again, and serve again what has become whole."`
 	JSON   bool     `name:"json" help:"Print JSON."`
 }
