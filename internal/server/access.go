@@ -75,7 +75,9 @@ func (s *Server) allow(x *exchange) error {
 		x.target.route == routeNoSlash:
 		return cache.Refuse(cache.ErrNotFound, "nothing here")
 	case x.who == cache.Anybody:
-		s.audit.Refused(s.auditClient(x), audit.NoToken, nil)
+		if x.cache != nil || need == cache.Push { // else it asks for what has never been here, as those do who look for holes
+			s.audit.Refused(s.auditClient(x), audit.NoToken, nil)
+		}
 		return errNoToken
 	}
 	s.audit.Refused(s.auditClient(x), reason, nil)
