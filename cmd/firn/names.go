@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -47,7 +48,7 @@ func (c *namesCommand) names(ctx context.Context) (names []string, err error) {
 		return nil, err
 	}
 	never := errors.New("nothing is changed")
-	cat, err := sqlite.Open(ctx, catalogPath(settings.State), sqlite.Options{
+	cat, err := sqlite.Open(ctx, filepath.Join(settings.State, depotDir, catalogName), sqlite.Options{
 		New: func() error { return never }, Older: func() (bool, error) { return false, never }, Wait: namesTime,
 	})
 	if err != nil {

@@ -159,9 +159,6 @@ const (
 	depotMode fs.FileMode = 0o700 // what is in the depot is not: some caches are private
 )
 
-// catalogPath is where the catalog is in a state directory.
-func catalogPath(state string) string { return filepath.Join(state, depotDir, catalogName) }
-
 // openCatalog opens, or makes, the catalog in a state directory, for a command that may run beside a server.
 func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 	c, err := openClaim(state)
@@ -174,7 +171,11 @@ func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
 
 // openClaimed opens, or makes, the catalog in a state directory.
 func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, error) {
-	cat, err := sqlite.Open(ctx, catalogPath(state), sqlite.Options{
+	path, err := filepath.Abs(filepath.Join(state, depotDir, catalogName))
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w", err)
+	}
+	cat, err := sqlite.Open(ctx, path, sqlite.Options{
 		New:   func() error { return checkLost(ctx, state) },
 		Older: c.alone,
 	})
