@@ -159,7 +159,7 @@ func TestManySessions(t0 *testing.T) {
 	})
 }
 
-// Whoever fails a thousand times has some lines, whoever fails beside has lines too, and what is left out is told.
+// An address that fails a thousand times has some lines, another address has lines too, and the log tells how many were left out.
 func TestRefused(t0 *testing.T) {
 	synctest.Test(t0, func(t0 *testing.T) {
 		t := newTester(t0)

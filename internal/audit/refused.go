@@ -8,7 +8,7 @@ import (
 	"firn/internal/slots"
 )
 
-// A Reason is why somebody was refused. Its text stays the same: filters of logs rest on it.
+// A Reason is why a client was refused. Its text stays the same: filters of logs rest on it.
 type Reason string
 
 // Why a log-in was refused: the client could not say who it is.
@@ -19,7 +19,7 @@ const (
 	TooOften         Reason = "too many wrong tokens"
 )
 
-// Why access was denied: the client has said who it is, or that it is nobody in particular, and may not do this.
+// Why access was denied: the client is known, or gave no credential, and may not do this.
 const (
 	NoToken    Reason = "no token"
 	MayNotRead Reason = "may not read"

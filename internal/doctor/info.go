@@ -194,7 +194,7 @@ func (e *examination) checkPush(ctx context.Context) Finding {
 	case a.is(http.StatusNoContent), a.is(http.StatusCreated), a.is(http.StatusOK):
 		return ok("this password may push")
 	case a.is(http.StatusUnauthorized) && e.site.User == nil:
-		return fail("no password is known for this server, and without one nobody pushes", e.loginAdvice())
+		return fail("no password is known for this server, and pushing takes one", e.loginAdvice())
 	case a.is(http.StatusUnauthorized):
 		return fail("the password is not taken: "+a.refused(), e.loginAdvice())
 	case a.is(http.StatusForbidden):

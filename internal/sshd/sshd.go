@@ -102,7 +102,7 @@ type Options struct {
 	Sessions int
 	// Connections is how many there may be that have logged in, likewise; further ones are turned away. 1024 if zero.
 	Connections int
-	// Audit is told whose key is refused. Nil: nobody is.
+	// Audit is told whose key is refused. Nil: only a counter is kept.
 	Audit *audit.Log
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
