@@ -340,6 +340,7 @@ func (s *suite) danglingReferences() {
 		told.Elsewhere = elsewhere
 		there, _, err := s.c.Publish(s.Context(), cache, &told, nil)
 		s.ok(err)
+		p.Published = s.clock.Now()
 		s.equal(there, p)
 	}
 	p := path("p", id, "one") // it refers to a-p and b-p
