@@ -40,6 +40,7 @@ type everybody struct{}
 func (everybody) SSHKey(context.Context, ssh.PublicKey, string) (cache.Principal, error) {
 	return nil, nil
 }
+func (everybody) Used(cache.Principal)          {}
 func (everybody) Failed(netip.Addr)             {}
 func (everybody) Wait(netip.Addr) time.Duration { return 0 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +15,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/cache"
+	"firn/internal/certs"
+	"firn/internal/depot/catalog"
 	"firn/internal/listen"
 	"firn/nix"
 )
@@ -31,10 +34,31 @@ type announcement struct {
 	state     string   // the state directory
 	madeKey   string   // the file of the key that this start made, empty if it made none
 	keys      []nix.PublicKey
-	https     []net.Listener // with TLS
+	https     []net.Listener         // with TLS
+	names     []string               // that certificates have, of the cache main
+	covered   func(host string) bool // whether a certificate has a name
 	listeners []net.Listener
 	ssh       []net.Listener  // for SSH
 	hostKeys  []ssh.PublicKey // of this server
+}
+
+// describe adds what the catalog and the certificates say. tls may be nil; hosts are those of all caches.
+func (a *announcement) describe(ctx context.Context, cat catalog.Catalog, tls *certs.Certs, hosts []string) error {
+	all, err := records(ctx, cat)
+	if err != nil {
+		return err
+	}
+	for _, c := range all {
+		if c.Name != cache.Main {
+			a.others = append(a.others, c.Name)
+		}
+	}
+	if tls != nil {
+		hostname, _ := os.Hostname()
+		a.covered = func(host string) bool { return tls.Has(host, hosts) }
+		a.names = certifiedNames(all, a.covered, append([]string{hostname}, tls.Names()...))
+	}
+	return nil
 }
 
 // print writes it, with the lines for clients ready to copy.
@@ -66,10 +90,19 @@ func (a *announcement) print(w io.Writer) error {
 		places = append(places, place{"http", l})
 	}
 	for _, l := range places {
-		at := listen.URL(l.scheme, l, hostname)
-		fmt.Fprintf(&b, "  %s\n", cmp.Or(at, "unix:"+l.Addr().String()))
-		if client == "" || at != "" && isLoopback(client) && !isLoopback(at) {
-			client = at
+		urls, missing := []string{listen.URL(l.scheme, l, hostname)}, false
+		if l.scheme == "https" {
+			urls, missing = a.secureURLs(l, hostname)
+		}
+		for _, at := range urls {
+			fmt.Fprintf(&b, "  %s\n", cmp.Or(at, "unix:"+l.Addr().String()))
+			if client == "" || at != "" && isLoopback(client) && !isLoopback(at) {
+				client = at
+			}
+		}
+		if missing {
+			fmt.Fprintf(&b, "    No certificate has this name, so no client takes it. To get one with --acme, give the cache a host name:\n")
+			fmt.Fprintf(&b, "    firn cache set %s --host NAME; or name a certificate that has it with --tls-cert and --tls-key.\n", cache.Main)
 		}
 	}
 	if len(a.others) > 0 {
@@ -100,6 +133,28 @@ func (a *announcement) print(w io.Writer) error {
 	b.WriteString("\n\n")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// maxNames bounds how many names of certificates are announced.
+const maxNames = 5
+
+// secureURLs are the URLs of a listener with TLS that clients take: with the names that certificates have.
+// Where there is none, it is the one that clients would type, and missing is true.
+func (a *announcement) secureURLs(l net.Listener, hostname string) (urls []string, missing bool) {
+	addr, ok := l.Addr().(*net.TCPAddr)
+	if !ok {
+		return []string{""}, false
+	}
+	if !addr.IP.IsUnspecified() && a.covered(addr.IP.String()) {
+		return []string{listen.URL("https", l, "")}, false
+	}
+	for _, name := range a.names[:min(len(a.names), maxNames)] {
+		urls = append(urls, listen.URLOf("https", name, addr.Port))
+	}
+	if len(urls) == 0 {
+		return []string{listen.URL("https", l, hostname)}, true
+	}
+	return urls, false
 }
 
 // printSSH writes where SSH is to be had, and how clients know that it is this server.

@@ -19,6 +19,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/caches"
+	"firn/internal/config"
 	"firn/internal/depot/catalog"
 	"firn/internal/keyfile"
 	"firn/nix"
@@ -82,11 +83,12 @@ type cacheCreateCommand struct {
 	cacheSettings
 	Name     string `arg:"" help:"The name: small letters, digits, '-', '_' and '.'. It is the first element of the URL."`
 	StoreDir string `default:"/nix/store" placeholder:"DIR" help:"The store directory of its store paths, which cannot be changed."`
+	JSON     bool   `name:"json" help:"Print JSON, as firn cache show does."`
 }
 
 func (*cacheCreateCommand) Help() string {
 	return `The cache answers at /NAME/ at once, also on a server that runs. Unless keys are given,
-one named NAME-1 is made. The public keys are printed: clients have to trust them.
+one named HOSTNAME-NAME-1 is made. The public keys are printed: clients have to trust them.
 
 Examples:
 
@@ -111,7 +113,8 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 		return err
 	}
 	if len(r.Keys) == 0 {
-		key, err := nix.GenerateKey(c.Name + "-1")
+		hostname, _ := os.Hostname() // without one, firn
+		key, err := nix.GenerateKey(keyfile.NameFor(hostname, c.Name))
 		if err != nil {
 			return err
 		}
@@ -125,6 +128,9 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 	defer cat.Close()
 	if err := cat.AddCache(ctx, r); err != nil {
 		return conflict(err)
+	}
+	if c.JSON {
+		return writeJSON(k.Stdout, showCache(r))
 	}
 	say("The cache %s answers at /%s/. Clients have to trust this:", r.Name, r.Name)
 	for _, key := range r.Keys {
@@ -173,12 +179,24 @@ func (c *cacheListCommand) Run(k *kong.Context) error {
 		}
 		return writeJSON(k.Stdout, shown)
 	}
+	settings, err := c.load()
+	if err != nil {
+		return err
+	}
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tACCESS\tSOURCES\tPRIORITY\tHOSTS")
 	for _, r := range all {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", r.Name, accessOf(r), strings.Join(r.Sources, ", "), r.Priority, strings.Join(r.Hosts, " "))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", r.Name, accessOf(r), strings.Join(sourcesOf(r, settings), ", "), r.Priority, strings.Join(r.Hosts, " "))
 	}
 	return w.Flush()
+}
+
+// sourcesOf are the sources that a server with these settings gives a cache: there is no local store where that is off.
+func sourcesOf(r *catalog.Cache, c *config.Config) []string {
+	if c.Store != config.StoreOff {
+		return r.Sources
+	}
+	return slices.DeleteFunc(slices.Clone(r.Sources), func(source string) bool { return source == catalog.SourceLocal })
 }
 
 func accessOf(r *catalog.Cache) string {
@@ -213,15 +231,17 @@ func showCache(r *catalog.Cache) shownCache {
 	return s
 }
 
-// show is showCache, for main with the keys that are not in the catalog: those that the server has of its settings, or has made.
+// show is showCache as the server has it: without the local store where that is off, and for main with the keys that are not in the catalog,
+// those that the server has of its settings, or has made.
 func (f *stateFlags) show(r *catalog.Cache) (shownCache, error) {
 	s := showCache(r)
-	if r.Name != cache.Main {
-		return s, nil
-	}
 	c, err := f.load()
 	if err != nil {
 		return s, err
+	}
+	s.Sources = sourcesOf(r, c)
+	if r.Name != cache.Main {
+		return s, nil
 	}
 	keys, err := servingKeys(c, newLogger(c, os.Stderr))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
@@ -246,7 +266,7 @@ func writeJSON(w io.Writer, v any) error {
 
 type cacheShowCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the cache."`
+	Name string `arg:"" complete:"@cache" help:"The name of the cache."`
 	JSON bool   `name:"json" help:"Print JSON."`
 }
 
@@ -292,8 +312,8 @@ type cacheSetCommand struct {
 	stateFlags
 	cacheSettings
 	AddKey  []string `placeholder:"FILE" complete:"file" help:"Sign with the secret key in FILE too, which is copied. May be given several times."`
-	DropKey []string `placeholder:"NAME" help:"Sign no more with the key of this name, and forget it. May be given several times."`
-	Name    string   `arg:"" help:"The name of the cache."`
+	DropKey []string `placeholder:"NAME" complete:"@key" help:"Sign no more with the key of this name, and forget it. May be given several times."`
+	Name    string   `arg:"" complete:"@cache" help:"The name of the cache."`
 }
 
 func (*cacheSetCommand) Help() string {
@@ -308,7 +328,7 @@ Examples:
     firn cache set team --private
     firn cache set team --no-private --priority 20
     firn cache set team --add-key /etc/firn/team-2
-    firn cache set team --drop-key team-1
+    firn cache set team --drop-key old-team-1
     firn cache set main --host cache.example.org --host cache`
 }
 
@@ -409,7 +429,7 @@ func keyNames(r *catalog.Cache) string {
 
 type cacheDeleteCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the cache."`
+	Name string `arg:"" complete:"@cache" help:"The name of the cache."`
 	Yes  bool   `help:"Do not ask."`
 }
 

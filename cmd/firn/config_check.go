@@ -16,7 +16,7 @@ type configCheckCommand struct {
 }
 
 func (*configCheckCommand) Help() string {
-	return `Every error is printed with its line. Keys are read, nothing else is touched:
+	return `Every error is printed with its line. Keys are read, also the one that an earlier start made, nothing else is touched:
 whether a port is free or a store can be read, a start shows.
 Where the keys are not, such as where a package or a system is built, --no-keys checks all else.
 
@@ -42,9 +42,12 @@ func (c *configCheckCommand) Run(k *kong.Context) error {
 		return err
 	}
 	if c.Keys {
-		if _, err := loadKeys(loaded, newLogger(loaded, os.Stderr)); err != nil {
+		log := newLogger(loaded, os.Stderr)
+		keys, err := loadKeys(loaded, log)
+		if err != nil {
 			return err
 		}
+		warnUnused(loaded, keys, log)
 	}
 	_, err = fmt.Fprintf(k.Stdout, "%s: no errors\n", cmp.Or(c.File, "environment"))
 	return err

@@ -10,11 +10,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
+	"golang.org/x/term"
 
 	"firn/internal/config"
 	"firn/internal/doctor"
@@ -28,10 +30,12 @@ type doctorCommand struct {
 	Path              string        `placeholder:"PATH" help:"A store path that the cache should have, or its hash. By default one that this machine has too."`
 	TrustedPublicKeys string        `placeholder:"KEYS" complete:"file" help:"The keys that sign the cache, as in nix.conf, or a file that has them. By default those that nix.conf trusts."`
 	NetrcFile         string        `placeholder:"FILE" complete:"file" help:"Find user and password for the server in FILE. By default the one that nix.conf names, or /etc/nix/netrc."`
+	Push              bool          `help:"Ask also whether the password may push. Nothing is left behind. Only servers of firn can be asked."`
 	NoNAR             bool          `name:"no-nar" help:"Read no NAR."`
 	MaxSize           string        `default:"1GiB" placeholder:"SIZE" help:"Read no NAR larger than this, compressed or uncompressed. By default 1GiB."`
 	Timeout           time.Duration `default:"2m" placeholder:"TIME" help:"Stop after this time. By default 2m."`
-	JSON              bool          `name:"json" help:"Print JSON."`
+	Quiet             bool          `short:"q" xor:"form" help:"Print only what is not as it should be."`
+	JSON              bool          `name:"json" xor:"form" help:"Print JSON."`
 
 	maxSize int64
 }
@@ -39,17 +43,20 @@ type doctorCommand struct {
 func (*doctorCommand) Help() string {
 	return `The cache may be any, also of another server than firn. It is asked what clients ask, and nothing is changed.
 Each line is a check: ok, warn for what works but not as well as it could, fail, or skip with the reason. What to do is below it.
+What failed is printed once more at the end. On a terminal there is colour, unless NO_COLOR is set.
 
 Nix is not run, but its configuration is read: the keys that it trusts, its substituters, its netrc file.
 What needs a store path takes one of this machine's that the cache has, too, or the one that --path names.
 
-The exit status is 0 if nothing failed, 1 if something did, and 2 if the command line was wrong.
+The exit status is 0 if all is well, 1 if something failed, 2 if the command line was wrong, and 4 if nothing failed, but the main checks
+were skipped: where the cache has no store path of this machine, name one that it should have with --path.
 
 Examples:
 
     firn doctor https://cache.nixos.org
     firn doctor http://127.0.0.1:5000 --path /nix/store/1b9p07z77phvv2hf6gm9f28syp39f1ag-hello-2.12
     firn doctor https://cache.example.org/team --netrc-file ~/netrc --trusted-public-keys keys
+    firn doctor https://cache.example.org/team --netrc-file /etc/nix/netrc --push --quiet
     firn doctor https://cache.example.org --json --no-nar`
 }
 
@@ -83,6 +90,9 @@ var errTimeOver = errors.New("the time is over")
 // errSick ends firn doctor where something failed. What, is printed before.
 var errSick = errors.New("something is wrong with the cache")
 
+// errUnknown ends firn doctor with exitUnknown.
+var errUnknown = errors.New("nothing failed, but whether clients will be fine is not known: the main checks were skipped")
+
 func (c *doctorCommand) Run(k *kong.Context) error {
 	ctx, cancel := untilSignal()
 	defer cancel()
@@ -92,7 +102,7 @@ func (c *doctorCommand) Run(k *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	shown := findingPrinter{w: k.Stdout}
+	shown := findingPrinter{w: k.Stdout, quiet: c.Quiet, colour: hasColour(k.Stdout)}
 	if !c.JSON {
 		opts.Tell = shown.print
 	}
@@ -109,16 +119,34 @@ func (c *doctorCommand) Run(k *kong.Context) error {
 		return fmt.Errorf("not everything was looked at: %w", why)
 	}
 	report := newDoctorReport(c.URL, findings)
+	report.Complete = doctor.Complete(findings, opts)
 	if c.JSON {
 		err = writeJSON(k.Stdout, report)
-	} else {
+	} else if !c.Quiet {
 		fmt.Fprintf(k.Stdout, "\n%s: %d ok, %s, %d failed, %d skipped\n",
 			plural(int64(len(findings)), "check"), report.OK, plural(int64(report.Warnings), "warning"), report.Failed, report.Skipped)
+		shown.again(findings)
 	}
-	if report.Failed > 0 {
+	switch {
+	case report.Failed > 0:
 		return errors.Join(err, errSick)
+	case !report.Complete:
+		why := "" // what was asked for was skipped
+		for _, f := range findings {
+			if f.Verdict == doctor.Skip && slices.Contains([]string{"path", "nar", "push"}, f.Check) {
+				why = f.Check + ": " + f.Seen
+				break
+			}
+		}
+		return errors.Join(err, fmt.Errorf("%w; %s", errUnknown, why))
 	}
 	return err
+}
+
+// hasColour reports whether what is written there may have colours.
+func hasColour(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 }
 
 // A doctorReport is the form for scripts.
@@ -128,6 +156,7 @@ type doctorReport struct {
 	Warnings int              `json:"warnings"`
 	Failed   int              `json:"failed"`
 	Skipped  int              `json:"skipped"`
+	Complete bool             `json:"complete"` // no main check was skipped
 	Findings []doctor.Finding `json:"findings"`
 }
 
@@ -155,6 +184,8 @@ func newDoctorReport(at string, findings []doctor.Finding) doctorReport {
 // A findingPrinter prints findings, one a line. What was skipped one after the other for the same reason shares one.
 type findingPrinter struct {
 	w       io.Writer
+	quiet   bool // nothing of what is as it should be, nor of what was skipped
+	colour  bool
 	skipped []doctor.Finding
 }
 
@@ -180,8 +211,29 @@ func (p *findingPrinter) flush() {
 	p.skipped = nil
 }
 
+// again prints what failed once more, where other lines came after it.
+func (p *findingPrinter) again(findings []doctor.Finding) {
+	failed := slices.DeleteFunc(slices.Clone(findings), func(f doctor.Finding) bool { return f.Verdict != doctor.Fail })
+	if len(failed) > 0 {
+		fmt.Fprintln(p.w)
+	}
+	for _, f := range failed {
+		p.line(f)
+	}
+}
+
+// colours are the ones of verdicts, as terminals know them: green, yellow, bold red and grey.
+var colours = map[doctor.Verdict]string{doctor.OK: "\x1b[32m", doctor.Warn: "\x1b[33m", doctor.Fail: "\x1b[1;31m", doctor.Skip: "\x1b[90m"}
+
 func (p *findingPrinter) line(f doctor.Finding) {
-	fmt.Fprintf(p.w, "%-4s  %-12s  %s\n", f.Verdict, f.Check, f.Seen)
+	if p.quiet && (f.Verdict == doctor.OK || f.Verdict == doctor.Skip) {
+		return
+	}
+	verdict := fmt.Sprintf("%-4s", f.Verdict)
+	if p.colour {
+		verdict = colours[f.Verdict] + verdict + "\x1b[0m"
+	}
+	fmt.Fprintf(p.w, "%s  %-12s  %s\n", verdict, f.Check, f.Seen)
 	if f.Advice != "" {
 		fmt.Fprintf(p.w, "%20s-> %s\n", "", f.Advice)
 	}
@@ -193,7 +245,7 @@ func (c *doctorCommand) options(ctx context.Context) (doctor.Options, error) {
 	if err != nil {
 		return doctor.Options{}, err
 	}
-	opts := doctor.Options{StoreDir: env.StoreDir, MaxSize: c.maxSize, UserAgent: "firn/" + version()}
+	opts := doctor.Options{StoreDir: env.StoreDir, MaxSize: c.maxSize, Push: c.Push, UserAgent: "firn/" + version()}
 	if c.NoNAR {
 		opts.MaxSize = -1
 	}

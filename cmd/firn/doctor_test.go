@@ -3,6 +3,7 @@ package main
 import (
 	"encoding/json"
 	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,7 +11,9 @@ import (
 	"testing"
 	"time"
 
+	"firn/internal/cache/cachetest"
 	"firn/internal/doctor"
+	"firn/nix"
 )
 
 // A patient is a cache that firn doctor is let at, and what this machine's Nix is.
@@ -117,6 +120,111 @@ fail  connect       127.0.0.1:1 does not answer: connection refused
 			t.Errorf("exit code %d, %s", cmd.ProcessState.ExitCode(), out)
 		}
 	})
+}
+
+// For a token of a private cache firn doctor tells a wrong name from a wrong token, whether it may push, and does not say that all is well
+// where it has not looked. It leaves nothing behind.
+func TestDoctorRights(t *testing.T) {
+	a := newAdmin(t)
+	a.mustRun("cache", "create", "team", "--private")
+	tokens := map[string]string{
+		"reader": a.mustRun("token", "create", "reader", "--read", "team"), "pusher": a.mustRun("token", "create", "pusher", "--push", "team"), "wrong": "firn_wrong",
+	}
+	path := cachetest.NewPath(t, nix.DefaultStoreDir, "hello", "hello\n")
+	a.push("/team", tokens["pusher"], path, http.StatusCreated)
+	before := a.mustRun("stats", "--cache", "team") + a.mustRun("path", "list", "--long", "--cache", "team")
+	run := func(env []string, args ...string) (string, int) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "firn", append([]string{"doctor"}, args...)...)
+		cmd.Env = append(environment(t, "NIX_CONF_DIR="+t.TempDir(), "NIX_REMOTE="+t.TempDir()), env...)
+		out, err := cmd.CombinedOutput()
+		if err != nil && cmd.ProcessState == nil {
+			t.Fatal(err)
+		}
+		return string(out), cmd.ProcessState.ExitCode()
+	}
+	netrc := func(text string) string {
+		file := filepath.Join(t.TempDir(), "netrc")
+		if err := os.WriteFile(file, []byte(text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return file
+	}
+	host := strings.TrimPrefix(a.server.url, "http://")
+	known := "--path=" + path.Info.Path.String()
+	trusted := "--trusted-public-keys=" + a.mustRun("cache", "show", "team", "--json")
+	_, trusted, _ = strings.Cut(trusted, "\"publicKeys\": [\n    \"")
+	trusted, _, _ = strings.Cut(trusted, "\"")
+	trusted = "--trusted-public-keys=" + trusted
+	for _, test := range []struct {
+		what  string
+		netrc string
+		cache string
+		args  []string
+		code  int
+		want  []string
+	}{
+		{"a right token", "machine 127.0.0.1 login ci password " + tokens["reader"], "team", []string{known}, 0, []string{"ok    credentials", " 0 failed"}},
+		{"a wrong name", "machine 127.0.0.1 login ci password " + tokens["reader"], "taem", []string{known}, 1, []string{
+			`fail  cache-info    nix-cache-info: 403 Forbidden, and the server says "there is no cache of this name that this token may read`,
+			"fail  credentials   the server knows the password, but does not let it read this\n", "is the name of the cache in the URL right?"}},
+		{"a wrong token", "machine 127.0.0.1 login ci password " + tokens["wrong"], "team", []string{known}, 1, []string{
+			`the server says "this token is not known, has expired, or was revoked`, "fail  credentials   the server does not take the password"}},
+		{"a port", "machine " + host + " login ci password " + tokens["reader"], "team", []string{known}, 1, []string{"warn  netrc ", "know no ports", "write machine 127.0.0.1, without the port"}},
+		{"no login", "machine 127.0.0.1 password " + tokens["reader"], "team", []string{known}, 0, []string{"warn  netrc ", `has no login for "machine 127.0.0.1"`}},
+		{"no path", "machine 127.0.0.1 login ci password " + tokens["reader"], "team", nil, 4, []string{" 0 failed", "firn: nothing failed, but whether clients will be fine is not known", "--path"}},
+		{"may push", "machine 127.0.0.1 login ci password " + tokens["pusher"], "team", []string{known, "--push"}, 0, []string{"ok    push          this password may push"}},
+		{"may not push", "machine 127.0.0.1 login ci password " + tokens["reader"], "team", []string{known, "--push"}, 1, []string{
+			`fail  push          it may not push: 403 Forbidden, and the server says "this token may not push here`}},
+		{"may push to another", "machine 127.0.0.1 login ci password " + tokens["pusher"], "main", []string{known, "--push"}, 1, []string{"fail  push "}},
+	} {
+		out, code := run(nil, append([]string{a.server.url + "/" + test.cache, "--netrc-file", netrc(test.netrc), trusted}, test.args...)...)
+		if code != test.code {
+			t.Errorf("%s: exit code %d, want %d\n%s", test.what, code, test.code, out)
+		}
+		for _, want := range test.want {
+			if !strings.Contains(out, want) {
+				t.Errorf("%s: want %q\n%s", test.what, want, out)
+			}
+		}
+		for _, token := range tokens {
+			if strings.Contains(out, token) {
+				t.Errorf("%s: shows a token\n%s", test.what, out)
+			}
+		}
+	}
+	if after := a.mustRun("stats", "--cache", "team") + a.mustRun("path", "list", "--long", "--cache", "team"); after != before {
+		t.Errorf("left behind is\n%s\nbefore it was\n%s", after, before)
+	}
+
+	// What failed is easy to see: last, alone with --quiet, and in colour on a terminal.
+	file := netrc("machine 127.0.0.1 login ci password " + tokens["reader"])
+	args := []string{a.server.url + "/team", "--netrc-file", file, trusted, known, "--push"}
+	out, _ := run(nil, args...)
+	_, last, _ := strings.Cut(out, " skipped\n")
+	if strings.Count(last, "fail  ") != 1 || !strings.HasPrefix(last, "\nfail  push ") || strings.Contains(out, "\x1b") {
+		t.Errorf("at the end is %q of\n%s", last, out)
+	}
+	out, code := run(nil, append(args, "--quiet")...)
+	if lines := strings.Split(out, "\n"); code != 1 || strings.Count(out, "fail  ") != 1 || strings.Contains(out, "ok  ") || strings.Contains(out, "skip") || len(lines) > 8 {
+		t.Errorf("quiet is\n%s", out)
+	}
+	terminal := func(env ...string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "script", "--quiet", "--command", "firn doctor '"+strings.Join(args, "' '")+"'", os.DevNull)
+		cmd.Env = append(environment(t, "TERM=xterm", "NIX_CONF_DIR="+t.TempDir(), "NIX_REMOTE="+t.TempDir()), env...)
+		out, err := cmd.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	if out := terminal(); !strings.Contains(out, "\x1b[1;31mfail\x1b[0m  push ") || !strings.Contains(out, "\x1b[32mok  \x1b[0m  ") {
+		t.Errorf("on a terminal:\n%q", out)
+	}
+	if out := terminal("NO_COLOR=1"); strings.Contains(out, "\x1b") {
+		t.Errorf("on a terminal with NO_COLOR:\n%q", out)
+	}
 }
 
 // serveStatic serves a directory with Debian's nginx, and returns the port.

@@ -24,8 +24,9 @@ import (
 
 type exportCommand struct {
 	stateFlags
-	Cache string   `default:"main" placeholder:"NAME" help:"The cache to export. By default main."`
+	Cache string   `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to export. By default main."`
 	Key   []string `placeholder:"FILE" complete:"file" help:"Sign what the cache main has with the secret key in FILE. May be given several times. By default as firn serve does with this configuration."`
+	JSON  bool     `name:"json" help:"Print JSON."`
 	Dir   string   `arg:"" complete:"dir" help:"The directory to write, which may be an older export."`
 	Path  []string `arg:"" optional:"" help:"Export these store paths with all that they refer to, also of the local store. By default all that was pushed, and what that refers to."`
 }
@@ -98,7 +99,7 @@ func (c *exportCommand) Run(k *kong.Context) (err error) {
 	p := newProgress("exporting")
 	done, err := transfer.Export(ctx, from, paths, c.Dir, transfer.ExportOptions{Progress: p.paths})
 	p.end()
-	return transferred(k, "exported", done, err)
+	return transferred(k, "exported", c.JSON, done, err)
 }
 
 // servingKeys are the keys that firn serve would sign with, which has made its own by now, if it needs one.
@@ -165,22 +166,37 @@ func parsePaths(c *cache.Cache, texts []string) ([]nix.StorePath, error) {
 	return paths, nil
 }
 
+// shownTransfer is the form for scripts.
+type shownTransfer struct {
+	Moved  int   `json:"moved"` // paths that were not there
+	There  int   `json:"there"` // paths that were
+	Failed int   `json:"failed"`
+	Known  int   `json:"known"` // paths in all, as far as is known
+	Files  int   `json:"otherFiles"`
+	Bytes  int64 `json:"narBytes"` // that were read
+}
+
 // transferred tells what was done, unless it failed before anything was.
-func transferred(k *kong.Context, verb string, done transfer.Progress, err error) error {
+func transferred(k *kong.Context, verb string, asJSON bool, done transfer.Progress, err error) error {
 	if err != nil && done == (transfer.Progress{}) {
 		return err
 	}
-	fmt.Fprintf(k.Stdout, "%s %s of %d", verb, plural(int64(done.Moved), "path"), done.Known)
-	if there := done.Paths - done.Moved - done.Failed; there > 0 {
-		fmt.Fprintf(k.Stdout, ", %d were there", there)
+	there := done.Paths - done.Moved - done.Failed
+	if asJSON {
+		err = errors.Join(err, writeJSON(k.Stdout, shownTransfer{done.Moved, there, done.Failed, done.Known, done.Files, done.Bytes}))
+	} else {
+		fmt.Fprintf(k.Stdout, "%s %s of %d", verb, plural(int64(done.Moved), "path"), done.Known)
+		if there > 0 {
+			fmt.Fprintf(k.Stdout, ", %d were there", there)
+		}
+		if done.Failed > 0 {
+			fmt.Fprintf(k.Stdout, ", %d failed", done.Failed)
+		}
+		if done.Files > 0 {
+			fmt.Fprintf(k.Stdout, ", and %s", plural(int64(done.Files), "other file"))
+		}
+		fmt.Fprintln(k.Stdout)
 	}
-	if done.Failed > 0 {
-		fmt.Fprintf(k.Stdout, ", %d failed", done.Failed)
-	}
-	if done.Files > 0 {
-		fmt.Fprintf(k.Stdout, ", and %s", plural(int64(done.Files), "other file"))
-	}
-	fmt.Fprintln(k.Stdout)
 	if errors.Is(err, context.Canceled) {
 		return errors.New("ended by a signal; started again, it goes on where it was")
 	}

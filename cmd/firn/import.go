@@ -10,6 +10,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/transfer"
 	"firn/nix"
@@ -20,10 +21,11 @@ const maxKeyFile = 128 << 10
 
 type importCommand struct {
 	stateFlags
-	Cache             string   `default:"main" placeholder:"NAME" help:"The cache to import into. By default main."`
+	Cache             string   `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to import into. By default main."`
 	TrustedPublicKeys string   `placeholder:"FILE" complete:"file" help:"Take only what is content-addressed, or signed by a key in FILE, which has them as nix.conf does. By default everything."`
 	NetrcFile         string   `placeholder:"FILE" complete:"file" help:"Find user and password for the other server in FILE, as curl and Nix do."`
 	Logs              bool     `help:"Of store paths that are named, ask for the build logs too."`
+	JSON              bool     `name:"json" help:"Print JSON."`
 	From              string   `arg:"" help:"The other binary cache: a URL (http, https, file) or a directory."`
 	Path              []string `arg:"" optional:"" help:"Import these store paths with all that they refer to. By default all, which takes a directory, as servers do not list what they have."`
 }
@@ -59,7 +61,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	if err := noBackup(cfg.State, log); err != nil {
 		return err
 	}
-	d, err := c.openDepot(ctx)
+	d, err := c.makeDepot(ctx)
 	if err != nil {
 		return err
 	}
@@ -79,9 +81,9 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	}
 	p := newProgress("importing")
 	opts.Progress, opts.Retry = p.paths, p.retry
-	done, err := transfer.Import(ctx, c.From, into, roots, opts)
+	done, err := transfer.Import(cache.WithPublisher(ctx, "firn import"), c.From, into, roots, opts)
 	p.end()
-	return transferred(k, "imported", done, err)
+	return transferred(k, "imported", c.JSON, done, err)
 }
 
 // readPublicKeys reads the keys in a file, separated by spaces or lines.

@@ -36,12 +36,13 @@ type serverLogs struct {
 func openLogs(c *config.Config, user *process.User) (*serverLogs, error) {
 	l := &serverLogs{user: user, signals: make(chan os.Signal, 1)}
 	l.log = newLogger(c, os.Stderr)
+	target := "" // of the log: standard error
 	if c.LogFile != "" {
 		f, err := l.open(c.LogFile)
 		if err != nil {
 			return nil, err
 		}
-		if f.Path() != "" {
+		if target = f.Path(); target != "" {
 			l.log = newLogger(c, f)
 		}
 	}
@@ -50,7 +51,11 @@ func openLogs(c *config.Config, user *process.User) (*serverLogs, error) {
 		if err != nil {
 			return nil, errors.Join(err, l.closeFiles())
 		}
-		l.requests = logs.NewRequests(f, logs.RequestOptions{Format: logs.Format(c.AccessLogFormat), Logger: l.log})
+		format := logs.Format(c.AccessLogFormat)
+		if f.Path() == target && c.LogFormat == config.LogJSON {
+			format = logs.JSON // among records in JSON, other lines are of no use
+		}
+		l.requests = logs.NewRequests(f, logs.RequestOptions{Format: format, Logger: l.log})
 	}
 	signal.Notify(l.signals, syscall.SIGUSR1)
 	go func() {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -53,6 +54,42 @@ func TestAccessLogOnStandardError(t *testing.T) {
 	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--access-log", "stderr", "--access-log-format", "json")
 	s.get(t, "/version")
 	s.stderr.wait(t, `"uri":"/version"`)
+}
+
+// Where the log is JSON, so are the lines of requests that go to the same place, and nowhere else.
+func TestAccessLogAmongJSON(t *testing.T) {
+	for _, file := range []string{"", filepath.Join(t.TempDir(), "firn.log")} {
+		args := []string{"--store", "off", "--listen", "127.0.0.1:0", "--log-format", "json", "--log-level", "debug", "--access-log", "stderr"}
+		if file != "" {
+			args[len(args)-1] = file
+			args = append(args, "--log-file", file)
+		}
+		s := startServer(t, environment(t), args...)
+		s.get(t, "/version")
+		s.signal(t, syscall.SIGTERM)
+		if err := s.wait(); err != nil {
+			t.Fatal(err)
+		}
+		text := []byte(s.stderr.String())
+		if file != "" {
+			var err error
+			if text, err = os.ReadFile(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if !strings.Contains(string(text), `"uri":"/version"`) {
+			t.Errorf("no request in\n%s", text)
+		}
+		for line := range strings.Lines(string(text)) {
+			if !json.Valid([]byte(line)) {
+				t.Errorf("no JSON: %s", line)
+			}
+		}
+	}
+	access := filepath.Join(t.TempDir(), "access.log")
+	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--log-format", "json", "--access-log", access)
+	s.get(t, "/version")
+	waitFor(t, access, func(text string) bool { return strings.Contains(text, `"GET /version HTTP/1.1" 200`) })
 }
 
 func TestLogErrors(t *testing.T) {

@@ -61,6 +61,7 @@ type commandLine struct {
 	NixServe   nixServeCommand   `cmd:"" help:"Take the place of nix-serve, with its flags."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`
 	Completion completionCommand `cmd:"" help:"Print the script that completes this command line in a shell."`
+	Names      namesCommand      `cmd:"" hidden:""`
 	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`
 }
 
@@ -69,6 +70,7 @@ const (
 	exitFailure = 1
 	exitUsage   = 2
 	exitDamaged = 3
+	exitUnknown = 4
 )
 
 func main() {
@@ -87,6 +89,8 @@ func run(args []string) int {
 		args = []string{"--help"}
 	case slices.Equal(args, []string{"--version"}): // what most programs take for it
 		args = []string{"version"}
+	case args[0] == "help":
+		args = append(args[1:len(args):len(args)], "--help")
 	}
 	command, err := parser.Parse(args)
 	if err == nil {
@@ -101,6 +105,10 @@ func run(args []string) int {
 	if errors.Is(err, catalog.ErrFull) {
 		fmt.Fprintln(os.Stderr, "firn: make room on the disk of the state directory, and run this again")
 	}
+	if errors.Is(err, catalog.ErrCorrupt) {
+		fmt.Fprintln(os.Stderr, "firn: stop the server, and bring back the catalog and the packs beside it from one backup, with the catalog's -wal if that is there; "+
+			"what was pushed since then has to be pushed again. If all that was pushed is to be forgotten, remove both")
+	}
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.ExitCode() != exitFailure {
 		fmt.Fprintln(os.Stderr, "firn: --help after any command says what it takes")
@@ -108,6 +116,9 @@ func run(args []string) int {
 	}
 	if errors.Is(err, errDamaged) {
 		return exitDamaged
+	}
+	if errors.Is(err, errUnknown) {
+		return exitUnknown
 	}
 	return exitFailure
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"firn/internal/config"
 	"firn/internal/manual"
 )
 
@@ -26,7 +27,7 @@ func (c *manualCommand) Run(k *kong.Context) error {
 	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
 		return fmt.Errorf("write manual: %w", err)
 	}
-	pages := manual.Pages(k.Model, version(), describe)
+	pages := manual.Pages(k.Model, version(), describe, more)
 	for name, text := range pages {
 		if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write manual: %w", err)
@@ -34,4 +35,62 @@ func (c *manualCommand) Run(k *kong.Context) error {
 	}
 	say("Wrote %s to %s.", plural(int64(len(pages)), "page"), c.Dir)
 	return nil
+}
+
+// more is what the manual says of a command beside its help: how it ends, and which variables and files it reads.
+func more(n *kong.Node) (m manual.More) {
+	m.Exit = []manual.Item{
+		{Term: "0", Text: "All went well."},
+		{Term: fmt.Sprint(exitFailure), Text: "Something failed; what, is on standard error."},
+		{Term: fmt.Sprint(exitUsage), Text: "The command line is wrong, and nothing was done."},
+	}
+	damaged := manual.Item{Term: fmt.Sprint(exitDamaged), Text: "Of firn verify: something that is kept is damaged."}
+	unknown := manual.Item{Term: fmt.Sprint(exitUnknown), Text: "Of firn doctor: nothing failed, but the main checks were skipped."}
+	state := []manual.Item{
+		{Term: "/etc/firn/firn.toml", Text: "The configuration file of the Debian package's service, which names it with --config. Without --config none is read."},
+		{Term: "STATE/depot/catalog.db", Text: "The catalog: caches, tokens, SSH keys, and what was pushed. STATE is the directory of --state."},
+		{Term: "STATE/depot/packs", Text: "The bytes of what was pushed."},
+		{Term: "STATE/signing-key.secret, STATE/signing-key.public", Text: "The key that the first start made, where none was given."},
+		{Term: "STATE/ssh", Text: "The host keys for SSH."},
+	}
+	switch n.FullPath() {
+	case "firn":
+		m.Exit = append(m.Exit, damaged, unknown)
+		m.Environment = []manual.Item{
+			{Term: "FIRN_CONFIG", Text: "The configuration file, where --config is not given."},
+			{Term: "FIRN_*", Text: "The settings, one each: see firn-serve(1)."},
+		}
+		m.Files = append(state, manual.Item{Term: "/usr/share/doc/firn", Text: "The handbook, where a package has brought it."})
+		return m
+	case "firn verify":
+		m.Exit = append(m.Exit, damaged)
+	case "firn doctor":
+		m.Exit = append(m.Exit, unknown)
+		m.Environment = []manual.Item{
+			{Term: "NO_COLOR", Text: "If it is set, there are no colours on a terminal."},
+			{Term: "NIX_CONF_DIR, NIX_USER_CONF_FILES, NIX_CONFIG", Text: "Where the configuration of Nix is, as Nix reads it."},
+			{Term: "NIX_SSL_CERT_FILE", Text: "The certificate authorities that Nix trusts."},
+		}
+	}
+	variables := map[string]string{} // of settings, by flag
+	for _, s := range config.Settings() {
+		variables[s.Key] = s.Variable()
+	}
+	keepsState := false
+	for _, f := range n.Flags {
+		keepsState = keepsState || f.Name == "state"
+		for _, name := range append(f.Envs, variables[f.Name]) {
+			if name != "" && (len(f.Envs) > 0 || f.Tag.Get("toml") != "") {
+				m.Environment = append(m.Environment, manual.Item{Term: name, Text: "What --" + f.Name + " says, where that is not given."})
+			}
+		}
+	}
+	if !keepsState {
+		return m
+	}
+	if n.FullPath() != "firn serve" && n.FullPath() != "firn config show" {
+		m.Environment = append(m.Environment, manual.Item{Term: variables["state"] + " and those of the other settings", Text: "As firn serve reads them: see firn-serve(1)."})
+	}
+	m.Files = state
+	return m
 }

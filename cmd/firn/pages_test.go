@@ -27,7 +27,7 @@ var notRuns = []notRun{
 	{
 		"README.md",
 		"firn token create --push main ci          # on the server: prints a token, once\n" +
-			"echo \"machine HOST login ci password TOKEN\" >>/etc/nix/netrc\n" +
+			"(umask 077; echo \"machine HOST login ci password TOKEN\" >>/etc/nix/netrc)  # for root only\n" +
 			"nix copy --to http://HOST:5000 PATH       # from any Nix since 2.3\n",
 		"has HOST in it, and writes to /etc/nix; docs/pushing.md has it as a walk",
 	},

@@ -13,7 +13,7 @@ import (
 
 type pathDeleteCommand struct {
 	stateFlags
-	Cache         string   `default:"main" placeholder:"NAME" help:"The cache to delete them from. Others that have them keep them. By default main."`
+	Cache         string   `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to delete them from. Others that have them keep them. By default main."`
 	WithReferrers bool     `xor:"referrers" help:"Delete what refers to them as well, and what refers to that, so that nothing lacks a reference."`
 	KeepReferrers bool     `xor:"referrers" help:"Leave what refers to them, though it cannot be used without them. Only where the cache allows missing references."`
 	DryRun        bool     `help:"Print what would be deleted, and delete nothing."`

@@ -11,6 +11,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/certs"
 	"firn/internal/config"
@@ -72,6 +73,7 @@ func (r *reloader) reload(ctx context.Context) error {
 		return err
 	}
 	keys, err := loadKeys(next, r.log)
+	named := keys
 	if err == nil && len(keys) == 0 {
 		var own nix.SecretKey
 		own, err = r.own()
@@ -87,6 +89,10 @@ func (r *reloader) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	before, err := r.signing(ctx)
+	if err != nil {
+		return err
+	}
 	err = r.caches.Change(ctx, caches.Options{Keys: keys, Priority: int(next.Priority), RefuseUnknown: next.UnknownHost == config.UnknownRefuse})
 	if err != nil {
 		return err
@@ -94,8 +100,27 @@ func (r *reloader) reload(ctx context.Context) error {
 	if r.certs != nil {
 		r.certs.Use(files)
 	}
+	warnUnused(next, named, r.log)
+	after, err := r.signing(ctx)
+	if err != nil {
+		return err
+	}
+	for _, key := range before {
+		if !slices.Contains(after, key) {
+			r.log.Warn("a key signs nothing any more: clients that trust no other one take nothing new from here; keep it for 30 days, so long they remember signatures", "key", key.Name())
+		}
+	}
 	r.tell(next)
 	return nil
+}
+
+// signing are the keys that sign what the cache main serves.
+func (r *reloader) signing(ctx context.Context) ([]nix.PublicKey, error) {
+	main, err := r.caches.ByName(ctx, cache.Main)
+	if err != nil {
+		return nil, err
+	}
+	return main.PublicKeys(), nil
 }
 
 // tell logs what has changed, and takes it as in effect. What needs a restart stays as it was, and is told again the next time.

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/access"
+	"firn/internal/audit"
 	"firn/internal/awaited"
 	"firn/internal/cache"
 	"firn/internal/caches"
@@ -68,6 +69,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	warnUnused(&c.Config, keys, log)
 	local, closeLocal, err := c.local(ctx, log, &a)
 	if err != nil {
 		return err
@@ -94,7 +96,9 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	directory := caches.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
-	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests}
+	audited := audit.New(audit.Options{Logger: log})
+	defer audited.Close()
+	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests, Audit: audited}
 	if encoder != nil {
 		defer func() { err = errors.Join(err, encoder.Close()) }()
 		directory.Encoder, directory.Compress = encoder, c.Compression == config.CompressionZstd
@@ -135,7 +139,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	who := access.New(kept.catalog, kept.catalog.Version, access.Options{})
 	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
-	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, log, &a)
+	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, audited, log, &a)
 	if err != nil {
 		return err
 	}
@@ -143,13 +147,14 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if sshDoor != nil {
 		opts.Collectors = append(opts.Collectors, sshDoor, sshDoor.operations)
 	}
+	opts.SSHPort = publicPort(sshListeners)
 	gauges := kept.Gauges()
 	opts.Inside = append(opts.Inside, gauges)
 	door := server.New(all, opts)
 
 	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
 	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()
-	if a.others, err = otherCaches(ctx, kept.catalog); err != nil {
+	if err := a.describe(ctx, kept.catalog, tls, all.Hosts(ctx)); err != nil {
 		return err
 	}
 	if err := a.print(k.Stdout); err != nil {
@@ -179,6 +184,11 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		group.Go(func() error { return sshDoor.Serve(ctx, l) })
 	}
 	group.Go(func() error { return sweep(ctx, kept.Depot, all, log) })
+	group.Go(func() error { audited.Run(ctx); return nil })
+	group.Go(func() error {
+		who.RunUses(ctx, func(err error) { log.Error("when tokens and keys were used could not be noted", "error", err) })
+		return nil
+	})
 	group.Go(func() error {
 		gauges.Run(ctx, func(err error) { log.Error("what is kept could not be counted for /metrics", "error", err) })
 		return nil
@@ -230,7 +240,7 @@ func (c *serveCommand) ownKey(log *slog.Logger, a *announcement) (nix.SecretKey,
 	if err != nil {
 		log.Warn("this machine has no name for a key", "error", err)
 	}
-	key, made, err := keyfile.Ensure(c.State, keyfile.NameFor(hostname), log)
+	key, made, err := keyfile.Ensure(c.State, keyfile.NameFor(hostname, ""), log)
 	if made {
 		a.madeKey = filepath.Join(c.State, keyfile.SecretName)
 	}

@@ -1,9 +1,13 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -49,6 +53,32 @@ func (s *settings) AfterApply() error {
 		return err
 	}
 	return s.Check()
+}
+
+// warnUnused warns where an earlier start made a key, and the settings name others: clients may trust only that one.
+func warnUnused(c *config.Config, keys []nix.SecretKey, log *slog.Logger) {
+	if len(keys) == 0 {
+		return // that one signs
+	}
+	made, err := keyfile.Public(c.State, log)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	path := filepath.Join(c.State, keyfile.SecretName)
+	if err != nil {
+		log.Warn("whether the key that an earlier start made is among key cannot be told", "path", path, "error", err)
+		return
+	}
+	var names []string
+	for _, key := range keys {
+		if key.Public() == made {
+			return
+		}
+		names = append(names, key.Name())
+	}
+	log.Warn("the key that an earlier start made signs nothing, as key names others: clients that trust only that one take nothing from here. "+
+		"Add its file to key; once all clients trust another key, take it out and move its files away",
+		"made", made.Name(), "key", strings.Join(names, ", "), "add", path)
 }
 
 // loadKeys reads the key files of the settings. No two keys have the same name.

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 
 	"firn/internal/access"
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/config"
 	"firn/internal/listen"
@@ -38,7 +39,7 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Directory, who *access.Access, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Directory, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
 	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
 		return nil, nil, nil
 	}
@@ -69,6 +70,9 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		if who, err := l.Who(ctx); err == nil {
 			by = who.Name()
 		}
+		client := audit.Client{FrontEnd: audit.SSH, Remote: l.Remote, Name: by, Cache: l.User}
+		pushes := audited.Begin(client)
+		defer pushes.End()
 		return session.Serve(ctx, conn, command, session.Options{
 			Name:       l.User,
 			Cache:      func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
@@ -81,15 +85,35 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Client:     l.Key,
 			Clients:    clients,
 			Operations: operations,
-			Logger:     log.With("remote", l.Remote.String(), "user", l.User, "by", by),
+			By:         by,
+			Pushes:     pushes,
+			Denied: func(need cache.Rights) {
+				reason := audit.MayNotRead
+				if need&cache.Push != 0 {
+					reason = audit.MayNotPush
+				}
+				audited.Refused(client, reason, nil)
+			},
+			Logger: log.With("remote", l.Remote.String(), "user", l.User, "by", by),
 		})
 	}
 	a.ssh = listeners
 	for _, k := range keys {
 		a.hostKeys = append(a.hostKeys, k.PublicKey())
 	}
-	door := sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Logger: log})
+	door := sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Audit: audited, Logger: log})
 	return &sshServer{door, operations}, listeners, nil
+}
+
+// publicPort is the port at which other machines reach one of the listeners, or else the first one's; 0 if there is none.
+func publicPort(listeners []net.Listener) (port int) {
+	for _, l := range listeners {
+		addr, ok := l.Addr().(*net.TCPAddr)
+		if ok && (port == 0 || !addr.IP.IsLoopback()) {
+			port = addr.Port
+		}
+	}
+	return port
 }
 
 // daemonSocket returns where the Nix daemon of this machine listens.

@@ -131,7 +131,7 @@ func (c *sshkeyListCommand) Run(k *kong.Context) error {
 			return fmt.Errorf("read SSH key %s: %w", record.Name, err)
 		}
 		shown[i] = shownKey{
-			shownToken: show(record.Name, record.Created, record.Expires, record.Grants),
+			shownToken: show(record.Name, record.Created, record.Expires, record.Used, record.Grants),
 			Authority:  record.Authority, Principals: record.Users,
 			Type: key.Type(), Fingerprint: ssh.FingerprintSHA256(key),
 		}
@@ -140,20 +140,20 @@ func (c *sshkeyListCommand) Run(k *kong.Context) error {
 		return writeJSON(k.Stdout, shown)
 	}
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tEXPIRES\tKEY")
+	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES\tKEY")
 	for _, s := range shown {
 		key := s.Fingerprint + " " + s.Type
 		if s.Authority {
 			key += " (authority)"
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.end(), key)
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end(), key)
 	}
 	return w.Flush()
 }
 
 type sshkeyRevokeCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the key."`
+	Name string `arg:"" complete:"@sshkey" help:"The name of the key."`
 }
 
 func (*sshkeyRevokeCommand) Help() string {

@@ -59,13 +59,34 @@ func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	if !hasDepot(c.State) {
-		if err := checkOwner(c.State); err != nil {
-			return nil, err
-		}
-		fmt.Fprintf(os.Stderr, "No server has kept anything in %s yet. The one that is started with --state %s will find this there.\n", c.State, c.State)
+	if err := prepare(c.State); err != nil {
+		return nil, err
 	}
 	return openCatalog(ctx, c.State)
+}
+
+// makeDepot is openDepot as makeCatalog is openCatalog.
+func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
+	c, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	if err := prepare(c.State); err != nil {
+		return nil, err
+	}
+	return openDepot(ctx, c, newLogger(c, os.Stderr))
+}
+
+// prepare says where there is no depot yet that one is made, unless the server could not read it.
+func prepare(state string) error {
+	if hasDepot(state) {
+		return nil
+	}
+	if err := checkOwner(state); err != nil {
+		return err
+	}
+	fmt.Fprintf(os.Stderr, "No server has kept anything in %s yet. The one that is started with --state %s will find this there.\n", state, state)
+	return nil
 }
 
 // openDepot opens the depot of the server.
@@ -268,17 +289,6 @@ func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error)
 			return nil, err
 		}
 	}
-}
-
-// otherCaches are the names of all caches but main.
-func otherCaches(ctx context.Context, cat catalog.Catalog) (names []string, err error) {
-	all, err := records(ctx, cat)
-	for _, c := range all {
-		if c.Name != cache.Main {
-			names = append(names, c.Name)
-		}
-	}
-	return names, err
 }
 
 // record is the record of one cache.

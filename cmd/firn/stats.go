@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"text/tabwriter"
@@ -13,13 +14,14 @@ import (
 
 type statsCommand struct {
 	stateFlags
-	Cache string `placeholder:"NAME" help:"Of one cache only."`
+	Cache string `placeholder:"NAME" complete:"@cache" help:"Of one cache only."`
 	JSON  bool   `name:"json" help:"Print JSON, sizes in bytes."`
 }
 
 func (*statsCommand) Help() string {
 	return `Sizes are of NARs uncompressed, of NARs as they are served, and of what is kept on disk,
 which is less where NARs have parts in common. Several caches may share what is kept.
+In JSON, "total" is of all caches, also where --cache names one.
 What no NAR needs any more stays for a day, and longer where it is less than half of its pack.
 
 Examples:
@@ -30,7 +32,7 @@ Examples:
 
 // shownCounts are counts as they are shown; of one cache, what is kept is not known.
 type shownCounts struct {
-	Cache    string   `json:"cache,omitempty"` // empty: all
+	Cache    string   `json:"cache,omitempty"` // empty: the total
 	Paths    int64    `json:"paths"`
 	NARs     int64    `json:"nars"`
 	NARBytes int64    `json:"narBytes"`
@@ -42,6 +44,12 @@ type shownCounts struct {
 	Leaving  *int64   `json:"reclaimableBytes,omitempty"`
 	Ratio    *float64 `json:"ratio,omitempty"`         // NAR bytes to bytes kept
 	Free     *int64   `json:"diskFreeBytes,omitempty"` // where that can be told
+}
+
+// shownStats is the form for scripts.
+type shownStats struct {
+	Caches []shownCounts `json:"caches"`
+	Total  *shownCounts  `json:"total"` // nil: not asked for
 }
 
 func (c *statsCommand) Run(k *kong.Context) error {
@@ -63,49 +71,35 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		}
 		all = []*catalog.Cache{r}
 	}
-	var shown []shownCounts
+	shown := shownStats{Caches: []shownCounts{}}
 	for _, r := range all {
 		n, err := cat.Count(ctx, &r.ID)
 		if err != nil {
 			return err
 		}
-		shown = append(shown, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged})
+		shown.Caches = append(shown.Caches, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged})
 	}
-	if c.Cache == "" {
-		n, err := cat.Count(ctx, nil)
-		if err != nil {
+	if c.JSON || c.Cache == "" {
+		if shown.Total, err = total(ctx, d); err != nil {
 			return err
 		}
-		total := shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
-		if n.PackBytes > 0 {
-			ratio := float64(n.NARBytes) / float64(n.PackBytes)
-			total.Ratio = &ratio
-		}
-		free, room, err := d.Room(ctx)
-		if err != nil {
-			return err
-		}
-		if room > 0 {
-			total.Free = &free
-		}
-		shown = append(shown, total)
 	}
 	if c.JSON {
 		return writeJSON(k.Stdout, shown)
 	}
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprintln(w, "CACHE\tPATHS\tNARS\tUNCOMPRESSED\tSERVED\tDAMAGED\t")
-	for _, s := range shown {
-		name := s.Cache
-		if name == "" {
-			name = "everything"
-		}
-		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t\n", name, s.Paths, s.NARs, size(s.NARBytes), size(s.Served), s.Damaged)
+	rows := shown.Caches
+	if shown.Total != nil {
+		rows = append(rows, *shown.Total)
+	}
+	for _, s := range rows {
+		fmt.Fprintf(w, "%s\t%d\t%d\t%s\t%s\t%d\t\n", cmp.Or(s.Cache, "everything"), s.Paths, s.NARs, size(s.NARBytes), size(s.Served), s.Damaged)
 	}
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if last := shown[len(shown)-1]; last.Kept != nil {
+	if last := shown.Total; last != nil {
 		fmt.Fprintf(k.Stdout, "\n%s kept in %s, with %s that NARs can share", size(*last.Kept), plural(*last.Packs, "pack"), plural(*last.Chunks, "chunk"))
 		if last.Ratio != nil {
 			fmt.Fprintf(k.Stdout, ": %.2f bytes of NARs for each byte kept", *last.Ratio)
@@ -119,6 +113,27 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		}
 	}
 	return nil
+}
+
+// total counts what is in all caches together, and what is kept for it.
+func total(ctx context.Context, d *openedDepot) (*shownCounts, error) {
+	n, err := d.catalog.Count(ctx, nil)
+	if err != nil {
+		return nil, err
+	}
+	t := &shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
+	if n.PackBytes > 0 {
+		ratio := float64(n.NARBytes) / float64(n.PackBytes)
+		t.Ratio = &ratio
+	}
+	free, room, err := d.Room(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if room > 0 {
+		t.Free = &free
+	}
+	return t, nil
 }
 
 // plural is a number of things.

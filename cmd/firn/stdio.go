@@ -23,7 +23,7 @@ import (
 // cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
 type cacheFlags struct {
 	stateFlags
-	Cache    string `default:"main" placeholder:"NAME" help:"The cache to serve. By default main."`
+	Cache    string `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to serve. By default main."`
 	ReadOnly bool   `help:"Let nobody push."`
 }
 
@@ -91,6 +91,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		Name:    f.Cache,
 		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
 		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },
+		By:      owner{}.Name(),
 		Version: "firn " + version(),
 		Logger:  log,
 	}, closeAll, nil

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"firn/internal/cache"
 	"firn/internal/caches"
 	"firn/internal/certs"
 	"firn/internal/config"
@@ -117,10 +118,29 @@ func (c *serveCommand) doorOptions(opts *server.Options, tls *certs.Certs, https
 	if tls == nil {
 		return
 	}
-	opts.Challenger = tls
+	opts.Challenger, opts.HTTPS = tls, true
 	if c.PlainHTTP == config.PlainRedirect {
 		opts.Redirect = portOf(https[0])
 	}
+}
+
+// certifiedNames are the names for the cache main that certificates have, those first that it was given: all names that are not of other caches.
+func certifiedNames(records []*catalog.Cache, covered func(string) bool, others []string) (names []string) {
+	var foreign []string
+	var wanted []string
+	for _, r := range records {
+		if r.Name == cache.Main {
+			wanted = r.Hosts
+		} else {
+			foreign = append(foreign, r.Hosts...)
+		}
+	}
+	for _, name := range slices.Concat(wanted, others) {
+		if name != "" && covered(name) && !slices.Contains(names, name) && !slices.Contains(foreign, name) {
+			names = append(names, name)
+		}
+	}
+	return names
 }
 
 func portOf(l net.Listener) int {

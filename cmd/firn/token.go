@@ -27,13 +27,14 @@ type tokenCreateCommand struct {
 	Name string `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
 	rightsFlags
 	Certificate string `placeholder:"FILE" complete:"file" help:"Instead of a secret that is printed, take the certificate in FILE: whoever shows it over TLS, to a server with --client-certs, may do this. If it is that of an authority, so may whoever shows one that it signed, followed by the authority's own."`
+	JSON        bool   `name:"json" help:"Print JSON."`
 }
 
 // rightsFlags say what a token or a key allows, and for how long.
 type rightsFlags struct {
-	Read    []string `placeholder:"PATTERN" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
-	Push    []string `placeholder:"PATTERN" help:"Push to the caches whose names match, and read them."`
-	Admin   []string `placeholder:"PATTERN" help:"As --push; with main among them, also see all of /metrics from other machines. Deleting takes a command on the server, such as firn path delete."`
+	Read    []string `placeholder:"PATTERN" complete:"@cache" help:"Read the private caches whose names match, such as main, team-* or '*'. May be given several times."`
+	Push    []string `placeholder:"PATTERN" complete:"@cache" help:"Push to the caches whose names match, and read them."`
+	Admin   []string `placeholder:"PATTERN" complete:"@cache" help:"As --push; with main among them, also see all of /metrics from other machines. Deleting takes a command on the server, such as firn path delete."`
 	Expires string   `placeholder:"TIME" help:"How long it is good for, such as 12h or 90d. By default until it is revoked."`
 }
 
@@ -107,6 +108,12 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	if err := warnUnmatched(ctx, cat, grants); err != nil {
 		return err
 	}
+	if c.JSON {
+		return writeJSON(k.Stdout, struct {
+			shownToken
+			Secret string `json:"token,omitempty"` // empty: of a certificate
+		}{show(token.Name, token.Created, token.Expires, token.Used, token.Grants), secret})
+	}
 	if secret == "" {
 		say("Whoever shows the certificate in %s may do this, as %s: %s.", c.Certificate, c.Name, grantsText(grants))
 		return nil
@@ -175,7 +182,9 @@ type tokenListCommand struct {
 }
 
 func (*tokenListCommand) Help() string {
-	return `Examples:
+	return `When a token was used last is known to some minutes.
+
+Examples:
 
     firn token list
     firn token list --json`
@@ -187,6 +196,7 @@ type shownToken struct {
 	Created string       `json:"created"`
 	Expires string       `json:"expires,omitempty"`
 	Expired bool         `json:"expired"`
+	Used    string       `json:"lastUsed,omitempty"` // to some minutes; empty: never
 	Grants  []shownGrant `json:"grants"`
 }
 
@@ -208,23 +218,26 @@ func (c *tokenListCommand) Run(k *kong.Context) error {
 	}
 	shown := make([]shownToken, len(all))
 	for i, t := range all {
-		shown[i] = show(t.Name, t.Created, t.Expires, t.Grants)
+		shown[i] = show(t.Name, t.Created, t.Expires, t.Used, t.Grants)
 	}
 	if c.JSON {
 		return writeJSON(k.Stdout, shown)
 	}
 	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tEXPIRES")
+	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES")
 	for _, s := range shown {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.end())
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end())
 	}
 	return w.Flush()
 }
 
-func show(name string, created, expires time.Time, grants []catalog.Grant) shownToken {
+func show(name string, created, expires, used time.Time, grants []catalog.Grant) shownToken {
 	s := shownToken{Name: name, Created: created.Format(time.RFC3339), Grants: []shownGrant{}}
 	if !expires.IsZero() {
 		s.Expires, s.Expired = expires.Format(time.RFC3339), !expires.After(now())
+	}
+	if !used.IsZero() {
+		s.Used = used.Format(time.RFC3339)
 	}
 	for _, g := range grants {
 		s.Grants = append(s.Grants, shownGrant{rightName(cache.Rights(g.Rights)), g.Pattern})
@@ -243,9 +256,12 @@ func (s *shownToken) rights() string {
 
 // grantsText says what grants allow.
 func grantsText(grants []catalog.Grant) string {
-	s := show("", time.Time{}, time.Time{}, grants)
+	s := show("", time.Time{}, time.Time{}, time.Time{}, grants)
 	return s.rights()
 }
+
+// used is the time of the last use for a table.
+func (s *shownToken) used() string { return cmp.Or(s.Used, "never") }
 
 // end is the time of expiry for a table.
 func (s *shownToken) end() string {
@@ -270,7 +286,7 @@ func rightName(r cache.Rights) string {
 
 type tokenRevokeCommand struct {
 	stateFlags
-	Name string `arg:"" help:"The name of the token."`
+	Name string `arg:"" complete:"@token" help:"The name of the token."`
 }
 
 func (*tokenRevokeCommand) Help() string {

@@ -25,7 +25,7 @@ var (
 type verifyCommand struct {
 	stateFlags
 	Path   string   `arg:"" optional:"" help:"A store path, or its hash. Without one, everything is verified."`
-	Cache  []string `placeholder:"NAME" help:"Verify what is in this cache only. May be given several times."`
+	Cache  []string `placeholder:"NAME" complete:"@cache" help:"Verify what is in this cache only. May be given several times."`
 	Repair bool     `help:"Serve nothing that is damaged, so that it can be pushed again, and serve again what has become whole."`
 	JSON   bool     `name:"json" help:"Print JSON."`
 }
@@ -205,8 +205,11 @@ func pathHashOf(text string) (nix.PathHash, error) {
 	base := text[strings.LastIndexByte(text, '/')+1:]
 	digits, _, _ := strings.Cut(base, "-")
 	hash, err := nix.ParsePathHash(digits)
-	if err != nil || hash == (nix.PathHash{}) { // the hash of nothing stands for everything
+	if err != nil {
 		return hash, fmt.Errorf("%q is neither a store path nor the hash of one", text)
+	}
+	if hash == (nix.PathHash{}) { // which stands for everything
+		return hash, fmt.Errorf("%s is the hash of no store path: it has nothing but zeros", digits)
 	}
 	return hash, nil
 }

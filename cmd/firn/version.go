@@ -8,15 +8,26 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-type versionCommand struct{}
+type versionCommand struct {
+	JSON bool `name:"json" help:"Print JSON."`
+}
 
 func (*versionCommand) Help() string {
 	return `Examples:
 
-    firn version`
+    firn version
+    firn version --json`
 }
 
-func (*versionCommand) Run(k *kong.Context) error {
+func (c *versionCommand) Run(k *kong.Context) error {
+	if c.JSON {
+		return writeJSON(k.Stdout, struct {
+			Version string `json:"version"`
+			Go      string `json:"go"`
+			OS      string `json:"os"`
+			Arch    string `json:"arch"`
+		}{version(), runtime.Version(), runtime.GOOS, runtime.GOARCH})
+	}
 	_, err := fmt.Fprintf(k.Stdout, "firn %s %s %s/%s\n", version(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
 	return err
 }

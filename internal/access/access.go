@@ -62,6 +62,7 @@ type Access struct {
 	slow    *slowdown
 	// Apart, so that no secret can be the bytes of a public key.
 	tokens, keys, certificates *memory
+	uses                       uses
 }
 
 // New returns an Access that finds tokens and keys in a catalog, and remembers them as long as version stays the same: see [catalog.Catalog].
@@ -92,6 +93,7 @@ func (a *Access) Authenticate(ctx context.Context, authorization string, remote 
 	if err != nil {
 		return nil, a.refused(err, remote)
 	}
+	a.Used(p)
 	return p, nil
 }
 
@@ -119,7 +121,7 @@ func (a *Access) find(ctx context.Context, secret string) (*principal, error) {
 		if err != nil {
 			return nil, missing("token", err)
 		}
-		return &principal{name: t.Name, expires: t.Expires, grants: t.Grants}, nil
+		return ofToken(t), nil
 	})
 }
 

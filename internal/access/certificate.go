@@ -62,6 +62,7 @@ func (a *Access) Certificate(ctx context.Context, chain []*x509.Certificate, rem
 	if err != nil {
 		return nil, a.refused(err, remote)
 	}
+	a.Used(p)
 	return p, nil
 }
 
@@ -90,7 +91,7 @@ func (a *Access) holder(ctx context.Context, cert *x509.Certificate) (*principal
 		if err != nil {
 			return nil, missing("certificate", err)
 		}
-		return &principal{name: t.Name, expires: t.Expires, grants: t.Grants}, nil
+		return ofToken(t), nil
 	})
 }
 

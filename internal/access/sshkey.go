@@ -104,7 +104,7 @@ func checkStrength(key ssh.PublicKey) error {
 }
 
 // SSHKey tells who holds a key, or a certificate, with which somebody logs in as a user, who is named as a cache.
-// That the client holds the private half is not looked at here.
+// That the client holds the private half is not looked at here, so it does not count as [Access.Used].
 // An error is cache.ErrUnauthenticated if neither the key nor its authority is known, or it has expired,
 // and cache.ErrUnavailable if it could not be told.
 func (a *Access) SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error) {
@@ -121,7 +121,7 @@ func (a *Access) SSHKey(ctx context.Context, key ssh.PublicKey, user string) (ca
 		if k.Authority {
 			return nil, fmt.Errorf("%w: %s is the key of an authority", cache.ErrUnauthenticated, k.Name)
 		}
-		return &principal{name: k.Name, expires: k.Expires, grants: k.Grants}, nil
+		return ofSSHKey(k), nil
 	})
 	if err != nil {
 		return nil, fmt.Errorf("authenticate: %w", err)
@@ -160,7 +160,7 @@ func (a *Access) certificate(ctx context.Context, cert *ssh.Certificate, user st
 	if err := checker.CheckCert(user, cert); err != nil {
 		return wrong("%v", err)
 	}
-	p := &principal{name: k.Name, expires: k.Expires, grants: k.Grants}
+	p := ofSSHKey(k)
 	if cert.KeyId != "" {
 		p.name += "/" + cert.KeyId
 	}

@@ -79,6 +79,15 @@ type principal struct {
 	expires time.Time // zero: never
 	grants  []catalog.Grant
 	version uint64 // of the catalog, at which it was read
+	shown   *credential
+}
+
+func ofToken(t *catalog.Token) *principal {
+	return &principal{name: t.Name, expires: t.Expires, grants: t.Grants, shown: &credential{use: catalog.Use{Token: t.Hash}}}
+}
+
+func ofSSHKey(k *catalog.SSHKey) *principal {
+	return &principal{name: k.Name, expires: k.Expires, grants: k.Grants, shown: &credential{use: catalog.Use{SSHKey: k.Key}}}
 }
 
 // Name returns the name of the token or the key.

@@ -1,5 +1,10 @@
 package cache
 
+import (
+	"context"
+	"strings"
+)
+
 // Rights that a principal may have in a cache. Their values are kept in catalogs.
 type Rights uint8
 
@@ -15,6 +20,23 @@ type Principal interface {
 	Name() string
 	// May reports whether it has all of these rights in the cache of this name, beside what everybody has.
 	May(rights Rights, cache string) bool
+}
+
+// publisherKey is where a context has who publishes.
+type publisherKey struct{}
+
+// maxPublisher bounds the name of a publisher, in bytes: certificates have names of any length.
+const maxPublisher = 200
+
+// WithPublisher returns a context in which what is published is noted as published by name: that of a token or of an SSH key.
+func WithPublisher(ctx context.Context, name string) context.Context {
+	return context.WithValue(ctx, publisherKey{}, strings.ToValidUTF8(name[:min(len(name), maxPublisher)], ""))
+}
+
+// Publisher returns who publishes in ctx, for a [Sink]; "" if that is not known.
+func Publisher(ctx context.Context) string {
+	name, _ := ctx.Value(publisherKey{}).(string)
+	return name
 }
 
 // Anybody is the principal that has not said who it is.

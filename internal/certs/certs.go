@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -133,6 +134,32 @@ func (c *Certs) Tick(ctx context.Context, hosts []string) {
 			break
 		}
 	}
+}
+
+// Has reports whether clients that ask for a host get a certificate that has its name: one in a file, or from the authority, now or in a moment.
+// hosts are those of the caches, as for Tick.
+func (c *Certs) Has(host string, hosts []string) bool {
+	if c.find(host) != nil {
+		return true
+	}
+	return c.authority != nil && mayHave(host) && slices.Contains(hosts, host)
+}
+
+// Names returns the names and addresses in the certificates in files, but for those with a *.
+func (c *Certs) Names() (names []string) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for _, cert := range c.pairs {
+		for _, name := range cert.Leaf.DNSNames {
+			if !strings.Contains(name, "*") {
+				names = append(names, name)
+			}
+		}
+		for _, ip := range cert.Leaf.IPAddresses {
+			names = append(names, ip.String())
+		}
+	}
+	return names
 }
 
 // mayHave reports whether authorities give certificates for a host: it has a domain.

@@ -17,6 +17,10 @@ func bash(name string, commands []command) string {
     while IFS= read -r line; do COMPREPLY+=("$line"); done < <(compgen "$@" -- "$cur")
 }
 
+%[2]s_names() { # KIND: what only the program knows
+    %[2]s_offer -W "$(command %[1]s `+Asker+` "$1" -- "${COMP_WORDS[@]:1}" 2>/dev/null)"
+}
+
 %[2]s_paths() { # -f or -d
     compopt -o filenames 2>/dev/null || true # bash 3.2 has none
     %[2]s_offer "$1"
@@ -103,6 +107,8 @@ func bashOffer(fn string, v value) string {
 		return fn + "_paths -f"
 	case dirs:
 		return fn + "_paths -d"
+	case asked:
+		return fn + "_names " + v.words[0]
 	default:
 		return fn + "_offer -W " + quote(strings.Join(v.words, " "))
 	}

@@ -1,7 +1,8 @@
 // Package completion writes the scripts with which shells complete a command line.
 // They are made of kong's model of it, so that they know every command, flag and argument.
 //
-// What a value is says its tag complete: "file", "dir", or words separated by commas.
+// What a value is says its tag complete: "file", "dir", words separated by commas, or "@" with the name of a kind of things
+// that only the program knows, such as "@cache". These the scripts ask of the hidden command names, with all that was typed.
 package completion
 
 import (
@@ -21,7 +22,7 @@ func Write(w io.Writer, shell string, app *kong.Application) error {
 	if !ok {
 		return fmt.Errorf("there is no completion for the shell %q; there is for %s", shell, strings.Join(Shells(), ", "))
 	}
-	_, err := io.WriteString(w, script(app.Name, walk(app.Node, nil)))
+	_, err := io.WriteString(w, strings.ReplaceAll(script(app.Name, walk(app.Node, nil)), programMark, app.Name))
 	return err
 }
 
@@ -47,7 +48,7 @@ type flag struct {
 type value struct {
 	placeholder string
 	kind        kind
-	words       []string // of kind words
+	words       []string // of kind words; the kind of things, of kind asked
 }
 
 type kind int
@@ -57,7 +58,14 @@ const (
 	words
 	files
 	dirs
+	asked
 )
+
+// Asker is the hidden command that prints names, one a line: PROGRAM names KIND -- WORDS. It says nothing where it cannot.
+const Asker = "names"
+
+// programMark stands for the name of the program until a script is complete.
+const programMark = "@PROGRAM@"
 
 // walk lists a node and all below it, each after its parent. inherited are the flags of the nodes above.
 func walk(node *kong.Node, inherited []flag) []command {
@@ -103,6 +111,8 @@ func newValue(v *kong.Value, placeholder string) value {
 		result.kind = files
 	case tag == "dir":
 		result.kind = dirs
+	case strings.HasPrefix(tag, "@"):
+		result.kind, result.words = asked, []string{tag[1:]}
 	case tag != "":
 		result.kind, result.words = words, strings.Split(tag, ",")
 	case v.Enum != "":

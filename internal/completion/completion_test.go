@@ -22,6 +22,7 @@ type grammar struct {
 		State  string   `short:"s" complete:"dir" help:"A directory."`
 		Level  string   `complete:"debug,info" placeholder:"LEVEL" help:"Words."`
 		Listen string   `help:"Anything."`
+		Cache  string   `complete:"@cache" help:"What the program knows."`
 		Secret string   `hidden:""`
 	} `cmd:"" help:"Serve."`
 	Key struct {
@@ -29,6 +30,9 @@ type grammar struct {
 			Name   string `arg:""`
 			Secret string `arg:"" complete:"file"`
 		} `cmd:"" help:"Make a key."`
+		Revoke struct {
+			Name string `arg:"" complete:"@key"`
+		} `cmd:"" help:"Take a key away."`
 		Public struct {
 			Secret string `arg:"" complete:"dir"`
 		} `cmd:"" help:"Show a key."`
@@ -65,7 +69,7 @@ func TestBash(t *testing.T) {
 		}
 	}
 	all := []string{"a b", "a.secret", "sub"}
-	serveFlags := []string{"--help", "--key", "--level", "--listen", "--state", "--verbose", "-h", "-s", "-v"}
+	serveFlags := []string{"--cache", "--help", "--key", "--level", "--listen", "--state", "--verbose", "-h", "-s", "-v"}
 	tests := []struct {
 		typed string
 		want  []string
@@ -76,7 +80,11 @@ func TestBash(t *testing.T) {
 		{"tool|x", nil},
 		{"tool|hidden|", nil},
 		{"tool|--v", []string{"--verbose"}},
-		{"tool|key|", []string{"generate", "public"}},
+		{"tool|key|", []string{"generate", "public", "revoke"}},
+		{"tool|serve|--cache|", []string{"cache-of-serve---cache-", "two"}},
+		{"tool|serve|--state|x|--cache|t", []string{"two"}},
+		{"tool|key|revoke|k", []string{"key-of-key-revoke-k"}},
+		{"tool|key|revoke|a|", nil},
 		{"tool|key|g", []string{"generate"}},
 		{"tool|key|generate|", nil},
 		{"tool|key|generate|name|", all},
@@ -103,6 +111,12 @@ func TestBash(t *testing.T) {
 	}
 	var program strings.Builder
 	program.WriteString("set -eu\n" + script(t, "bash"))
+	// What the program says, as far as this goes.
+	fake := filepath.Join(t.TempDir(), "tool")
+	if err := os.WriteFile(fake, []byte("#!/bin/sh\necho no >&2\n[ \"$1 $3\" = 'names --' ] || exit 1\nkind=$2\nshift 3\necho \"$kind-of-$(echo \"$*\" | tr ' ' -)\"\necho two\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	program.WriteString("PATH=" + quote(filepath.Dir(fake)) + ":$PATH\n")
 	for _, test := range tests {
 		var quoted []string
 		typed := strings.Split(test.typed, "|")
@@ -141,10 +155,13 @@ func TestContents(t *testing.T) {
 			`'*--key=[A file]:FILE:_files'`,
 			`'--level=[Words]:LEVEL:(debug info)'`,
 			`'key:Keys\: make, show'`,
+			`'--cache=[What the program knows]:STRING: _tool__names cache'`,
+			`command tool names $1 -- `,
 		},
 		"fish": {
 			`complete -c tool -n '__tool_at tool' -a key -d 'Keys: make, show'`,
 			`complete -c tool -n '__tool_at tool serve' -l key -r -F -d 'A file'`,
+			`complete -c tool -n '__tool_at tool serve' -l cache -x -a '(command tool names cache -- (commandline -opc)[2..] 2>/dev/null)' -d`,
 			`complete -c tool -n '__tool_at tool serve' -s v -l verbose -d 'Say more: it\'s [all] of it'`,
 		},
 	} {

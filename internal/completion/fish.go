@@ -69,6 +69,8 @@ func fishValue(v value) string {
 		return " -a " + fishQuote("(__fish_complete_directories)")
 	case words:
 		return " -a " + fishQuote(strings.Join(v.words, " "))
+	case asked:
+		return " -a " + fishQuote("(command "+programMark+" "+Asker+" "+v.words[0]+" -- (commandline -opc)[2..] 2>/dev/null)")
 	}
 	return ""
 }

@@ -9,6 +9,13 @@ import (
 func zsh(name string, commands []command) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "#compdef %[1]s\n# Completion of %[1]s in zsh, written by: %[1]s completion zsh\n", name)
+	fmt.Fprintf(&b, `
+_%[1]s__names() { # KIND: what only the program knows
+    local -a names
+    names=(${(f)"$(command %[1]s %[2]s $1 -- ${words[2,-1]} 2>/dev/null)"})
+    compadd -a names
+}
+`, name, Asker)
 	for _, c := range commands {
 		fmt.Fprintf(&b, "\n%s() {\n", zshFunction(c))
 		if len(c.subcommands) > 0 {
@@ -71,6 +78,8 @@ func zshAction(v value) string {
 		return "_files"
 	case dirs:
 		return "_files -/"
+	case asked:
+		return " _" + programMark + "__names " + v.words[0] // after a space nothing is put between the two words
 	case words:
 		return "(" + strings.Join(v.words, " ") + ")"
 	}

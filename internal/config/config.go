@@ -35,7 +35,7 @@ type Config struct {
 	ACMEDirectory    string           `toml:"acme-directory" default:"https://acme-v02.api.letsencrypt.org/directory" placeholder:"URL" help:"The ACME authority."`
 	ACMECA           string           `name:"acme-ca" toml:"acme-ca" placeholder:"FILE" complete:"file" help:"What the server of the ACME authority itself is known by: certificates of the authorities that it may have its own from. Without it, those of this machine."`
 	ACMEChallenge    []ACMEChallenge  `toml:"acme-challenge" sep:"none" placeholder:"KIND" complete:"tls-alpn-01,http-01" help:"How the ACME authority may see that a name is ours: tls-alpn-01, at port 443, or http-01, at port 80. May be given twice. Without it, tls-alpn-01, and http-01 where a --listen address has port 80."`
-	PlainHTTP        PlainHTTP        `toml:"plain-http" default:"serve" placeholder:"WHAT" complete:"serve,redirect" help:"What becomes of requests to --listen addresses where there are certificates: serve them, or redirect them to HTTPS."`
+	PlainHTTP        PlainHTTP        `toml:"plain-http" default:"serve" placeholder:"WHAT" complete:"serve,redirect" help:"What becomes of requests to --listen addresses where there are certificates: serve them, or redirect them to HTTPS and refuse uploads, whose token would be sent in the clear."`
 	HTTP2            bool             `name:"http2" toml:"http2" default:"true" negatable:"" help:"Speak HTTP/2 over TLS."`
 	ClientCerts      bool             `toml:"client-certs" default:"false" negatable:"" help:"Ask clients for a certificate, which is good for what firn token create --certificate says."`
 	UnknownHost      UnknownHost      `toml:"unknown-host" default:"main" placeholder:"WHAT" complete:"main,refuse" help:"What becomes of requests for a host name that no cache has: answer them from the cache main, or refuse them."`
@@ -56,7 +56,7 @@ type Config struct {
 	LogFormat        LogFormat        `toml:"log-format" default:"text" placeholder:"FORMAT" complete:"text,json" help:"Log as text or as json, one record a line."`
 	LogFile          string           `toml:"log-file" placeholder:"FILE" complete:"file" help:"Log to FILE, which SIGUSR1 has opened anew, and not to standard error."`
 	AccessLog        string           `toml:"access-log" placeholder:"FILE" complete:"file" help:"Write a line for every request over HTTP to FILE, which SIGUSR1 has opened anew, or to stderr. Without it none is written."`
-	AccessLogFormat  AccessLogFormat  `toml:"access-log-format" default:"combined" placeholder:"FORMAT" complete:"combined,json" help:"Write these lines as Apache's combined format, or as json."`
+	AccessLogFormat  AccessLogFormat  `toml:"access-log-format" default:"combined" placeholder:"FORMAT" complete:"combined,json" help:"Write these lines as Apache's combined format, or as json, as they are in any case where they go among a --log-format json."`
 }
 
 // Check finds what no single value shows.

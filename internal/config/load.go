@@ -248,6 +248,21 @@ func setText(field reflect.Value, text string) error {
 	return nil
 }
 
+// Values returns the settings in effect, in their order.
+func (c *Config) Values() []Value {
+	var values []Value
+	for _, s := range Settings() {
+		values = append(values, Value{s.Key, c.field(s).Interface()})
+	}
+	return values
+}
+
+// A Value is a setting that is in effect.
+type Value struct {
+	Key   string
+	Value any
+}
+
 // Show writes the settings in effect as a configuration file that says where each value comes from.
 func (c *Config) Show(w io.Writer, origins Origins) error {
 	for _, s := range Settings() {

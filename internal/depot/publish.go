@@ -99,7 +99,7 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 	if err != nil {
 		return nil, err
 	}
-	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere}, debug, catalog.Basis(b))
+	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.Publisher(ctx)}, debug, catalog.Basis(b))
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	}

@@ -21,6 +21,8 @@ const (
 	maxHeader = 64 << 10
 	// maxShown bounds what findings show of a text of the server, in characters.
 	maxShown = 100
+	// maxWords bounds what they show of a refusal: firn's name a command or two.
+	maxWords = 400
 )
 
 // A client asks a cache.
@@ -54,6 +56,7 @@ func (c *client) close() { c.http.CloseIdleConnections() }
 // A request is what a client asks for. The zero value but for the URL is a GET as Nix makes it.
 type request struct {
 	method    string // "": GET
+	body      string // of a PUT
 	url       *url.URL
 	bytes     string // of a Range; "": all
 	anonymous bool   // without user and password
@@ -61,7 +64,11 @@ type request struct {
 
 // do sends a request. The caller closes the body.
 func (c *client) do(ctx context.Context, q request) (*http.Response, error) {
-	r, err := http.NewRequestWithContext(ctx, q.method, q.url.String(), nil)
+	var body io.Reader
+	if q.body != "" {
+		body = strings.NewReader(q.body)
+	}
+	r, err := http.NewRequestWithContext(ctx, q.method, q.url.String(), body)
 	if err != nil {
 		return nil, err
 	}
@@ -155,10 +162,21 @@ func (a *answer) page() bool {
 }
 
 // shown is a text of the server as it can be shown: quoted, so that it cannot confuse a terminal, and short.
-func shown(text string) string {
+func shown(text string) string { return quoted(text, maxShown) }
+
+// refused is the status of an answer that refuses something, with what the server says of it.
+func (a *answer) refused() string {
+	text := strings.TrimSpace(string(a.body))
+	if a.status < 400 || a.status > 499 || text == "" || a.page() {
+		return status(a.status)
+	}
+	return status(a.status) + ", and the server says " + quoted(text, maxWords)
+}
+
+func quoted(text string, most int) string {
 	short := text
 	for i := range text {
-		if i >= maxShown {
+		if i >= most {
 			short = text[:i] + "…"
 			break
 		}

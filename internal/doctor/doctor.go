@@ -52,6 +52,8 @@ type Options struct {
 	References int
 	// Patience is how long the server may take before an answer begins, and between two bytes of it; 0: 20 seconds.
 	Patience time.Duration
+	// Push asks whether the password may push.
+	Push bool
 	// UserAgent is who asks; "": firn.
 	UserAgent string
 	// Tell is told of each finding as soon as there is one. Nil: nobody is.
@@ -131,6 +133,8 @@ type examination struct {
 	reachable []string    // of these
 	trusted   bool        // the certificate is good, or there is none to look at
 	cacheInfo *answer     // nix-cache-info; nil: there is none
+	status    int         // with which it was refused: 401 or 403
+	root      *url.URL    // of a server of firn; nil: it is none, or that is not known yet
 	fields    []infoField // of it
 	path      *answer     // the narinfo of a path that is there; nil: there is none
 	hash      nix.PathHash
@@ -143,41 +147,56 @@ type examination struct {
 // A need is what a check needs of those before it: a reason not to run it, or "".
 type need func(*examination) string
 
-// A check looks at one thing.
+// Complete reports whether all was looked at that it takes to say that clients will be fine: a path that the cache has, with its NAR unless opts has it left out,
+// and whether it can be pushed to, if that was asked.
+func Complete(findings []Finding, opts Options) bool {
+	for _, f := range findings {
+		if f.Verdict == Skip && (f.Check == "path" || f.Check == "nar" && opts.MaxSize >= 0 || f.Check == "push") {
+			return false
+		}
+	}
+	return true
+}
+
+// A check looks at one thing. Where there is nothing to say of it, its finding is the zero one, and is left out.
 type check struct {
-	name string
-	need need
-	run  func(*examination, context.Context) Finding
+	name   string
+	need   need
+	run    func(*examination, context.Context) Finding
+	wanted func(*examination) bool // nil: always
 }
 
 // checks are in an order in which what they need comes first.
 var checks = []check{
-	{"name", nothing, (*examination).checkName},
-	{"connect", anAddress, (*examination).checkConnect},
-	{"certificate", aConnection, (*examination).checkCertificate},
-	{"cache-info", trust, (*examination).checkCacheInfo},
-	{"store-dir", aCacheInfo, (*examination).checkStoreDir},
-	{"priority", aCacheInfo, (*examination).checkPriority},
-	{"mass-query", aCacheInfo, (*examination).checkMassQuery},
-	{"redirects", aCacheInfo, (*examination).checkRedirects},
-	{"credentials", trust, (*examination).checkCredentials},
-	{"substituters", nothing, (*examination).checkSubstituters},
-	{"missing", aCacheInfo, (*examination).checkMissing},
-	{"path", aCacheInfo, (*examination).checkPath},
-	{"narinfo", aPath, (*examination).checkNARInfo},
-	{"signature", aNARInfo, (*examination).checkSignature},
-	{"references", aNARInfo, (*examination).checkReferences},
-	{"head", aPath, (*examination).checkHead},
-	{"nar", aNARInfo, (*examination).checkNAR},
-	{"nar-encoding", aDownload, (*examination).checkNAREncoding},
-	{"compression", aDownload, (*examination).checkCompression},
-	{"nar-hash", aDownload, (*examination).checkNARHash},
-	{"ranges", aNARInfo, (*examination).checkRanges},
-	{"etag", aCacheInfo, (*examination).checkETag},
-	{"encoding", aCacheInfo, (*examination).checkEncoding},
-	{"clock", aCacheInfo, (*examination).checkClock},
-	{"connections", aCacheInfo, (*examination).checkConnections},
-	{"latency", aCacheInfo, (*examination).checkLatency},
+	{name: "name", need: nothing, run: (*examination).checkName},
+	{name: "connect", need: anAddress, run: (*examination).checkConnect},
+	{name: "certificate", need: aConnection, run: (*examination).checkCertificate},
+	{name: "cache-info", need: trust, run: (*examination).checkCacheInfo},
+	{name: "store-dir", need: aCacheInfo, run: (*examination).checkStoreDir},
+	{name: "priority", need: aCacheInfo, run: (*examination).checkPriority},
+	{name: "mass-query", need: aCacheInfo, run: (*examination).checkMassQuery},
+	{name: "redirects", need: aCacheInfo, run: (*examination).checkRedirects},
+	{name: "netrc", need: nothing, run: (*examination).checkNetrc, wanted: func(e *examination) bool { return e.opts.Netrc != "" }},
+	{name: "credentials", need: trust, run: (*examination).checkCredentials},
+	{name: "push", need: trust, run: (*examination).checkPush, wanted: func(e *examination) bool { return e.opts.Push }},
+	{name: "room", need: nothing, run: (*examination).checkRoom, wanted: func(e *examination) bool { return e.cacheInfo != nil }},
+	{name: "substituters", need: nothing, run: (*examination).checkSubstituters},
+	{name: "missing", need: aCacheInfo, run: (*examination).checkMissing},
+	{name: "path", need: aCacheInfo, run: (*examination).checkPath},
+	{name: "narinfo", need: aPath, run: (*examination).checkNARInfo},
+	{name: "signature", need: aNARInfo, run: (*examination).checkSignature},
+	{name: "references", need: aNARInfo, run: (*examination).checkReferences},
+	{name: "head", need: aPath, run: (*examination).checkHead},
+	{name: "nar", need: aNARInfo, run: (*examination).checkNAR},
+	{name: "nar-encoding", need: aDownload, run: (*examination).checkNAREncoding},
+	{name: "compression", need: aDownload, run: (*examination).checkCompression},
+	{name: "nar-hash", need: aDownload, run: (*examination).checkNARHash},
+	{name: "ranges", need: aNARInfo, run: (*examination).checkRanges},
+	{name: "etag", need: aCacheInfo, run: (*examination).checkETag},
+	{name: "encoding", need: aCacheInfo, run: (*examination).checkEncoding},
+	{name: "clock", need: aCacheInfo, run: (*examination).checkClock},
+	{name: "connections", need: aCacheInfo, run: (*examination).checkConnections},
+	{name: "latency", need: aCacheInfo, run: (*examination).checkLatency},
 }
 
 func nothing(*examination) string { return "" }
@@ -288,6 +307,9 @@ func Examine(ctx context.Context, at string, opts Options) ([]Finding, error) {
 	defer e.client.close()
 	findings := make([]Finding, 0, len(checks))
 	for _, c := range checks {
+		if c.wanted != nil && !c.wanted(e) {
+			continue
+		}
 		var f Finding
 		reason := c.need(e)
 		switch {
@@ -300,6 +322,9 @@ func Examine(ctx context.Context, at string, opts Options) ([]Finding, error) {
 			if f.Verdict == Fail && ctx.Err() != nil { // which is no fault of the server
 				f = skip("the time was over: allow more with --timeout, or name a smaller path with --path")
 			}
+		}
+		if f.Verdict == "" {
+			continue
 		}
 		f.Check, f.Seen, f.Advice = c.name, printable(f.Seen), printable(f.Advice)
 		findings = append(findings, f)

@@ -45,7 +45,7 @@ func skips(want map[string]string, names ...string) map[string]string {
 func after(name string, but ...string) (names []string) {
 	at := slices.IndexFunc(checks, func(c check) bool { return c.name == name })
 	for _, c := range checks[at+1:] {
-		if !slices.Contains(but, c.name) {
+		if !slices.Contains(but, c.name) && c.wanted == nil {
 			names = append(names, c.name)
 		}
 	}

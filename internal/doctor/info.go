@@ -14,6 +14,7 @@ import (
 	"strings"
 
 	"firn/internal/cache"
+	"firn/internal/remote"
 	"firn/nix"
 )
 
@@ -32,11 +33,15 @@ func (e *examination) checkCacheInfo(ctx context.Context) Finding {
 	case err != nil:
 		return fail(fmt.Sprintf("nix-cache-info cannot be had: %v", err), "look at the logs of the server, and of the proxy before it")
 	case a.is(http.StatusUnauthorized):
-		return fail("the server wants a user and a password (401)", e.loginAdvice())
+		e.status = a.status
+		return fail("the server wants a user and a password: "+a.refused(), e.loginAdvice())
+	case a.is(http.StatusForbidden):
+		e.status = a.status
+		return fail("nix-cache-info: "+a.refused(), forbiddenAdvice)
 	case a.is(http.StatusNotFound), a.is(http.StatusGone):
 		return fail("there is no nix-cache-info", "look at the path in the URL: that of the cache itself, which nix-cache-info is right below; without that file nothing is a cache")
 	case !a.is(http.StatusOK):
-		return fail("nix-cache-info: "+status(a.status), "clients take nothing but 200 for it: look at the logs of the server, and of the proxy before it")
+		return fail("nix-cache-info: "+a.refused(), "clients take nothing but 200 for it: look at the logs of the server, and of the proxy before it")
 	case a.page():
 		return fail("nix-cache-info is a web page", "look at the path in the URL, and at the proxy before the server: it should answer 404 for what there is not, and no page")
 	case a.over:
@@ -65,6 +70,9 @@ func (e *examination) field(key string) (value string, said bool) {
 	}
 	return "", false
 }
+
+// forbiddenAdvice is for 403: a server that does not know a password answers 401.
+const forbiddenAdvice = "is the name of the cache in the URL right? If it is, this password may not read it: on a server of firn, firn token list shows what it may"
 
 func (e *examination) loginAdvice() string {
 	host := e.site.Base.Hostname()
@@ -125,6 +133,97 @@ func (e *examination) checkRedirects(context.Context) Finding {
 	return warn(fmt.Sprintf("nix-cache-info is somewhere else, at %s, %d on", shown(to), a.hops), "name that URL on clients, or else each request is made twice or more; uploads by Nix before 2.29 cannot be redirected at all")
 }
 
+// checkNetrc looks for what clients do not read as it is meant.
+func (e *examination) checkNetrc(context.Context) Finding {
+	faults, err := remote.NetrcFaults(e.opts.Netrc, e.site.Base)
+	if err != nil {
+		return fail(err.Error(), "mend it, so that each entry has a line: machine HOST login USER password PASSWORD")
+	}
+	var complaints []Finding
+	for _, f := range faults {
+		entry := "machine " + f.Machine
+		if f.Machine == "" {
+			entry = "default"
+		}
+		if f.HasPort {
+			complaints = append(complaints, warn(fmt.Sprintf("%s has %q, and netrc files know no ports, so no client reads that", e.opts.Netrc, entry),
+				"write machine "+e.site.Base.Hostname()+", without the port"))
+		} else {
+			complaints = append(complaints, warn(fmt.Sprintf("%s has no login for %q, and older clients, such as Nix 2.8, then send a wrong password", e.opts.Netrc, entry),
+				"write "+entry+" login any password PASSWORD: firn takes any name"))
+		}
+	}
+	return worst(Finding{}, complaints)
+}
+
+// maxVersion bounds what is read of /version, in bytes.
+const maxVersion = 256
+
+// findServer finds out whether the server is firn, which has /version and /health at its root, or where a proxy has put that.
+func (e *examination) findServer(ctx context.Context) *url.URL {
+	if e.root != nil {
+		return e.root
+	}
+	top := *e.site.Base
+	top.Path = "/"
+	for _, root := range []*url.URL{e.site.Base, &top} {
+		a, err := e.small(ctx, request{url: root.JoinPath("version"), anonymous: true}, maxVersion)
+		if err == nil && a.is(http.StatusOK) && !a.page() && bytes.HasPrefix(a.body, []byte("firn ")) {
+			e.root = root
+			return root
+		}
+	}
+	return nil
+}
+
+// checkPush asks whether the password may push, with an upload that firn checks and drops, so that nothing is left behind.
+func (e *examination) checkPush(ctx context.Context) Finding {
+	if e.findServer(ctx) == nil {
+		return skip("only a server of firn can be asked without leaving something behind")
+	}
+	dir, said := e.field("StoreDir")
+	if !said {
+		dir = string(e.opts.StoreDir)
+	}
+	q := e.file("nix-cache-info")
+	q.method, q.body = http.MethodPut, "StoreDir: "+dir+"\n"
+	a, err := e.small(ctx, q, maxPage)
+	switch {
+	case err != nil:
+		return fail(fmt.Sprintf("the question was not answered: %v", err), "look at the logs of the server, and of the proxy before it")
+	case a.is(http.StatusNoContent), a.is(http.StatusCreated), a.is(http.StatusOK):
+		return ok("this password may push")
+	case a.is(http.StatusUnauthorized) && e.site.User == nil:
+		return fail("no password is known for this server, and pushing takes one", e.loginAdvice())
+	case a.is(http.StatusUnauthorized):
+		return fail("the password is not taken: "+a.refused(), e.loginAdvice())
+	case a.is(http.StatusForbidden):
+		return fail("it may not push: "+a.refused(), "on the server, firn token list shows what a token may, and firn token create --push makes one that may push")
+	}
+	return fail("it cannot be pushed to: "+a.refused(), "see what the server says, and the proxy before it: it has to let PUT through")
+}
+
+// checkRoom looks at what a server of firn says of its room.
+func (e *examination) checkRoom(ctx context.Context) Finding {
+	root := e.findServer(ctx)
+	if root == nil {
+		return Finding{}
+	}
+	a, err := e.small(ctx, request{url: root.JoinPath("health"), anonymous: true}, maxPage)
+	if err != nil || a.page() || a.is(http.StatusNotFound) {
+		return Finding{}
+	}
+	for line := range strings.Lines(string(a.body)) {
+		if room, ok := strings.CutPrefix(line, "room: "); ok {
+			if room = strings.TrimSpace(room); strings.HasPrefix(room, "full") {
+				return fail("the server says that its disk is "+shown(room), "make room on its disk: nothing can be pushed until then")
+			}
+			return Finding{Verdict: OK, Seen: shown(strings.TrimSpace(room))}
+		}
+	}
+	return Finding{}
+}
+
 // checkCredentials asks as somebody, and as nobody.
 func (e *examination) checkCredentials(ctx context.Context) Finding {
 	if e.site.User == nil {
@@ -141,8 +240,14 @@ func (e *examination) checkCredentials(ctx context.Context) Finding {
 	}
 	clear := e.site.Base.Scheme == "http" && !loopback(e.site.Base.Hostname())
 	switch {
-	case e.cacheInfo == nil:
+	case e.status == http.StatusForbidden && a.is(http.StatusForbidden):
+		return skip("the server answers 403 with the password and without, so it may not have looked at it")
+	case e.status == http.StatusForbidden:
+		return fail("the server knows the password, but does not let it read this", forbiddenAdvice)
+	case e.status == http.StatusUnauthorized:
 		return fail("the server does not take the password that is known for it", e.loginAdvice())
+	case e.cacheInfo == nil:
+		return skip("whether the password is taken cannot be told without nix-cache-info")
 	case clear:
 		return warn("there is a password for this host, and it is sent over http, for everybody on the way to read", "use https, and make a new password")
 	case a.is(http.StatusOK):

@@ -1,6 +1,8 @@
 package doctor
 
 import (
+	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -157,6 +159,38 @@ func TestCredentials(t *testing.T) {
 		}, other},
 	})
 
+	// 403 is no 401: the password is known. What the server says is shown.
+	refuse := func(with, without int, text string) func(*fixture) {
+		return func(f *fixture) {
+			login("", "machine 127.0.0.1 login me password secret\n")(f)
+			f.around = func(w http.ResponseWriter, r *http.Request, _ http.Handler) {
+				code := without
+				if _, _, ok := r.BasicAuth(); ok {
+					code = with
+				}
+				w.Header().Set("Content-Type", "text/plain")
+				w.WriteHeader(code)
+				fmt.Fprint(w, text)
+			}
+		}
+	}
+	const words = "there is no cache of this name\x1b[31m that this token may read"
+	rest := after("cache-info", "substituters", "credentials")
+	findAll(t, map[string]fault{
+		"without the right": {refuse(403, 401, words), skips(map[string]string{
+			"cache-info": `fail 403 Forbidden, and the server says "there is no cache of this name\x1b[31m that this token may read"`, "credentials": "fail the server knows the password, but does not let it read this", "substituters": "warn"}, rest...)},
+		"refused with words": {refuse(401, 401, strings.Repeat("x", 5000)), skips(map[string]string{
+			"cache-info": `fail 401 Unauthorized, and the server says "` + strings.Repeat("x", maxWords) + `…"`, "credentials": "fail does not take", "substituters": "warn"}, rest...)},
+		"forbidden to all": {refuse(403, 403, ""), skips(map[string]string{"cache-info": "fail 403 Forbidden", "credentials": "skip may not have looked", "substituters": "warn"}, rest...)},
+		"broken":           {refuse(500, 401, "internal error"), skips(map[string]string{"cache-info": "fail 500 Internal Server Error", "credentials": "skip cannot be told", "substituters": "warn"}, rest...)},
+		"no login":         {login("", "machine 127.0.0.1 password secret\nmachine other login a password b\n"), map[string]string{"netrc": `warn has no login for "machine 127.0.0.1"`, "substituters": "warn"}},
+		"no login of others": {login("", "machine other password x\nmachine 127.0.0.1 login me password secret\n"),
+			map[string]string{"substituters": "warn"}},
+		"with a port": {login("", "machine 127.0.0.1:5610 login me password secret\n"), skips(map[string]string{
+			"netrc": `warn has "machine 127.0.0.1:5610", and netrc files know no ports`, "cache-info": "fail 401", "credentials": "skip none are known", "substituters": "warn"}, rest...)},
+		"default without a login": {login("", "default password secret\n"), map[string]string{"netrc": `warn has no login for "default"`, "substituters": "warn"}},
+	})
+
 	// The password goes to nobody else, and no finding shows it.
 	f := newFixture(t)
 	login("secret", "")(f)
@@ -183,4 +217,53 @@ func TestNoPath(t *testing.T) {
 		"a neighbour": {func(f *fixture) { f.opts.Path, f.opts.Candidates = nix.PathHash{}, []nix.StorePath{other, f.info.Path} }, nil},
 		"failure":     {around(on(strings.Repeat("1", 32)+".narinfo", answerWith(503, ""))), skips(map[string]string{"path": "fail 503"}, rest...)},
 	})
+}
+
+// Of a server of firn, it is told how much room it has, as far as it says that; and only there it is asked whether a password may push.
+func TestServer(t *testing.T) {
+	serve := func(health string, push int) func(*fixture) {
+		return func(f *fixture) {
+			f.opts.Push = push != 0
+			f.url = func(at string) string { return at + "/team" }
+			f.around = func(w http.ResponseWriter, r *http.Request, next http.Handler) {
+				switch name, inCache := strings.CutPrefix(r.URL.Path, "/team"); {
+				case r.Method == http.MethodPut && r.URL.Path == "/team/nix-cache-info":
+					if body, err := io.ReadAll(r.Body); err != nil || string(body) != "StoreDir: /nix/store\n" {
+						f.t.Errorf("uploaded is %q, %v", body, err)
+					}
+					http.Error(w, "this token may not push here", push)
+				case r.Method == http.MethodPut:
+					f.t.Errorf("PUT %s", r.URL)
+				case r.URL.Path == "/version" && health != "":
+					fmt.Fprintln(w, "firn 1.0")
+				case r.URL.Path == "/health":
+					fmt.Fprint(w, health)
+				case inCache:
+					r.URL.Path = name
+					next.ServeHTTP(w, r)
+				default:
+					http.NotFound(w, r)
+				}
+			}
+		}
+	}
+	findAll(t, map[string]fault{
+		"another server":     {serve("", 0), nil},
+		"push to another":    {serve("", 403), map[string]string{"push": "skip only a server of firn"}},
+		"push":               {serve("ok\n", 204), nil},
+		"may not push":       {serve("ok\n", 403), map[string]string{"push": `fail it may not push: 403 Forbidden, and the server says "this token may not push here"`}},
+		"nobody":             {serve("ok\n", 401), map[string]string{"push": "fail no password is known"}},
+		"keeps nothing":      {serve("ok\n", 405), map[string]string{"push": "fail it cannot be pushed to: 405"}},
+		"says nothing of it": {serve("ok\n", 0), nil},
+		"room":               {serve("ok\nroom: 12 GiB of 40 GiB are free\n", 0), nil},
+		"no room":            {serve("ok\nroom: full\n", 0), map[string]string{"room": "fail its disk is"}},
+	})
+	f := newFixture(t)
+	serve("ok\nroom: 12 GiB of 40 GiB are free\n", 0)(f)
+	for _, finding := range f.examine() {
+		if finding.Check == "room" && finding.Seen == `"12 GiB of 40 GiB are free"` {
+			return
+		}
+	}
+	t.Error("the room is not told")
 }

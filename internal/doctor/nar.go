@@ -80,7 +80,8 @@ func (e *examination) checkNAR(ctx context.Context) Finding {
 	defer res.Body.Close()
 	d := &download{answer: *newAnswer(request{url: e.narURL}, res)}
 	if !d.is(http.StatusOK) {
-		return fail("the narinfo is there, and its NAR is "+status(d.status), "the file was removed or never came; push the path again, or have the server forget its narinfo")
+		d.body, _ = io.ReadAll(io.LimitReader(res.Body, maxPage)) // what is missing of it is not said
+		return fail("the narinfo is there, and its NAR is "+d.refused(), "the file was removed or never came; push the path again, or have the server forget its narinfo")
 	}
 	e.nar = d
 	e.read(ctx, d, &patient{res.Body, func() { cancel(errSlow) }, e.opts.Patience})

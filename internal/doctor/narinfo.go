@@ -24,7 +24,7 @@ func (e *examination) checkPath(ctx context.Context) Finding {
 		case err != nil:
 			return fail(fmt.Sprintf("the narinfo of %s cannot be had: %v", e.opts.Path, err), "look at the logs of the server")
 		case !a.is(http.StatusOK):
-			return fail(fmt.Sprintf("the narinfo of %s: %s", e.opts.Path, status(a.status)), "is the path in this cache? If it was pushed or built a moment ago, clients that asked before remember for an hour that it was not there")
+			return fail(fmt.Sprintf("the narinfo of %s: %s", e.opts.Path, a.refused()), "is the path in this cache? If it was pushed or built a moment ago, clients that asked before remember for an hour that it was not there")
 		}
 		return e.found(a, e.opts.Path)
 	}

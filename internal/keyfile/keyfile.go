@@ -83,6 +83,25 @@ func Generate(name, secretPath, publicPath string) (nix.PublicKey, error) {
 	return key.Public(), nil
 }
 
+// Public returns the public half of the key of the state directory dir: from the file that everybody may read, or else from the secret one.
+// The error is fs.ErrNotExist if there is neither.
+func Public(dir string, log *slog.Logger) (nix.PublicKey, error) {
+	f, err := os.Open(filepath.Join(dir, PublicName))
+	if err != nil {
+		key, err := Load(filepath.Join(dir, SecretName), log)
+		if err != nil {
+			return nix.PublicKey{}, err
+		}
+		return key.Public(), nil
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxSize))
+	if err != nil {
+		return nix.PublicKey{}, fmt.Errorf("read public key: %w", err)
+	}
+	return nix.ParsePublicKey(strings.TrimSpace(string(text)))
+}
+
 // Ensure returns the key of the state directory dir, and makes both when they are not there.
 // made tells whether this call made the key; of several that start at once one does, and all return its key.
 func Ensure(dir, name string, log *slog.Logger) (key nix.SecretKey, made bool, err error) {
@@ -122,9 +141,10 @@ func first(dir, secretPath, name string) (made bool, err error) {
 	return err == nil, err
 }
 
-// NameFor returns the name of the first key of a machine: "<hostname>-1",
-// with what has no place in a key's name replaced by "-".
-func NameFor(hostname string) string {
+// NameFor returns the name of the first key of a machine: "<hostname>-1", or "<hostname>-<cache>-1" for a cache other than main,
+// so that no two servers have keys of one name, which clients could not tell apart.
+// What has no place in a key's name is replaced by "-".
+func NameFor(hostname, cache string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {
 		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', r == '.', r == '_', r == '-':
@@ -135,6 +155,9 @@ func NameFor(hostname string) string {
 	name = strings.Trim(name[:min(len(name), maxHostname)], "-.")
 	if name == "" {
 		name = "firn"
+	}
+	if cache != "" {
+		name += "-" + cache
 	}
 	return name + "-1"
 }

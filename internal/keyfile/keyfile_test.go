@@ -259,12 +259,24 @@ func TestNameFor(t *testing.T) {
 		"::":                     "firn-1",
 		strings.Repeat("x", 300): strings.Repeat("x", maxHostname) + "-1",
 	} {
-		got := NameFor(hostname)
+		got := NameFor(hostname, "")
 		if got != want {
 			t.Errorf("NameFor(%q) = %q, want %q", hostname, got, want)
 		}
 		if _, err := nix.GenerateKey(got); err != nil {
 			t.Errorf("NameFor(%q): %v", hostname, err)
+		}
+	}
+}
+
+// Two servers have no keys of one name, whatever caches they have.
+func TestNameForCache(t *testing.T) {
+	for _, test := range [][3]string{
+		{"snow", "team", "snow-team-1"}, {"ice", "team", "ice-team-1"}, {"", "team", "firn-team-1"},
+		{strings.Repeat("x", 300), "team", strings.Repeat("x", maxHostname) + "-team-1"},
+	} {
+		if got := NameFor(test[0], test[1]); got != test[2] {
+			t.Errorf("NameFor(%q, %q) = %q, want %q", test[0], test[1], got, test[2])
 		}
 	}
 }

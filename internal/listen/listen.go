@@ -275,11 +275,16 @@ func URL(scheme string, ln net.Listener, hostname string) string {
 	if addr.IP.IsUnspecified() {
 		host = cmp.Or(hostname, "localhost")
 	}
-	if addr.Port == map[string]int{"http": 80, "https": 443}[scheme] {
+	return URLOf(scheme, host, addr.Port)
+}
+
+// URLOf returns the URL of a server at a port of a host, with scheme http or https.
+func URLOf(scheme, host string, port int) string {
+	if port == map[string]int{"http": 80, "https": 443}[scheme] {
 		if strings.Contains(host, ":") {
 			host = "[" + host + "]"
 		}
 		return scheme + "://" + host
 	}
-	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(addr.Port))
+	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(port))
 }

@@ -13,9 +13,17 @@ import (
 // section is the one of the manual that commands are in.
 const section = 1
 
+// An Item is a term with what is said of it.
+type Item struct{ Term, Text string }
+
+// More is what a page has that the command line does not tell.
+type More struct {
+	Exit, Files, Environment []Item
+}
+
 // Pages returns the pages in roff, by their file names: "firn.1", "firn-key-generate.1".
-// describe returns the help of a flag or an argument.
-func Pages(app *kong.Application, version string, describe func(*kong.Value) string) map[string]string {
+// describe returns the help of a flag or an argument, and more what else there is to say of a command.
+func Pages(app *kong.Application, version string, describe func(*kong.Value) string, more func(*kong.Node) More) map[string]string {
 	commands := app.Leaves(true)
 	pages := map[string]string{}
 	for _, c := range append(slices.Clone(commands), app.Node) {
@@ -27,6 +35,10 @@ func Pages(app *kong.Application, version string, describe func(*kong.Value) str
 				p.item(".BR "+name(below)+" ("+fmt.Sprint(section)+")", sentence(below.Help))
 			}
 		}
+		m := more(c)
+		p.list("EXIT STATUS", m.Exit)
+		p.list("ENVIRONMENT", m.Environment)
+		p.list("FILES", m.Files)
 		p.seeAlso(c, commands)
 		pages[fmt.Sprintf("%s.%d", name(c), section)] = p.String()
 	}
@@ -87,6 +99,17 @@ func (p *page) heading(text string) { fmt.Fprintf(p, ".SH %s\n", text) }
 
 // item writes a term, a line of roff, and what is said of it.
 func (p *page) item(term, text string) { fmt.Fprintf(p, ".TP\n%s\n%s\n", term, escape(text)) }
+
+// list writes a part of items, if there are any.
+func (p *page) list(heading string, items []Item) {
+	if len(items) == 0 {
+		return
+	}
+	p.heading(heading)
+	for _, i := range items {
+		p.item(".B "+escape(i.Term), i.Text)
+	}
+}
 
 // prose writes paragraphs, and as they stand those that are indented.
 func (p *page) prose(text string) {

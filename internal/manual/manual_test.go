@@ -33,7 +33,9 @@ func TestPages(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pages := Pages(parser.Model, "1.2-3", func(v *kong.Value) string { return "about " + v.Name })
+	pages := Pages(parser.Model, "1.2-3", func(v *kong.Value) string { return "about " + v.Name }, func(n *kong.Node) More {
+		return More{Exit: []Item{{"0", "All of " + n.Name + " went well."}}, Files: []Item{{"/etc/a-b", "A file."}}}
+	})
 	if len(pages) != 3 {
 		t.Errorf("there are %d pages, want those of the program and two commands", len(pages))
 	}
@@ -48,6 +50,7 @@ func TestPages(t *testing.T) {
 		".RS 4\n.nf\nprog key read \\efile\n\\&.dotted\n.fi\n",
 		"\n\\&'Quoted' prose.\n",
 		".I FILE\nabout file\n",
+		".SH EXIT STATUS\n.TP\n.B 0\nAll of read went well.\n.SH FILES\n.TP\n.B /etc/a\\-b\nA file.\n.SH SEE ALSO\n",
 		".B \\-\\-loud\nabout loud\n",
 		".BR prog (1),\n.BR prog-key-write (1)\n",
 	} {

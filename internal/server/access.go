@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 )
 
@@ -49,9 +50,9 @@ var (
 
 // allow checks that whoever asks may do so. Reading what is not private needs no token, and then none is looked at.
 func (s *Server) allow(x *exchange) error {
-	need, denied := cache.Read, errMayNotRead
+	need, denied, reason := cache.Read, errMayNotRead, audit.MayNotRead
 	if x.r.Method == http.MethodPut {
-		need, denied = cache.Push, errMayNotPush
+		need, denied, reason = cache.Push, errMayNotPush, audit.MayNotPush
 	}
 	x.who = cache.Anybody
 	if need == cache.Push && x.cache != nil && !x.cache.Keeps() && !x.cache.Private() {
@@ -74,8 +75,12 @@ func (s *Server) allow(x *exchange) error {
 		x.target.route == routeNoSlash:
 		return cache.Refuse(cache.ErrNotFound, "nothing here")
 	case x.who == cache.Anybody:
+		if x.cache != nil || need == cache.Push { // else it asks for what has never been here, as those do who look for holes
+			s.audit.Refused(s.auditClient(x), audit.NoToken, nil)
+		}
 		return errNoToken
 	}
+	s.audit.Refused(s.auditClient(x), reason, nil)
 	return denied
 }
 
@@ -95,8 +100,28 @@ func (s *Server) mayPush(x *exchange) (bool, error) {
 	return x.cache.Allow(x.who, cache.Push) == nil, nil
 }
 
+// auditClient is who makes a request, for the audit log.
+func (s *Server) auditClient(x *exchange) audit.Client {
+	c := audit.Client{FrontEnd: audit.HTTP, Remote: s.originOf(x.r).addr, Cache: x.target.cache}
+	if x.cache != nil {
+		c.Cache = x.cache.Name()
+	}
+	if x.who != nil {
+		c.Name = x.who.Name()
+	}
+	return c
+}
+
 // authenticate finds out who asks.
 func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
+	who, err := s.identify(x)
+	if e, ok := errors.AsType[*cache.TooOftenError](err); ok {
+		s.audit.Refused(s.auditClient(x), audit.TooOften, e)
+	}
+	return who, err
+}
+
+func (s *Server) identify(x *exchange) (cache.Principal, error) {
 	authorization := x.r.Header.Get("Authorization")
 	var who cache.Principal
 	var err error
@@ -105,11 +130,13 @@ func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
 	case s.access != nil && authorization != "":
 		who, err = s.access.Authenticate(x.r.Context(), authorization, s.originOf(x.r).addr)
 		if errors.Is(err, cache.ErrUnauthenticated) {
+			s.audit.Refused(s.auditClient(x), audit.WrongToken, err)
 			return nil, errWrongToken
 		}
 	case ok && x.r.TLS != nil && len(x.r.TLS.PeerCertificates) > 0:
 		who, err = certificates.Certificate(x.r.Context(), x.r.TLS.PeerCertificates, s.originOf(x.r).addr)
 		if errors.Is(err, cache.ErrUnauthenticated) {
+			s.audit.Refused(s.auditClient(x), audit.WrongCertificate, err)
 			return nil, errWrongCertificate
 		}
 	default:

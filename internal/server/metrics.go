@@ -35,8 +35,7 @@ type metrics struct {
 	lookups  [lookupResults]prometheus.Counter
 	aborts   [culprits]prometheus.Counter
 
-	uploadBytes, nars, published prometheus.Counter
-	refused                      map[string]prometheus.Counter // by reason
+	refused map[string]prometheus.Counter // by reason
 }
 
 // newMetrics returns the metrics of a server, and what the given collectors add to them, for everybody and inside.
@@ -77,18 +76,6 @@ func newMetrics(caches cache.Directory, more, inside []prometheus.Collector) *me
 		Help: "NARs that were not the ones their hashes promised. They are withheld.",
 	}, func() float64 { _, wrong := verifiedOf(caches); return float64(wrong) })
 
-	m.uploadBytes = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "firn_upload_bytes_total",
-		Help: "Bytes of bodies that were received, as they were sent.",
-	})
-	m.nars = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "firn_nars_received_total",
-		Help: "NARs that were received, verified and kept.",
-	})
-	m.published = prometheus.NewCounter(prometheus.CounterOpts{
-		Name: "firn_paths_published_total",
-		Help: "Store paths that were published and not there before.",
-	})
 	refused := prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name: "firn_uploads_refused_total",
 		Help: "Uploads that were refused or failed, by reason.",
@@ -116,7 +103,7 @@ func newMetrics(caches cache.Directory, more, inside []prometheus.Collector) *me
 
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(
-		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts, m.uploadBytes, m.nars, m.published, refused,
+		inFlight, verified, failed, requests, seconds, bytes, lookups, aborts, refused,
 	)
 	registry.MustRegister(more...)
 	private := prometheus.NewRegistry()
@@ -168,10 +155,7 @@ var refusals = []refusal{
 }
 
 // uploaded counts an upload that has ended.
-func (m *metrics) uploaded(x *exchange, err error) {
-	if x.intake != nil {
-		m.uploadBytes.Add(float64(x.intake.n))
-	}
+func (m *metrics) uploaded(err error) {
 	if err == nil {
 		return
 	}

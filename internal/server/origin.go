@@ -207,8 +207,24 @@ func parameter(s string) (value, rest string, ok bool) {
 
 // redirected answers a request without TLS with where it is to be had with TLS, if that is wanted, and reports whether it did.
 // What a monitor asks for is answered either way, and so is one of whom it cannot be told.
+//
+// An upload is refused: not every Nix can send it again to another place, and those that can would go on sending their token in the clear.
 func (s *Server) redirected(x *exchange) (bool, error) {
-	if s.httpsPort == 0 || x.r.TLS != nil || x.target.route.ofServer() || s.originOf(x.r).scheme != "http" {
+	if !s.https || x.r.TLS != nil || x.target.route.ofServer() {
+		return false, nil
+	}
+	exposed := x.r.Header["Authorization"] != nil
+	if s.httpsPort == 0 && !exposed {
+		return false, nil
+	}
+	o := s.originOf(x.r)
+	if o.scheme != "http" {
+		return false, nil
+	}
+	if exposed && !o.addr.IsLoopback() {
+		s.audit.Exposed(s.auditClient(x))
+	}
+	if s.httpsPort == 0 {
 		return false, nil
 	}
 	if !hostPattern.MatchString(x.r.Host) {
@@ -223,6 +239,16 @@ func (s *Server) redirected(x *exchange) (bool, error) {
 		host = net.JoinHostPort(host, strconv.Itoa(s.httpsPort))
 	} else if strings.Contains(host, ":") {
 		host = "[" + host + "]"
+	}
+	if x.r.Method == http.MethodPut {
+		text := "nothing is uploaded over plain HTTP here: push to https://" + host
+		if x.target.cache != "" {
+			text += "/" + x.target.cache
+		}
+		if exposed {
+			text += "; the token was sent in the clear, for everybody on the way to read: make a new one"
+		}
+		return true, cache.Refuse(cache.ErrDenied, "%s", text)
 	}
 	x.w.Header()["Location"] = []string{"https://" + host + x.r.URL.RequestURI()}
 	return true, x.answer(http.StatusPermanentRedirect, typeText, cacheNever, []byte("it is served with https only\n"))

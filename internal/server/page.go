@@ -10,7 +10,9 @@ import (
 	"html/template"
 	"net"
 	"net/http"
+	"net/url"
 	"regexp"
+	"strings"
 )
 
 //go:embed page.html
@@ -37,12 +39,18 @@ func newPage() (*template.Template, []string) {
 	return template.Must(t.Parse(pageHTML)), []string{policy}
 }
 
+// sshPort is where SSH is, if nothing else is said.
+const sshPort = 22
+
 // servePage answers with the front page: what this is, and the lines that a client needs.
 func (s *Server) servePage(x *exchange) error {
 	info := x.cache.Info()
 	data := struct {
 		Name     string // "" at the root
 		URL      string
+		Host     string // of it, as a netrc file has it
+		SSH      string // the URL over SSH; "" if there is none
+		SSHPort  int    // of that; 0 if it is the usual one
 		Root     string // of the server, relative to the page
 		Private  bool
 		Keeps    bool // what is pushed
@@ -64,6 +72,19 @@ func (s *Server) servePage(x *exchange) error {
 	}
 	if name := x.target.cache; name != "" {
 		data.Name, data.URL, data.Root = name, data.URL+"/"+name, "../"
+	}
+	if u, err := url.Parse(data.URL); err == nil {
+		data.Host = u.Hostname()
+		host := data.Host
+		if strings.Contains(host, ":") {
+			host = "[" + host + "]"
+		}
+		if s.sshPort != 0 {
+			data.SSH = "ssh-ng://" + x.cache.Name() + "@" + host
+			if s.sshPort != sshPort {
+				data.SSHPort = s.sshPort
+			}
+		}
 	}
 	for _, key := range x.cache.PublicKeys() {
 		// Escaped here, as the template would needlessly make an entity of every plus.

@@ -96,6 +96,36 @@ func TestShownURL(t *testing.T) {
 	}
 }
 
+// The page has all that pushing takes: the line of the netrc file and, where there is SSH, its address.
+func TestPageForPushing(t *testing.T) {
+	p := newPushTester(t)
+	for _, test := range []struct {
+		port       int
+		path, host string
+		headers    []string
+		want, not  []string
+	}{
+		{0, "/", "cache.example.org:5000", nil, []string{`<pre id="netrc">machine cache.example.org login any password TOKEN</pre>`}, []string{"ssh-ng:"}},
+		{2222, "/", "cache.example.org:5000", nil, []string{`<pre id="ssh">NIX_SSHOPTS='-p 2222' nix copy --to ssh-ng://main@cache.example.org PATH</pre>`}, nil},
+		{22, "/team/", "cache.example.org", []string{as("read-team")},
+			[]string{`<pre id="ssh">nix copy --to ssh-ng://team@cache.example.org PATH</pre>`, `<pre id="netrc">machine cache.example.org login`}, []string{"NIX_SSHOPTS"}},
+		{2222, "/", "[2001:db8::1]:5000", nil, []string{"ssh-ng://main@[2001:db8::1] PATH", "machine 2001:db8::1 login"}, nil},
+	} {
+		p.server.sshPort = test.port
+		page := string(p.wantGet(200, test.path, append(test.headers, "Host: "+test.host)...))
+		for _, want := range test.want {
+			if strings.Count(page, want) != 1 {
+				t.Errorf("%s of %s has no %s:\n%s", test.path, test.host, want, page)
+			}
+		}
+		for _, not := range test.not {
+			if strings.Contains(page, not) {
+				t.Errorf("%s of %s has %s:\n%s", test.path, test.host, not, page)
+			}
+		}
+	}
+}
+
 // Where something is kept, the page says how to push, and elsewhere it does not.
 func TestPageOfDepot(t *testing.T) {
 	kept, served := newPushTester(t), newTester(t)

@@ -254,9 +254,9 @@ func TestPush(t *testing.T) {
 					t.Errorf("%s %s from byte 10 on: %s, %d bytes, Accept-Ranges: %s", method, n.URL, resp.Status, len(part), got)
 				}
 			}
-			p.wantMetric(`firn_nars_received_total 1`)
-			p.wantMetric(`firn_paths_published_total 1`)
-			p.wantMetric(fmt.Sprintf(`firn_upload_bytes_total %d`, 2*len(file)+2*len(text(n))))
+			p.wantMetric(`firn_nars_received_total{front_end="http"} 1`)
+			p.wantMetric(`firn_paths_published_total{front_end="http"} 1`)
+			p.wantMetric(fmt.Sprintf(`firn_upload_bytes_total{front_end="http"} %d`, 2*len(file)+2*len(text(n))))
 			p.wantMetric(`firn_http_requests_total{route="upload nar",status="2xx"} 2`)
 			if p.source.Open() != 0 {
 				t.Errorf("%d NARs are still open", p.source.Open())

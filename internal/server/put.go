@@ -32,9 +32,11 @@ const (
 // put receives an upload. What is uploaded that firn makes by itself, it checks and then drops.
 func (s *Server) put(x *exchange) error {
 	route := x.target.route
-	switch {
-	case !route.canBePut():
+	if !route.canBePut() {
 		return cache.Refuse(errMethod, "only GET and HEAD are answered here")
+	}
+	x.push = s.audit.Join(s.auditClient(x))
+	switch {
 	case x.r.ContentLength > s.maxUpload:
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", s.maxUpload)
 	}
@@ -72,6 +74,20 @@ func (s *Server) put(x *exchange) error {
 		return s.putCacheInfo(x, text)
 	}
 	return errMethod
+}
+
+// endPush ends the part that an upload has in a push session.
+func (x *exchange) endPush(err error) {
+	if x.push == nil {
+		return
+	}
+	if x.intake != nil {
+		x.push.Read(x.intake.n)
+	}
+	if err != nil {
+		x.push.Failed()
+	}
+	x.push.End()
 }
 
 // decoded returns the body of an upload without its Content-Encoding, which must be closed.
@@ -155,12 +171,12 @@ func (s *Server) putNARInfo(x *exchange, text []byte) error {
 	if n.Path.Hash() != hash {
 		return cache.Refuse(cache.ErrInvalid, "StorePath: this is the narinfo of %s, and was uploaded as %s.narinfo", n.Path, hash)
 	}
-	added, err := x.cache.Publish(x.r.Context(), n)
+	added, err := x.cache.Publish(cache.WithPublisher(x.r.Context(), x.who.Name()), n)
 	if err != nil {
 		return err
 	}
 	if added {
-		s.metrics.published.Inc()
+		x.push.Published()
 		s.log.Debug("published", "path", n.Path.String(), "cache", x.cache.Name(), "by", x.who.Name())
 	}
 	return x.kept(added)
@@ -181,6 +197,7 @@ func (s *Server) putRealisation(x *exchange, text []byte) error {
 	if err := x.cache.PutRealisation(x.r.Context(), r); err != nil {
 		return err
 	}
+	x.push.Kept()
 	return x.kept(false)
 }
 
@@ -197,6 +214,7 @@ func (s *Server) putBuildTrace(x *exchange, text []byte) error {
 	if err := x.cache.PutBuildTrace(x.r.Context(), t); err != nil {
 		return err
 	}
+	x.push.Kept()
 	return x.kept(false)
 }
 
@@ -281,6 +299,7 @@ func (s *Server) putLog(x *exchange) error {
 	if err := x.cache.PutLog(x.r.Context(), drv, r); err != nil {
 		return err
 	}
+	x.push.Kept()
 	return x.kept(false)
 }
 

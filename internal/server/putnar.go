@@ -74,7 +74,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if !x.intake.ended {
 		return fmt.Errorf("receive NAR: %w", errNotReceived)
 	}
-	s.metrics.nars.Inc()
+	x.push.Received()
 	return x.kept(true)
 }
 

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 )
 
@@ -98,6 +99,7 @@ type exchange struct {
 	intake *intake         // what is read of the body of the request, nil if nothing is
 	waited time.Duration   // for its turn, and for memory
 	whole  bool            // a Range is ignored
+	push   *audit.Session  // of which an upload is a part; nil until it is known that it may be
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }

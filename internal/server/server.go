@@ -27,6 +27,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/semaphore"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/codec"
 	"firn/internal/logs"
@@ -88,8 +89,15 @@ type Options struct {
 	// Proxies are believed when they say for whom they ask; with the zero value nobody is.
 	Proxies Proxies
 
-	// Redirect is the port of HTTPS, to which requests without TLS are redirected. They are answered if it is zero.
+	// Redirect is the port of HTTPS, to which requests without TLS are redirected, but for uploads, which are refused.
+	// They are answered if it is zero.
 	Redirect int
+
+	// HTTPS says that TLS is to be had, so that a token which comes without it is worth a warning.
+	HTTPS bool
+
+	// SSHPort is where the same caches are to be had over SSH, for the front page. They are not if it is zero.
+	SSHPort int
 
 	// NoHTTP2 has ServeTLS speak HTTP/1 only.
 	NoHTTP2 bool
@@ -99,6 +107,9 @@ type Options struct {
 
 	// Requests is told of every request whose answer has ended. Nil: nobody is.
 	Requests *logs.Requests
+
+	// Audit is told who pushes, and who is refused. Nil: only /metrics shows that.
+	Audit *audit.Log
 
 	// Collectors add to what /metrics shows.
 	Collectors []prometheus.Collector
@@ -121,12 +132,15 @@ type Server struct {
 	version  string
 	log      *slog.Logger
 	requests *logs.Requests // nil: not logged
+	audit    *audit.Log
 	metrics  *metrics
 	page     *template.Template
 	policy   []string // Content-Security-Policy of the front page
 
 	proxies    Proxies
 	httpsPort  int // to redirect to; 0: none
+	https      bool
+	sshPort    int // 0: none
 	noHTTP2    bool
 	challenger Challenger // nil: none
 
@@ -150,16 +164,22 @@ type Server struct {
 // New returns a server for the caches.
 func New(caches cache.Directory, opts Options) *Server {
 	files := slots.OfProcess()
+	if opts.Audit == nil {
+		opts.Audit = audit.New(audit.Options{})
+	}
 	s := &Server{
 		caches:   caches,
 		access:   opts.Access,
 		version:  cmp.Or(opts.Version, "unknown"),
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		requests: opts.Requests,
-		metrics:  newMetrics(caches, opts.Collectors, opts.Inside),
+		audit:    opts.Audit,
+		metrics:  newMetrics(caches, append([]prometheus.Collector{opts.Audit}, opts.Collectors...), opts.Inside),
 
 		proxies:    opts.Proxies,
 		httpsPort:  opts.Redirect,
+		https:      opts.HTTPS || opts.Redirect != 0,
+		sshPort:    opts.SSHPort,
 		noHTTP2:    opts.NoHTTP2,
 		challenger: opts.Challenger,
 
@@ -289,7 +309,8 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, ending <-chan st
 		defer x.drain()
 	}
 	if r.Method == http.MethodPut {
-		s.metrics.uploaded(x, err)
+		s.metrics.uploaded(err)
+		x.endPush(err)
 	}
 	if err == nil {
 		return

@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -23,6 +24,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/slots"
@@ -302,6 +304,45 @@ func TestRedirect(t *testing.T) {
 		t.Errorf("the challenge is answered with %q", got)
 	}
 	tt.get(404, "/.well-known/acme-challenge/other")
+}
+
+// An upload is not redirected but refused, with the URL to use; and a token that came in the clear is told to the log, unless it came from this machine.
+func TestPlainUpload(t *testing.T) {
+	tt := newTester(t)
+	for _, test := range []struct {
+		opts                 Options
+		method, target, host string
+		headers              []string
+		status               int
+		want                 string
+		logged               bool
+	}{
+		{Options{Redirect: 443}, "PUT", "/nar/x.nar", "cache.example.org", []string{"Authorization: Bearer x"}, 403, "push to https://cache.example.org; the token was sent in the clear", true},
+		{Options{Redirect: 8443}, "PUT", "/team/x.narinfo", "cache.example.org:80", nil, 403, "push to https://cache.example.org:8443/team\n", false},
+		{Options{Redirect: 443}, "GET", "/nix-cache-info", "cache.example.org", []string{"Authorization: Bearer x"}, 308, "", true},
+		{Options{Redirect: 443}, "GET", "/nix-cache-info", "cache.example.org", nil, 308, "", false},
+		{Options{Redirect: 443}, "GET", "/nix-cache-info", "a", []string{"Authorization: Bearer x", "X-Forwarded-For: 127.0.0.1"}, 308, "", false},
+		{Options{HTTPS: true}, "GET", "/nix-cache-info", "a", []string{"Authorization: Bearer x"}, 200, "", true},
+		{Options{HTTPS: true}, "GET", "/nix-cache-info", "a", []string{"Authorization: Bearer x", "X-Forwarded-Proto: https"}, 200, "", false},
+		{Options{}, "GET", "/nix-cache-info", "a", []string{"Authorization: Bearer x"}, 200, "", false},
+	} {
+		var log strings.Builder
+		test.opts.Audit = audit.New(audit.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+		test.opts.Proxies.Ranges = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
+		tt.server = New(cache.Only(tt.cache), test.opts)
+		tt.listen("127.0.0.1:0")
+		headers := append([]string{"Host: " + test.host}, test.headers...)
+		if !strings.Contains(strings.Join(headers, " "), "X-Forwarded-For") {
+			headers = append(headers, "X-Forwarded-For: 192.0.2.7")
+		}
+		resp, text := tt.do(test.method, test.target, headers...)
+		if resp.StatusCode != test.status || !strings.Contains(string(text), test.want) {
+			t.Errorf("%s %s: %s, %q, want %d with %q", test.method, test.target, resp.Status, text, test.status, test.want)
+		}
+		if logged := strings.Contains(log.String(), "a token was sent over plain HTTP"); logged != test.logged {
+			t.Errorf("%s %s with %q: logged %t\n%s", test.method, test.target, test.headers, logged, &log)
+		}
+	}
 }
 
 // strict is a directory that knows one host name.

@@ -98,7 +98,9 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 	go func() {
 		defer done()
 		err := s.tell(s.keep(ctx, c, info, ended, before))
+		s.Pushes.Read(ended.n.Load())
 		if err != nil { // which may be told when another path is being sent
+			s.Pushes.Failed()
 			err = fmt.Errorf("%s: %w", info.Path, err)
 		}
 		if ended.end(err) { // before it was read: that is what reading it comes to
@@ -145,14 +147,21 @@ func (s *store) Settle(context.Context) error {
 
 // keep receives a NAR and publishes it after those that were read before it and to which it refers.
 func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r io.Reader, before []*push) error {
+	ctx = cache.WithPublisher(ctx, s.By)
 	if s.daemon != nil {
-		return s.daemon.addNAR(ctx, info, s.vouched(ctx, r))
+		err := s.daemon.addNAR(ctx, info, s.vouched(ctx, r))
+		if err == nil {
+			s.Pushes.Received()
+			s.Pushes.Published()
+		}
+		return err
 	}
 	url := "nar/" + info.NARHash.Nix32() + ".nar" // as it would be called over HTTP
 	got, err := c.Receive(ctx, cache.Upload{URL: url, NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
 	if err != nil {
 		return err
 	}
+	s.Pushes.Received()
 	for _, b := range before {
 		<-b.settled
 	}
@@ -167,6 +176,7 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 		Compression: nix.None, FileHash: got.NARHash, FileSize: got.NARSize,
 	})
 	if added {
+		s.Pushes.Published()
 		s.Logger.Debug("published", "path", info.Path.String(), "cache", c.Name())
 	}
 	return err
@@ -282,6 +292,7 @@ func (p *paced) Read(b []byte) (int, error) {
 // An ending is a reader that tells when it has ended.
 type ending struct {
 	r     io.Reader
+	n     atomic.Int64 // bytes that were read
 	once  sync.Once
 	ended chan struct{}
 	err   error // nil: all was read
@@ -289,6 +300,7 @@ type ending struct {
 
 func (e *ending) Read(p []byte) (int, error) {
 	n, err := e.r.Read(p)
+	e.n.Add(int64(n))
 	if errors.Is(err, io.EOF) {
 		e.end(nil)
 	}

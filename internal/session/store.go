@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"sync/atomic"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/nix"
 	"firn/nix/protocol"
@@ -47,6 +48,12 @@ type Options struct {
 	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
 	Client  string
 	Clients *Clients
+	// By is who pushes, for the catalog.
+	By string
+	// Pushes counts what is pushed. Nil does not.
+	Pushes *audit.Session
+	// Denied is told that the client lacks a right. Nil is not.
+	Denied func(need cache.Rights)
 	// Operations counts what the client asks for. Nil does not.
 	Operations *Operations
 	// Logger is told what the client is not. Nil discards.
@@ -92,16 +99,32 @@ func (s *store) open(ctx context.Context, rights cache.Rights) (*cache.Cache, er
 	}
 	c, err := s.Cache(ctx)
 	if errors.Is(err, cache.ErrNotFound) || err == nil && c.Allow(who, cache.Read) != nil {
+		s.denied(cache.Read)
 		// The same for both: that there is a private cache is for those who may read it.
 		return nil, cache.Refuse(cache.ErrDenied, "there is no cache named %s that this key may use: over SSH the user name is that of the cache, as in ssh-ng://main@HOST", s.Name)
 	}
 	if err == nil && c.Allow(who, rights) != nil {
+		s.denied(rights)
 		return nil, cache.Refuse(cache.ErrDenied, "this key may not push to the cache %s: firn sshkey list on the server shows what it may", s.Name)
 	}
 	if err == nil && c.Info().StoreDir != s.dir && s.dir != "" {
 		return nil, cache.Refuse(cache.ErrUnavailable, "the store directory of the cache %s was changed; connect again", s.Name)
 	}
 	return c, err
+}
+
+func (s *store) denied(need cache.Rights) {
+	if s.Denied != nil {
+		s.Denied(need)
+	}
+}
+
+// kept counts something that was pushed other than a path, if there is no error.
+func (s *store) kept(err error) error {
+	if err == nil {
+		s.Pushes.Kept()
+	}
+	return s.tell(err)
 }
 
 // ValidPaths returns which of the paths are there. There is nothing to substitute: what a cache can get, it has.
@@ -289,7 +312,7 @@ func (s *store) PutRealisation(ctx context.Context, r *nix.Realisation) error {
 		return err
 	}
 	defer done()
-	return s.tell(c.PutRealisation(ctx, r))
+	return s.kept(c.PutRealisation(ctx, r))
 }
 
 // BuildTrace returns what a derivation output was built to, as Nix from 2.35 on names it.
@@ -310,7 +333,7 @@ func (s *store) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
 		return err
 	}
 	defer done()
-	return s.tell(c.PutBuildTrace(ctx, t))
+	return s.kept(c.PutBuildTrace(ctx, t))
 }
 
 // PutBuildLog keeps the build log of a derivation.
@@ -325,7 +348,7 @@ func (s *store) PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader)
 		return s.tell(err)
 	}
 	defer end()
-	return s.tell(c.PutLog(ctx, drv, s.vouched(ctx, r)))
+	return s.kept(c.PutLog(ctx, drv, s.vouched(ctx, r)))
 }
 
 // A told is an error whose text is for the client.

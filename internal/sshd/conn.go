@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/slots"
 )
@@ -61,7 +62,11 @@ func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
 	defer s.counts.open.Add(-1)
 	l := &Login{owners: owners, hangUp: func() { sc.Close() }, backlog: c.backlog,
 		User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
-			return s.access.SSHKey(ctx, key, sc.User())
+			who, err := s.access.SSHKey(ctx, key, sc.User())
+			if err == nil {
+				s.access.Used(who)
+			}
+			return who, err
 		}}
 	log = log.With("user", l.User, "key", l.Key)
 	log.Debug("logged in", "client", string(sc.ClientVersion()))
@@ -122,14 +127,17 @@ func (s *Server) handshake(ctx context.Context, n *login, remote netip.Addr) (*s
 	}
 	stop := context.AfterFunc(ctx, func() { c.Close() }) // nobody is waiting for an answer yet
 	tried, waited := false, false
+	var wrong error // why the last key that was offered is; nil if it is right
+	var user string
 	config := s.config
 	config.BannerCallback = func(ssh.ConnMetadata) string { // called when keys are exchanged; there is no banner
 		n.exchanged()
 		return ""
 	}
 	config.PublicKeyCallback = func(meta ssh.ConnMetadata, key ssh.PublicKey) (*ssh.Permissions, error) {
-		tried = true
-		if _, err := s.access.SSHKey(ctx, key, meta.User()); err != nil {
+		tried, user, wrong = true, meta.User(), nil
+		if _, err := s.access.SSHKey(ctx, key, user); err != nil {
+			wrong = fmt.Errorf("%s: %w", ssh.FingerprintSHA256(key), err)
 			// Only those who are wrong wait, and the right key is good at once, whatever others behind the same address do.
 			if wait := min(maxWait, s.access.Wait(remote)); wait > 0 && !waited && errors.Is(err, cache.ErrUnauthenticated) {
 				waited = true
@@ -155,6 +163,9 @@ func (s *Server) handshake(ctx context.Context, n *login, remote netip.Addr) (*s
 	if err != nil {
 		if tried && ctx.Err() == nil && !n.displaced.Load() {
 			s.access.Failed(remote)
+			if errors.Is(wrong, cache.ErrUnauthenticated) {
+				s.audit.Refused(audit.Client{FrontEnd: audit.SSH, Remote: remote, Cache: user}, audit.WrongKey, wrong)
+			}
 		}
 		return nil, nil, nil, err
 	}

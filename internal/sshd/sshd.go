@@ -23,6 +23,7 @@ import (
 
 	"golang.org/x/crypto/ssh"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/slots"
 )
@@ -50,6 +51,8 @@ const (
 type Access interface {
 	// SSHKey tells who holds a key or a certificate, if it logs in as a user. cache.ErrUnauthenticated: nobody who may.
 	SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error)
+	// Used notes that a client who has shown that a key is its own is doing something.
+	Used(who cache.Principal)
 	// Failed counts a connection from an address that did not log in.
 	Failed(remote netip.Addr)
 	// Wait returns how long an address that has failed too often should wait.
@@ -94,6 +97,8 @@ type Options struct {
 	// Logins is how many there may be that have not logged in yet, half of them from one address; the oldest that is silent makes room.
 	// Each costs some milliseconds of a core and some 100 KiB. If zero, what [slots.Divide] gives them.
 	Logins int
+	// Audit is told whose key is refused. Nil: only a counter is kept.
+	Audit *audit.Log
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
 
@@ -110,6 +115,7 @@ type Server struct {
 	open     *slots.Slots         // for connections that have logged in
 	logins   *slots.Seats[*login] // for those that have not
 	unread   *unread
+	audit    *audit.Log
 	log      *slog.Logger
 	counts   counts
 }
@@ -117,6 +123,9 @@ type Server struct {
 // New returns a Server.
 func New(access Access, answer Answer, opts Options) *Server {
 	files := slots.OfProcess()
+	if opts.Audit == nil {
+		opts.Audit = audit.New(audit.Options{})
+	}
 	s := &Server{
 		access:   access,
 		answer:   answer,
@@ -124,6 +133,7 @@ func New(access Access, answer Answer, opts Options) *Server {
 		sessions: slots.New(cmp.Or(opts.Sessions, files.SSHSessions)),
 		open:     slots.New(cmp.Or(opts.Connections, files.SSHConnections)),
 		logins:   slots.NewSeats[*login](cmp.Or(opts.Logins, files.SSHLogins)),
+		audit:    opts.Audit,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		unread:   cmp.Or(opts.unread, newUnread()),
 	}

@@ -43,6 +43,8 @@ var (
 	ErrUnavailable = errors.New("catalog unavailable")
 	// ErrFull: there is no room on the disk for it. It is ErrUnavailable as well.
 	ErrFull = fmt.Errorf("%w: the disk is full", ErrUnavailable)
+	// ErrCorrupt: the database is damaged, and only a backup brings it back. It is ErrUnavailable as well.
+	ErrCorrupt = fmt.Errorf("%w: the database is damaged", ErrUnavailable)
 	// ErrTooLarge: a note, or all of them, are larger than they may be.
 	ErrTooLarge = errors.New("too large for the catalog")
 )
@@ -135,6 +137,7 @@ type Token struct {
 	Hash    Sum    // of the secret; unique
 	Created time.Time
 	Expires time.Time // zero: never
+	Used    time.Time // when it was last used, to some minutes; zero: never. AddToken does not read it.
 	Grants  []Grant
 }
 
@@ -154,6 +157,16 @@ type Tokens interface {
 	TokenByHash(ctx context.Context, hash Sum) (*Token, error)
 	// RevokeToken removes a token. ErrNotFound if there is none.
 	RevokeToken(ctx context.Context, name string) error
+	// NoteUses notes when tokens and SSH keys were used, all in one transaction. An earlier time than the one that is there changes nothing,
+	// and neither does a credential that is not there any more.
+	NoteUses(ctx context.Context, uses []Use) error
+}
+
+// A Use says when a credential was used: a token, or the SSH key that is not nil.
+type Use struct {
+	Token  Sum    // the hash of its secret
+	SSHKey []byte // as it goes over the wire
+	At     time.Time
 }
 
 // An SSHKey is the record of a public key whose holder may use caches, or of an authority whose certificates say who may.
@@ -165,6 +178,7 @@ type SSHKey struct {
 	Users   []string
 	Created time.Time
 	Expires time.Time // zero: never
+	Used    time.Time // as of a Token
 	Grants  []Grant
 }
 
@@ -324,6 +338,10 @@ type Path struct {
 	// Elsewhere are those of its references that another source of the cache has. Publish keeps
 	// them; they are not returned.
 	Elsewhere []nix.StorePath
+	// By is who published it: the name of a token or an SSH key, empty where that is not known.
+	By string
+	// Published is when it was published, to the second. It is not read.
+	Published time.Time
 	// FileSize and Tag are those of the NAR. They are not read.
 	FileSize int64
 	Tag      string

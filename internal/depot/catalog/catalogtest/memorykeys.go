@@ -6,9 +6,34 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"firn/internal/depot/catalog"
 )
+
+// NoteUses notes when credentials were used.
+func (m *Memory) NoteUses(_ context.Context, uses []catalog.Use) error {
+	defer m.lock()()
+	later := func(to *time.Time, at time.Time) {
+		if at = at.Truncate(time.Second).UTC(); at.After(*to) {
+			*to = at
+		}
+	}
+	for _, u := range uses {
+		for _, k := range m.sshKeys {
+			if u.SSHKey != nil && bytes.Equal(k.Key, u.SSHKey) {
+				later(&k.Used, u.At)
+			}
+		}
+		for _, t := range m.tokens {
+			if u.SSHKey == nil && t.Hash == u.Token {
+				later(&t.Used, u.At)
+			}
+		}
+	}
+	m.changed()
+	return nil
+}
 
 // AddSSHKey adds a key.
 func (m *Memory) AddSSHKey(_ context.Context, k *catalog.SSHKey) error {

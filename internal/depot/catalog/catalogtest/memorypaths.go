@@ -58,6 +58,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		path.Info.RegistrationTime = m.now()
 	}
 	path.Info.RegistrationTime = path.Info.RegistrationTime.Truncate(time.Second).UTC()
+	path.Published = m.now().Truncate(time.Second).UTC()
 	m.lastRow++
 	r.paths[hash], r.rows[hash] = path, m.lastRow
 	for _, ref := range p.Info.References {

@@ -22,6 +22,7 @@ func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
 	if !added {
 		s.Error("not added")
 	}
+	p.Published = s.clock.Now()
 	s.equal(there, p)
 }
 
@@ -135,6 +136,7 @@ func (s *suite) replaceWithheld() {
 	if !added || there.NAR != other {
 		s.Errorf("NAR %d is there, added %v", there.NAR, added)
 	}
+	second.Published = s.clock.Now()
 	got, err := s.c.Path(s.Context(), a, p.Info.Path.Hash())
 	s.ok(err)
 	s.equal(got, second)
@@ -345,6 +347,7 @@ func (s *suite) danglingReferences() {
 		told.Elsewhere = elsewhere
 		there, _, err := s.c.Publish(s.Context(), cache, &told, nil, Unchecked())
 		s.ok(err)
+		p.Published = s.clock.Now()
 		s.equal(there, p)
 	}
 	p := path("p", id, "one") // it refers to a-p and b-p

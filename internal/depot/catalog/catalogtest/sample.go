@@ -58,7 +58,7 @@ func signature(name string) nix.Signature {
 }
 
 func path(name string, nar catalog.NARID, narName string) *catalog.Path {
-	return &catalog.Path{NAR: nar, FileSize: 500, Tag: "tag of " + narName, Info: nix.PathInfo{
+	return &catalog.Path{NAR: nar, By: "ci", FileSize: 500, Tag: "tag of " + narName, Info: nix.PathInfo{
 		Path: storePath(name), NARHash: nix.SHA256Sum(sum("NAR " + narName)), NARSize: 1000,
 		References: []nix.StorePath{storePath("a-" + name), storePath("b-" + name)},
 		Deriver:    storePath(name + ".drv"), Signatures: []nix.Signature{signature("one")},

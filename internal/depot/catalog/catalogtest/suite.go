@@ -209,6 +209,25 @@ func (s *suite) caches() {
 	s.want(s.c.DeleteCache(s.Context(), 999), catalog.ErrNotFound)
 }
 
+// noteUses checks when a credential was used last: look returns that, and what names the credential.
+func (s *suite) noteUses(name string, look func() (time.Time, catalog.Use)) {
+	s.Helper()
+	used, u := look()
+	if !used.IsZero() {
+		s.Errorf("%s was used at %v before it was used", name, used)
+	}
+	now := s.clock.Now()
+	// One that is gone keeps none of the others from being noted.
+	gone := catalog.Use{Token: sum("gone"), At: now}
+	for _, test := range []struct{ at, want time.Time }{{now, now}, {now.Add(-time.Minute), now}, {now.Add(time.Minute), now.Add(time.Minute)}} {
+		u.At = test.at
+		s.ok(s.c.NoteUses(s.Context(), []catalog.Use{gone, u}))
+		if used, _ := look(); !used.Equal(test.want) {
+			s.Errorf("%s was used at %v, want %v", name, used, test.want)
+		}
+	}
+}
+
 func (s *suite) tokens() {
 	t := &catalog.Token{Name: "ci", Hash: sum("secret"), Created: s.clock.Now(), Expires: s.clock.Now().Add(time.Hour), Grants: []catalog.Grant{{Pattern: "main", Rights: 3}, {Pattern: "x*", Rights: 1}}}
 	s.ok(s.c.AddToken(s.Context(), t))
@@ -227,6 +246,11 @@ func (s *suite) tokens() {
 	got, err = s.c.TokenByHash(s.Context(), sum("secret"))
 	s.ok(err)
 	s.equal(got, t) // expired, and there
+	s.noteUses("ci", func() (time.Time, catalog.Use) {
+		got, err := s.c.TokenByHash(s.Context(), sum("secret"))
+		s.ok(err)
+		return got.Used, catalog.Use{Token: sum("secret")}
+	})
 	s.ok(s.c.RevokeToken(s.Context(), "ci"))
 	s.want(s.c.RevokeToken(s.Context(), "ci"), catalog.ErrNotFound)
 	_, err = s.c.TokenByHash(s.Context(), sum("secret"))
@@ -258,6 +282,11 @@ func (s *suite) sshKeys() {
 	s.ok(err)
 	s.equal(got, k) // expired, and there
 	before, _ := s.c.Version()
+	s.noteUses("ci", func() (time.Time, catalog.Use) {
+		got, err := s.c.SSHKey(s.Context(), k.Key)
+		s.ok(err)
+		return got.Used, catalog.Use{SSHKey: k.Key}
+	})
 	s.ok(s.c.RevokeSSHKey(s.Context(), "ci"))
 	if after, _ := s.c.Version(); after == before {
 		s.Error("a key was revoked, and the version is the same")

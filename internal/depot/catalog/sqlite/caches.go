@@ -197,7 +197,7 @@ func (c *Catalog) AddToken(ctx context.Context, t *catalog.Token) error {
 	}
 	expires := sql.NullInt64{Int64: t.Expires.Unix(), Valid: !t.Expires.IsZero()}
 	err = c.write(ctx, func(x *change) error {
-		n, err := x.count("INSERT INTO tokens VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", t.Name, t.Hash[:], t.Created.Unix(), expires, string(grants))
+		n, err := x.count("INSERT INTO tokens (name, hash, created, expires, grants) VALUES (?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", t.Name, t.Hash[:], t.Created.Unix(), expires, string(grants))
 		return conflict(n == 0, err, "a token of this name")
 	})
 	if err != nil {
@@ -206,20 +206,23 @@ func (c *Catalog) AddToken(ctx context.Context, t *catalog.Token) error {
 	return nil
 }
 
-const tokenColumns = "SELECT name, hash, created, expires, grants FROM tokens"
+const tokenColumns = "SELECT name, hash, created, expires, used, grants FROM tokens"
 
 func scanToken(scan func(...any) error) (*catalog.Token, error) {
 	t := &catalog.Token{}
 	var hash []byte
 	var grants string
 	var created int64
-	var expires sql.NullInt64
-	if err := scan(&t.Name, &hash, &created, &expires, &grants); err != nil {
+	var expires, used sql.NullInt64
+	if err := scan(&t.Name, &hash, &created, &expires, &used, &grants); err != nil {
 		return nil, err
 	}
 	t.Created = time.Unix(created, 0).UTC()
 	if expires.Valid {
 		t.Expires = time.Unix(expires.Int64, 0).UTC()
+	}
+	if used.Valid {
+		t.Used = time.Unix(used.Int64, 0).UTC()
 	}
 	copy(t.Hash[:], hash)
 	return t, json.Unmarshal([]byte(grants), &t.Grants)
@@ -254,6 +257,28 @@ func (c *Catalog) RevokeToken(ctx context.Context, name string) error {
 	err := c.write(ctx, func(x *change) error { return found(x.count("DELETE FROM tokens WHERE name = ?", name)) })
 	if err != nil {
 		return fmt.Errorf("revoke token %s: %w", name, err)
+	}
+	return nil
+}
+
+// NoteUses notes when credentials were used.
+func (c *Catalog) NoteUses(ctx context.Context, uses []catalog.Use) error {
+	err := c.write(ctx, func(x *change) error {
+		for _, u := range uses {
+			var err error
+			if u.SSHKey != nil {
+				err = x.exec("UPDATE ssh_keys SET used = ?1 WHERE key = ?2 AND coalesce(used, 0) < ?1", u.At.Unix(), u.SSHKey)
+			} else {
+				err = x.exec("UPDATE tokens SET used = ?1 WHERE hash = ?2 AND coalesce(used, 0) < ?1", u.At.Unix(), u.Token[:])
+			}
+			if err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("note what was used: %w", err)
 	}
 	return nil
 }

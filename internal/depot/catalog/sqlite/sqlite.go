@@ -242,8 +242,13 @@ func unavailable(err error) error {
 			return err
 		}
 	}
-	if e, ok := errors.AsType[*driver.Error](err); ok && e.Code()&0xff == codes.SQLITE_FULL {
-		return fmt.Errorf("%w: %w", catalog.ErrFull, err)
+	if e, ok := errors.AsType[*driver.Error](err); ok {
+		switch e.Code() & 0xff {
+		case codes.SQLITE_FULL:
+			return fmt.Errorf("%w: %w", catalog.ErrFull, err)
+		case codes.SQLITE_CORRUPT, codes.SQLITE_NOTADB:
+			return fmt.Errorf("%w: %w", catalog.ErrCorrupt, err)
+		}
 	}
 	return fmt.Errorf("%w: %w", catalog.ErrUnavailable, err)
 }

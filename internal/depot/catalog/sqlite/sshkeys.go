@@ -20,7 +20,7 @@ func (c *Catalog) AddSSHKey(ctx context.Context, k *catalog.SSHKey) error {
 	}
 	expires := sql.NullInt64{Int64: k.Expires.Unix(), Valid: !k.Expires.IsZero()}
 	err = c.write(ctx, func(x *change) error {
-		n, err := x.count("INSERT INTO ssh_keys VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
+		n, err := x.count("INSERT INTO ssh_keys (name, key, authority, users, created, expires, grants) VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING",
 			k.Name, k.Key, k.Authority, string(users), k.Created.Unix(), expires, string(grants))
 		return conflict(n == 0, err, "this key, or one of this name")
 	})
@@ -30,19 +30,22 @@ func (c *Catalog) AddSSHKey(ctx context.Context, k *catalog.SSHKey) error {
 	return nil
 }
 
-const sshKeyColumns = "SELECT name, key, authority, users, created, expires, grants FROM ssh_keys"
+const sshKeyColumns = "SELECT name, key, authority, users, created, expires, used, grants FROM ssh_keys"
 
 func scanSSHKey(scan func(...any) error) (*catalog.SSHKey, error) {
 	k := &catalog.SSHKey{}
 	var users, grants string
 	var created int64
-	var expires sql.NullInt64
-	if err := scan(&k.Name, &k.Key, &k.Authority, &users, &created, &expires, &grants); err != nil {
+	var expires, used sql.NullInt64
+	if err := scan(&k.Name, &k.Key, &k.Authority, &users, &created, &expires, &used, &grants); err != nil {
 		return nil, err
 	}
 	k.Created = time.Unix(created, 0).UTC()
 	if expires.Valid {
 		k.Expires = time.Unix(expires.Int64, 0).UTC()
+	}
+	if used.Valid {
+		k.Used = time.Unix(used.Int64, 0).UTC()
 	}
 	return k, errors.Join(json.Unmarshal([]byte(users), &k.Users), json.Unmarshal([]byte(grants), &k.Grants))
 }

@@ -1,0 +1,119 @@
+package audit
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"firn/internal/slots"
+)
+
+// A Reason is why a client was refused. Its text stays the same: filters of logs rest on it.
+type Reason string
+
+// Why a log-in was refused: the client could not say who it is.
+const (
+	WrongToken       Reason = "wrong token" // unknown, expired or revoked
+	WrongCertificate Reason = "wrong certificate"
+	WrongKey         Reason = "wrong key"
+	TooOften         Reason = "too many wrong tokens"
+)
+
+// Why access was denied: the client is known, or gave no credential, and may not do this.
+const (
+	NoToken    Reason = "no token"
+	MayNotRead Reason = "may not read"
+	MayNotPush Reason = "may not push"
+)
+
+// login reports whether the reason is that of a log-in.
+func (r Reason) login() bool {
+	switch r {
+	case WrongToken, WrongCertificate, WrongKey, TooOften:
+		return true
+	}
+	return false
+}
+
+// Lines of refusals are bounded: an address may have burst of them at once, and one every pause; all addresses together allBurst, and one every allPause.
+// What is not logged is counted, in /metrics and in the next line.
+const (
+	burst, pause       = 20, time.Minute
+	allBurst, allPause = 200, time.Second
+	// maxAddresses bounds the addresses that are told apart. With more all begin again; the bound for all together stays.
+	maxAddresses = 4096
+)
+
+// Refused logs, and counts, that a client was refused. err says more, and may be nil.
+func (l *Log) Refused(c Client, why Reason, err error) {
+	c = c.bounded()
+	counters := l.metrics.denied
+	text := "access denied"
+	if why.login() {
+		counters, text = l.metrics.refused, "login refused"
+	}
+	counters[c.FrontEnd][why].Inc()
+	unlogged, ok := l.refused.take(slots.Place(c.Remote), l.now())
+	if !ok {
+		return
+	}
+	// In this order: what the client has a say in comes after the address, so that it cannot be taken for that.
+	attributes := []any{"front_end", string(c.FrontEnd), "remote", c.remote(), "reason", string(why), "cache", c.Cache}
+	if c.Name != "" {
+		attributes = append(attributes, "by", c.Name)
+	}
+	if err != nil {
+		attributes = append(attributes, "error", short(err.Error()))
+	}
+	if unlogged > 0 {
+		attributes = append(attributes, "unlogged", unlogged)
+	}
+	l.log.Info(text, attributes...)
+}
+
+// Exposed logs that a client has sent a token over plain HTTP to a server that has HTTPS: once an hour for an address.
+func (l *Log) Exposed(c Client) {
+	c = c.bounded()
+	if _, ok := l.exposed.take(slots.Place(c.Remote), l.now()); ok {
+		l.log.Warn("a token was sent over plain HTTP, for everybody on the way to read: have the client use https, and make it a new token",
+			"front_end", string(c.FrontEnd), "remote", c.remote(), "cache", c.Cache)
+	}
+}
+
+// limits decide which lines are logged.
+type limits struct {
+	burst int           // of an address
+	pause time.Duration // of an address
+
+	mu        sync.Mutex
+	addresses map[netip.Addr]time.Time // when what an address has used up is there again
+	all       time.Time                // likewise, of all
+	unlogged  int64                    // since the last line
+}
+
+// take takes a line for an address. unlogged is how many refusals had none since the last one.
+func (l *limits) take(from netip.Addr, now time.Time) (unlogged int64, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.addresses == nil || len(l.addresses) >= maxAddresses {
+		l.addresses = map[netip.Addr]time.Time{}
+	}
+	own, mine := spend(l.addresses[from], now, l.burst, l.pause)
+	all, ours := spend(l.all, now, allBurst, allPause)
+	if !mine || !ours {
+		l.unlogged++
+		return 0, false
+	}
+	l.addresses[from], l.all = own, all
+	unlogged, l.unlogged = l.unlogged, 0
+	return unlogged, true
+}
+
+// spend adds a pause to a debt, unless that makes it larger than the burst allows.
+func spend(owed, now time.Time, burst int, pause time.Duration) (time.Time, bool) {
+	if owed.Before(now) {
+		owed = now
+	}
+	owed = owed.Add(pause)
+	return owed, owed.Sub(now) <= time.Duration(burst)*pause
+}
