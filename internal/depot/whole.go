@@ -122,9 +122,10 @@ func (s *frameStream) Read(p []byte) (int, error) {
 		if !s.r.more() {
 			return 0, io.EOF
 		}
-		if s.data, s.err = s.r.next(s.ctx); s.err != nil {
+		if s.err = s.r.next(s.ctx); s.err != nil {
 			return 0, s.err
 		}
+		s.data = s.r.frame
 		s.hash.Write(s.data)
 		if s.read != nil {
 			s.read(int64(len(s.data)))
@@ -203,10 +204,10 @@ func (d *Depot) forgetDamaged(ctx context.Context, r *recipe) error {
 	}
 	for fr.more() {
 		at := suspect{r.packs[r.extents[fr.at.extent].pack], fr.at.off}
-		data, err := fr.next(ctx)
+		err := fr.next(ctx)
 		switch {
 		case err == nil:
-			sum := sha256.Sum256(data)
+			sum := sha256.Sum256(fr.frame)
 			suspects[sum] = append(suspects[sum], at)
 		case errors.Is(lost(err), errDamaged):
 			bad[at.pack] = append(bad[at.pack], at.off)
