@@ -33,7 +33,14 @@ type file struct {
 	idle []*os.File
 }
 
-func (f *file) Size() int64 { return f.size }
+// Size asks the file: somebody may have truncated it since.
+func (f *file) Size() int64 {
+	info, err := f.first.Stat()
+	if err != nil {
+		return f.size
+	}
+	return min(info.Size(), f.size)
+}
 
 func (f *file) ReadAt(p []byte, off int64) (int, error) { return f.first.ReadAt(p, off) }
 
