@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/nix/nar"
 )
 
 // Values of headers, as they stand in a header map, so that none is allocated for a request.
@@ -65,6 +66,7 @@ var statuses = []struct {
 	text   string
 }{
 	{cache.ErrNotFound, http.StatusNotFound, "not found"},
+	{nar.ErrMismatch, http.StatusNotFound, "it is damaged, and not served any more"}, // which the source has logged
 	{errMisdirected, http.StatusMisdirectedRequest, "no cache has this host name"},
 	{errMethod, http.StatusMethodNotAllowed, "this method is not answered here"},
 	{cache.ErrUnauthenticated, http.StatusUnauthorized, "a token is needed here"},
