@@ -69,14 +69,14 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		if err != nil {
 			return err
 		}
-		shown = append(shown, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged})
+		shown = append(shown, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Withheld})
 	}
 	if c.Cache == "" {
 		n, err := cat.Count(ctx, nil)
 		if err != nil {
 			return err
 		}
-		total := shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
+		total := shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Withheld, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
 		if n.PackBytes > 0 {
 			ratio := float64(n.NARBytes) / float64(n.PackBytes)
 			total.Ratio = &ratio

@@ -83,6 +83,7 @@ type Depot struct {
 	logs     logRooms
 	merging  sync.Mutex // held while a realisation or build trace is replaced
 	sweeps   sweeps
+	absence  absence
 
 	right, wrong atomic.Int64 // NARs that were compared with their hash
 }
@@ -150,12 +151,19 @@ func (p *Part) Name() string { return "depot" }
 // StoreDir returns the store directory of the cache.
 func (p *Part) StoreDir() nix.StoreDir { return p.dir }
 
-// Version changes with every commit to the catalog.
-func (p *Part) Version(context.Context) (uint64, bool) { return p.d.catalog.Version() }
+// Version changes with every commit to the catalog. It is not to be told while the packs are not there, so that nothing is answered from memory.
+func (p *Part) Version(context.Context) (uint64, bool) {
+	version, ok := p.d.catalog.Version()
+	return version, ok && !p.d.absence.known.Load()
+}
 
-// Check asks the catalog.
+// Check asks the catalog, and whether the packs are there.
 func (p *Part) Check(ctx context.Context) error {
-	return failure("check depot", p.d.catalog.Check(ctx))
+	err := p.d.catalog.Check(ctx)
+	if err == nil {
+		err = p.d.look(ctx)
+	}
+	return failure("check depot", err)
 }
 
 // Verified returns how many NARs were compared with their hashes while they were sent, in all caches.

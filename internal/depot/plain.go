@@ -22,12 +22,15 @@ func (p *plain) Size() int64 { return p.size }
 func (p *plain) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
 	err := outside(off, n, p.size)
 	if err == nil && n > 0 {
+		err = p.d.ready(ctx, p.recipe, p.find(off).extent, p.find(off+n-1).extent)
+	}
+	if err == nil && n > 0 {
 		err = p.write(ctx, w, off, n)
 	}
 	if errors.Is(err, nar.ErrMismatch) {
 		p.damaged(ctx)
 	}
-	return p.describe(p.d.readFailure(err))
+	return p.describe(p.d.readFailure(ctx, p.hash, err))
 }
 
 func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {

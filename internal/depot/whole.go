@@ -48,9 +48,9 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 	switch {
 	case ctx.Err() != nil:
 		return verdict{}, context.Cause(ctx)
-	case fault == nil && n.Damaged:
+	case fault == nil && n.Fault != catalog.Whole:
 		if repair {
-			err = d.catalog.Withhold(ctx, n.ID, false)
+			_, err = d.catalog.Withhold(ctx, []catalog.NARID{n.ID}, n.Fault, catalog.Whole)
 		}
 		return verdict{healed: true}, failure("serve NAR again", err)
 	case fault == nil:
@@ -62,7 +62,11 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 	if !repair || !errors.Is(fault, errDamaged) {
 		return verdict{fault: fault}, nil
 	}
-	if err := d.catalog.Withhold(ctx, n.ID, true); err != nil {
+	if lacks(fault) {
+		_, err := d.lose(ctx, sum)
+		return verdict{fault: fault}, err
+	}
+	if _, err := d.catalog.Withhold(ctx, []catalog.NARID{n.ID}, n.Fault, catalog.Damaged); err != nil {
 		return verdict{}, failure("withhold NAR", err)
 	}
 	if r != nil {
