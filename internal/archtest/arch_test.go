@@ -49,7 +49,7 @@ var rules = map[string]rule{
 	"internal/depot/catalog":             {rooms: []string{"nix"}},
 	"internal/depot/catalog/catalogtest": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
 	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "internal/walindex", "nix"}, libraries: true},
-	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "internal/logs", "internal/slots", "nix", "nix/nar"}, libraries: true},
+	"internal/server":                    {rooms: []string{"internal/cache", "internal/codec", "internal/logs", "internal/lru", "internal/slots", "nix", "nix/nar"}, libraries: true},
 	"internal/session":                   {rooms: []string{"internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/session/conversation":      {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
 	"internal/sshd":                      {rooms: []string{"internal/cache", "internal/slots"}, libraries: true},

@@ -133,6 +133,7 @@ type Part struct {
 
 var (
 	_ cache.CompressedSink = (*Part)(nil)
+	_ cache.Measured       = (*Part)(nil)
 	_ cache.Versioned      = (*Part)(nil)
 	_ cache.ListingWriter  = (*Part)(nil)
 	_ cache.Logger         = (*Part)(nil)
@@ -165,6 +166,9 @@ func (p *Part) Check(ctx context.Context) error {
 	}
 	return failure("check depot", err)
 }
+
+// Room is that of the depot, which all caches share.
+func (p *Part) Room(ctx context.Context) (free, all int64, err error) { return p.d.Room(ctx) }
 
 // Verified returns how many NARs were compared with their hashes while they were sent, in all caches.
 func (p *Part) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }

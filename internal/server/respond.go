@@ -70,7 +70,7 @@ var statuses = []struct {
 	{errMisdirected, http.StatusMisdirectedRequest, "no cache has this host name"},
 	{errMethod, http.StatusMethodNotAllowed, "this method is not answered here"},
 	{cache.ErrUnauthenticated, http.StatusUnauthorized, "a token is needed here"},
-	{errSlow, http.StatusRequestTimeout, "the body came too slowly"},
+	{errSlow, http.StatusRequestTimeout, "the body came too slowly, or was only the rest of one: if another error came before this one, that is the cause; push again"},
 	{errGone, http.StatusBadRequest, "the body ended too early"},
 	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
 	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
@@ -100,6 +100,7 @@ type exchange struct {
 	intake *intake         // what is read of the body of the request, nil if nothing is
 	waited time.Duration   // for its turn, and for memory
 	whole  bool            // a Range is ignored
+	share  *share          // the room that the upload has taken
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }
@@ -248,6 +249,9 @@ func (s *Server) fail(x *exchange, err error) {
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
 	case http.StatusInsufficientStorage:
+		if x.isFinal() {
+			status = http.StatusRequestEntityTooLarge // which has it end, and tell why, while it would fail in trying again
+		}
 		s.log.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself",
 			"path", x.r.URL.Path, "error", err)
 	case http.StatusInternalServerError:
