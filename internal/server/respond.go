@@ -59,6 +59,9 @@ var errMisdirected = errors.New("unknown host")
 // errMethod is the answer to a method that the thing asked for does not have.
 var errMethod = errors.New("method not allowed")
 
+// onlyRest is what else may be the matter with a body.
+const onlyRest = ", or this is only the rest of it: if another error came before this one, that is the cause; push again"
+
 // statuses says how an error is answered: by the first entry that it is. Anything else is an internal error.
 var statuses = []struct {
 	err    error
@@ -70,7 +73,7 @@ var statuses = []struct {
 	{errMisdirected, http.StatusMisdirectedRequest, "no cache has this host name"},
 	{errMethod, http.StatusMethodNotAllowed, "this method is not answered here"},
 	{cache.ErrUnauthenticated, http.StatusUnauthorized, "a token is needed here"},
-	{errSlow, http.StatusRequestTimeout, "the body came too slowly, or was only the rest of one: if another error came before this one, that is the cause; push again"},
+	{errSlow, http.StatusRequestTimeout, "the body came too slowly" + onlyRest},
 	{errGone, http.StatusBadRequest, "the body ended too early"},
 	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
 	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
@@ -247,6 +250,10 @@ func (s *Server) fail(x *exchange, err error) {
 		h["Retry-After"] = wait
 		if x.r.Context().Err() == nil { // else the client has gone, and that is all
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
+		}
+	case http.StatusBadRequest:
+		if x.intake != nil && x.isNAR() && x.sendsRest() {
+			text += onlyRest
 		}
 	case http.StatusInsufficientStorage:
 		if x.isFinal() {

@@ -206,6 +206,25 @@ func TestSendsTheRest(t *testing.T) {
 	}
 }
 
+// TestRestOfNAR: what is no NAR may be the rest of one, of a client that sends no more than that when it tries again.
+func TestRestOfNAR(t *testing.T) {
+	for client, told := range map[string]bool{oldNix: true, newNix: false} {
+		inNarrow(t, func(t *uploadTester, sink *narrow) {
+			rest := t.path.NAR[32:]
+			conn, r := t.begin("/"+cachetest.URL(t.path.NAR, ""), int64(len(rest)), as("push-main"), client)
+			defer conn.Close()
+			if _, err := conn.Write(rest); err != nil {
+				t.Fatal(err)
+			}
+			resp := t.wantAnswer(r, http.StatusBadRequest)
+			text, err := io.ReadAll(resp.Body)
+			if err != nil || strings.Contains(string(text), "only the rest") != told {
+				t.Errorf("%s is answered %q, %v", client, text, err)
+			}
+		})
+	}
+}
+
 // TestHealthOfFullDisk: a disk without room keeps nobody from reading, and is told of.
 func TestHealthOfFullDisk(t *testing.T) {
 	const mega = 1 << 20
