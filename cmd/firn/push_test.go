@@ -358,3 +358,48 @@ func TestImportTellsOfRetries(t *testing.T) {
 		t.Errorf("it says\n%s", out)
 	}
 }
+
+// Where the packs are on a disk that is not mounted, the server runs, serves nothing of the depot and changes nothing, and goes on once it is mounted.
+func TestPacksNotMounted(t *testing.T) {
+	a := newAdmin(t)
+	p := cachetest.NewPath(t, nix.DefaultStoreDir, "a", strings.Repeat("a", 5000))
+	token := a.mustRun("token", "create", "ci", "--push", "main")
+	a.push("", token, p, http.StatusCreated)
+	url := "/" + cachetest.URL(p.NAR, "")
+	packs := filepath.Join(a.state, "depot/packs")
+	move := func(from, to string) {
+		t.Helper()
+		if err := os.Rename(from, to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	there := func() {
+		t.Helper()
+		a.want(http.MethodGet, "/health", "", nil, http.StatusOK, "ok")
+		a.want(http.MethodGet, url, "", nil, http.StatusOK, "")
+		a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusOK, "StorePath")
+		a.want(http.MethodGet, "/metrics", "", nil, http.StatusOK, "\nfirn_depot_there 1\n")
+	}
+	there()
+	move(packs, packs+".away")
+	for _, found := range []bool{true, false} { // while it runs, and at its start
+		if !found {
+			a.server.signal(t, os.Interrupt)
+			if err := a.server.wait(); err != nil {
+				t.Fatal(err)
+			}
+			a.server = startServer(t, environment(t), "--state", a.state, "--store", "off", "--listen", "127.0.0.1:0")
+		}
+		a.want(http.MethodGet, "/health", "", nil, http.StatusServiceUnavailable, "")
+		a.want(http.MethodGet, url, "", nil, http.StatusServiceUnavailable, "")
+		a.want(http.MethodGet, narinfoOf(p), "", nil, http.StatusServiceUnavailable, "")
+		a.want(http.MethodPut, "/"+cachetest.URL([]byte("x"), ""), token, []byte("x"), http.StatusBadRequest, "")
+		a.want(http.MethodGet, "/metrics", "", nil, http.StatusOK, "\nfirn_depot_there 0\n")
+		if said, code := a.fails("verify", "--repair"); code != 1 || !strings.Contains(said, "mount the disk") {
+			t.Errorf("verify ended with %d and says\n%s", code, said)
+		}
+	}
+	move(packs+".away", packs)
+	there()
+	a.mustRun("verify")
+}

@@ -133,6 +133,15 @@ func checkLost(ctx context.Context, state string) error {
 		filepath.Join(state, depotDir, catalogName), packs)
 }
 
+// makePacks makes the directory of packs for a new catalog.
+func makePacks(ctx context.Context, state string) error {
+	if err := checkLost(ctx, state); err != nil {
+		return err
+	}
+	_, err := dir.Open(filepath.Join(state, depotDir, packsName), dir.Options{Make: true})
+	return err
+}
+
 // checkOwner refuses to write, as root, into the state of a server that runs as somebody else, who could not read it.
 func checkOwner(path string) error {
 	info, err := os.Stat(path)
@@ -176,7 +185,7 @@ func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, 
 		return nil, fmt.Errorf("open depot: %w", err)
 	}
 	cat, err := sqlite.Open(ctx, path, sqlite.Options{
-		New:   func() error { return checkLost(ctx, state) },
+		New:   func() error { return makePacks(ctx, state) },
 		Older: c.alone,
 	})
 	if err != nil {

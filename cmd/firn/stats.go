@@ -77,7 +77,7 @@ func (c *statsCommand) Run(k *kong.Context) error {
 		if err != nil {
 			return err
 		}
-		shown.Caches = append(shown.Caches, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged})
+		shown.Caches = append(shown.Caches, shownCounts{Cache: r.Name, Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Withheld})
 	}
 	if c.JSON || c.Cache == "" {
 		if shown.Total, err = total(ctx, d); err != nil {
@@ -121,7 +121,7 @@ func total(ctx context.Context, d *openedDepot) (*shownCounts, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Damaged, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
+	t := &shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Withheld, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
 	if n.PackBytes > 0 {
 		ratio := float64(n.NARBytes) / float64(n.PackBytes)
 		t.Ratio = &ratio

@@ -51,7 +51,7 @@ var rules = map[string]rule{
 	"internal/depot/catalog/catalogtest": {rooms: []string{"internal/depot/catalog", "nix"}, libraries: true},
 	"internal/depot/catalog/sqlite":      {rooms: []string{"internal/depot/catalog", "internal/walindex", "nix"}, libraries: true},
 	"internal/audit":                     {rooms: []string{"internal/slots"}, libraries: true},
-	"internal/server":                    {rooms: []string{"internal/audit", "internal/cache", "internal/codec", "internal/logs", "internal/slots", "nix", "nix/nar"}, libraries: true},
+	"internal/server":                    {rooms: []string{"internal/audit", "internal/cache", "internal/codec", "internal/logs", "internal/lru", "internal/slots", "nix", "nix/nar"}, libraries: true},
 	"internal/session":                   {rooms: []string{"internal/audit", "internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/session/conversation":      {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
 	"internal/sshd":                      {rooms: []string{"internal/audit", "internal/cache", "internal/slots"}, libraries: true},

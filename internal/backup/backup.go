@@ -95,7 +95,7 @@ func (r *run) run(ctx context.Context, catalog *sqlite.Catalog) (err error) {
 	if err := r.begin(); err != nil {
 		return err
 	}
-	if r.to, err = dir.Open(r.in(r.Depot, r.Packs), dir.Options{}); err != nil {
+	if r.to, err = dir.Open(r.in(r.Depot, r.Packs), dir.Options{Make: true}); err != nil {
 		return err
 	}
 	packs, err := r.copyDepot(ctx, catalog)

@@ -29,7 +29,7 @@ func newState(t *testing.T) *state {
 	t.Helper()
 	s := &state{T: t, dir: t.TempDir(), now: time.Unix(1_700_000_000, 0)}
 	var err error
-	if s.packs, err = dir.Open(filepath.Join(s.dir, "depot/packs"), dir.Options{}); err != nil {
+	if s.packs, err = dir.Open(filepath.Join(s.dir, "depot/packs"), dir.Options{Make: true}); err != nil {
 		t.Fatal(err)
 	}
 	s.catalog, err = sqlite.Open(t.Context(), filepath.Join(s.dir, "depot/catalog.db"), sqlite.Options{Now: func() time.Time { return s.now }})

@@ -380,6 +380,14 @@ func (c *Cache) Check(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
+// Room returns how many bytes there is room for, of what is pushed, and how many there could be in all; 0 in all if that cannot be told.
+func (c *Cache) Room(ctx context.Context) (free, all int64, err error) {
+	if m, ok := c.sink.(Measured); ok {
+		return m.Room(ctx)
+	}
+	return 0, 0, nil
+}
+
 // Verified returns how many NARs were compared with their hashes and were right, and how many were wrong.
 func (c *Cache) Verified() (right, wrong int64) {
 	for _, s := range c.sources {

@@ -134,6 +134,14 @@ type Compressed interface {
 	OpenCompressed(ctx context.Context, info *nix.PathInfo) (NAR, error)
 }
 
+// Measured is a Sink that knows how much room it has.
+type Measured interface {
+	Sink
+
+	// Room returns how many bytes can be kept still, and how many there could be in all, those of others included; 0 in all if that cannot be told.
+	Room(ctx context.Context) (free, all int64, err error)
+}
+
 // A CompressedSink is a Sink that keeps NARs in a compressed form.
 type CompressedSink interface {
 	Sink

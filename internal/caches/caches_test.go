@@ -52,7 +52,7 @@ func openCatalog(t *testing.T, path string) *sqlite.Catalog {
 func (t *tester) open(opts caches.Options) (*caches.Directory, error) {
 	t.Helper()
 	cat := openCatalog(t.T, t.path)
-	blobs, err := dir.Open(filepath.Join(filepath.Dir(t.path), "packs"), dir.Options{})
+	blobs, err := dir.Open(filepath.Join(filepath.Dir(t.path), "packs"), dir.Options{Make: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -313,7 +313,7 @@ func TestUnreadable(t0 *testing.T) {
 	t := newTester(t0)
 	cat := openCatalog(t.T, t.path)
 	f := &failing{Catalog: cat}
-	blobs, err := dir.Open(t.TempDir(), dir.Options{})
+	blobs, err := dir.Open(t.TempDir(), dir.Options{Make: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -404,7 +404,7 @@ func BenchmarkByHost(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer cat.Close()
-	blobs, err := dir.Open(b.TempDir(), dir.Options{})
+	blobs, err := dir.Open(b.TempDir(), dir.Options{Make: true})
 	if err != nil {
 		b.Fatal(err)
 	}

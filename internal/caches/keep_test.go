@@ -90,7 +90,7 @@ func TestTick(t0 *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := t.admin.Withhold(t.Context(), n.ID, true); err != nil {
+	if _, err := t.admin.Withhold(t.Context(), []catalog.NARID{n.ID}, catalog.Whole, catalog.Damaged); err != nil {
 		t.Fatal(err)
 	}
 	want("with lib damaged")

@@ -7,6 +7,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/depot"
+	"firn/internal/depot/catalog"
 	"firn/nix"
 )
 
@@ -37,13 +38,13 @@ func TestCycleThroughWithheld(tt *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := t.catalog.Withhold(t.Context(), there.NAR, true); err != nil {
+	if _, err := t.catalog.Withhold(t.Context(), []catalog.NARID{there.NAR}, catalog.Whole, catalog.Damaged); err != nil {
 		t.Fatal(err)
 	}
 	if err := publish(two, one); !errors.Is(err, cache.ErrInvalid) {
 		t.Errorf("Publish of the other half of a cycle: %v, want ErrInvalid", err)
 	}
-	if err := t.catalog.Withhold(t.Context(), there.NAR, false); err != nil {
+	if _, err := t.catalog.Withhold(t.Context(), []catalog.NARID{there.NAR}, catalog.Damaged, catalog.Whole); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.NARInfo(t.Context(), infoOf(t, two).Path.Hash()); !errors.Is(err, cache.ErrNotFound) {

@@ -81,6 +81,7 @@ type Depot struct {
 	decoding *loans
 	logs     logRooms
 	sweeps   sweeps
+	absence  absence
 
 	right, wrong atomic.Int64 // NARs that were compared with their hash
 }
@@ -130,6 +131,7 @@ type Part struct {
 
 var (
 	_ cache.CompressedSink = (*Part)(nil)
+	_ cache.Measured       = (*Part)(nil)
 	_ cache.Versioned      = (*Part)(nil)
 	_ cache.ListingWriter  = (*Part)(nil)
 	_ cache.Logger         = (*Part)(nil)
@@ -148,13 +150,23 @@ func (p *Part) Name() string { return "depot" }
 // StoreDir returns the store directory of the cache.
 func (p *Part) StoreDir() nix.StoreDir { return p.dir }
 
-// Version changes with every commit to the catalog.
-func (p *Part) Version(context.Context) (uint64, bool) { return p.d.catalog.Version() }
-
-// Check asks the catalog.
-func (p *Part) Check(ctx context.Context) error {
-	return failure("check depot", p.d.catalog.Check(ctx))
+// Version changes with every commit to the catalog. It is not to be told while the packs are not there, so that nothing is answered from memory.
+func (p *Part) Version(context.Context) (uint64, bool) {
+	version, ok := p.d.catalog.Version()
+	return version, ok && !p.d.absence.known.Load()
 }
+
+// Check asks the catalog, and whether the packs are there.
+func (p *Part) Check(ctx context.Context) error {
+	err := p.d.catalog.Check(ctx)
+	if err == nil {
+		err = p.d.look(ctx)
+	}
+	return failure("check depot", err)
+}
+
+// Room is that of the depot, which all caches share.
+func (p *Part) Room(ctx context.Context) (free, all int64, err error) { return p.d.Room(ctx) }
 
 // Verified returns how many NARs were compared with their hashes while they were sent, in all caches.
 func (p *Part) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }

@@ -592,7 +592,7 @@ func TestMuchDebugInfo(tt *testing.T) {
 func TestOnDisk(tt *testing.T) {
 	path := tt.TempDir()
 	open := func() *tester {
-		blobs, err := blobdir.Open(filepath.Join(path, "packs"), blobdir.Options{})
+		blobs, err := blobdir.Open(filepath.Join(path, "packs"), blobdir.Options{Make: true})
 		if err != nil {
 			tt.Fatal(err)
 		}

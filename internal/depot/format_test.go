@@ -68,7 +68,7 @@ func openOnDisk(t *testing.T, path string) *depot.Part {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { cat.Close() })
-	packs, err := blobs.Open(filepath.Join(path, "packs"), blobs.Options{})
+	packs, err := blobs.Open(filepath.Join(path, "packs"), blobs.Options{Make: true})
 	if err != nil {
 		t.Fatal(err)
 	}

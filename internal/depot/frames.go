@@ -3,6 +3,7 @@ package depot
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"firn/internal/cache"
@@ -29,11 +30,14 @@ func (f *frames) Size() int64 { return f.fileSize }
 func (f *frames) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
 	err := outside(off, n, f.fileSize)
 	if err == nil && n > 0 {
+		err = f.d.ready(ctx, f.recipe, f.at(off), f.at(off+n-1))
+	}
+	if err == nil && n > 0 {
 		g := gatherer{d: f.d, w: w}
 		err = g.write(ctx, f.recipe, off, n)
 		g.close()
 	}
-	return f.describe(f.d.readFailure(err))
+	return f.describe(f.d.readFailure(ctx, f.hash, err))
 }
 
 // gatherer writes extents.
@@ -68,16 +72,17 @@ func (g *gatherer) extent(ctx context.Context, name string, off, n int64) error 
 			return err
 		}
 	}
-	if size := g.pack.Size(); off > size-n {
-		return errShort
-	}
 	if n >= longExtent {
 		if err := g.flush(ctx); err != nil {
 			return err
 		}
 		for n > 0 {
 			part := min(n, maxLent)
-			if err := g.pack.WriteRange(ctx, g.w, off, part); err != nil {
+			err := g.pack.WriteRange(ctx, g.w, off, part)
+			if errors.Is(err, io.ErrUnexpectedEOF) {
+				err = fmt.Errorf("pack %s: %w", name, errShort) // than it was when it was opened
+			}
+			if err != nil {
 				return err
 			}
 			if off, n = off+part, n-part; ctx.Err() != nil {
@@ -137,16 +142,7 @@ func readFull(b blob.Blob, p []byte, off int64) error {
 		return nil
 	}
 	if err == nil || err == io.EOF {
-		err = errShort
+		return errShort
 	}
-	return err
-}
-
-// readFailure says that the fault is here where a pack is not what it should be.
-func (d *Depot) readFailure(err error) error {
-	if errors.Is(err, blob.ErrNotFound) || errors.Is(err, errShort) {
-		d.log.Error("a pack that is needed is missing or too short: run firn verify", "error", err)
-		return errors.Join(cache.ErrUnavailable, err)
-	}
-	return err
+	return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
 }

@@ -89,7 +89,8 @@ var (
 	gauges = []gauge{
 		newGauge("paths", "Store paths that were pushed and are published, in all caches.", func(c *catalog.Counts) int64 { return c.Paths }),
 		newGauge("nars", "NARs that are kept, each once, however many paths and caches have it.", func(c *catalog.Counts) int64 { return c.NARs }),
-		newGauge("withheld_nars", "NARs that firn verify --repair found damaged, and that are not served.", func(c *catalog.Counts) int64 { return c.Damaged }),
+		newGauge("withheld_nars", "NARs that are not served, as they are damaged or lack a pack.", func(c *catalog.Counts) int64 { return c.Withheld }),
+		newGauge("incomplete_nars", "Of these, the NARs that lack a pack. They are served again when it is back.", func(c *catalog.Counts) int64 { return c.Missing }),
 		newGauge("nar_bytes", "The size of these NARs, uncompressed.", func(c *catalog.Counts) int64 { return c.NARBytes }),
 		newGauge("served_bytes", "The size of these NARs as they are served, compressed.", func(c *catalog.Counts) int64 { return c.FileBytes }),
 		newGauge("chunks", "Pieces that NARs can share.", func(c *catalog.Counts) int64 { return c.Chunks }),
@@ -98,6 +99,7 @@ var (
 		newGauge("reclaimable_bytes", "Bytes of the packs that no NAR needs any more. Most go by themselves, a day later.", func(c *catalog.Counts) int64 { return c.Reclaimable }),
 	}
 	descCounted  = prometheus.NewDesc("firn_depot_counted_timestamp_seconds", "When the other firn_depot metrics but those of the disk were right, in seconds since 1970.", nil, nil)
+	descThere    = prometheus.NewDesc("firn_depot_there", "1 if the directory of the packs is there, 0 if not, such as on a disk that is not mounted.", nil, nil)
 	descDiskFree = prometheus.NewDesc("firn_depot_disk_free_bytes", "Room on the disk of the packs.", nil, nil)
 	descDisk     = prometheus.NewDesc("firn_depot_disk_bytes", "The size of the disk of the packs.", nil, nil)
 )
@@ -108,6 +110,7 @@ func (*Gauges) Describe(ch chan<- *prometheus.Desc) {
 		ch <- g.desc
 	}
 	ch <- descCounted
+	ch <- descThere
 	ch <- descDiskFree
 	ch <- descDisk
 }
@@ -130,6 +133,11 @@ func (g *Gauges) Collect(ch chan<- prometheus.Metric) {
 		}
 		tell(descCounted, float64(at.Unix()))
 	}
+	there := 1.0
+	if g.d.look(context.Background()) != nil {
+		there = 0
+	}
+	tell(descThere, there)
 	if free, all, err := g.d.Room(context.Background()); err == nil && all > 0 {
 		tell(descDiskFree, float64(free))
 		tell(descDisk, float64(all))

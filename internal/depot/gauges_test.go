@@ -62,7 +62,7 @@ func TestGauges(tt *testing.T) {
 	}
 
 	// Until it is counted only the disk is known.
-	if got, want := slices.Sorted(maps.Keys(gather())), []string{"firn_depot_disk_bytes", "firn_depot_disk_free_bytes"}; !slices.Equal(got, want) {
+	if got, want := slices.Sorted(maps.Keys(gather())), []string{"firn_depot_disk_bytes", "firn_depot_disk_free_bytes", "firn_depot_there"}; !slices.Equal(got, want) {
 		s.Errorf("before the first count there are %v, want %v", got, want)
 	}
 	s.push(archive(s, file("", noise(300_000, 1))))
@@ -79,7 +79,7 @@ func TestGauges(tt *testing.T) {
 		"firn_depot_chunks": float64(all.Chunks), "firn_depot_kept_bytes": float64(all.PackBytes),
 		"firn_depot_reclaimable_bytes":         0,
 		"firn_depot_counted_timestamp_seconds": float64(counted.Unix()),
-		"firn_depot_disk_free_bytes":           6, "firn_depot_disk_bytes": 120,
+		"firn_depot_disk_free_bytes":           6, "firn_depot_disk_bytes": 120, "firn_depot_there": 1, "firn_depot_incomplete_nars": 0,
 	}
 	if all.NARBytes < 500_000 || all.PackBytes < 500_000 {
 		s.Errorf("%d bytes of NARs in packs of %d: less than was pushed", all.NARBytes, all.PackBytes)

@@ -332,6 +332,9 @@ func (in *ingest) look(pieces []piece) error {
 		if err != nil {
 			return failure("look up chunks", err)
 		}
+		if chunks, err = in.d.intactChunks(in.ctx, chunks); err != nil {
+			return err
+		}
 		for i := range chunks {
 			found[chunks[i].Hash] = &chunks[i]
 		}
@@ -388,7 +391,7 @@ func (in *ingest) write(t *part) error {
 		in.d.packs.pin([]string{in.packName}) // until it is in a record, however old it is by then
 		w, err := in.d.blobs.Create(in.ctx, in.packName)
 		if err != nil {
-			return fmt.Errorf("create pack: %w: %w", cache.ErrUnavailable, err)
+			return fmt.Errorf("create pack: %w", in.d.unavailable(in.ctx, err))
 		}
 		in.pack, in.own = w, in.index(in.packName)
 	}

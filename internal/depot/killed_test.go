@@ -197,7 +197,7 @@ func openKilled(tb testing.TB, path string, opts depot.Options) (*tester, error)
 	if err != nil {
 		return nil, err
 	}
-	blobs, err := blobdir.Open(filepath.Join(path, "packs"), blobdir.Options{})
+	blobs, err := blobdir.Open(filepath.Join(path, "packs"), blobdir.Options{Make: true})
 	if err != nil {
 		return nil, err
 	}
@@ -304,7 +304,7 @@ func (k *killing) sweepAll() {
 		k.Errorf("the catalog counts %+v, %v", counts, err)
 	}
 	err = filepath.WalkDir(filepath.Join(k.dir, "packs"), func(path string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() {
+		if err == nil && !e.IsDir() && e.Name() != blobdir.Marker {
 			k.Errorf("%s is left", path)
 		}
 		return err

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 
+	"firn/internal/cache"
 	"firn/internal/depot/blob"
 	"firn/internal/slots"
 )
@@ -44,6 +45,9 @@ func (p *packs) get(ctx context.Context, name string) (*pack, error) {
 		return o, err
 	}
 	b, err := p.blobs.Open(ctx, name)
+	if err != nil && !errors.Is(err, blob.ErrNotFound) {
+		err = fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("open pack %s: %w", name, err)
 	}
@@ -131,15 +135,28 @@ func (p *packs) forget(name string) (ok bool) {
 	if p.pinned[name] > 0 {
 		return false
 	}
-	if o := p.opened[name]; o != nil {
-		if o.idle != nil {
-			p.end(o)
-		} else {
-			o.gone = true
-			delete(p.opened, name)
-		}
-	}
+	p.drop(name)
 	return true
+}
+
+// reopen has the next get open a pack anew.
+func (p *packs) reopen(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drop(name)
+}
+
+// drop closes a pack once nobody reads it. It is called with mu held.
+func (p *packs) drop(name string) {
+	o := p.opened[name]
+	switch {
+	case o == nil:
+	case o.idle != nil:
+		p.end(o)
+	default:
+		o.gone = true
+		delete(p.opened, name)
+	}
 }
 
 func (p *packs) close() error {

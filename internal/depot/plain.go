@@ -22,12 +22,15 @@ func (p *plain) Size() int64 { return p.size }
 func (p *plain) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
 	err := outside(off, n, p.size)
 	if err == nil && n > 0 {
+		err = p.d.ready(ctx, p.recipe, p.find(off).extent, p.find(off+n-1).extent)
+	}
+	if err == nil && n > 0 {
 		err = p.write(ctx, w, off, n)
 	}
 	if errors.Is(err, nar.ErrMismatch) {
 		p.damaged(ctx)
 	}
-	return p.describe(p.d.readFailure(err))
+	return p.describe(p.d.readFailure(ctx, p.hash, err))
 }
 
 func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
@@ -40,16 +43,14 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 	_, right := p.right.Load(p.cache)
 	verify := off == 0 && n == p.size && !right
 	for n > 0 {
-		data, err := r.next(ctx)
-		if err != nil {
+		if err := r.next(ctx); err != nil {
 			return err
 		}
 		skip := off - r.raw
-		data = data[skip:]
-		data = data[:min(n, int64(len(data)))]
+		size := min(n, int64(len(r.frame))-skip)
 		if verify {
-			hash.Write(data)
-			if int64(len(data)) == n {
+			hash.Write(r.frame[skip : skip+size])
+			if size == n {
 				if [sha256.Size]byte(hash.Sum(nil)) != p.hash {
 					return nar.ErrMismatch
 				}
@@ -57,10 +58,10 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 				p.d.right.Add(1)
 			}
 		}
-		if err := r.send(ctx, w, data, int(skip)); err != nil {
+		if err := r.send(ctx, w, int(skip), int(size)); err != nil {
 			return err
 		}
-		off, n = off+int64(len(data)), n-int64(len(data))
+		off, n = off+size, n-size
 	}
 	return nil
 }
@@ -92,6 +93,7 @@ type frameReader struct {
 	packed *buffer // nil, like data, when the loan was called in
 	read   []byte  // what was read of frames from at on
 	data   *buffer
+	frame  []byte // the bytes of the current frame, in data. Whoever keeps a slice of it keeps the memory of a loan that was called in
 	raw    int64  // where the current frame begins in the NAR
 	start  cursor // the current frame
 	pack   *pack
@@ -132,7 +134,7 @@ func (r *frameReader) drop() {
 	if cap(r.data.buf) == readSize {
 		datas.Put(r.data)
 	}
-	r.packed, r.data, r.read = nil, nil, nil
+	r.packed, r.data, r.read, r.frame = nil, nil, nil, nil
 }
 
 func (r *frameReader) close() {
@@ -146,15 +148,15 @@ func (r *frameReader) close() {
 	}
 }
 
-// send writes data, which is the current frame from skip on, or a part of that, to a client, however slowly that takes it.
-// Meanwhile only a piece of it is sure to be in memory.
-func (r *frameReader) send(ctx context.Context, w io.Writer, data []byte, skip int) error {
+// send writes n bytes of the current frame from skip on to a client, however slowly that takes them.
+// Meanwhile only a piece of them is sure to be in memory: the loan may be called in, and the frame is read again then.
+func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error {
 	if r.piece == nil {
 		r.piece = gathers.Get().(*buffer)
 	}
 	start := r.start
-	for n := len(data); n > 0; {
-		part := r.piece.buf[:copy(r.piece.buf, data)]
+	for n > 0 {
+		part := r.piece.buf[:copy(r.piece.buf, r.frame[skip:skip+n])]
 		r.loan.rest()
 		_, err := w.Write(part)
 		held := r.loan.resume()
@@ -163,7 +165,6 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, data []byte, skip i
 		}
 		skip, n = skip+len(part), n-len(part)
 		if held {
-			data = data[len(part):]
 			continue
 		}
 		if err := r.loan.renew(ctx, r.weight); err != nil {
@@ -174,11 +175,9 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, data []byte, skip i
 			break
 		}
 		r.at = start
-		again, err := r.next(ctx)
-		if err != nil {
+		if err := r.next(ctx); err != nil {
 			return err
 		}
-		data = again[skip : skip+n]
 	}
 	return nil
 }
@@ -186,9 +185,9 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, data []byte, skip i
 // more reports whether there is another frame.
 func (r *frameReader) more() bool { return r.at.frame < len(r.recipe.frames) }
 
-// next returns the bytes of the next frame, valid until the next call. ErrMismatch if they cannot be those that were kept.
+// next makes the next frame the current one. ErrMismatch if its bytes cannot be those that were kept.
 // It goes on behind a frame that it fails at.
-func (r *frameReader) next(ctx context.Context) ([]byte, error) {
+func (r *frameReader) next(ctx context.Context) error {
 	f := r.recipe.frames[r.at.frame]
 	r.raw, r.start = r.at.raw, r.at
 	err := ctx.Err()
@@ -199,13 +198,13 @@ func (r *frameReader) next(ctx context.Context) ([]byte, error) {
 	}
 	r.recipe.advance(&r.at)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	packed := r.read[:f.length]
 	r.read = r.read[f.length:]
 	z, err := r.d.coders.decoder()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer r.d.coders.putDecoder(z)
 	if cap(r.data.buf) < int(f.size) {
@@ -213,12 +212,13 @@ func (r *frameReader) next(ctx context.Context) ([]byte, error) {
 	}
 	data, err := z.DecodeAll(packed, r.data.buf[:0])
 	if err != nil {
-		return nil, fmt.Errorf("%w: decompress: %w", nar.ErrMismatch, err)
+		return fmt.Errorf("%w: decompress: %w", nar.ErrMismatch, err)
 	}
 	if len(data) != int(f.size) {
-		return nil, fmt.Errorf("%w: a frame of %d bytes has %d", nar.ErrMismatch, f.size, len(data))
+		return fmt.Errorf("%w: a frame of %d bytes has %d", nar.ErrMismatch, f.size, len(data))
 	}
-	return data, nil
+	r.frame = data
+	return nil
 }
 
 // fill reads the next frame, and those behind it that there is room for.

@@ -19,7 +19,11 @@ func (p *Part) Received(ctx context.Context, url string) (cache.Received, error)
 	if err != nil {
 		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
 	}
-	if _, err := p.d.whole(ctx, u.NARHash); err != nil {
+	k, err := p.d.whole(ctx, u.NARHash)
+	if err == nil {
+		err = p.d.checkIntact(ctx, k.hash, k.recipe)
+	}
+	if err != nil {
 		return cache.Received{}, fmt.Errorf("look up upload %q: %w", url, err)
 	}
 	return cache.Received{
@@ -89,6 +93,9 @@ func (p *Part) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 
 func (p *Part) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
 	k, err := p.own(ctx, info.NARHash)
+	if err == nil {
+		err = p.d.checkIntact(ctx, k.hash, k.recipe)
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -86,7 +86,7 @@ func (p *Part) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, err
 		return nil, nil
 	}
 	leads := false
-	if err == nil && !n.Damaged {
+	if err == nil && n.Fault == catalog.Whole {
 		leads, err = p.d.catalog.Leads(ctx, p.id, n.ID)
 	}
 	if err != nil {
@@ -94,6 +94,15 @@ func (p *Part) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, err
 	}
 	if !leads {
 		return nil, nil
+	}
+	r, err := parseRecipe(n)
+	if err != nil {
+		return nil, err
+	}
+	if err := p.d.checkIntact(ctx, hash, r); errors.Is(err, cache.ErrNotFound) {
+		return nil, nil
+	} else if err != nil {
+		return nil, err
 	}
 	return n, nil
 }

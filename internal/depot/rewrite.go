@@ -140,7 +140,7 @@ func (d *Depot) live(ctx context.Context, pack string) (map[int64]frame, error) 
 		if err != nil {
 			return nil, failure("list NARs", err)
 		}
-		if n.Damaged {
+		if n.Fault != catalog.Whole {
 			return live, fmt.Errorf("NAR %x: %w", n.Hash, errUnsound)
 		}
 		places, err := placesOf(n)

@@ -37,7 +37,7 @@ type kept struct {
 	*recipe
 	id      catalog.NARID
 	hash    catalog.Sum
-	damaged bool
+	fault   catalog.Fault
 	version atomic.Uint64 // of the catalog, when this was last known to be right
 	right   sync.Map      // the caches for which it was compared with its hash by this process
 }
@@ -58,11 +58,11 @@ func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 		return nil, err
 	}
 	// The tag stays when frames are moved.
-	if known && k.id == n.ID && k.tag == r.tag && k.damaged == n.Damaged && slices.Equal(k.packs, r.packs) && slices.Equal(k.extents, r.extents) {
+	if known && k.id == n.ID && k.tag == r.tag && k.fault == n.Fault && slices.Equal(k.packs, r.packs) && slices.Equal(k.extents, r.extents) {
 		k.version.Store(version)
 		return k, nil
 	}
-	k = &kept{recipe: r, id: n.ID, hash: hash, damaged: n.Damaged}
+	k = &kept{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
 	k.version.Store(version)
 	if ok {
 		d.recipes.known.Put(hash, k, r.memSize())
@@ -73,8 +73,8 @@ func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 // whole is find for a NAR that is to be sent.
 func (d *Depot) whole(ctx context.Context, hash catalog.Sum) (*kept, error) {
 	k, err := d.find(ctx, hash)
-	if err == nil && k.damaged {
-		return nil, fmt.Errorf("find NAR %x: %w: it is damaged", hash, cache.ErrNotFound)
+	if err == nil && k.fault != catalog.Whole {
+		return nil, fmt.Errorf("find NAR %x: %w: it is withheld", hash, cache.ErrNotFound)
 	}
 	return k, err
 }
@@ -84,6 +84,9 @@ func (p *Part) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 	path, _, err := p.look(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, missError{hash}
+	}
+	if err == nil {
+		err = p.d.present(ctx)
 	}
 	if err != nil {
 		return nil, failure("look up path hash "+hash.String(), err)

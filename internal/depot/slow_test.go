@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -66,6 +67,72 @@ func TestSlowReaders(tt *testing.T) {
 	t.wantClean()
 	close(until)
 	reading.Wait()
+}
+
+// blocked is a client that takes nothing, and then goes away.
+type blocked struct {
+	reached func()
+	until   <-chan struct{}
+}
+
+var errLeft = errors.New("left")
+
+func (b *blocked) Write([]byte) (int, error) {
+	b.reached()
+	<-b.until
+	return 0, errLeft
+}
+
+// TestMemoryOfSlowReaders: what slow clients hold is on the heap no more than docs/adr/0025 says: the memory for decompressing,
+// which all of them share, and 64 KiB for each.
+func TestMemoryOfSlowReaders(tt *testing.T) {
+	const (
+		slow  = 2000
+		piece = 64 << 10
+		// What else each has: its goroutine, the NAR that is open, a hash.
+		other = 4 << 10
+	)
+	t := newTester(tt, depot.Options{})
+	whole := archive(t, file("", text(8<<20, 1)))
+	info := t.push(whole)
+	heap := func() int64 {
+		var m runtime.MemStats
+		for range 2 { // what is in a pool goes with the second
+			runtime.GC()
+		}
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	before := heap()
+	var reading, begun sync.WaitGroup
+	until := make(chan struct{})
+	for i := range slow {
+		begun.Add(1)
+		reading.Go(func() {
+			reached := sync.OnceFunc(begun.Done)
+			defer reached()
+			n, err := t.OpenNAR(t.Context(), info)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer n.Close()
+			// From anywhere in a frame, and of the whole, which is hashed on the way.
+			off := int64(i%2) * int64(i) * 1000
+			if err := n.WriteRange(t.Context(), &blocked{reached, until}, off, n.Size()-off); !errors.Is(err, errLeft) {
+				t.Error(err)
+			}
+		})
+	}
+	begun.Wait()
+	held := heap() - before
+	t.Logf("%d slow readers hold %d KiB each", slow, held/slow>>10)
+	if most := int64(depot.MaxDecoding + slow*(piece+other)); held > most {
+		t.Errorf("%d slow readers hold %d bytes, more than %d", slow, held, most)
+	}
+	close(until)
+	reading.Wait()
+	t.wantPlain(whole)
 }
 
 // TestReadersThatLeave give their memory back, wherever they were.

@@ -14,8 +14,8 @@ import (
 const (
 	// sweepLimit is how many records of each kind one transaction of a sweep removes: others wait for it.
 	sweepLimit = 256
-	// listEvery is how often all blobs are listed, to find those that no record leads to.
-	// Only crashes leave such, and listing takes long.
+	// listEvery is how often all blobs are listed, to find those that no record leads to, and all packs looked for, to find those that are missing.
+	// Only crashes leave the first, and lose the second, and it takes long.
 	listEvery = 24 * time.Hour
 )
 
@@ -28,6 +28,7 @@ type sweeps struct {
 }
 
 // Tick removes what nothing leads to any more, and what uploads that were cut off have left behind, and rewrites packs that are mostly nobody's.
+// It withholds what needs a pack that is missing, and serves it again when that is back. It does nothing while the packs as a whole are not there.
 // Anything younger than the grace stays, and so does, until it is closed, what is open.
 func (d *Depot) Tick(ctx context.Context) error {
 	d.sweeps.mu.Lock()
@@ -35,9 +36,12 @@ func (d *Depot) Tick(ctx context.Context) error {
 	if d.sweeps.waiting == nil {
 		d.sweeps.waiting, d.sweeps.failed = make(map[string]bool), make(map[string]time.Time)
 	}
+	if err := d.look(ctx); err != nil {
+		return err
+	}
 	now := d.opts.Now()
 	before := now.Add(-d.opts.Grace)
-	var errs []error
+	errs := []error{d.findAgain(ctx)}
 	for more := true; more; {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
@@ -66,7 +70,7 @@ func (d *Depot) Tick(ctx context.Context) error {
 		if err == nil {
 			d.sweeps.listed = now
 		}
-		errs = append(errs, err)
+		errs = append(errs, err, d.findMissing(ctx))
 	}
 	return errors.Join(errs...)
 }

@@ -77,6 +77,9 @@ type damagedNAR struct {
 }
 
 func (v *verification) run(ctx context.Context) error {
+	if err := v.d.look(ctx); err != nil {
+		return err
+	}
 	if err := v.choose(ctx); err != nil {
 		return err
 	}
@@ -149,7 +152,7 @@ func (v *verification) measure(ctx context.Context) error {
 func (v *verification) nars(ctx context.Context) iter.Seq2[catalog.NAR, error] {
 	return func(yield func(catalog.NAR, error) bool) {
 		if v.all() {
-			for n, err := range v.d.catalog.AllNARs(ctx, 0) {
+			for n, err := range v.d.catalog.AllNARs(ctx, 0, false) {
 				if err != nil {
 					yield(catalog.NAR{}, failure("list NARs", err))
 					return

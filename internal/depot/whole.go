@@ -48,9 +48,9 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 	switch {
 	case ctx.Err() != nil:
 		return verdict{}, context.Cause(ctx)
-	case fault == nil && n.Damaged:
+	case fault == nil && n.Fault != catalog.Whole:
 		if repair {
-			err = d.catalog.Withhold(ctx, n.ID, false)
+			_, err = d.catalog.Withhold(ctx, []catalog.NARID{n.ID}, n.Fault, catalog.Whole)
 		}
 		return verdict{healed: true}, failure("serve NAR again", err)
 	case fault == nil:
@@ -62,7 +62,11 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 	if !repair || !errors.Is(fault, errDamaged) {
 		return verdict{fault: fault}, nil
 	}
-	if err := d.catalog.Withhold(ctx, n.ID, true); err != nil {
+	if lacks(fault) {
+		_, err := d.lose(ctx, sum)
+		return verdict{fault: fault}, err
+	}
+	if _, err := d.catalog.Withhold(ctx, []catalog.NARID{n.ID}, n.Fault, catalog.Damaged); err != nil {
 		return verdict{}, failure("withhold NAR", err)
 	}
 	if r != nil {
@@ -122,9 +126,10 @@ func (s *frameStream) Read(p []byte) (int, error) {
 		if !s.r.more() {
 			return 0, io.EOF
 		}
-		if s.data, s.err = s.r.next(s.ctx); s.err != nil {
+		if s.err = s.r.next(s.ctx); s.err != nil {
 			return 0, s.err
 		}
+		s.data = s.r.frame
 		s.hash.Write(s.data)
 		if s.read != nil {
 			s.read(int64(len(s.data)))
@@ -203,10 +208,10 @@ func (d *Depot) forgetDamaged(ctx context.Context, r *recipe) error {
 	}
 	for fr.more() {
 		at := suspect{r.packs[r.extents[fr.at.extent].pack], fr.at.off}
-		data, err := fr.next(ctx)
+		err := fr.next(ctx)
 		switch {
 		case err == nil:
-			sum := sha256.Sum256(data)
+			sum := sha256.Sum256(fr.frame)
 			suspects[sum] = append(suspects[sum], at)
 		case errors.Is(lost(err), errDamaged):
 			bad[at.pack] = append(bad[at.pack], at.off)

@@ -121,7 +121,7 @@ func (n *narFile) Close() error {
 func (n *narFile) WriteRange(ctx context.Context, w io.Writer, off, length int64) error {
 	s := n.store
 	if s.verdicts.isVerified(n.info) {
-		return n.record(n.plan.WriteRange(ctx, w, n.realPath, off, length))
+		return n.record(ctx, n.plan.WriteRange(ctx, w, n.realPath, off, length))
 	}
 	if s.verdicts.withholds(n.info, n.realPath) {
 		return fmt.Errorf("write NAR of %v: %w", n.info.Path, nar.ErrMismatch)
@@ -131,12 +131,12 @@ func (n *narFile) WriteRange(ctx context.Context, w io.Writer, off, length int64
 		if err == nil {
 			n.verified()
 		}
-		return n.record(err)
+		return n.record(ctx, err)
 	}
 	if length > 0 {
 		s.verify.add(n.info)
 	}
-	return n.record(n.plan.WriteRange(ctx, w, n.realPath, off, length))
+	return n.record(ctx, n.plan.WriteRange(ctx, w, n.realPath, off, length))
 }
 
 // verified records that all bytes are right.
@@ -145,13 +145,19 @@ func (n *narFile) verified() {
 	n.store.stats.verified.Add(1)
 }
 
-// record draws the conclusions from how writing ended.
-func (n *narFile) record(err error) error {
+// record draws the conclusions from how writing ended, so that whoever was sent nothing is told what has become of the path.
+func (n *narFile) record(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, nar.ErrMismatch):
 		n.store.withhold(n.info, err)
 	case errors.Is(err, nar.ErrChanged):
-		n.store.layouts.remove(n.plan.key) // the next walk tells what has become of it
+		n.store.layouts.remove(n.plan.key)
+		again, failed := n.store.openNAR(ctx, n.info) // which withholds it, or finds it gone
+		if failed != nil {
+			return fmt.Errorf("%w: %w", failed, err)
+		}
+		again.Close()
+		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err) // it is whole by now
 	}
 	return err
 }

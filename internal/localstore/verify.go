@@ -210,10 +210,10 @@ func (s *Store) verifyPath(ctx context.Context, info *nix.PathInfo) {
 	sum, err := n.plan.Hash(ctx, n.realPath)
 	switch {
 	case err != nil:
-		n.record(err)
+		n.record(ctx, err)
 	case sum == [32]byte(info.NARHash.Sum()):
 		n.verified()
 	default:
-		n.record(nar.ErrMismatch)
+		n.record(ctx, nar.ErrMismatch)
 	}
 }

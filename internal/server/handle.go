@@ -50,20 +50,30 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	return x.bytes(typeNARInfo, cacheShort, text)
 }
 
-// knowsNoZstd reports whether a client is a Nix before 2.4, as in "curl/7.74.0 Nix/2.3.7": that fails at a narinfo that says zstd.
+// knowsNoZstd reports whether a client is a Nix before 2.4: that fails at a narinfo that says zstd.
 func knowsNoZstd(agent []string) bool {
+	minor, ok := nixVersion(agent)
+	return ok && minor < 4
+}
+
+// nixVersion returns the N of a client that is Nix 2.N, as in "curl/7.74.0 Nix/2.3.7", and less than 0 for an older one. ok is false if it is none of both.
+func nixVersion(agent []string) (minor int, ok bool) {
 	if len(agent) != 1 {
-		return false
+		return 0, false
 	}
 	_, version, ok := strings.Cut(agent[0], "Nix/")
 	if !ok {
-		return false
+		return 0, false
 	}
-	minor, ok := strings.CutPrefix(version, "2.")
+	rest, ok := strings.CutPrefix(version, "2.")
 	if !ok {
-		return strings.HasPrefix(version, "1.")
+		return -1, strings.HasPrefix(version, "1.")
 	}
-	return minor != "" && '0' <= minor[0] && minor[0] <= '3' && (len(minor) == 1 || minor[1] < '0' || minor[1] > '9')
+	digits := 0
+	for ; digits < len(rest) && digits < 4 && '0' <= rest[digits] && rest[digits] <= '9'; digits++ {
+		minor = 10*minor + int(rest[digits]-'0')
+	}
+	return minor, digits > 0
 }
 
 // lookedUp counts a look-up of the path hash that x names, and says what was not found.
@@ -237,6 +247,10 @@ func (s *Server) serveHealth(x *exchange) error {
 	}
 	if err != nil {
 		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
+	}
+	if nearlyFull(ctx, c) {
+		// It serves as before, so nobody is to take it for down.
+		return x.bytes(typeText, cacheNever, []byte("ok, but the disk is nearly full: what is pushed may be refused\n"))
 	}
 	return x.bytes(typeText, cacheNever, []byte("ok\n"))
 }

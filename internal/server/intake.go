@@ -72,6 +72,7 @@ func (i *intake) Read(p []byte) (n int, err error) {
 	n, err = i.x.r.Body.Read(p)
 	i.read = time.Now()
 	i.n += int64(n)
+	i.x.share.arrived(int64(n))
 	switch {
 	case err == io.EOF:
 		i.ended = true

@@ -40,6 +40,18 @@ func (s *Server) put(x *exchange) error {
 	case x.r.ContentLength > s.maxUpload:
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", s.maxUpload)
 	}
+	done, err := s.hasRoom(x)
+	if err != nil {
+		return err
+	}
+	err = s.receive(x)
+	done(err)
+	return err
+}
+
+// receive is put for what there is room for.
+func (s *Server) receive(x *exchange) error {
+	route := x.target.route
 	switch route {
 	case routeNAR, routeZstdNAR:
 		return s.putNAR(x)

@@ -15,6 +15,7 @@ import (
 
 	"firn/internal/audit"
 	"firn/internal/cache"
+	"firn/nix/nar"
 )
 
 // Values of headers, as they stand in a header map, so that none is allocated for a request.
@@ -59,6 +60,9 @@ var errMisdirected = errors.New("unknown host")
 // errMethod is the answer to a method that the thing asked for does not have.
 var errMethod = errors.New("method not allowed")
 
+// onlyRest is what else may be the matter with a body.
+const onlyRest = ", or this is only the rest of it: if another error came before this one, that is the cause; push again"
+
 // statuses says how an error is answered: by the first entry that it is. Anything else is an internal error.
 var statuses = []struct {
 	err    error
@@ -66,10 +70,11 @@ var statuses = []struct {
 	text   string
 }{
 	{cache.ErrNotFound, http.StatusNotFound, "not found"},
+	{nar.ErrMismatch, http.StatusNotFound, "it is damaged, and not served any more"}, // which the source has logged
 	{errMisdirected, http.StatusMisdirectedRequest, "no cache has this host name"},
 	{errMethod, http.StatusMethodNotAllowed, "this method is not answered here"},
 	{cache.ErrUnauthenticated, http.StatusUnauthorized, "a token is needed here"},
-	{errSlow, http.StatusRequestTimeout, "the body came too slowly"},
+	{errSlow, http.StatusRequestTimeout, "the body came too slowly" + onlyRest},
 	{errGone, http.StatusBadRequest, "the body ended too early"},
 	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
 	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
@@ -100,6 +105,7 @@ type exchange struct {
 	waited time.Duration   // for its turn, and for memory
 	whole  bool            // a Range is ignored
 	push   *audit.Session  // of which an upload is a part; nil until it is known that it may be
+	share  *share          // the room that the upload has taken
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }
@@ -248,7 +254,14 @@ func (s *Server) fail(x *exchange, err error) {
 		if x.r.Context().Err() == nil && !errors.Is(err, errQueue) {
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
+	case http.StatusBadRequest:
+		if x.intake != nil && x.isNAR() && x.sendsRest() {
+			text += onlyRest
+		}
 	case http.StatusInsufficientStorage:
+		if x.isFinal() {
+			status = http.StatusRequestEntityTooLarge // which has it end, and tell why, while it would fail in trying again
+		}
 		s.log.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself",
 			"path", x.r.URL.Path, "error", err)
 	case http.StatusInternalServerError:

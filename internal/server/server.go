@@ -158,6 +158,7 @@ type Server struct {
 	listings  *slots.Slots        // of largeListings
 	streams   *slots.Slots        // of mostRequests
 	few       int64               // fewRequests
+	space     *space
 	maxUpload int64
 }
 
@@ -195,6 +196,7 @@ func New(caches cache.Directory, opts Options) *Server {
 		listings:  slots.New(largeListings),
 		streams:   slots.New(mostRequests),
 		few:       fewRequests,
+		space:     newSpace(),
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	s.page, s.policy = newPage()

@@ -330,6 +330,7 @@ func TestFailedBeforeFirstByte(t *testing.T) {
 	}{
 		{fmt.Errorf("open /secret/place: %w", cache.ErrUnavailable), 503, "unavailable now, try again later\n"},
 		{fmt.Errorf("open /secret/place: %w", cache.ErrNotFound), 404, "not found\n"},
+		{fmt.Errorf("write /secret/place: %w", nar.ErrMismatch), 404, "it is damaged, and not served any more\n"},
 		{errors.New("open /secret/place: disk on fire"), 500, "internal error\n"},
 	} {
 		tt := newOdd(t, 1000, func(context.Context, io.Writer) error { return test.err })

@@ -11,6 +11,9 @@ import (
 // ErrNotFound says that there is no blob of a name. Match it with errors.Is.
 var ErrNotFound = errors.New("no such blob")
 
+// ErrAbsent says that the store as a whole is not there, such as a disk that is not mounted: what is in it cannot be told.
+var ErrAbsent = errors.New("the blobs are not there")
+
 // A Store keeps blobs. All methods are safe for concurrent use, by several processes and machines at once.
 //
 // Names are 1 to 128 bytes of lower-case letters, digits, '-' and '.', not beginning with '.';
@@ -21,7 +24,8 @@ type Store interface {
 	// Create begins a blob. Nobody can open or list it before it is committed.
 	Create(ctx context.Context, name string) (Writer, error)
 
-	// Open opens a committed blob. ErrNotFound if there is none. The context bounds the opening only. The caller closes it.
+	// Open opens a committed blob. ErrNotFound if the store is there and surely has none of this name; with any other error it may have.
+	// The context bounds the opening only. The caller closes it.
 	Open(ctx context.Context, name string) (Blob, error)
 
 	// Delete removes a blob; that it is not there is no error.
@@ -34,6 +38,9 @@ type Store interface {
 
 	// Sweep removes what writers that are gone have left behind that is older than before.
 	Sweep(ctx context.Context, before time.Time) error
+
+	// Check asks whether the store is there. ErrAbsent if it is not.
+	Check(ctx context.Context) error
 }
 
 // Measured is a Store that knows how much room it has. One that can grow without end is none.
@@ -67,7 +74,7 @@ type Blob interface {
 	io.ReaderAt
 	io.Closer
 
-	// Size is its length in bytes.
+	// Size is its length in bytes, and less once it was damaged so.
 	Size() int64
 
 	// WriteRange writes the n bytes from off on to w; 0 ≤ off, 0 ≤ n, off+n ≤ Size.

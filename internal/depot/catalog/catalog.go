@@ -243,9 +243,18 @@ type NAR struct {
 	Packs  []string
 	// Tag is another one if the bytes of the frames are others, in a form that is the depot's own. Empty where an older firn added the NAR.
 	Tag string
-	// Damaged says that it is withheld, see Withhold.
-	Damaged bool
+	// Fault is why it is withheld, if it is; see Withhold.
+	Fault Fault
 }
+
+// A Fault is what is wrong with a NAR. Its numbers are in the database.
+type Fault uint8
+
+const (
+	Whole   Fault = iota // nothing
+	Damaged              // its bytes are not those that were kept
+	Missing              // a pack that it needs is missing, or too short; what is in it may be whole
+)
 
 // A Pack is a new blob of frames.
 type Pack struct {
@@ -291,7 +300,7 @@ type NARs interface {
 
 	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
-	// One that is damaged gets everything anew, under its old ID, is whole then, and counts as added.
+	// One that is withheld gets everything anew, under its old ID, is whole then, and counts as added.
 	// Chunks that are there already stay where they are, unless Chunks leaves them out.
 	// ErrGone if one of Packs is neither known nor the new one, one of Built is not there any more or lies elsewhere, or the cache of the upload is not there any more.
 	// An upload that there is already is replaced.
@@ -316,9 +325,10 @@ type NARs interface {
 	// Upload returns what a client of a cache sent under a name. ErrNotFound if nothing.
 	Upload(ctx context.Context, cache CacheID, name string) (*Upload, error)
 
-	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without Recipe, Packs and Tag.
+	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without Recipe, Packs and Tag;
+	// over those only that are withheld, if withheld is true.
 	// It holds no transaction open between two items.
-	AllNARs(ctx context.Context, after NARID) iter.Seq2[*NAR, error]
+	AllNARs(ctx context.Context, after NARID, withheld bool) iter.Seq2[*NAR, error]
 
 	// Sweep forgets uploads whose NAR is not published in their cache, and which were made, or last published there, before the given time, then NARs that nothing leads to
 	// and that were added before that time, and packs, with their chunks, that no NAR has referred to since then.
@@ -421,12 +431,13 @@ type Paths interface {
 	// Path returns a published path. ErrNotFound if there is none.
 	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)
 
-	// Withhold marks a NAR as damaged, or as whole again: paths that have a damaged one are not there for Path and AllPaths.
-	Withhold(ctx context.Context, nar NARID, damaged bool) error
+	// Withhold gives those of the NARs that have the fault from the fault to, and returns how many these are. At most 256 may be given at once.
+	// Paths that have a NAR with a fault other than Whole are withheld: they are not there for Path and AllPaths.
+	Withhold(ctx context.Context, nars []NARID, from, to Fault) (changed int64, err error)
 
 	// AllPaths iterates over the paths of a cache in the order of their path hashes, after the given one.
-	// It holds no transaction open between two items. damaged asks for those that are withheld instead.
-	AllPaths(ctx context.Context, cache CacheID, after nix.PathHash, damaged bool) iter.Seq2[*Path, error]
+	// It holds no transaction open between two items. withheld asks for those that are withheld instead.
+	AllPaths(ctx context.Context, cache CacheID, after nix.PathHash, withheld bool) iter.Seq2[*Path, error]
 
 	// DeletePath removes a path from a cache. ErrNotFound if it is not there.
 	DeletePath(ctx context.Context, cache CacheID, hash nix.PathHash) error
@@ -445,7 +456,8 @@ type Counts struct {
 	FileBytes                          int64 // as served, likewise
 	PackBytes                          int64 // kept; 0 for one cache
 	Reclaimable                        int64 // of PackBytes, what is known to go with a later sweep
-	Damaged                            int64 // NARs that are withheld
+	Withheld                           int64 // NARs that are
+	Missing                            int64 // of these, those with the fault Missing
 }
 
 // A File is something small that a cache has.

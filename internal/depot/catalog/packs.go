@@ -41,6 +41,10 @@ type Packs interface {
 	// One that Chunks leaves out, and to which a NAR was added, is among them.
 	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
 
+	// AllPacks iterates over all packs, in an order that stays.
+	// It holds no transaction open between two items.
+	AllPacks(ctx context.Context) iter.Seq2[Pack, error]
+
 	// NARsIn iterates over the NARs that refer to a pack, in the order of their IDs, with all there is of them.
 	// It holds no transaction open between two items.
 	NARsIn(ctx context.Context, pack string) iter.Seq2[*NAR, error]

@@ -36,6 +36,8 @@ func (m *Memory) Create(ctx context.Context, name string) (blob.Writer, error) {
 	return &memoryWriter{memory: m, name: name}, nil
 }
 
+func (*Memory) Check(context.Context) error { return nil }
+
 func check(ctx context.Context, name string) error {
 	if err := blob.CheckName(name); err != nil {
 		return err

@@ -80,6 +80,11 @@ func Test(t *testing.T, open func(testing.TB) blob.Store) {
 			}
 		}
 	})
+	t.Run("it is there", func(t *testing.T) {
+		if err := open(t).Check(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 	t.Run("nothing before the commit", func(t *testing.T) {
 		s := open(t)
 		w, err := s.Create(t.Context(), "x")

@@ -1,5 +1,6 @@
 // Package dir keeps blobs as files of a directory of one machine, which several processes may use at once.
 //
+//	firn-depot                  marks the directory: without it, the disk with the blobs is not mounted here
 //	ab/abcdef…                  a blob, in the directory of the first two characters of its name
 //	ab/.abcdef….<random>        being written; its writer holds a lock on it
 //
@@ -30,8 +31,15 @@ const (
 // listed is how many entries of a directory are read at once.
 const listed = 1 << 10
 
+// Marker is the file that a directory of blobs has. An empty directory so is not taken for one that has lost its blobs.
+const Marker = "firn-depot"
+
+const markerText = "The packs of a depot of firn are in this directory. Without this file, firn takes them to be on a disk that is not mounted.\n"
+
 // Options of a Store.
 type Options struct {
+	// Make makes the directory, and marks it, where that is not so yet: it is a new one.
+	Make bool
 	// Fault, where it is not nil, is asked before every call that changes a file or a directory, and its error is the result of the call:
 	// "mkdir", "create", "write", "sync", "rename", "syncdir", "remove". A write that fails so has written half. For tests.
 	Fault func(call, path string) error
@@ -45,7 +53,7 @@ type Store struct {
 	made sync.Map // the names of directories that this process knows to be durable
 }
 
-// Open opens the store in a directory, which it makes if it is not there.
+// Open opens the store in a directory. If that is not there, or is not marked, it may come to be later, and Check says that it is not.
 func Open(path string, opts Options) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -55,10 +63,76 @@ func Open(path string, opts Options) (*Store, error) {
 	if s.fault == nil {
 		s.fault = func(string, string) error { return nil }
 	}
-	if err := s.makeAll(path); err != nil {
+	if opts.Make {
+		err = errors.Join(s.makeAll(path), s.mark())
+	} else if err = s.Check(context.Background()); errors.Is(err, blob.ErrAbsent) {
+		err = nil
+	}
+	if err != nil {
 		return nil, fmt.Errorf("open directory of blobs: %w", err)
 	}
 	return s, nil
+}
+
+// mark makes the marker, durably.
+func (s *Store) mark() error {
+	path := filepath.Join(s.path, Marker)
+	if err := s.fault("create", path); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, fileMode)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(markerText)
+	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
+		return err
+	}
+	return s.syncDir(s.path)
+}
+
+// root opens the directory, if it is marked.
+func (s *Store) root() (*os.Root, error) {
+	root, err := os.OpenRoot(s.path)
+	if err == nil {
+		if _, err = root.Stat(Marker); err != nil {
+			root.Close()
+		}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%w: there is no file %s: mount the disk that has it; if all packs are there, make it: touch %[2]s",
+			blob.ErrAbsent, filepath.Join(s.path, Marker))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return root, nil
+}
+
+// Check looks for the marker.
+func (s *Store) Check(context.Context) error {
+	root, err := s.root()
+	if err != nil {
+		return fmt.Errorf("check directory of blobs: %w", err)
+	}
+	return root.Close()
+}
+
+// missing returns ErrNotFound for a blob that could not be found, if it is sure that there is none:
+// marker and blob are looked for in one directory, whatever is mounted or unmounted meanwhile.
+func (s *Store) missing(name string) error {
+	root, err := s.root()
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	switch _, err := root.Stat(filepath.Join(folder(name), name)); {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: %s", blob.ErrNotFound, name)
+	case err != nil:
+		return err
+	}
+	return fmt.Errorf("%s was not there a moment ago", name)
 }
 
 // makeAll makes a directory and what it lies in, and syncs what it changes.
@@ -152,7 +226,7 @@ func (s *Store) open(ctx context.Context, name string) (_ *file, err error) {
 	}
 	f, err := os.Open(s.file(name))
 	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%w: %s", blob.ErrNotFound, name)
+		return nil, s.missing(name)
 	}
 	if err != nil {
 		return nil, err

@@ -22,6 +22,7 @@ import (
 
 func open(t testing.TB, path string, opts dir.Options) *dir.Store {
 	t.Helper()
+	opts.Make = true
 	s, err := dir.Open(path, opts)
 	if err != nil {
 		t.Fatal(err)
@@ -85,7 +86,7 @@ func testFault(t *testing.T, failing int, forever, abort bool) bool {
 	}
 	var left []string
 	err = filepath.WalkDir(path, func(path string, e fs.DirEntry, err error) error {
-		if err == nil && !e.IsDir() {
+		if err == nil && !e.IsDir() && e.Name() != dir.Marker {
 			left = append(left, e.Name())
 		}
 		return err
@@ -110,6 +111,7 @@ func testFault(t *testing.T, failing int, forever, abort bool) bool {
 
 // write writes a blob, and leaves it as a process does that ends there, unless it is to be aborted.
 func write(t *testing.T, path string, opts dir.Options, abort bool) error {
+	opts.Make = true
 	s, err := dir.Open(path, opts)
 	if err != nil {
 		return err
@@ -185,6 +187,56 @@ func TestSlowWriter(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestAbsent: a directory without the marker has not lost its blobs, it is another one; nothing is written to it.
+func TestAbsent(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "packs")
+	for _, there := range []bool{false, true} {
+		if there {
+			if err := os.Mkdir(path, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		s, err := dir.Open(path, dir.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, opened := s.Open(t.Context(), "blob")
+		_, created := s.Create(t.Context(), "blob")
+		for what, err := range map[string]error{"Check": s.Check(t.Context()), "Open": opened, "Create": created} {
+			if !errors.Is(err, blob.ErrAbsent) || errors.Is(err, blob.ErrNotFound) {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if left, err := os.ReadDir(path); there && (err != nil || len(left) > 0) {
+			t.Errorf("there is %v, %v", left, err)
+		}
+	}
+	s, err := dir.Open(path, dir.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, dir.Marker), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Open(t.Context(), "blob"); !errors.Is(err, blob.ErrNotFound) {
+		t.Error(err)
+	}
+	if err := s.Check(t.Context()); err != nil {
+		t.Error(err)
+	}
+	// A folder that this process has made may go with its disk.
+	for range 2 {
+		w, err := s.Create(t.Context(), "blob")
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Abort()
+		if err := os.Remove(filepath.Join(path, "bl")); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

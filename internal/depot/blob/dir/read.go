@@ -27,7 +27,14 @@ type file struct {
 	size int64
 }
 
-func (f *file) Size() int64 { return f.size }
+// Size asks the file: somebody may have truncated it since.
+func (f *file) Size() int64 {
+	info, err := f.Stat()
+	if err != nil {
+		return f.size
+	}
+	return min(info.Size(), f.size)
+}
 
 // WriteRange hands the file over to w, for sendfile, if w takes one.
 func (f *file) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -46,15 +47,15 @@ func (s *Store) create(ctx context.Context, name string) (*writer, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	folder, err := s.folder(name)
-	if err != nil {
+	// What is written below a mount point is hidden once the disk is mounted there.
+	if err := s.Check(ctx); err != nil {
 		return nil, err
 	}
-	path := filepath.Join(folder, "."+name+"."+rand.Text()[:8])
-	if err := s.fault("create", path); err != nil {
-		return nil, err
+	path, f, err := s.temporary(name)
+	if errors.Is(err, fs.ErrNotExist) { // the folder that this process made is gone, such as with another disk
+		s.made.Delete(folder(name))
+		path, f, err = s.temporary(name)
 	}
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
 	if err != nil {
 		return nil, err
 	}
@@ -65,6 +66,20 @@ func (s *Store) create(ctx context.Context, name string) (*writer, error) {
 		return nil, err
 	}
 	return w, nil
+}
+
+// temporary makes the file that a blob is written to.
+func (s *Store) temporary(name string) (path string, _ *os.File, err error) {
+	folder, err := s.folder(name)
+	if err != nil {
+		return "", nil, err
+	}
+	path = filepath.Join(folder, "."+name+"."+rand.Text()[:8])
+	if err := s.fault("create", path); err != nil {
+		return "", nil, err
+	}
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, fileMode)
+	return path, f, err
 }
 
 // Write writes to the file as it is asked to; nothing is gathered.

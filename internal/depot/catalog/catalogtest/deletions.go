@@ -106,7 +106,7 @@ func (s *suite) deletions() {
 	}
 	three, err := s.c.Path(s.Context(), a, storePath("three").Hash())
 	s.ok(err)
-	s.ok(s.c.Withhold(s.Context(), three.NAR, true))
+	s.withhold(three.NAR, catalog.Whole, catalog.Damaged)
 	got, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("three")})
 	s.ok(err)
 	s.equal(got.Paths, sorted("three"))

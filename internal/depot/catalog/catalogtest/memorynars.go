@@ -37,7 +37,7 @@ func (m *Memory) AddNAR(_ context.Context, n *catalog.NewNAR) (id catalog.NARID,
 		return 0, false, fmt.Errorf("add NAR: %w: the cache", catalog.ErrGone)
 	}
 	id, there := m.narIDs[n.Hash]
-	if !there || m.nars[id].Damaged {
+	if !there || m.nars[id].Fault != catalog.Whole {
 		for _, name := range n.Packs {
 			if m.packs[name] == nil && (n.Pack == nil || n.Pack.Name != name) {
 				return 0, false, fmt.Errorf("add NAR: %w: pack %s", catalog.ErrGone, name)
@@ -82,7 +82,7 @@ func (m *Memory) keep(id catalog.NARID, n *catalog.NewNAR) {
 		m.leave(old)
 	}
 	k := &kept{NAR: n.NAR, listing: n.Listing, at: m.now()}
-	k.ID, k.Damaged = id, false
+	k.ID, k.Fault = id, catalog.Whole
 	m.nars[id], m.narIDs[n.Hash] = k, id
 }
 
@@ -185,12 +185,12 @@ func (m *Memory) Upload(_ context.Context, cache catalog.CacheID, name string) (
 }
 
 // AllNARs iterates over all NARs.
-func (m *Memory) AllNARs(_ context.Context, after catalog.NARID) iter.Seq2[*catalog.NAR, error] {
+func (m *Memory) AllNARs(_ context.Context, after catalog.NARID, withheld bool) iter.Seq2[*catalog.NAR, error] {
 	return func(yield func(*catalog.NAR, error) bool) {
 		unlock := m.lock()
 		var all []*catalog.NAR
 		for _, id := range slices.Sorted(maps.Keys(m.nars)) {
-			if id > after {
+			if id > after && (!withheld || m.nars[id].Fault != catalog.Whole) {
 				n := new(m.nars[id].NAR)
 				n.Recipe, n.Packs, n.Tag = nil, nil, ""
 				all = append(all, n)

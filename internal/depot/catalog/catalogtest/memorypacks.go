@@ -41,6 +41,23 @@ func (m *Memory) ThinPacks(_ context.Context, limit int) (thin []catalog.ThinPac
 	return thin, nil
 }
 
+// AllPacks iterates over all packs.
+func (m *Memory) AllPacks(context.Context) iter.Seq2[catalog.Pack, error] {
+	return func(yield func(catalog.Pack, error) bool) {
+		unlock := m.lock()
+		var all []catalog.Pack
+		for _, name := range slices.Sorted(maps.Keys(m.packs)) {
+			all = append(all, catalog.Pack{Name: name, Size: m.packs[name].size})
+		}
+		unlock()
+		for _, p := range all {
+			if !yield(p, nil) {
+				return
+			}
+		}
+	}
+}
+
 // NARsIn iterates over the NARs that refer to a pack.
 func (m *Memory) NARsIn(_ context.Context, pack string) iter.Seq2[*catalog.NAR, error] {
 	return func(yield func(*catalog.NAR, error) bool) {

@@ -22,7 +22,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 	}
 	hash := p.Info.Path.Hash()
 	old := r.paths[hash]
-	withheld := old != nil && old.NAR != p.NAR && m.nars[old.NAR].Damaged
+	withheld := old != nil && old.NAR != p.NAR && m.nars[old.NAR].Fault != catalog.Whole
 	if old != nil && !withheld {
 		if old.NAR == p.NAR {
 			if err := m.sign(old, p.Info.Signatures); err != nil {
@@ -35,7 +35,7 @@ func (m *Memory) Publish(_ context.Context, cache catalog.CacheID, p *catalog.Pa
 		return nil, false, fmt.Errorf("publish %s: %w: too many signatures", p.Info.Path, catalog.ErrConflict)
 	}
 	n := m.nars[p.NAR]
-	if n == nil || n.Damaged {
+	if n == nil || n.Fault != catalog.Whole {
 		return nil, false, fmt.Errorf("publish %s: %w: the NAR", p.Info.Path, catalog.ErrGone)
 	}
 	changed := b.Visited == nil && (r.awaited[hash] || old != nil)
@@ -165,7 +165,7 @@ func (m *Memory) References(_ context.Context, cache catalog.CacheID, hashes []n
 		var found []catalog.Referrer
 		for _, hash := range hashes {
 			if p := all[hash]; p != nil {
-				found = append(found, catalog.Referrer{Path: p.Info.Path, References: p.Info.References, Withheld: m.nars[p.NAR].Damaged})
+				found = append(found, catalog.Referrer{Path: p.Info.Path, References: p.Info.References, Withheld: m.nars[p.NAR].Fault != catalog.Whole})
 			}
 		}
 		unlock()
@@ -181,30 +181,35 @@ func (m *Memory) References(_ context.Context, cache catalog.CacheID, hashes []n
 func (m *Memory) Path(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
 	defer m.lock()()
 	p := m.room(cache).paths[hash]
-	if p == nil || m.nars[p.NAR].Damaged {
+	if p == nil || m.nars[p.NAR].Fault != catalog.Whole {
 		return nil, fmt.Errorf("look up %s: %w", hash, catalog.ErrNotFound)
 	}
 	return m.there(p), nil
 }
 
-// Withhold marks a NAR as damaged or whole.
-func (m *Memory) Withhold(_ context.Context, nar catalog.NARID, damaged bool) error {
-	defer m.lock()()
-	if m.nars[nar] == nil {
-		return fmt.Errorf("withhold NAR: %w", catalog.ErrNotFound)
+// Withhold changes the faults of NARs.
+func (m *Memory) Withhold(_ context.Context, nars []catalog.NARID, from, to catalog.Fault) (changed int64, err error) {
+	if len(nars) > mostAtOnce {
+		return 0, fmt.Errorf("withhold %d NARs at once, at most %d", len(nars), mostAtOnce)
 	}
-	m.nars[nar].Damaged = damaged
+	defer m.lock()()
+	for _, id := range nars {
+		if n := m.nars[id]; n != nil && n.Fault == from {
+			n.Fault = to
+			changed++
+		}
+	}
 	m.changed()
-	return nil
+	return changed, nil
 }
 
 // AllPaths iterates over paths.
-func (m *Memory) AllPaths(_ context.Context, cache catalog.CacheID, after nix.PathHash, damaged bool) iter.Seq2[*catalog.Path, error] {
+func (m *Memory) AllPaths(_ context.Context, cache catalog.CacheID, after nix.PathHash, withheld bool) iter.Seq2[*catalog.Path, error] {
 	return func(yield func(*catalog.Path, error) bool) {
 		unlock := m.lock()
 		var all []*catalog.Path
 		for hash, p := range m.room(cache).paths {
-			if m.nars[p.NAR].Damaged == damaged && (after == (nix.PathHash{}) || bytes.Compare(hash[:], after[:]) > 0) {
+			if (m.nars[p.NAR].Fault != catalog.Whole) == withheld && (after == (nix.PathHash{}) || bytes.Compare(hash[:], after[:]) > 0) {
 				all = append(all, m.there(p))
 			}
 		}
@@ -258,7 +263,7 @@ func (m *Memory) DebugInfo(_ context.Context, cache catalog.CacheID, buildID str
 	defer m.lock()()
 	r := m.room(cache)
 	for _, d := range r.debug[buildID] {
-		if !m.nars[r.paths[d.Path].NAR].Damaged {
+		if m.nars[r.paths[d.Path].NAR].Fault == catalog.Whole {
 			return &d, nil
 		}
 	}
@@ -271,19 +276,17 @@ func (m *Memory) Count(_ context.Context, cache *catalog.CacheID) (catalog.Count
 	var c catalog.Counts
 	if cache != nil {
 		c.Caches = 1
-		nars := make(map[catalog.NARID]bool)
+		nars := make(map[catalog.NARID]catalog.Fault)
 		for _, p := range m.room(*cache).paths {
 			n := m.nars[p.NAR]
 			c.Paths++
 			c.NARBytes += n.Size
 			c.FileBytes += n.FileSize
-			nars[p.NAR] = n.Damaged
+			nars[p.NAR] = n.Fault
 		}
 		c.NARs = int64(len(nars))
-		for _, damaged := range nars {
-			if damaged {
-				c.Damaged++
-			}
+		for _, fault := range nars {
+			withheld(&c, fault)
 		}
 		return c, nil
 	}
@@ -294,9 +297,7 @@ func (m *Memory) Count(_ context.Context, cache *catalog.CacheID) (catalog.Count
 	for _, n := range m.nars {
 		c.NARBytes += n.Size
 		c.FileBytes += n.FileSize
-		if n.Damaged {
-			c.Damaged++
-		}
+		withheld(&c, n.Fault)
 	}
 	for name, p := range m.packs {
 		if m.refers(name) {
@@ -307,4 +308,13 @@ func (m *Memory) Count(_ context.Context, cache *catalog.CacheID) (catalog.Count
 		c.PackBytes += p.size
 	}
 	return c, nil
+}
+
+func withheld(c *catalog.Counts, fault catalog.Fault) {
+	if fault != catalog.Whole {
+		c.Withheld++
+	}
+	if fault == catalog.Missing {
+		c.Missing++
+	}
 }

@@ -68,7 +68,7 @@ func (s *suite) nars() {
 	s.equal(len(chunks), 0)
 
 	var ids []catalog.NARID
-	for n, err := range s.c.AllNARs(s.Context(), id) {
+	for n, err := range s.c.AllNARs(s.Context(), id, false) {
 		s.ok(err)
 		ids = append(ids, n.ID)
 	}
@@ -77,21 +77,82 @@ func (s *suite) nars() {
 	}
 }
 
+// withhold changes the fault of a NAR.
+func (s *suite) withhold(nar catalog.NARID, from, to catalog.Fault) {
+	s.Helper()
+	changed, err := s.c.Withhold(s.Context(), []catalog.NARID{nar}, from, to)
+	s.ok(err)
+	s.equal(changed, int64(1))
+}
+
+// missing: what lacks a pack is withheld as what is damaged is, and can be told from it.
+func (s *suite) missing() {
+	cache := s.cache("main")
+	var ids []catalog.NARID
+	for _, name := range []string{"one", "two", "three"} {
+		id, _ := s.nar(name, cache)
+		s.publish(cache, path(name, id, name))
+		ids = append(ids, id)
+	}
+	s.withhold(ids[1], catalog.Whole, catalog.Damaged)
+	changed, err := s.c.Withhold(s.Context(), append(ids, 999), catalog.Whole, catalog.Missing)
+	s.ok(err)
+	s.equal(changed, int64(2))
+	s.equal(s.all(cache, false), []string(nil))
+	s.equal(len(s.all(cache, true)), 3)
+	faults := map[catalog.NARID]catalog.Fault{}
+	for n, err := range s.c.AllNARs(s.Context(), 0, true) {
+		s.ok(err)
+		faults[n.ID] = n.Fault
+	}
+	s.equal(faults, map[catalog.NARID]catalog.Fault{ids[0]: catalog.Missing, ids[1]: catalog.Damaged, ids[2]: catalog.Missing})
+	for _, of := range []*catalog.CacheID{nil, &cache} {
+		n, err := s.c.Count(s.Context(), of)
+		s.ok(err)
+		s.equal([]int64{n.Withheld, n.Missing}, []int64{3, 2})
+	}
+	s.withhold(ids[0], catalog.Missing, catalog.Whole)
+	s.equal(s.all(cache, false), []string{"one"})
+	for n, err := range s.c.AllNARs(s.Context(), ids[0], true) {
+		s.ok(err)
+		if n.ID == ids[0] {
+			s.Error("a whole NAR is among those that are withheld")
+		}
+	}
+	packs := map[string]int64{}
+	for p, err := range s.c.AllPacks(s.Context()) {
+		s.ok(err)
+		packs[p.Name] = p.Size
+	}
+	s.equal(len(packs), 3)
+	for range s.c.AllPacks(s.Context()) {
+		break
+	}
+}
+
 func (s *suite) damaged() {
 	cache := s.cache("main")
 	id, _ := s.nar("one", cache)
 	s.publish(cache, path("p", id, "one"))
-	s.ok(s.c.Withhold(s.Context(), id, true))
-	s.want(s.c.Withhold(s.Context(), 999, true), catalog.ErrNotFound)
+	s.withhold(id, catalog.Whole, catalog.Damaged)
+	for _, none := range []struct {
+		nar  catalog.NARID
+		from catalog.Fault
+	}{{999, catalog.Whole}, {id, catalog.Whole}, {id, catalog.Missing}} {
+		changed, err := s.c.Withhold(s.Context(), []catalog.NARID{none.nar}, none.from, catalog.Missing)
+		s.ok(err)
+		s.equal(changed, int64(0))
+	}
+	if _, err := s.c.Withhold(s.Context(), make([]catalog.NARID, 257), catalog.Whole, catalog.Damaged); err == nil {
+		s.Error("257 NARs at once: no error")
+	}
 	_, err := s.c.Path(s.Context(), cache, storePath("p").Hash())
 	s.want(err, catalog.ErrNotFound)
 	s.equal(s.all(cache, false), []string(nil))
 	s.equal(s.all(cache, true), []string{"p"})
 	n, err := s.c.NAR(s.Context(), sum("NAR one"))
 	s.ok(err)
-	if !n.Damaged {
-		s.Error("the NAR is not damaged")
-	}
+	s.equal(n.Fault, catalog.Damaged)
 	again := newNAR("one", cache)
 	again.Pack, again.Packs, again.Chunks, again.Recipe = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}, nil, []byte("new recipe")
 	same, added, err := s.c.AddNAR(s.Context(), again)
@@ -101,7 +162,7 @@ func (s *suite) damaged() {
 	}
 	n, err = s.c.NAR(s.Context(), sum("NAR one"))
 	s.ok(err)
-	if n.Damaged || string(n.Recipe) != "new recipe" || !slices.Equal(n.Packs, []string{"pack-new"}) {
+	if n.Fault != catalog.Whole || string(n.Recipe) != "new recipe" || !slices.Equal(n.Packs, []string{"pack-new"}) {
 		s.Errorf("after it was sent again: %+v", n)
 	}
 	s.equal(s.all(cache, false), []string{"p"})

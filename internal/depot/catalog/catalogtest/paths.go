@@ -130,7 +130,7 @@ func (s *suite) replaceWithheld() {
 	build := strings.Repeat("ab", 20)
 	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
 	s.ok(err)
-	s.ok(s.c.Withhold(s.Context(), id, true))
+	s.withhold(id, catalog.Whole, catalog.Damaged)
 	there, added, err := s.c.Publish(s.Context(), a, second, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
 	s.ok(err)
 	if !added || there.NAR != other {
@@ -143,7 +143,7 @@ func (s *suite) replaceWithheld() {
 	debug, err := s.c.DebugInfo(s.Context(), a, build)
 	s.ok(err)
 	s.equal(debug.Member, "lib/y")
-	s.ok(s.c.Withhold(s.Context(), id, false))
+	s.withhold(id, catalog.Damaged, catalog.Whole)
 	got, err = s.c.Path(s.Context(), a, p.Info.Path.Hash())
 	s.ok(err)
 	s.equal(got, second)
@@ -172,10 +172,10 @@ func (s *suite) debug() {
 	b := s.cache("b")
 	_, err = s.c.DebugInfo(s.Context(), b, build)
 	s.want(err, catalog.ErrNotFound)
-	s.ok(s.c.Withhold(s.Context(), id, true))
+	s.withhold(id, catalog.Whole, catalog.Damaged)
 	_, err = s.c.DebugInfo(s.Context(), a, build)
 	s.want(err, catalog.ErrNotFound)
-	s.ok(s.c.Withhold(s.Context(), id, false))
+	s.withhold(id, catalog.Damaged, catalog.Whole)
 	// Any path with the same build ID will do, as long as there is one.
 	other, _ := s.nar("two", a)
 	q := path("q", other, "two")
@@ -192,9 +192,9 @@ func (s *suite) debug() {
 		nar  catalog.NARID
 		left *catalog.DebugInfo
 	}{{id, ofQ}, {other, ofP}} {
-		s.ok(s.c.Withhold(s.Context(), gone.nar, true))
+		s.withhold(gone.nar, catalog.Whole, catalog.Damaged)
 		of(gone.left)
-		s.ok(s.c.Withhold(s.Context(), gone.nar, false))
+		s.withhold(gone.nar, catalog.Damaged, catalog.Whole)
 	}
 	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
 	of(ofQ)
@@ -217,12 +217,12 @@ func (s *suite) refusedPaths() {
 	}
 	_, _, err := s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrConflict)
-	s.ok(s.c.Withhold(s.Context(), id, true))
+	s.withhold(id, catalog.Whole, catalog.Damaged)
 	p.Info.Signatures = p.Info.Signatures[:64]
 	_, _, err = s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrGone)
 	s.equal(s.all(a, true), []string(nil))
-	s.ok(s.c.Withhold(s.Context(), id, false))
+	s.withhold(id, catalog.Damaged, catalog.Whole)
 	s.publish(a, p)
 	p.Info.Signatures = []nix.Signature{signature("one-too-many")}
 	_, _, err = s.c.Publish(s.Context(), a, p, nil, Unchecked())
@@ -309,7 +309,7 @@ func (s *suite) awaitedPaths() {
 	s.publish(a, first)
 
 	// What is withheld, and then comes with other bytes, may be referred to too.
-	s.ok(s.c.Withhold(s.Context(), second, true))
+	s.withhold(second, catalog.Whole, catalog.Damaged)
 	want(a, "a-p", true)
 	s.ok(s.c.DeleteCache(s.Context(), a))
 	want(a, "b-p", false)
@@ -362,7 +362,7 @@ func (s *suite) danglingReferences() {
 	first.Info.References = nil
 	s.publish(a, first)
 	want(a, "b-p by p")
-	s.ok(s.c.Withhold(s.Context(), second, true))
+	s.withhold(second, catalog.Whole, catalog.Damaged)
 	want(a, "b-p by p")
 	withheld := func(cache catalog.CacheID, want ...string) {
 		s.Helper()
@@ -375,7 +375,7 @@ func (s *suite) danglingReferences() {
 	}
 	withheld(a, "a-p")
 	withheld(b)
-	s.ok(s.c.Withhold(s.Context(), second, false))
+	s.withhold(second, catalog.Damaged, catalog.Whole)
 	withheld(a)
 	s.ok(s.c.DeletePath(s.Context(), a, first.Info.Path.Hash()))
 	want(a, "a-p by p", "b-p by p")
@@ -466,7 +466,7 @@ func (s *suite) bases() {
 	// What takes the place of a path that is withheld is looked at like any other.
 	p, err := s.c.Path(s.Context(), a, storePath("program").Hash())
 	s.ok(err)
-	s.ok(s.c.Withhold(s.Context(), p.NAR, true))
+	s.withhold(p.NAR, catalog.Whole, catalog.Damaged)
 	nar, _, err := s.c.AddNAR(s.Context(), newNAR("again", a))
 	s.ok(err)
 	again := path("program", nar, "again")
@@ -559,7 +559,7 @@ func (s *suite) references() {
 		if i == 7 {
 			p, err := s.c.Path(s.Context(), a, r.Path.Hash())
 			s.ok(err)
-			s.ok(s.c.Withhold(s.Context(), p.NAR, true))
+			s.withhold(p.NAR, catalog.Whole, catalog.Damaged)
 			r.Withheld = true
 		}
 		want[r.Path] = r

@@ -55,6 +55,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"NARs that are refused", (*suite).refusedNARs},
 		{"NARs of little", (*suite).bareNARs},
 		{"damaged NARs", (*suite).damaged},
+		{"missing packs", (*suite).missing},
 		{"uploads", (*suite).uploads},
 		{"uploads of NARs that are there", (*suite).uploadsOfKnown},
 		{"uses of chunks", (*suite).usesOfChunks},

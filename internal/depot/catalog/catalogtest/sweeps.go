@@ -194,7 +194,7 @@ func (s *suite) sweepLimit() {
 		s.nar(fmt.Sprint("n", i), a)
 	}
 	nars := func() (n int) {
-		for _, err := range s.c.AllNARs(s.Context(), 0) {
+		for _, err := range s.c.AllNARs(s.Context(), 0, false) {
 			s.ok(err)
 			n++
 		}

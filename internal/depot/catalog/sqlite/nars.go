@@ -63,12 +63,12 @@ func (c *Catalog) addNAR(x *change, n *catalog.NewNAR) (id catalog.NARID, added 
 			return 0, false, err
 		}
 	}
-	var damaged bool
-	there, err := x.get("SELECT id, damaged FROM nars WHERE hash = ?", []any{n.Hash[:]}, &id, &damaged)
+	var fault catalog.Fault
+	there, err := x.get("SELECT id, damaged FROM nars WHERE hash = ?", []any{n.Hash[:]}, &id, &fault)
 	if err != nil {
 		return 0, false, err
 	}
-	if !there || damaged {
+	if !there || fault != catalog.Whole {
 		added = true
 		if id, err = c.keepNAR(x, n, id); err != nil {
 			return 0, false, err
@@ -80,7 +80,7 @@ func (c *Catalog) addNAR(x *change, n *catalog.NewNAR) (id catalog.NARID, added 
 	return id, added, err
 }
 
-// keepNAR adds a NAR, or replaces all but the ID of one that is damaged.
+// keepNAR adds a NAR, or replaces all but the ID of one that is withheld.
 func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catalog.NARID, error) {
 	if n.Pack != nil {
 		if _, err := addPack(x, *n.Pack); err != nil {
@@ -187,11 +187,11 @@ func (c *Catalog) nar(ctx context.Context, condition string, of any) (*catalog.N
 		if first {
 			first = false
 			var hash []byte
-			if err := scan(&n.ID, &hash, &n.Size, &n.FileSize, &n.Tag, &n.Recipe, &n.Damaged, &pack); err != nil {
+			if err := scan(&n.ID, &hash, &n.Size, &n.FileSize, &n.Tag, &n.Recipe, &n.Fault, &pack); err != nil {
 				return err
 			}
 			copy(n.Hash[:], hash)
-		} else if err := scan(new(int64), new([]byte), new(int64), new(int64), new(string), new([]byte), new(bool), &pack); err != nil {
+		} else if err := scan(new(int64), new([]byte), new(int64), new(int64), new(string), new([]byte), new(catalog.Fault), &pack); err != nil {
 			return err
 		}
 		if pack != nil {
@@ -277,7 +277,11 @@ func (c *Catalog) Upload(ctx context.Context, cache catalog.CacheID, name string
 }
 
 // AllNARs iterates over all NARs.
-func (c *Catalog) AllNARs(ctx context.Context, after catalog.NARID) iter.Seq2[*catalog.NAR, error] {
+func (c *Catalog) AllNARs(ctx context.Context, after catalog.NARID, withheld bool) iter.Seq2[*catalog.NAR, error] {
+	query := "SELECT id, hash, size, file_size, damaged FROM nars WHERE id > ? ORDER BY id LIMIT ?"
+	if withheld {
+		query = "SELECT id, hash, size, file_size, damaged FROM nars WHERE damaged AND id > ? ORDER BY id LIMIT ?"
+	}
 	return pages(func(last catalog.NARID, first bool) (nars []*catalog.NAR, err error) {
 		if first {
 			last = after
@@ -285,13 +289,13 @@ func (c *Catalog) AllNARs(ctx context.Context, after catalog.NARID) iter.Seq2[*c
 		err = c.rows(ctx, func(scan func(...any) error) error {
 			n := &catalog.NAR{}
 			var hash []byte
-			if err := scan(&n.ID, &hash, &n.Size, &n.FileSize, &n.Damaged); err != nil {
+			if err := scan(&n.ID, &hash, &n.Size, &n.FileSize, &n.Fault); err != nil {
 				return err
 			}
 			copy(n.Hash[:], hash)
 			nars = append(nars, n)
 			return nil
-		}, "SELECT id, hash, size, file_size, damaged FROM nars WHERE id > ? ORDER BY id LIMIT ?", int64(last), page)
+		}, query, int64(last), page)
 		return nars, err
 	}, func(n *catalog.NAR) catalog.NARID { return n.ID })
 }

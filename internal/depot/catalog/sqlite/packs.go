@@ -24,6 +24,33 @@ func (c *Catalog) ThinPacks(ctx context.Context, limit int) (thin []catalog.Thin
 	return thin, nil
 }
 
+// AllPacks iterates over all packs.
+func (c *Catalog) AllPacks(ctx context.Context) iter.Seq2[catalog.Pack, error] {
+	type row struct {
+		id int64
+		catalog.Pack
+	}
+	rows := pages(func(last int64, _ bool) (packs []row, err error) {
+		err = c.rows(ctx, func(scan func(...any) error) error {
+			var p row
+			err := scan(&p.id, &p.Name, &p.Size)
+			packs = append(packs, p)
+			return err
+		}, "SELECT id, name, size FROM packs WHERE id > ? ORDER BY id LIMIT ?", last, page)
+		return packs, err
+	}, func(p row) int64 { return p.id })
+	return func(yield func(catalog.Pack, error) bool) {
+		for p, err := range rows {
+			if err != nil {
+				err = fmt.Errorf("list packs: %w", err)
+			}
+			if !yield(p.Pack, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
 // NARsIn iterates over the NARs that refer to a pack.
 func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NAR, error] {
 	ids := pages(func(last int64, _ bool) (ids []int64, err error) {

@@ -427,7 +427,7 @@ func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes 
 			return err
 		}
 		return each(r)
-	}, `SELECT paths.hash, paths.name, refs, damaged, store_dir FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache
+	}, `SELECT paths.hash, paths.name, refs, damaged <> 0, store_dir FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache
 		WHERE cache = ?1 AND paths.hash IN (`+marks(len(args)-1)+`)`, args...)
 }
 
@@ -452,19 +452,30 @@ func (c *Catalog) Path(ctx context.Context, cache catalog.CacheID, hash nix.Path
 	return p, nil
 }
 
-// Withhold marks a NAR as damaged or whole.
-func (c *Catalog) Withhold(ctx context.Context, nar catalog.NARID, damaged bool) error {
-	err := c.write(ctx, func(x *change) error {
-		return found(x.count("UPDATE nars SET damaged = ? WHERE id = ?", damaged, int64(nar)))
+// Withhold changes the faults of NARs.
+func (c *Catalog) Withhold(ctx context.Context, nars []catalog.NARID, from, to catalog.Fault) (changed int64, err error) {
+	if err := atMost(len(nars)); err != nil {
+		return 0, err
+	}
+	err = c.write(ctx, func(x *change) error {
+		changed = 0
+		for _, id := range nars {
+			n, err := x.count("UPDATE nars SET damaged = ? WHERE id = ? AND damaged = ?", int64(to), int64(id), int64(from))
+			if err != nil {
+				return err
+			}
+			changed += n
+		}
+		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("withhold NAR: %w", err)
+		return 0, fmt.Errorf("withhold NARs: %w", err)
 	}
-	return nil
+	return changed, nil
 }
 
 // AllPaths iterates over paths.
-func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix.PathHash, damaged bool) iter.Seq2[*catalog.Path, error] {
+func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix.PathHash, withheld bool) iter.Seq2[*catalog.Path, error] {
 	return pages(func(last nix.PathHash, first bool) (paths []*catalog.Path, err error) {
 		if first {
 			last = after
@@ -477,7 +488,7 @@ func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix
 			p, err := scanPath(scan)
 			paths = append(paths, p)
 			return err
-		}, pathColumns+"WHERE cache = ? AND paths.hash > ? AND damaged = ? ORDER BY paths.hash LIMIT ?", int64(cache), from, damaged, page)
+		}, pathColumns+"WHERE cache = ? AND paths.hash > ? AND (damaged <> 0) = ? ORDER BY paths.hash LIMIT ?", int64(cache), from, withheld, page)
 		return paths, err
 	}, func(p *catalog.Path) nix.PathHash { return p.Info.Path.Hash() })
 }
@@ -531,17 +542,17 @@ func (c *Catalog) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Co
 	if cache != nil {
 		// By the index of NARs, of all caches: so nars is read from its beginning to its end, and paths not at all.
 		err = c.queryRow(ctx, `
-			SELECT 1, coalesce(sum(n), 0), count(*), coalesce(sum(n * size), 0), coalesce(sum(n * file_size), 0), coalesce(sum(damaged), 0)
+			SELECT 1, coalesce(sum(n), 0), count(*), coalesce(sum(n * size), 0), coalesce(sum(n * file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0)
 			FROM (SELECT nar, count(*) AS n FROM paths INDEXED BY paths_by_nar WHERE cache = ? GROUP BY nar) JOIN nars ON nars.id = nar`, int64(*cache)).
-			scanAll(nil, &n.Caches, &n.Paths, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
+			scanAll(nil, &n.Caches, &n.Paths, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
 	} else {
 		err = c.queryRow(ctx, `
 			SELECT (SELECT count(*) FROM caches WHERE name IS NOT NULL), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
 				(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
 				(SELECT coalesce(sum(size), 0) FROM loose_packs JOIN packs ON packs.id = loose_packs.pack) +
 				(SELECT coalesce(sum(dead), 0) FROM thin_packs WHERE NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack)),
-				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged), 0) FROM nars`).
-			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Damaged)
+				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0) FROM nars`).
+			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
 	}
 	if err != nil {
 		return catalog.Counts{}, fmt.Errorf("count: %w", err)

@@ -292,7 +292,7 @@ func TestIterations(t *testing.T) {
 		t.Errorf("%d paths, want %d", seen, many)
 	}
 	seen = 0
-	for _, err := range c.AllNARs(t.Context(), 0) {
+	for _, err := range c.AllNARs(t.Context(), 0, false) {
 		if err != nil {
 			t.Fatal(err)
 		}
