@@ -75,7 +75,7 @@ func TestNARInfoStrictRefused(t *testing.T) {
 		{full("Deriver: ", "Deriver: /nix/store/"), "Deriver", "32 characters"},
 		{full("Sig: test-1:", "Sig: test-1"), "Sig", "no colon"},
 		{full("Sig: test-1:", "Sig: :"), "Sig", "visible ASCII"},
-		{full("Cw==", "Cw="), "Sig", "not base 64 of 64 bytes"},
+		{full("Cw==", "Cw="), "Sig", "not base 64 of 64 to 8192 bytes"},
 		{full("Cw==", "Cx=="), "Sig", "canonical base 64"},
 		{sigs(65), "Sig", "more than 64"},
 		{plain("CA: fixed:r:", "CA: fixed:nar:"), "CA", "unknown hash algorithm"},
