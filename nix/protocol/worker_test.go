@@ -117,7 +117,7 @@ func TestWorker(t0 *testing.T) {
 			t.put(opQueryPathInfo)
 			t.putPath(pathA)
 			t.wantLast(1)
-			if info := t.info(dir, pathA); t.err != nil || info.NARSize != int64(len(narA)) || info.References[0] != pathB || len(info.Signatures) != 1 {
+			if info := t.info(dir, pathA); t.err != nil || info.NARSize != int64(len(narA)) || info.References[0] != pathB || len(info.Signatures) != 2 {
 				t.Fatalf("path info %+v, %v", info, t.err)
 			}
 			t.put(opQueryPathFromHashPart)
@@ -418,8 +418,9 @@ func TestWorkerRealisations(t0 *testing.T) {
 	ask()
 	t.wantLast(1)
 	t.wantString(pathA.String())
-	t.wantUint(1)
+	t.wantUint(2)
 	t.wantString("k-1:")
+	t.wantString("ml-dsa-87:")
 	t.wantEnd("")
 }
 
