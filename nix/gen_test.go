@@ -1,6 +1,7 @@
 package nix_test
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -120,6 +121,9 @@ func genNARInfo() *rapid.Generator[*nix.NARInfo] {
 		}
 		if len(n.Signatures) == 0 {
 			n.Signatures = nil
+		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "unknown fields") {
+			n.Extra = append(n.Extra, nix.Field{Name: fmt.Sprint("Field-", i), Value: rapid.StringMatching(`[!-~é]( ?[!-~é]){0,20}`).Draw(t, "value")})
 		}
 		return n
 	})

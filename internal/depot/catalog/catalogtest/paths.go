@@ -229,9 +229,12 @@ func (s *suite) wholePaths() {
 	id, _ := s.nar("one", a.ID)
 	ca, err := nix.ParseContentAddress("fixed:r:sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s")
 	s.ok(err)
+	other, err := nix.NewSignature("ml-dsa-87", make([]byte, 4627))
+	s.ok(err)
 	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
 	full := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
-		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b")}, CA: ca}}
+		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b"), other}, CA: ca,
+		Extra: []nix.Field{{Name: "System", Value: "x86_64-linux"}, {Name: "Provenance", Value: `{"type":"copied","from":"a: é"}`}}}}
 	for _, p := range []*catalog.Path{bare, full} {
 		s.publish(a.ID, p)
 		got, err := s.c.Path(s.Context(), a.ID, p.Info.Path.Hash())

@@ -32,7 +32,7 @@ func pushReferring(ctx context.Context, c *Catalog, cache catalog.CacheID, name 
 func fillReferring(t testing.TB, c *Catalog, cache catalog.CacheID, n int, to nix.StorePath) {
 	t.Helper()
 	text := fmt.Sprintf(`WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < %d)
-		INSERT INTO paths SELECT %d, unhex(printf('%%040x', i)), 'user', (SELECT min(id) FROM nars), '%s', '', '', '', 1700000000 FROM numbers`, n, cache, to.Base())
+		INSERT INTO paths SELECT %d, unhex(printf('%%040x', i)), 'user', (SELECT min(id) FROM nars), '%s', '', '', '', 1700000000, '' FROM numbers`, n, cache, to.Base())
 	if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
 		t.Fatal(err)
 	}

@@ -19,15 +19,15 @@ const maxSignatures = 64
 
 // pathColumns are what a path is made of, in the order of scanPath.
 const pathColumns = `
-	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, registered, nars.hash, nars.size, file_size, tag, store_dir
+	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, fields, registered, nars.hash, nars.size, file_size, tag, store_dir
 	FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache `
 
 func scanPath(scan func(...any) error) (*catalog.Path, error) {
 	p := &catalog.Path{}
 	var hash, narHash []byte
-	var name, refs, deriver, sigs, ca, storeDir string
+	var name, refs, deriver, sigs, ca, fields, storeDir string
 	var registered int64
-	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &registered, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir); err != nil {
+	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &fields, &registered, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir); err != nil {
 		return nil, err
 	}
 	if len(hash) != len(nix.PathHash{}) || len(narHash) != len(catalog.Sum{}) {
@@ -57,6 +57,9 @@ func scanPath(scan func(...any) error) (*catalog.Path, error) {
 		if p.Info.CA, err = nix.ParseContentAddress(ca); err != nil {
 			return nil, err
 		}
+	}
+	if p.Info.Extra, err = nix.ParseFields(fields); err != nil {
+		return nil, err
 	}
 	p.Info.NARHash = nix.SHA256Sum([32]byte(narHash))
 	p.Info.RegistrationTime = time.Unix(registered, 0).UTC()
@@ -151,8 +154,8 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if registered.IsZero() {
 		registered = c.now()
 	}
-	if err := x.exec("INSERT INTO paths (rowid, cache, hash, name, nar, refs, deriver, sigs, ca, registered) VALUES ("+nextPath+", ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
-		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, registered.Unix()); err != nil {
+	if err := x.exec("INSERT INTO paths (rowid, cache, hash, name, nar, refs, deriver, sigs, ca, fields, registered) VALUES ("+nextPath+", ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
+		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, string(nix.AppendFields(nil, p.Info.Extra)), registered.Unix()); err != nil {
 		return err
 	}
 	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND +cache = ?" /* by the NAR: a cache has a million */, int64(p.NAR), int64(cache)); err != nil {
