@@ -67,6 +67,9 @@ type Options struct {
 	// Keys sign every narinfo, beside the signatures that the path already has. No two have the same name.
 	Keys []nix.SecretKey
 
+	// Reserved reports whether a name is that of another key of this server, which some clients trust too. Nil: none is.
+	Reserved func(name string) bool
+
 	// Priority is told to clients; they ask caches with a lower one first.
 	Priority int
 
@@ -95,6 +98,7 @@ type Cache struct {
 	sources   []Source
 	versioned []Versioned // the same sources; nil unless all are Versioned
 	keys      []nix.SecretKey
+	reserved  func(name string) bool // never nil
 	info      nix.CacheInfo
 	encoder   Encoder // nil: none
 	compress  bool    // narinfos point to what encoder gives
@@ -123,12 +127,16 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		closures: closures{walking: make(chan struct{}, 1), missing: &missing{}},
 		sources:  slices.Clone(sources),
 		keys:     slices.Clone(opts.Keys),
+		reserved: opts.Reserved,
 		info:     nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
 		encoder:  opts.Encoder,
 		compress: opts.Compress,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
 		missing:  newMemory[uint64](missMemory),
+	}
+	if c.reserved == nil {
+		c.reserved = func(string) bool { return false }
 	}
 	if c.sink != nil && !slices.Contains(c.sources, Source(c.sink)) {
 		return nil, fmt.Errorf("make cache: %w: its sink is none of its sources", ErrInvalid)

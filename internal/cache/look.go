@@ -259,12 +259,12 @@ func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
 }
 
 // sign returns the given signatures and ours.
-// What is given under the name of one of our own keys is left out: we know better. So is what would make more than are read.
+// What is given under the name of one of our own keys is left out: we know better. So is what would make more than are read,
+// and what would harm clients, see [Cache.misleads].
 func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
 	all := make([]nix.Signature, 0, len(given)+len(c.keys))
 	for _, s := range given {
-		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
-		if !ours && len(all)+len(c.keys) < maxSignatures && !slices.Contains(all, s) {
+		if !c.isOurs(s.Name) && !c.misleads(s, given) && len(all)+len(c.keys) < maxSignatures && !slices.Contains(all, s) {
 			all = append(all, s)
 		}
 	}
@@ -274,6 +274,22 @@ func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature 
 	return all
 }
 
+// isOurs reports whether one of our own keys has this name.
+func (c *Cache) isOurs(name string) bool {
+	return slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == name })
+}
+
+// nixosKey is the name of the Ed25519 key that every Nix trusts where nothing else is configured.
+const nixosKey = "cache.nixos.org-1"
+
+// misleads reports whether s is of another algorithm than Ed25519, under a name that is known to be that of an Ed25519 key:
+// that of NixOS, of this server, or of one that has signed the same. Every Nix that trusts the Ed25519 key would fail at it
+// ("signature is not valid"), whatever else is signed. No honest signer gives one name to two keys: Nix finds keys by their names.
+func (c *Cache) misleads(s nix.Signature, beside []nix.Signature) bool {
+	return !s.IsEd25519() && (s.Name == nixosKey || c.isOurs(s.Name) || c.reserved(s.Name) ||
+		slices.ContainsFunc(beside, func(other nix.Signature) bool { return other.Name == s.Name && other.IsEd25519() }))
+}
+
 // cost estimates the bytes that an entry takes in memory.
 func (e *entry) cost() int64 {
 	const (
@@ -281,7 +297,16 @@ func (e *entry) cost() int64 {
 		perRef  = 128     // a StorePath and its text
 		perSign = 128     // a Signature, twice
 	)
-	return fixed + int64(len(e.text)+perRef*len(e.info.References)+perSign*len(e.info.Signatures))
+	size := fixed + len(e.text) + perRef*len(e.info.References) + perSign*len(e.info.Signatures)
+	for _, f := range e.info.Extra {
+		size += len(f.Name) + len(f.Value)
+	}
+	for _, s := range e.origin.Signatures {
+		if !s.IsEd25519() {
+			size += nix.MaxSignatureLen
+		}
+	}
+	return int64(size)
 }
 
 // equal reports whether two path infos say the same.
@@ -294,6 +319,7 @@ func equal(a, b *nix.PathInfo) bool {
 		a.Ultimate == b.Ultimate &&
 		a.RegistrationTime.Equal(b.RegistrationTime) &&
 		slices.Equal(a.References, b.References) &&
+		slices.Equal(a.Extra, b.Extra) &&
 		slices.Equal(a.Signatures, b.Signatures)
 }
 

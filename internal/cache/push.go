@@ -184,7 +184,8 @@ func (c *Cache) checkInfo(n *nix.NARInfo) error {
 	return c.checkSignatures(n.Signatures, n.AppendFingerprint(nil))
 }
 
-// checkSignatures refuses signatures under the names of our own keys that these have not made.
+// checkSignatures refuses signatures under the names of our own keys that these have not made,
+// and those that would harm clients.
 func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error {
 	for _, s := range sigs {
 		for _, k := range c.keys {
@@ -192,8 +193,19 @@ func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error 
 				return Refuse(ErrInvalid, "Sig: the signature by %s is wrong: that is a key of this cache, and it has not made it", s.Name)
 			}
 		}
+		if c.misleads(s, nil) {
+			return Refuse(ErrInvalid, "Sig: %s is the name of an Ed25519 key, and the signature under it is of another algorithm: clients that trust that key would fail at it; give the other key a name of its own", s.Name)
+		}
 	}
 	return nil
+}
+
+// Others leaves out the signatures that this cache would refuse: those under the names of its own keys that these have not made,
+// and those that would harm clients. Nobody is served them.
+func (c *Cache) Others(sigs []nix.Signature, fingerprint []byte) []nix.Signature {
+	return slices.DeleteFunc(slices.Clone(sigs), func(s nix.Signature) bool {
+		return c.checkSignatures([]nix.Signature{s}, fingerprint) != nil
+	})
 }
 
 // uploadOf returns the upload that the URL of a narinfo leads to, and checks that it is what the narinfo says.
@@ -431,8 +443,7 @@ func (c *Cache) checkOutput(ctx context.Context, out nix.StorePath, sigs []nix.S
 // newSignatures returns those that a path does not have, and that we do not make ourselves.
 func (c *Cache) newSignatures(there *nix.PathInfo, sigs []nix.Signature) (more []nix.Signature) {
 	for _, s := range sigs {
-		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
-		if !ours && !slices.Contains(there.Signatures, s) {
+		if !c.isOurs(s.Name) && !slices.Contains(there.Signatures, s) {
 			more = append(more, s)
 		}
 	}

@@ -74,6 +74,7 @@ type Directory struct {
 	log     *slog.Logger
 
 	now  atomic.Pointer[snapshot] // never nil
+	keys sync.Map                 // the names of all keys that sign or have signed since the start
 	mu   sync.Mutex               // held while another snapshot is made
 	opts Options                  // guarded by mu
 }
@@ -286,7 +287,13 @@ func (d *Directory) make(ctx context.Context, last *snapshot) (*snapshot, error)
 	if err != nil {
 		return nil, err
 	}
+	for _, k := range d.opts.Keys {
+		d.keys.Store(k.Name(), true)
+	}
 	for _, r := range records {
+		for _, k := range r.Keys {
+			d.keys.Store(k.Name(), true)
+		}
 		m := last.member(r)
 		if m == nil {
 			c, err := d.build(r)
@@ -333,6 +340,12 @@ func same(a, b *catalog.Cache) bool {
 		slices.EqualFunc(a.Keys, b.Keys, func(k, l nix.SecretKey) bool { return k.Reveal() == l.Reveal() })
 }
 
+// isKey reports whether a key of any cache has this name.
+func (d *Directory) isKey(name string) bool {
+	_, ok := d.keys.Load(name)
+	return ok
+}
+
 // build makes a cache of a record.
 func (d *Directory) build(r *catalog.Cache) (*cache.Cache, error) {
 	opts := cache.Options{
@@ -340,6 +353,7 @@ func (d *Directory) build(r *catalog.Cache) (*cache.Cache, error) {
 		Private:                r.Private,
 		AllowMissingReferences: r.AllowMissingReferences,
 		Keys:                   slices.Clone(r.Keys),
+		Reserved:               d.isKey,
 		Priority:               r.Priority,
 		Memory:                 otherMemory,
 		Encoder:                d.opts.Encoder,

@@ -424,3 +424,24 @@ func BenchmarkByHost(b *testing.B) {
 		}
 	}
 }
+
+// A signature of another algorithm under the name of a key of any cache is refused in all: clients of both would fail at it.
+func TestKeysOfOthers(t0 *testing.T) {
+	t := newTester(t0)
+	d := t.mustOpen(caches.Options{Keys: []nix.SecretKey{newKey(t0, "own-1")}})
+	t.add("team", func(r *catalog.Cache) { r.Keys = []nix.SecretKey{newKey(t0, "team-1")} })
+	t.named(d, "team")
+	var sigs []nix.Signature
+	for _, name := range []string{"own-1", "team-1", "ml-dsa-1"} {
+		sig, err := nix.NewSignature(name, make([]byte, 2420))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sigs = append(sigs, sig)
+	}
+	for _, name := range []string{"main", "team"} {
+		if left := t.named(d, name).Others(sigs, nil); !slices.Equal(left, sigs[2:]) {
+			t.Errorf("the cache %s takes %v", name, left)
+		}
+	}
+}

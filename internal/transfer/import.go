@@ -295,7 +295,8 @@ func (i *importer) path(ctx context.Context, hash nix.PathHash, await func() err
 	if err := i.trust(info); err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, err)
 	}
-	info.Signatures = i.others(info.Signatures, info.AppendFingerprint(nil))
+	// Those under the names of this cache's own keys are left out, as where the server that is taken over was on a machine of the same name.
+	info.Signatures = i.cache.Others(info.Signatures, info.AppendFingerprint(nil))
 	added, err := i.publish(ctx, info, await)
 	if err == nil && i.opts.Logs {
 		err = i.log(ctx, info.Deriver, false)
@@ -324,14 +325,6 @@ func (i *importer) trust(info *nix.NARInfo) error {
 		}
 	}
 	return fmt.Errorf("%w: no trusted key has signed it", cache.ErrInvalid)
-}
-
-// others leaves out the signatures under the names of this cache's own keys that these have not made, as where the server that is taken over
-// was on a machine of the same name: nobody is served them, and whoever pushes one is refused.
-func (i *importer) others(signatures []nix.Signature, fingerprint []byte) []nix.Signature {
-	return slices.DeleteFunc(slices.Clone(signatures), func(s nix.Signature) bool {
-		return slices.ContainsFunc(i.cache.PublicKeys(), func(k nix.PublicKey) bool { return k.Name() == s.Name && !k.Verify(fingerprint, s) })
-	})
 }
 
 // publish makes a path visible with its NAR, which it fetches unless it was before.
