@@ -96,7 +96,7 @@ func (n *NARInfo) TextSize() int {
 	hash := len("fixed:git:sha512:") + nix32Len(maxHashSize)
 	size := labels + len(n.Path.path) + len(n.URL) + len(n.Compression) + 3*hash + 2*maxDecimalLen + len(n.Deriver.path)
 	for _, ref := range n.References {
-		size += len(ref.path) - dir + 1
+		size += len(ref.path) - dir // without the slash, and with a space
 	}
 	for _, sig := range n.Signatures {
 		size += len("\nSig: :") + len(sig.Name) + len(sig.text)

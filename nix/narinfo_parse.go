@@ -10,7 +10,7 @@ import (
 
 // MaxNARInfoSize is the size in bytes of the longest narinfo: room for some 200,000 references. Nix knows no bound.
 // The largest found in public caches have a few thousand references, but one file that names all dependencies of a system has more.
-const MaxNARInfoSize = 1 << 20
+const MaxNARInfoSize = 16 << 20
 
 // FieldError is the error of a narinfo that was refused: which field is wrong, and why.
 type FieldError struct {

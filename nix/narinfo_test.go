@@ -92,6 +92,16 @@ func TestNARInfoText(t *testing.T) {
 	}
 }
 
+// The size that is said of a text is no smaller than it is, and by little larger.
+func TestTextSize(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := genNARInfo().Draw(t, "narinfo")
+		if got, said := len(n.AppendText(nil)), n.TextSize(); said < got || said > got+700 {
+			t.Fatalf("%d bytes, which are said to be %d", got, said)
+		}
+	})
+}
+
 func TestAppendTextDoesNotAllocate(t *testing.T) {
 	n := benchNARInfo()
 	buf := n.AppendText(nil)
@@ -196,7 +206,7 @@ func TestNARInfoRefused(t *testing.T) {
 		{plainText + "Deriver: x\n", "Deriver", "32 characters"},
 		{plainText + "CA: fixed:md5:4425hx5d1mc9y39llj4k4nm55i\n", "CA", "it is there twice"},
 		{drop("CA") + "CA: nonsense\n", "CA", `neither "text:" nor "fixed:"`},
-		{plainText + "X: " + strings.Repeat("x", nix.MaxNARInfoSize), "", "longer than 1048576 bytes"},
+		{plainText + "X: " + strings.Repeat("x", nix.MaxNARInfoSize), "", "longer than 16777216 bytes"},
 	} {
 		n, err := nix.ParseNARInfo(nix.DefaultStoreDir, []byte(test.text))
 		wantFieldError(t, n, err, test.field, test.want)

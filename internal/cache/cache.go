@@ -83,6 +83,9 @@ type Options struct {
 	// Memory is how many bytes of narinfos are remembered, 32 MiB if zero.
 	Memory int64
 
+	// Looks is shared with the other caches of the process. Nil: it is not.
+	Looks *LookMemory
+
 	// Logger is told of failures that the answer does not show. Nil discards.
 	Logger *slog.Logger
 }
@@ -109,6 +112,7 @@ type Cache struct {
 	warned   atomic.Bool   // that nothing can be kept
 
 	pushes  atomic.Uint64 // how often something was published here
+	looks   *LookMemory
 	found   *memory[*entry]
 	missing *memory[uint64] // the version at which it was missing
 	asking  singleflight.Group
@@ -132,8 +136,12 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		encoder:  opts.Encoder,
 		compress: opts.Compress,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
-		missing:  newMemory[uint64](missMemory),
+		looks:    opts.Looks,
+		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory), 4*LargeInfo),
+		missing:  newMemory[uint64](missMemory, 1),
+	}
+	if c.looks == nil {
+		c.looks = NewLookMemory()
 	}
 	if c.reserved == nil {
 		c.reserved = func(string) bool { return false }
@@ -262,30 +270,30 @@ func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, er
 
 // Listing returns the listing of the NAR of a store path, with narOffset. The caller must not change it.
 func (c *Cache) Listing(ctx context.Context, hash nix.PathHash) (*nar.Listing, error) {
-	e, err := c.find(ctx, hash)
+	e, err := c.findNAR(ctx, hash)
 	if err != nil {
 		return nil, err
 	}
 	from, ok := e.from.(Lister)
 	if !ok {
-		return nil, fmt.Errorf("list %s: %w: %s has no listings", e.info.Path, ErrNotFound, e.from.Name())
+		return nil, fmt.Errorf("list %s: %w: %s has no listings", e.origin.Path, ErrNotFound, e.from.Name())
 	}
 	listing, err := from.Listing(ctx, e.origin)
 	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", e.info.Path, err)
+		return nil, fmt.Errorf("list %s: %w", e.origin.Path, err)
 	}
 	return listing, nil
 }
 
 // WriteListing writes the JSON form of the listing of the NAR of a store path, with narOffset. It writes nothing when it fails with ErrNotFound.
 func (c *Cache) WriteListing(ctx context.Context, hash nix.PathHash, w io.Writer) error {
-	e, err := c.find(ctx, hash)
+	e, err := c.findNAR(ctx, hash)
 	if err != nil {
 		return err
 	}
 	if from, ok := e.from.(ListingWriter); ok {
 		if err := from.WriteListing(ctx, e.origin, w); err != nil {
-			return fmt.Errorf("list %s: %w", e.info.Path, err)
+			return fmt.Errorf("list %s: %w", e.origin.Path, err)
 		}
 		return nil
 	}
@@ -344,8 +352,8 @@ func (c *Cache) checkBuilt(ctx context.Context, out nix.StorePath) error {
 	if c.partial {
 		return nil
 	}
-	there, err := c.origin(ctx, out.Hash())
-	if err == nil && there.Path != out {
+	has, err := c.Has(ctx, out)
+	if err == nil && !has {
 		err = ErrNotFound
 	}
 	return err

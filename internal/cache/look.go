@@ -57,20 +57,28 @@ func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
 // a narinfo always, so that it is signed once, a miss only if the sources vouch for it.
 // version was read before they are asked, so an answer is never older than the version it is kept under.
 func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
-	var kept file // of the source that answers
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		info, current, err := c.pathInfo(ctx, s, hash)
+	var kept file        // of the source that answers
+	release := func() {} // the memory of its answer
+	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
+		info, done, current, err := c.pathInfo(ctx, s, hash)
 		vouched = vouched && current
 		if err != nil {
 			return nil, err
 		}
+		defer func() {
+			if err != nil {
+				done()
+			}
+		}()
 		if able, ok := s.(Compressed); ok {
 			kept.size, kept.tag, err = able.StatCompressed(ctx, info)
 		} else {
 			kept = file{}
 		}
+		release = done
 		return info, err
 	})
+	defer release()
 	switch {
 	case err == ErrNotFound:
 		if vouched {
@@ -93,26 +101,26 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	return e, nil
 }
 
-// origin returns what the first source that has a path knows of it, without making a narinfo of it.
-func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	info, _, err := c.originFrom(ctx, hash)
-	return info, err
+// origin returns what the first source that has a path knows of it, without making a narinfo of it. It must be dropped when done is called.
+func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, done func(), err error) {
+	info, _, done, err = c.originFrom(ctx, hash)
+	return info, done, err
 }
 
 // originFrom is origin that returns the source as well.
-func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, Source, error) {
+func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, from Source, done func(), err error) {
 	if version, vouched := c.version(ctx); vouched {
 		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return e.origin, e.from, nil
+			return e.origin, e.from, func() {}, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		info, _, err := c.pathInfo(ctx, s, hash)
+	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
+		info, done, _, err = c.pathInfo(ctx, s, hash)
 		return info, err
 	})
-	return a.value, a.from, err
+	return a.value, a.from, done, err
 }
 
 // answer is what a source answered.
@@ -171,22 +179,24 @@ func mix(a, b uint64) uint64 { return a*0x9e3779b97f4a7c15 + b }
 
 // pathInfo asks one source for a path. One that cannot be used, as something that it refers to is
 // missing, is not there. current says that nothing has changed since that was found out.
-func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, current bool, err error) {
-	info, err = c.soundInfo(ctx, s, hash)
+// What is returned must be dropped when done is called.
+func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, done func(), current bool, err error) {
+	info, done, err = c.heldInfo(ctx, s, hash)
 	if err != nil || s != Source(c.sink) {
-		return info, true, err
+		return info, done, true, err
 	}
 	lacks, current, err := c.lacking(ctx, info)
 	if err == nil && !lacks.IsZero() {
 		err = ErrNotFound
 	}
 	if err != nil {
-		return nil, current, err
+		done()
+		return nil, nil, current, err
 	}
-	return info, current, nil
+	return info, done, current, nil
 }
 
-// soundInfo asks one source for a path, whatever that refers to.
+// soundInfo asks one source for a path, whatever that refers to. It may be large: who asks drops it at once, or is alone.
 func (c *Cache) soundInfo(ctx context.Context, s Source, hash nix.PathHash) (*nix.PathInfo, error) {
 	info, err := s.PathInfo(ctx, hash)
 	if err != nil {
@@ -323,12 +333,29 @@ func equal(a, b *nix.PathInfo) bool {
 		slices.Equal(a.Signatures, b.Signatures)
 }
 
-// Origin returns what the first source that has a path knows of it, which the caller must not change:
-// what Lookup does, for those who need neither the signatures of the cache nor a narinfo. A miss is ErrNotFound itself.
-func (c *Cache) Origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	info, err := c.origin(ctx, hash)
-	if err != nil && err != ErrNotFound {
-		return nil, fmt.Errorf("look up %s: %w", hash, err)
+// WithOrigin has f look at what the first source that has a path knows of it, which f must not change, and not keep where it is large:
+// as Lookup, for those who need neither the signatures of the cache nor a narinfo. A miss is ErrNotFound itself.
+func (c *Cache) WithOrigin(ctx context.Context, hash nix.PathHash, f func(*nix.PathInfo) error) error {
+	info, done, err := c.origin(ctx, hash)
+	if err == ErrNotFound {
+		return err
 	}
-	return info, err
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", hash, err)
+	}
+	defer done()
+	return f(info)
+}
+
+// Has reports whether the cache has this very path. It is an error if that could not be told.
+func (c *Cache) Has(ctx context.Context, path nix.StorePath) (bool, error) {
+	has := false
+	err := c.WithOrigin(ctx, path.Hash(), func(info *nix.PathInfo) error {
+		has = info.Path == path
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return has, err
 }

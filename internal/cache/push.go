@@ -18,10 +18,6 @@ const maxClosure = 1 << 18
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
 
-// maxNARInfo bounds, in bytes, the narinfo of what is published: signatures are added to it later, 600 bytes each at most, up to maxSignatures and our own.
-// Over SSH a path comes without one, and could have more references than any client reads.
-const maxNARInfo = nix.MaxNARInfoSize - 64<<10
-
 // errNoSink is for whoever pushes to a cache without a sink.
 var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")
 
@@ -102,8 +98,8 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	if _, _, err := c.missingNow(ctx, true); err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
-	there, err := c.origin(ctx, n.Path.Hash())
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	there, same, err := c.look(ctx, n, c.origin)
+	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
 	r, err := c.uploadOf(ctx, n, there)
@@ -116,16 +112,22 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 				"path", n.Path.String(), "has", there.NARHash.String(), "pushed", n.NARHash.String())
 			return false, nil
 		}
-		if !slices.Equal(there.References, n.References) {
+		if !same {
 			return false, Refuse(ErrConflict, "References: %s is there with the same NAR and other references: %s", n.Path, bases(there.References))
 		}
 	}
-	kept, err := c.sink.PathInfo(ctx, n.Path.Hash())
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	kept, same, err := c.look(ctx, n, func(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, func(), error) {
+		return c.heldInfo(ctx, c.sink, hash)
+	})
+	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
 	if kept != nil && there == nil && c.closures.tracker != nil {
-		missing, _, err := c.references(ctx, kept)
+		of := *kept
+		if same {
+			of.References = n.References
+		}
+		missing, _, err := c.references(ctx, &of)
 		if err != nil {
 			return false, err
 		}
@@ -134,17 +136,18 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		}
 	}
 	switch {
-	case kept != nil && (kept.NARHash != n.NARHash || !slices.Equal(kept.References, n.References)):
+	case kept != nil && (kept.NARHash != n.NARHash || !same):
 		return false, nil // an earlier source has this NAR, so this is not even looked at
 	case kept != nil:
 		// What was checked when it was published needs no second look: only signatures are added.
 		info := *kept
+		info.References = n.References // which are the same
 		info.Signatures = c.newSignatures(kept, n.Signatures)
-		switch {
-		case info.Signatures == nil:
+		if info.Signatures == nil {
 			return false, nil
-		case len(kept.Signatures)+len(info.Signatures) > maxSignatures:
-			return false, Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", n.Path, maxSignatures)
+		}
+		if err := c.checkSigned(&info, kept.Signatures); err != nil {
+			return false, err
 		}
 		return false, c.publish(ctx, &info)
 	case r == (Received{}):
@@ -160,6 +163,43 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	return there == nil, c.publishChecked(ctx, &info)
 }
 
+// look looks a path up that is pushed. It returns nil if it is not there, and whether it is there with the same references.
+// Of many only the first few are left in the result.
+func (c *Cache) look(ctx context.Context, n *nix.NARInfo, find func(context.Context, nix.PathHash) (*nix.PathInfo, func(), error)) (there *nix.PathInfo, same bool, err error) {
+	info, done, err := find(ctx, n.Path.Hash())
+	if errors.Is(err, ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
+	if there = info; infoSize(info) > LargeInfo {
+		there = withoutReferences(info)
+		there.References = slices.Clone(info.References[:min(maxBases, len(info.References))])
+	}
+	return there, slices.Equal(info.References, n.References), nil
+}
+
+// checkSigned checks that a path with signatures that are there, and those that it brings, is not too large.
+func (c *Cache) checkSigned(info *nix.PathInfo, there []nix.Signature) error {
+	all := *info
+	all.Signatures = slices.Concat(there, info.Signatures)
+	if len(all.Signatures) > maxSignatures {
+		return Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", info.Path, maxSignatures)
+	}
+	return c.checkSize(&nix.NARInfo{PathInfo: all})
+}
+
+// checkSize checks that a narinfo is not longer than clients read, signed by our own keys. Over SSH a path comes without one.
+func (c *Cache) checkSize(n *nix.NARInfo) error {
+	const url, signature = 256, 700 // our own
+	if size := n.TextSize() + url + signature*len(c.keys); size > nix.MaxNARInfoSize {
+		return Refuse(ErrTooLarge, "References: with %d of them and %d signatures, the narinfo of %s has %d bytes, more than %d", len(n.References), len(n.Signatures), n.Path, size, nix.MaxNARInfoSize)
+	}
+	return nil
+}
+
 // checkInfo checks what a narinfo shows by itself.
 func (c *Cache) checkInfo(n *nix.NARInfo) error {
 	switch dir := c.info.StoreDir; {
@@ -170,8 +210,8 @@ func (c *Cache) checkInfo(n *nix.NARInfo) error {
 	case n.NARHash.Algorithm() != nix.SHA256 || n.NARSize <= 0:
 		return Refuse(ErrInvalid, "NarHash and NarSize: they have to be there, and the hash a SHA-256")
 	}
-	if len(n.AppendText(nil)) > maxNARInfo {
-		return Refuse(ErrTooLarge, "References: with %d of them, the narinfo of %s has more than %d bytes", len(n.References), n.Path, maxNARInfo)
+	if err := c.checkSize(n); err != nil {
+		return err
 	}
 	for _, ref := range n.References {
 		if ref.Dir() != c.info.StoreDir {
@@ -294,16 +334,20 @@ func (c *Cache) references(ctx context.Context, info *nix.PathInfo) (missing []n
 		if ref == info.Path {
 			continue
 		}
-		there, from, err := c.originFrom(ctx, ref.Hash())
+		there, from, done, err := c.originFrom(ctx, ref.Hash())
+		has := err == nil && there.Path == ref
+		if err == nil {
+			done()
+		}
 		if err != nil && !errors.Is(err, ErrNotFound) {
 			return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
 		}
-		if err != nil || there.Path != ref {
+		if !has {
 			missing = append(missing, ref)
 			continue
 		}
 		if from != Source(c.sink) {
-			_, _, err = c.pathInfo(ctx, c.sink, ref.Hash())
+			err = c.sinkHas(ctx, ref.Hash())
 		}
 		switch {
 		case errors.Is(err, ErrNotFound):
@@ -313,6 +357,15 @@ func (c *Cache) references(ctx context.Context, info *nix.PathInfo) (missing []n
 		}
 	}
 	return missing, others, nil
+}
+
+// sinkHas returns ErrNotFound unless the sink has a path, with all that it refers to.
+func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
+	_, done, _, err := c.pathInfo(ctx, c.sink, hash)
+	if err == nil {
+		done()
+	}
+	return err
 }
 
 // checkCycle refuses a path that one of those that it refers to, however indirectly, refers to.
@@ -343,7 +396,11 @@ func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool,
 		hash := next[len(next)-1]
 		next = next[:len(next)-1]
 		// Also what is not announced, as something is missing.
-		there, err := first(c, func(s Source) (*nix.PathInfo, error) { return c.soundInfo(ctx, s, hash) })
+		var done func()
+		there, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
+			info, done, err = c.heldInfo(ctx, s, hash)
+			return info, err
+		})
 		if errors.Is(err, ErrNotFound) {
 			whole = false
 			continue
@@ -351,7 +408,9 @@ func (c *Cache) checkCycle(ctx context.Context, info *nix.PathInfo) (whole bool,
 		if err != nil {
 			return false, fmt.Errorf("publish %s: %w", info.Path, err)
 		}
-		if err := add(there.value); err != nil {
+		err = add(there.value)
+		done()
+		if err != nil {
 			return false, err
 		}
 	}
@@ -430,11 +489,11 @@ func (c *Cache) checkOutput(ctx context.Context, out nix.StorePath, sigs []nix.S
 	if c.sink == nil {
 		return errNoSink
 	}
-	there, err := c.origin(ctx, out.Hash())
+	has, err := c.Has(ctx, out)
 	switch {
-	case err != nil && !errors.Is(err, ErrNotFound):
+	case err != nil:
 		return fmt.Errorf("look up output %s: %w", out, err)
-	case (err != nil || there.Path != out) && !c.partial:
+	case !has && !c.partial:
 		return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
 	}
 	return c.checkSignatures(sigs, fingerprint)
@@ -450,9 +509,12 @@ func (c *Cache) newSignatures(there *nix.PathInfo, sigs []nix.Signature) (more [
 	return more
 }
 
+// maxBases is how many paths a message names.
+const maxBases = 5
+
 // bases names the first few of some paths.
 func bases(paths []nix.StorePath) string {
-	const most = 5
+	const most = maxBases
 	var names []string
 	for _, p := range paths[:min(most, len(paths))] {
 		names = append(names, p.Base())

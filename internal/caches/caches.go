@@ -72,6 +72,7 @@ type Directory struct {
 	depot   *depot.Depot
 	local   cache.Source // Options.Local
 	log     *slog.Logger
+	looks   *cache.LookMemory
 
 	now  atomic.Pointer[snapshot] // never nil
 	keys sync.Map                 // the names of all keys that sign or have signed since the start
@@ -104,7 +105,7 @@ type member struct {
 // New returns the directory of the caches in the catalog, whose bytes are in the depot. [Prepare] has made the cache main.
 // An error says what keeps the cache main from being served; what is wrong with others is logged.
 func New(ctx context.Context, cat catalog.Catalog, d *depot.Depot, opts Options) (*Directory, error) {
-	dir := &Directory{catalog: cat, depot: d, local: opts.Local, opts: opts, log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
+	dir := &Directory{catalog: cat, depot: d, local: opts.Local, opts: opts, looks: cache.NewLookMemory(), log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
 	s, err := dir.make(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open caches: %w", err)
@@ -356,6 +357,7 @@ func (d *Directory) build(r *catalog.Cache) (*cache.Cache, error) {
 		Reserved:               d.isKey,
 		Priority:               r.Priority,
 		Memory:                 otherMemory,
+		Looks:                  d.looks,
 		Encoder:                d.opts.Encoder,
 		Compress:               d.opts.Compress,
 		SourcesLeftOut:         d.opts.LocalLeftOut && slices.Contains(r.Sources, catalog.SourceLocal),

@@ -135,6 +135,7 @@ type Server struct {
 	large     *slots.Slots // of Options.Uploads
 	small     *slots.Slots // of smallUploads
 	memory    *slots.Slots // bytes of codec.Memory, for decoders
+	texts     *slots.Slots // of textMemory, in bytes
 	logs      *slots.Slots // of openLogs
 	listings  *slots.Slots // of largeListings
 	streams   *slots.Slots // of mostRequests
@@ -162,6 +163,7 @@ func New(caches cache.Directory, opts Options) *Server {
 		large:     slots.New(cmp.Or(opts.Uploads, 32)),
 		small:     slots.New(smallUploads),
 		memory:    slots.NewMemory(codec.Memory),
+		texts:     slots.NewMemory(textMemory),
 		logs:      slots.New(openLogs),
 		listings:  slots.New(largeListings),
 		streams:   slots.New(mostRequests),

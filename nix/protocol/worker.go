@@ -353,6 +353,9 @@ func (s *workerServer) queryPathInfo(ctx context.Context) error {
 	if errors.Is(err, ErrNotFound) {
 		return s.result(nil, func() { s.putBool(false) })
 	}
+	if err == nil {
+		err = s.room.hold(info)
+	}
 	return s.result(err, func() {
 		s.putBool(true)
 		s.putInfo(info)
@@ -512,7 +515,7 @@ func (s *workerServer) narFromPath(ctx context.Context) error {
 	}
 	s.last()
 	if s.err == nil {
-		s.err = s.store.WriteNAR(ctx, s.w, info) // half of a NAR cannot be taken back
+		s.err = s.store.WriteNAR(ctx, s.w, withoutReferences(info)) // half of a NAR cannot be taken back
 	}
 	return nil
 }
