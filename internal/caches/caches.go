@@ -1,7 +1,7 @@
 // Package caches is the directory of the caches of a server: it makes of each record of the catalog a cache
 // on the depot, on the local store where there is one, or on both, and makes it anew when the record has changed.
 //
-//	err := caches.Prepare(ctx, cat, depot, store)
+//	err := caches.Prepare(ctx, cat, depot, store.StoreDir())
 //	d, err := caches.New(ctx, cat, depot, caches.Options{Local: store, Keys: keys})
 //	c, err := d.ByHost(ctx, request.Host)
 //
@@ -143,23 +143,21 @@ func Record(name string) *catalog.Cache {
 	}
 }
 
-// Prepare makes the record of [cache.Main] if there is none, and fits it to the local store, which is nil if there is none:
-// its store directory is that of the cache, unless the depot keeps paths of another one.
-func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cache.Source) error {
-	if err := prepare(ctx, cat, d, local); err != nil {
+// Prepare makes the record of [cache.Main] if there is none, and fits it to the store directory of this machine, "" if that is not known:
+// it is that of the cache, unless the depot keeps paths of another one.
+func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
+	if err := prepare(ctx, cat, d, dir); err != nil {
 		return fmt.Errorf("prepare cache %s: %w", cache.Main, err)
 	}
 	return nil
 }
 
-func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cache.Source) error {
+func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
 	record, err := Find(ctx, cat, cache.Main)
 	if errors.Is(err, cache.ErrNotFound) {
 		record = Record(cache.Main)
 		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
-		if local != nil {
-			record.StoreDir = local.StoreDir()
-		}
+		record.StoreDir = cmp.Or(dir, record.StoreDir)
 		if err = cat.AddCache(ctx, record); errors.Is(err, catalog.ErrConflict) { // another process was faster
 			record, err = Find(ctx, cat, cache.Main)
 		}
@@ -167,15 +165,15 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cac
 	if err != nil {
 		return err
 	}
-	if local == nil || !slices.Contains(record.Sources, catalog.SourceLocal) || local.StoreDir() == record.StoreDir {
+	if dir == "" || !slices.Contains(record.Sources, catalog.SourceLocal) || dir == record.StoreDir {
 		return nil
 	}
 	if d.For(record).IsThere() {
-		return fmt.Errorf("it keeps paths of %s, and the local store is %s: serve another store, or use another state directory with --state",
-			record.StoreDir, local.StoreDir())
+		return fmt.Errorf("it keeps paths of %s, and the store directory of this machine is %s: serve another store with --store, set NIX_STORE_DIR, or use another state directory with --state",
+			record.StoreDir, dir)
 	}
 	changed := *record
-	changed.StoreDir = local.StoreDir()
+	changed.StoreDir = dir
 	return cat.SetCache(ctx, &changed)
 }
 
