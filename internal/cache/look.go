@@ -17,7 +17,23 @@ type entry struct {
 	info    *nix.NARInfo
 	from    Source
 	origin  *nix.PathInfo // what from answered
+	pushed  pushedToo     // what the sink has of the same path
 	file    file          // what from keeps of it, if that is Compressed
+}
+
+// pushedToo is what was pushed of a path that a source before the sink has. Most have none.
+type pushedToo struct {
+	signatures []nix.Signature
+	extra      []nix.Field
+}
+
+// pushedTo returns what the sink has of what another source answered.
+func (c *Cache) pushedTo(ctx context.Context, from Source, info *nix.PathInfo) (p pushedToo, err error) {
+	if c.sink == nil || from == Source(c.sink) {
+		return p, nil
+	}
+	p.signatures, p.extra, err = c.sink.Endorsements(ctx, info)
+	return p, err
 }
 
 // file is the compressed NAR that a [Compressed] source keeps. The zero file is none.
@@ -89,8 +105,15 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 		return nil, fmt.Errorf("look up %s: %w", hash, err)
 	}
 
-	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, file: kept}
-	if old, ok := c.found.get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) {
+	pushed, err := c.pushedTo(ctx, a.from, a.value)
+	if err != nil {
+		// The path can be served without.
+		c.log.Warn("could not look up what was pushed of a path", "path", a.value.Path.String(), "error", err)
+		a.unsure = true
+	}
+	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, pushed: pushed, file: kept}
+	if old, ok := c.found.get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) &&
+		slices.Equal(old.pushed.signatures, pushed.signatures) && slices.Equal(old.pushed.extra, pushed.extra) {
 		e.info, e.text = old.info, old.text
 		e = c.measured(hash, e)
 	} else {
@@ -239,7 +262,14 @@ func (c *Cache) render(e *entry) *nix.NARInfo {
 		info.FileSize, _ = c.encoder.Encoded(origin)
 	}
 	info.URL += suffix(info.Compression)
-	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
+	given := origin.Signatures
+	if len(e.pushed.signatures) > 0 {
+		given = slices.Concat(given, e.pushed.signatures)
+	}
+	info.Signatures = c.sign(given, origin.AppendFingerprint(nil))
+	if info.Extra == nil {
+		info.Extra = e.pushed.extra
+	}
 	return info
 }
 

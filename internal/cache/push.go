@@ -151,16 +151,38 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		}
 		return false, c.publish(ctx, &info)
 	case r == (Received{}):
-		if c.newSignatures(there, n.Signatures) != nil {
-			return false, Refuse(ErrInvalid, "Sig: %s is in a store of this server that keeps no signatures that are pushed; push the path, or sign it there", n.Path)
-		}
-		return false, nil
+		return false, c.endorse(ctx, n, there)
 	}
 	if err := c.checkContents(ctx, &n.PathInfo, r); err != nil {
 		return false, err
 	}
 	info := n.PathInfo
 	return there == nil, c.publishChecked(ctx, &info)
+}
+
+// endorse keeps the signatures of a path that only another source has, to be served with it.
+func (c *Cache) endorse(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo) error {
+	kept, _, err := c.sink.Endorsements(ctx, there)
+	if err != nil {
+		return fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	all := n.PathInfo
+	all.Signatures = slices.Concat(there.Signatures, kept)
+	more := c.newSignatures(&all, n.Signatures)
+	if more == nil {
+		return nil
+	}
+	added := all
+	added.Signatures = more
+	if err := c.checkSigned(&added, all.Signatures); err != nil {
+		return err
+	}
+	err = c.sink.Endorse(ctx, there, more)
+	c.pushes.Add(1)
+	if err != nil {
+		return fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	return nil
 }
 
 // look looks a path up that is pushed. It returns nil if it is not there, and whether it is there with the same references.

@@ -247,21 +247,57 @@ func TestPublishAnother(t *testing.T) {
 	c.wantRefused(n, cache.ErrConflict, "other references")
 }
 
-// What an earlier source has is kept too, but not signed for it.
+// What an earlier source has is kept too, and signatures that are pushed of it are served with it, whether or not it is kept.
 func TestPublishWhatIsThere(t *testing.T) {
 	p := hello(t)
 	c := newPushed(t, cache.Options{}, cachetest.NewMemory(p))
+	fingerprint := p.Info.AppendFingerprint(nil)
+	want := []nix.Signature{c.key.Sign(fingerprint)}
+	add := func(name string) {
+		t.Helper()
+		back := *wantNARInfo(t, c.Cache, p.Info.Path.Hash())
+		sig := newKey(t, name).Sign(fingerprint)
+		back.Signatures = append(slices.Clip(back.Signatures), sig)
+		want = slices.Insert(want, len(want)-1, sig)
+		for range 2 {
+			c.publish(&back)
+		}
+	}
+	wantSigned := func() {
+		t.Helper()
+		got := texts(wantNARInfo(t, c.Cache, p.Info.Path.Hash()).Signatures)
+		if all := texts(want); !cmp.Equal(slices.Sorted(slices.Values(all)), slices.Sorted(slices.Values(got))) {
+			t.Errorf("signatures are %q, want %q", got, all)
+		}
+	}
 	back := *wantNARInfo(t, c.Cache, p.Info.Path.Hash())
 	c.publish(&back)
-	back.Signatures = append(slices.Clip(back.Signatures), newKey(t, "more-1").Sign(back.AppendFingerprint(nil)))
-	c.wantRefused(&back, cache.ErrInvalid, "Sig")
-	if c.publish(c.upload(p)) {
+	wantSigned()
+	add("one-1")
+	wantSigned()
+	add("two-1")
+	wantSigned()
+	n := c.upload(p)
+	n.Extra = []nix.Field{{Name: "Provenance", Value: "x"}}
+	if c.publish(n) {
 		t.Error("a path that is there was added")
 	}
 	if _, err := c.sink.PathInfo(t.Context(), p.Info.Path.Hash()); err != nil {
 		t.Errorf("it is not kept: %v", err)
 	}
-	c.publish(&back)
+	wantSigned()
+	add("three-1")
+	wantSigned()
+	if got := wantNARInfo(t, c.Cache, p.Info.Path.Hash()).Extra; !slices.Equal(got, n.Extra) {
+		t.Errorf("unknown fields are %v", got)
+	}
+	for i := range 70 {
+		back := *wantNARInfo(t, c.Cache, p.Info.Path.Hash())
+		back.Signatures = []nix.Signature{newKey(t, fmt.Sprint("more-", i)).Sign(fingerprint)}
+		if _, err := c.Publish(t.Context(), &back); i > 62 && !errors.Is(err, cache.ErrInvalid) {
+			t.Errorf("signature %d: %v", i, err)
+		}
+	}
 }
 
 func refersTo(p cachetest.Path, refs ...cachetest.Path) cachetest.Path {

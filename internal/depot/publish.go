@@ -113,6 +113,17 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo, elsewhere []nix.
 	return &there.Info, nil
 }
 
+// Endorse keeps signatures of a path that another source has.
+func (p *Part) Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
+	return failure("keep signatures", p.d.catalog.Endorse(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()), sigs))
+}
+
+// Endorsements returns what was pushed of a path that another source has.
+func (p *Part) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error) {
+	sigs, fields, err := p.d.catalog.Endorsements(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()))
+	return sigs, fields, failure("look up signatures", err)
+}
+
 // Awaited reports whether a path may be referred to by one that is published.
 func (p *Part) Awaited(ctx context.Context, hash nix.PathHash) (bool, error) {
 	awaited, err := p.d.catalog.Awaited(ctx, p.id, hash)

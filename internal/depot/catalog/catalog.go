@@ -356,6 +356,14 @@ type Paths interface {
 	// AddSignatures adds the signatures that a path does not have yet. ErrNotFound if the path is not there.
 	AddSignatures(ctx context.Context, cache CacheID, hash nix.PathHash, sigs []nix.Signature) error
 
+	// Endorse keeps signatures of a path that is not published in the cache, as another source has it: they are added to those
+	// that were kept of the same NAR, and replace those of another one. ErrGone if the cache is not there, ErrConflict past 64 signatures.
+	Endorse(ctx context.Context, cache CacheID, hash nix.PathHash, nar Sum, sigs []nix.Signature) error
+
+	// Endorsements returns what was pushed of a path with this NAR: its signatures and unknown fields where it is published,
+	// and the signatures that Endorse has kept. Nothing is no error.
+	Endorsements(ctx context.Context, cache CacheID, hash nix.PathHash, nar Sum) ([]nix.Signature, []nix.Field, error)
+
 	// Path returns a published path. ErrNotFound if there is none.
 	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)
 

@@ -56,6 +56,7 @@ type room struct {
 	// dangling are references to what other sources have, by their path hashes, with those that
 	// have them.
 	dangling map[nix.PathHash]map[nix.PathHash]nix.StorePath
+	endorsed map[nix.PathHash]endorsed
 	deleted  map[nix.PathHash]time.Time
 }
 
@@ -140,6 +141,7 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 		files:    make(map[string]*catalog.File),
 		awaited:  make(map[nix.PathHash]bool),
 		dangling: make(map[nix.PathHash]map[nix.PathHash]nix.StorePath),
+		endorsed: make(map[nix.PathHash]endorsed),
 		deleted:  make(map[nix.PathHash]time.Time),
 	}
 	m.changed()

@@ -238,6 +238,63 @@ func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix
 	return x.exec("UPDATE paths SET sigs = ? WHERE cache = ? AND hash = ?", joinSignatures(all), int64(cache), hash[:])
 }
 
+// Endorse keeps signatures of a path that another source has.
+func (c *Catalog) Endorse(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum, sigs []nix.Signature) error {
+	err := c.write(ctx, func(x *change) error {
+		if err := hasCache(x, cache); err != nil {
+			return err
+		}
+		var text string
+		if _, err := x.get("SELECT sigs FROM signatures WHERE cache = ? AND hash = ? AND nar_hash = ?", []any{int64(cache), hash[:], nar[:]}, &text); err != nil {
+			return err
+		}
+		all, err := parseSignatures(text)
+		if err != nil {
+			return err
+		}
+		had := len(all)
+		for _, s := range sigs {
+			if !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+		}
+		switch {
+		case len(all) == had:
+			return nil
+		case len(all) > maxSignatures:
+			return errTooManySignatures
+		}
+		return x.exec("INSERT INTO signatures (cache, hash, nar_hash, sigs) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET nar_hash = excluded.nar_hash, sigs = excluded.sigs",
+			int64(cache), hash[:], nar[:], joinSignatures(all))
+	})
+	if err != nil {
+		return fmt.Errorf("sign %s: %w", hash, err)
+	}
+	return nil
+}
+
+// Endorsements returns what was pushed of a path.
+func (c *Catalog) Endorsements(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum) ([]nix.Signature, []nix.Field, error) {
+	var sigs, fields string
+	err := c.queryRow(ctx, `
+		SELECT coalesce((SELECT sigs FROM paths JOIN nars ON nars.id = nar WHERE cache = ?1 AND paths.hash = ?2 AND nars.hash = ?3), '') || ' ' ||
+			coalesce((SELECT sigs FROM signatures WHERE cache = ?1 AND hash = ?2 AND nar_hash = ?3), ''),
+			coalesce((SELECT fields FROM paths JOIN nars ON nars.id = nar WHERE cache = ?1 AND paths.hash = ?2 AND nars.hash = ?3), '')`,
+		int64(cache), hash[:], nar[:]).scanAll(catalog.ErrNotFound, &sigs, &fields)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up signatures of %s: %w", hash, err)
+	}
+	all, err := parseSignatures(sigs)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up signatures of %s: %w", hash, err)
+	}
+	extra, err := nix.ParseFields(fields)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up fields of %s: %w", hash, err)
+	}
+	return all, extra, nil
+}
+
 // Awaited reports whether a path may be referred to.
 func (c *Catalog) Awaited(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (bool, error) {
 	var awaited bool
@@ -390,10 +447,17 @@ func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix
 		if first && last == (nix.PathHash{}) {
 			from = []byte{} // which even a hash of zeros comes after
 		}
+		many := 0
 		err = c.rows(ctx, func(scan func(...any) error) error {
 			p, err := scanPath(scan)
+			if err != nil {
+				return err
+			}
 			paths = append(paths, p)
-			return err
+			if many += len(p.Info.References); many > pageReferences {
+				return errPageFull
+			}
+			return nil
 		}, pathColumns+"WHERE cache = ? AND paths.hash > ? AND damaged = ? ORDER BY paths.hash LIMIT ?", int64(cache), from, damaged, page)
 		return paths, err
 	}, func(p *catalog.Path) nix.PathHash { return p.Info.Path.Hash() })

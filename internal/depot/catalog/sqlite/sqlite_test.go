@@ -430,7 +430,7 @@ func TestFilesOfOlder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, text := range []string{"ALTER TABLE paths DROP COLUMN fields", "DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
+	for _, text := range []string{"ALTER TABLE paths DROP COLUMN fields", "DROP TABLE signatures", "DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
 		if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
 			t.Fatal(err)
 		}
