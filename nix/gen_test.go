@@ -1,6 +1,7 @@
 package nix_test
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -66,7 +67,7 @@ func genKeyName() *rapid.Generator[string] { return rapid.StringMatching(`[!-9;-
 
 func genSignature() *rapid.Generator[nix.Signature] {
 	return rapid.Custom(func(t *rapid.T) nix.Signature {
-		return must(nix.NewSignature(genKeyName().Draw(t, "key name"), genBytes(64).Draw(t, "signature")))
+		return must(nix.NewSignature(genKeyName().Draw(t, "key name"), genBytes(rapid.SampledFrom([]int{64, 64, 64, 65, 66, 104, 4627, 8192}).Draw(t, "size")).Draw(t, "signature")))
 	})
 }
 
@@ -120,6 +121,9 @@ func genNARInfo() *rapid.Generator[*nix.NARInfo] {
 		}
 		if len(n.Signatures) == 0 {
 			n.Signatures = nil
+		}
+		for i := range rapid.IntRange(0, 3).Draw(t, "unknown fields") {
+			n.Extra = append(n.Extra, nix.Field{Name: fmt.Sprint("Field-", i), Value: rapid.StringMatching(`[!-~é]( ?[!-~é]){0,20}`).Draw(t, "value")})
 		}
 		return n
 	})

@@ -80,9 +80,7 @@ func (k SecretKey) Public() PublicKey {
 
 // Sign signs a fingerprint, such as that of [PathInfo.AppendFingerprint].
 func (k SecretKey) Sign(fingerprint []byte) Signature {
-	s := Signature{Name: k.name}
-	copy(s.sig[:], ed25519.Sign(k.key(), fingerprint))
-	return s
+	return Signature{k.name, base64.StdEncoding.EncodeToString(ed25519.Sign(k.key(), fingerprint))}
 }
 
 // Reveal returns the contents of a secret key file, the form that [ParseSecretKey] reads,
@@ -131,7 +129,7 @@ func (k PublicKey) IsZero() bool { return k.name == "" }
 // Verify reports whether sig is this key's signature of the fingerprint.
 // A signature by a key of another name is not, whatever its bytes.
 func (k PublicKey) Verify(fingerprint []byte, sig Signature) bool {
-	return !k.IsZero() && sig.Name == k.name && ed25519.Verify(k.key[:], fingerprint, sig.sig[:])
+	return !k.IsZero() && sig.Name == k.name && sig.IsEd25519() && ed25519.Verify(k.key[:], fingerprint, sig.Bytes())
 }
 
 // String returns the text form, "<name>:<base 64>", or "" for no key.

@@ -131,9 +131,9 @@ func TestKeysRefused(t *testing.T) {
 	for _, test := range []struct{ text, want string }{
 		{"", "no colon"},
 		{"test-1", "no colon"},
-		{"test-1:", "not base 64 of 64 bytes"},
+		{"test-1:", "not base 64 of 64 to 8192 bytes"},
 		{":" + text, "visible ASCII"},
-		{testSignature + "\n", "not base 64 of 64 bytes"},
+		{testSignature + "\n", "canonical base 64"},
 		{testSignature[:20] + "-" + testSignature[21:], "canonical base 64"},
 		{strings.Replace(testSignature, "Cw==", "Cx==", 1), "canonical base 64"},
 	} {
@@ -141,9 +141,9 @@ func TestKeysRefused(t *testing.T) {
 		wantErr(t, err, test.want)
 	}
 	_, err := nix.NewSignature("a", make([]byte, 63))
-	wantErr(t, err, "63 bytes, not 64")
-	_, err = nix.NewSignature("a", make([]byte, 65))
-	wantErr(t, err, "65 bytes, not 64")
+	wantErr(t, err, "63 bytes, not 64 to 8192")
+	_, err = nix.NewSignature("a", make([]byte, 8193))
+	wantErr(t, err, "8193 bytes, not 64 to 8192")
 	_, err = nix.NewSignature("", make([]byte, 64))
 	wantErr(t, err, "visible ASCII")
 }
@@ -204,9 +204,28 @@ func TestSignatureRoundTrip(t *testing.T) {
 	})
 }
 
+// A signature of another algorithm is kept as it is, and no key that this package knows has made it.
+func TestSignatureOfAnotherAlgorithm(t *testing.T) {
+	key := must(nix.ParseSecretKey(testSecretKey))
+	own := key.Sign([]byte(helloPrint))
+	for _, size := range []int{64, 65, 66, 67, 102, 103, 104, 2420, 3309, 4627, 8192} {
+		text := "test-1:" + base64.StdEncoding.EncodeToString(append(own.Bytes(), make([]byte, size-64)...))
+		sig := must(nix.ParseSignature(text))
+		if sig.String() != text || len(sig.Bytes()) != size || sig.IsEd25519() != (size == 64) {
+			t.Errorf("of %d bytes: %.100v with %d bytes, Ed25519: %v", size, sig, len(sig.Bytes()), sig.IsEd25519())
+		}
+		if right := key.Public().Verify([]byte(helloPrint), sig); right != (size == 64) {
+			t.Errorf("of %d bytes: the key says %v", size, right)
+		}
+	}
+}
+
 func FuzzSignature(f *testing.F) {
 	f.Add(testSignature)
 	f.Add("cache.example.org-1:AAAA")
+	for _, size := range []int{63, 65, 102, 104, 2420, 8192, 8193} {
+		f.Add("a:" + base64.StdEncoding.EncodeToString(make([]byte, size)))
+	}
 	f.Fuzz(func(t *testing.T, text string) {
 		if sig, err := nix.ParseSignature(text); err == nil && sig.String() != text {
 			t.Errorf("%q is accepted, but written as %q", text, sig)

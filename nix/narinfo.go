@@ -50,7 +50,7 @@ type NARInfo struct {
 // written as "References: " with the trailing space: Nix's reader takes the value
 // from two bytes after the colon, and would otherwise swallow the line that follows.
 func (n *NARInfo) AppendText(dst []byte) []byte {
-	dst = slices.Grow(dst, n.textSize())
+	dst = slices.Grow(dst, n.TextSize())
 	dst = append(dst, "StorePath: "...)
 	dst = append(dst, n.Path.path...)
 	dst = append(dst, "\nURL: "...)
@@ -86,19 +86,23 @@ func (n *NARInfo) AppendText(dst []byte) []byte {
 	if !n.CA.IsZero() {
 		dst = n.CA.Append(append(dst, "\nCA: "...))
 	}
-	return append(dst, '\n')
+	return AppendFields(append(dst, '\n'), n.Extra)
 }
 
-// textSize returns a size that the text is not longer than, or hardly.
-func (n *NARInfo) textSize() int {
-	const labels = 160 // bytes of the field names
+// TextSize returns a size in bytes that the text is not longer than, and hardly shorter.
+func (n *NARInfo) TextSize() int {
+	const labels = 160       // bytes of the field names
+	dir := len(n.Path.Dir()) // of the references, too, which are written without it
 	hash := len("fixed:git:sha512:") + nix32Len(maxHashSize)
 	size := labels + len(n.Path.path) + len(n.URL) + len(n.Compression) + 3*hash + 2*maxDecimalLen + len(n.Deriver.path)
 	for _, ref := range n.References {
-		size += len(ref.path) + 1
+		size += len(ref.path) - dir // without the slash, and with a space
 	}
 	for _, sig := range n.Signatures {
-		size += len("\nSig: :") + len(sig.Name) + 88
+		size += len("\nSig: :") + len(sig.Name) + len(sig.text)
+	}
+	for _, f := range n.Extra {
+		size += f.size()
 	}
 	return size
 }

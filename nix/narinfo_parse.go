@@ -8,9 +8,9 @@ import (
 	"strings"
 )
 
-// MaxNARInfoSize is the size in bytes of the longest narinfo that is parsed: room for some
-// 20,000 references, where the largest found in public caches have a few thousand.
-const MaxNARInfoSize = 1 << 20
+// MaxNARInfoSize is the size in bytes of the longest narinfo: room for some 200,000 references. Nix knows no bound.
+// The largest found in public caches have a few thousand references, but one file that names all dependencies of a system has more.
+const MaxNARInfoSize = 16 << 20
 
 // FieldError is the error of a narinfo that was refused: which field is wrong, and why.
 type FieldError struct {
@@ -31,7 +31,8 @@ func (e *FieldError) Unwrap() error { return e.Err }
 
 // ParseNARInfo parses a narinfo as it is found in caches. It accepts more than Nix does:
 //
-//   - unknown fields, and lines without a colon, are skipped;
+//   - lines without a colon are skipped;
+//   - an unknown field that [ParseNARInfoStrict] would refuse is skipped;
 //   - spaces, tabs and carriage returns around a value do not count, and none needs to stand after the colon;
 //   - the last line needs no line feed;
 //   - a Sig that is no signature is left out, and one that is there twice is there once;
@@ -40,7 +41,7 @@ func (e *FieldError) Unwrap() error { return e.Err }
 //   - a narinfo without Compression is of bzip2;
 //   - URL, and the name of the compression, may be any text.
 //
-// More than 64 signatures are an error, as is a text of more than [MaxNARInfoSize].
+// Other unknown fields are kept, see [Field]. More than 64 signatures are an error, as is a text of more than [MaxNARInfoSize].
 // Every error is a [*FieldError].
 func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
 	p := narInfoParser{dir: dir, cutLine: cutLineTolerant}
@@ -51,7 +52,9 @@ func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
 //
 //   - every line is "Key: value" with exactly one space, a value, and a line feed; only References may be empty;
 //   - the text is UTF-8 without control characters, so without carriage returns;
-//   - no known field is there twice, except Sig;
+//   - no field is there twice, except Sig;
+//   - unknown fields have names of letters, digits, '-', '_' and '.', which are not those of known ones in another case;
+//     there are at most 16, of 64 KiB in all;
 //   - URL is a plain relative path: it cannot lead elsewhere, however it is resolved;
 //   - Compression is one that Nix knows;
 //   - NarHash, and FileHash where there is one, are of SHA-256;
@@ -61,7 +64,7 @@ func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
 //   - every Sig is a signature;
 //   - CA, where there is one, gives the store path.
 //
-// Unknown fields are allowed. Every error is a [*FieldError].
+// Every error is a [*FieldError].
 func ParseNARInfoStrict(dir StoreDir, text []byte) (*NARInfo, error) {
 	p := narInfoParser{dir: dir, strict: true, cutLine: cutLineStrict}
 	n, err := p.parse(text)
@@ -115,6 +118,9 @@ func (p *narInfoParser) parse(text []byte) (*NARInfo, error) {
 		}
 		field := slices.Index(narInfoFields[:], key)
 		if field < 0 {
+			if err := p.setUnknown(key, value); err != nil {
+				return nil, &FieldError{key, err}
+			}
 			continue
 		}
 		if p.strict && p.seen[field] && key != "Sig" {
@@ -175,6 +181,18 @@ func cutLineStrict(line string) (key, value string, err error) {
 		return "", "", fmt.Errorf("%s has no value", quote(key))
 	}
 	return key, value, checkText(line)
+}
+
+// setUnknown keeps a field that is not known.
+func (p *narInfoParser) setUnknown(name, value string) error {
+	fields, err := addField(p.info.Extra, Field{name, value})
+	if err == nil {
+		p.info.Extra = fields
+	}
+	if p.strict {
+		return err
+	}
+	return nil
 }
 
 // set parses the value of a known field, which is not empty.

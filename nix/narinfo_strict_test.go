@@ -2,6 +2,7 @@ package nix_test
 
 import (
 	"bytes"
+	"encoding/base64"
 	"fmt"
 	"slices"
 	"strings"
@@ -75,9 +76,24 @@ func TestNARInfoStrictRefused(t *testing.T) {
 		{full("Deriver: ", "Deriver: /nix/store/"), "Deriver", "32 characters"},
 		{full("Sig: test-1:", "Sig: test-1"), "Sig", "no colon"},
 		{full("Sig: test-1:", "Sig: :"), "Sig", "visible ASCII"},
-		{full("Cw==", "Cw="), "Sig", "not base 64 of 64 bytes"},
+		{full("Cw==", "Cw="), "Sig", "not base 64 of 64 to 8192 bytes"},
 		{full("Cw==", "Cx=="), "Sig", "canonical base 64"},
 		{sigs(65), "Sig", "more than 64"},
+		{fullText + "Sig: a:" + base64.StdEncoding.EncodeToString(make([]byte, 63)) + "\n", "Sig", "64 to 8192 bytes"},
+		{fullText + "Sig: a:" + base64.StdEncoding.EncodeToString(make([]byte, 8193)) + "\n", "Sig", "64 to 8192 bytes"},
+		{fullText + "Sig: a:ml-dsa-65:" + base64.StdEncoding.EncodeToString(make([]byte, 3309)) + "\n", "Sig", "canonical base 64"},
+		{fullText + "Sig: a:" + strings.Repeat("x", 1<<20) + "\n", "Sig", "64 to 8192 bytes"},
+		// Unknown fields.
+		{fullText + "Provenance: 1\nProvenance: 1\n", "Provenance", "it is there twice"},
+		{fullText + "Provenance: 1\nprovenance: 2\n", "provenance", "it is there twice"},
+		{fullText + "sig: x\n", "sig", "upper and lower case only"},
+		{fullText + "NARHASH: x\n", "NARHASH", "upper and lower case only"},
+		{fullText + "A/B: x\n", "A/B", "the name of a field has"},
+		{fullText + strings.Repeat("x", 65) + ": x\n", strings.Repeat("x", 65), "the name of a field has"},
+		{fullText + unknownFields(17, 1), "F16", "more than 16 unknown fields"},
+		{fullText + unknownFields(2, 32<<10), "F1", "more than 65536 bytes"},
+		{fullText + "Provenance: a\rSig: b\n", "", "line 12: it has control characters"},
+		{fullText + "Provenance: a\x7f\n", "", "line 12: it has control characters"},
 		{plain("CA: fixed:r:", "CA: fixed:nar:"), "CA", "unknown hash algorithm"},
 		{plain("hello.txt", "hello.tx"), "CA", "is the address of /nix/store/"},
 		{plain("NarHash: sha256:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw", "NarHash: sha256:"+helloNix32), "CA", "is not of the NAR hash"},
@@ -118,10 +134,31 @@ func TestNARInfoStrictRefused(t *testing.T) {
 	wantFieldError(t, n, err, "References", "it is there twice")
 }
 
+// unknownFields are n fields, each with a value of a size.
+func unknownFields(n, size int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, "F%d: %s\n", i, strings.Repeat("x", size))
+	}
+	return b.String()
+}
+
+// otherSignatures are signatures of other algorithms, as Determinate Nix writes them: ECDSA with P-384, and the three sizes of ML-DSA.
+func otherSignatures() string {
+	var b strings.Builder
+	for _, size := range []int{102, 103, 104, 2420, 3309, 4627} {
+		fmt.Fprintf(&b, "Sig: other-%d:%s\n", size, base64.StdEncoding.EncodeToString(bytes.Repeat([]byte{byte(size)}, size)))
+	}
+	return b.String()
+}
+
 // strictAccepted has narinfos that are unlike Nix's own, but right.
 func strictAccepted() []struct{ name, text string } {
 	return []struct{ name, text string }{
 		{"an unknown field", "System: x86_64-linux\n" + fullText},
+		{"fields of Determinate Nix", fullText + "PartialClosure: " + bash + "\nProvenance: {\"type\":\"copied\",\"from\":\"https://example.org/é\"}\n"},
+		{"as many unknown fields as there may be", fullText + unknownFields(16, 4<<10-8)},
+		{"signatures of other algorithms", fullText + otherSignatures()},
 		{"no references", strings.Replace(fullText, "References: "+glibc+" "+bash+"\n", "", 1)},
 		{"references in another order", strings.Replace(fullText, glibc+" "+bash, bash+" "+glibc, 1)},
 		{"unknown deriver", strings.Replace(fullText, bash+".drv", "unknown-deriver", 1)},

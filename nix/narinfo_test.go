@@ -92,6 +92,16 @@ func TestNARInfoText(t *testing.T) {
 	}
 }
 
+// The size that is said of a text is no smaller than it is, and by little larger.
+func TestTextSize(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		n := genNARInfo().Draw(t, "narinfo")
+		if got, said := len(n.AppendText(nil)), n.TextSize(); said < got || said > got+700 {
+			t.Fatalf("%d bytes, which are said to be %d", got, said)
+		}
+	})
+}
+
 func TestAppendTextDoesNotAllocate(t *testing.T) {
 	n := benchNARInfo()
 	buf := n.AppendText(nil)
@@ -123,7 +133,12 @@ func TestNARInfoTolerant(t *testing.T) {
 		{"empty lines at the end", fullText + "\n\n", fullInfo()},
 		{"an empty line between", replace("\nURL", "\n\nURL"), fullInfo()},
 		{"a line without a colon", replace("\nURL", "\ngarbage\nURL"), fullInfo()},
-		{"unknown fields", "System: x86_64-linux\nProvenance: {\"a\":1}\n" + fullText, fullInfo()},
+		{"unknown fields", "System: x86_64-linux\nProvenance: {\"a\":1}\n" + fullText, without(func(n *nix.NARInfo) {
+			n.Extra = []nix.Field{{Name: "System", Value: "x86_64-linux"}, {Name: "Provenance", Value: `{"a":1}`}}
+		})},
+		{"unknown fields that are not right", "A B: x\nsig: x\nEmpty:\nCut: a\x00b\nÉ: x\n" + fullText, fullInfo()},
+		{"an unknown field twice", fullText + "System: a\nsystem: b\nSystem: c\n", without(func(n *nix.NARInfo) { n.Extra = []nix.Field{{Name: "System", Value: "a"}} })},
+		{"an unknown field that is too large", fullText + unknownFields(1, 64<<10), fullInfo()},
 		{"no spaces after colons", replace(": ", ":"), fullInfo()},
 		{"many spaces after colons", replace(": ", ":  \t "), fullInfo()},
 		{"trailing spaces", replace("\n", " \t\n"), fullInfo()},
@@ -191,7 +206,7 @@ func TestNARInfoRefused(t *testing.T) {
 		{plainText + "Deriver: x\n", "Deriver", "32 characters"},
 		{plainText + "CA: fixed:md5:4425hx5d1mc9y39llj4k4nm55i\n", "CA", "it is there twice"},
 		{drop("CA") + "CA: nonsense\n", "CA", `neither "text:" nor "fixed:"`},
-		{plainText + "X: " + strings.Repeat("x", nix.MaxNARInfoSize), "", "longer than 1048576 bytes"},
+		{plainText + "X: " + strings.Repeat("x", nix.MaxNARInfoSize), "", "longer than 16777216 bytes"},
 	} {
 		n, err := nix.ParseNARInfo(nix.DefaultStoreDir, []byte(test.text))
 		wantFieldError(t, n, err, test.field, test.want)
@@ -251,6 +266,7 @@ func FuzzNARInfo(f *testing.F) {
 	f.Add([]byte(fullText))
 	f.Add([]byte(plainText))
 	f.Add([]byte(strings.ReplaceAll(fullText, "\n", "\r\n")))
+	f.Add([]byte(fullText + otherSignatures() + unknownFields(3, 10)))
 	f.Add([]byte("StorePath:/nix/store/" + helloBase + "\nURL:x\nNarHash:sha256-" + helloBase64 + "\nNarSize:1\nReferences:\nSig:x"))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		n, err := nix.ParseNARInfo(nix.DefaultStoreDir, text)

@@ -16,6 +16,7 @@ type PathInfo struct {
 	Deriver    StorePath   // zero: unknown
 	Signatures []Signature
 	CA         ContentAddress // zero: none
+	Extra      []Field        // what its narinfo says besides
 
 	// What only a local store knows.
 	RegistrationTime time.Time // zero: unknown

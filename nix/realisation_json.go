@@ -13,8 +13,8 @@ type jsonSignature Signature
 func (s jsonSignature) MarshalJSON() ([]byte, error) {
 	return json.Marshal(struct {
 		KeyName string `json:"keyName"`
-		Sig     []byte `json:"sig"`
-	}{s.Name, s.sig[:]})
+		Sig     string `json:"sig"`
+	}{s.Name, s.text})
 }
 
 // UnmarshalJSON accepts both forms of a signature: object and text.

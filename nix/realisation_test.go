@@ -1,6 +1,7 @@
 package nix_test
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -212,6 +213,7 @@ func FuzzRealisation(f *testing.F) {
 	f.Add([]byte(realisationText))
 	f.Add([]byte(`{"id":"` + topID + `","outPath":"` + topBase + `"}`))
 	f.Add([]byte(traceText))
+	f.Add([]byte(`{"id":"` + topID + `","outPath":"` + topBase + `","signatures":["a:` + base64.StdEncoding.EncodeToString(make([]byte, 2420)) + `"]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
 		r, err := nix.ParseRealisation(nix.DefaultStoreDir, text)
 		if err == nil {

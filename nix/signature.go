@@ -16,48 +16,94 @@ const maxKeyNameLen = 512
 // and no path is known to have more than a handful.
 const maxSignatures = 64
 
-// Signature is an Ed25519 signature together with the name of the key that made it.
+const (
+	// minSigSize is the size in bytes of the shortest signature: a shorter one is a longer one that was cut.
+	minSigSize = ed25519.SignatureSize
+	// maxSigSize is the size in bytes of the longest: ML-DSA-87 has 4,627, SLH-DSA-128s 7,856.
+	maxSigSize = 8 << 10
+)
+
+// MaxSignatureLen is the length in bytes of the longest text of a signature.
+const MaxSignatureLen = maxKeyNameLen + 1 + (maxSigSize+2)/3*4
+
+// Signature is a signature together with the name of the key that made it.
+// Nix signs with Ed25519. Signatures of other algorithms, such as the ECDSA and ML-DSA of Determinate Nix,
+// are kept as they are: which algorithm it was, only the key says.
 // Signatures are compared with ==.
 type Signature struct {
 	Name string // of the key, such as "cache.example.org-1"
-	sig  [ed25519.SignatureSize]byte
+	text string // the signature itself, in base 64
 }
 
-// NewSignature returns the signature with the given 64 bytes by the key of the given name.
+// NewSignature returns the signature with the given bytes by the key of the given name.
 func NewSignature(name string, sig []byte) (Signature, error) {
-	s := Signature{Name: name}
 	if err := checkKeyName(name); err != nil {
 		return Signature{}, fmt.Errorf("make signature: %w", err)
 	}
-	if len(sig) != len(s.sig) {
-		return Signature{}, fmt.Errorf("make signature: it has %d bytes, not %d", len(sig), len(s.sig))
+	if len(sig) < minSigSize || len(sig) > maxSigSize {
+		return Signature{}, fmt.Errorf("make signature: it has %d bytes, not %d to %d", len(sig), minSigSize, maxSigSize)
 	}
-	copy(s.sig[:], sig)
-	return s, nil
+	return Signature{name, base64.StdEncoding.EncodeToString(sig)}, nil
 }
 
-// ParseSignature parses "<key name>:<base 64 of 64 bytes>".
+// ParseSignature parses "<key name>:<base 64>", where the signature has 64 bytes, which is the size of Ed25519, or more.
 func ParseSignature(s string) (Signature, error) {
-	var sig Signature
-	var err error
-	if sig.Name, err = parseNamed(sig.sig[:], s); err != nil {
+	sig, err := parseSignature(s)
+	if err != nil {
 		return Signature{}, fmt.Errorf("parse signature %s: %w", quote(s), err)
 	}
 	return sig, nil
 }
 
+func parseSignature(s string) (Signature, error) {
+	name, text, ok := strings.Cut(s, ":")
+	if !ok {
+		return Signature{}, errKeyColon
+	}
+	if err := checkKeyName(name); err != nil {
+		return Signature{}, err
+	}
+	var array [minSigSize + 2]byte // a decoder may write up to the padding
+	buf := array[:]
+	switch n := base64.StdEncoding.DecodedLen(len(text)); {
+	case n < minSigSize || n > maxSigSize+2:
+		return Signature{}, errSignatureText
+	case n > len(buf):
+		buf = make([]byte, n)
+	}
+	n, err := base64.StdEncoding.Strict().Decode(buf, []byte(text))
+	switch {
+	case err != nil || base64.StdEncoding.EncodedLen(n) != len(text): // it would skip line ends
+		return Signature{}, errBase64
+	case n < minSigSize || n > maxSigSize:
+		return Signature{}, errSignatureText
+	}
+	return Signature{name, text}, nil
+}
+
+// IsEd25519 reports whether it has the size of a signature by Ed25519. A signature of any other size is of another algorithm.
+func (s Signature) IsEd25519() bool {
+	return len(s.text) == ed25519TextLen && strings.HasSuffix(s.text, "==")
+}
+
+// ed25519TextLen is the length of a signature by Ed25519 in base 64, with its padding.
+const ed25519TextLen = (ed25519.SignatureSize + 2) / 3 * 4
+
 // String returns the text form, "<key name>:<base 64>".
-func (s Signature) String() string { return string(s.Append(nil)) }
+func (s Signature) String() string { return s.Name + ":" + s.text }
 
 // Append appends the text form.
 func (s Signature) Append(dst []byte) []byte {
 	dst = append(dst, s.Name...)
 	dst = append(dst, ':')
-	return base64.StdEncoding.AppendEncode(dst, s.sig[:])
+	return append(dst, s.text...)
 }
 
-// Bytes returns a copy of the 64 bytes.
-func (s Signature) Bytes() []byte { return append([]byte(nil), s.sig[:]...) }
+// Bytes returns the bytes of the signature.
+func (s Signature) Bytes() []byte {
+	sig, _ := base64.StdEncoding.DecodeString(s.text) // which was checked when s was made
+	return sig
+}
 
 // addSignature adds sig to sigs, unless it is there already.
 func addSignature(sigs []Signature, sig Signature) ([]Signature, error) {
@@ -71,8 +117,9 @@ func addSignature(sigs []Signature, sig Signature) ([]Signature, error) {
 }
 
 var (
-	errKeyColon = errors.New("it has no colon after the key's name")
-	errKeyName  = fmt.Errorf("the key's name is not of 1 to %d visible ASCII characters", maxKeyNameLen)
+	errKeyColon      = errors.New("it has no colon after the key's name")
+	errSignatureText = fmt.Errorf("the text after the key's name is not base 64 of %d to %d bytes", minSigSize, maxSigSize)
+	errKeyName       = fmt.Errorf("the key's name is not of 1 to %d visible ASCII characters", maxKeyNameLen)
 )
 
 // parseNamed parses "<key name>:<base 64>", fills dst with the bytes and returns the name.

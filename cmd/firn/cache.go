@@ -82,7 +82,7 @@ type cacheCreateCommand struct {
 	stateFlags
 	cacheSettings
 	Name     string `arg:"" help:"The name: small letters, digits, '-', '_' and '.'. It is the first element of the URL."`
-	StoreDir string `default:"/nix/store" placeholder:"DIR" help:"The store directory of its store paths, which cannot be changed."`
+	StoreDir string `env:"NIX_STORE_DIR" default:"/nix/store" placeholder:"DIR" help:"The store directory of its store paths, which cannot be changed."`
 	JSON     bool   `name:"json" help:"Print JSON, as firn cache show does."`
 }
 

@@ -117,7 +117,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	c.doorOptions(&opts, tls, https)
-	if err := caches.Prepare(ctx, kept.catalog, kept.Depot, local); err != nil {
+	if err := prepare(ctx, kept, local); err != nil {
 		return err
 	}
 	if len(keys) == 0 { // last: a start that fails makes no key
@@ -322,4 +322,17 @@ func closeAll(listeners []net.Listener) {
 	for _, l := range listeners {
 		l.Close()
 	}
+}
+
+// prepare prepares the cache main. Without a local store, the store directory is that of the environment.
+func prepare(ctx context.Context, d *openedDepot, local cache.Source) error {
+	env, err := config.NixEnvironment(os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	dir := env.StoreDir
+	if local != nil {
+		dir = local.StoreDir()
+	}
+	return caches.Prepare(ctx, d.catalog, d.Depot, dir)
 }

@@ -157,6 +157,28 @@ func TestServeNixEnvironment(t *testing.T) {
 	}
 }
 
+// NIX_STORE_DIR counts without a local store too, and for caches that are made: what is pushed has the store directory of this machine.
+func TestServeStoreDirWithoutStore(t *testing.T) {
+	state, vars := filepath.Join(t.TempDir(), "state"), nixVariables(t)
+	want := "StoreDir: " + strings.TrimPrefix(vars[0], "NIX_STORE_DIR=") + "\n"
+	s := startServer(t, environment(t, vars...), "--state", state, "--store", "off", "--listen", "127.0.0.1:0")
+	a := &admin{t, s, state}
+	create := a.command("cache", "create", "team")
+	create.Env = environment(t, vars...)
+	if out, err := create.CombinedOutput(); err != nil {
+		t.Fatalf("firn cache create: %v: %s", err, out)
+	}
+	for _, path := range []string{"/nix-cache-info", "/team/nix-cache-info"} {
+		if got := s.get(t, path); !strings.HasPrefix(got, want) {
+			t.Errorf("%s is %q, want %q", path, got, want)
+		}
+	}
+	a.mustRun("cache", "create", "other", "--store-dir", "/gnu/store")
+	if got := s.get(t, "/other/nix-cache-info"); !strings.HasPrefix(got, "StoreDir: /gnu/store\n") {
+		t.Errorf("with --store-dir it is %q", got)
+	}
+}
+
 // A start names the caches that there are, and does not say that there is nothing where main alone is empty.
 func TestServeOtherCaches(t *testing.T) {
 	a := newAdmin(t)

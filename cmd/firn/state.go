@@ -59,7 +59,7 @@ func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := prepare(c.State); err != nil {
+	if err := sayNew(c.State); err != nil {
 		return nil, err
 	}
 	return openCatalog(ctx, c.State)
@@ -71,14 +71,14 @@ func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := prepare(c.State); err != nil {
+	if err := sayNew(c.State); err != nil {
 		return nil, err
 	}
 	return openDepot(ctx, c, newLogger(c, os.Stderr))
 }
 
-// prepare says where there is no depot yet that one is made, unless the server could not read it.
-func prepare(state string) error {
+// sayNew says where there is no depot yet that one is made, unless the server could not read it.
+func sayNew(state string) error {
 	if hasDepot(state) {
 		return nil
 	}

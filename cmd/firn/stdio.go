@@ -74,7 +74,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 			directory.Local = local
 		}
 	}
-	if err := caches.Prepare(ctx, kept.catalog, kept.Depot, directory.Local); err != nil {
+	if err := prepare(ctx, kept, directory.Local); err != nil {
 		return session.Options{}, nil, err
 	}
 	all, err := caches.New(ctx, kept.catalog, kept.Depot, directory)

@@ -71,7 +71,7 @@ func (c *Cache) StatNAR(ctx context.Context, a Archive) (info ArchiveInfo, size 
 // has another NAR of it, or that the path is not announced any more, does not keep clients from it:
 // they remember narinfos for a month.
 func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
-	e, err := c.find(ctx, a.Path)
+	e, err := c.findNAR(ctx, a.Path)
 	if err == nil {
 		if err = c.fits(e, a); err == nil {
 			return e, nil
@@ -87,7 +87,7 @@ func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
 		if err != nil {
 			return nil, err
 		}
-		e := &entry{from: s, origin: info}
+		e := &entry{from: s, origin: withoutReferences(info)}
 		if err := c.fits(e, a); err != nil {
 			return nil, err
 		}
@@ -100,6 +100,15 @@ func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
 		return nil, err
 	}
 	return found.value, all
+}
+
+// findNAR is find for those who need no narinfo, and may hold the entry for long, as a NAR takes its time: a large one is without what is large.
+func (c *Cache) findNAR(ctx context.Context, hash nix.PathHash) (*entry, error) {
+	e, err := c.find(ctx, hash)
+	if err != nil || len(e.text) <= LargeInfo {
+		return e, err
+	}
+	return &entry{from: e.from, origin: withoutReferences(e.origin), file: e.file}, nil
 }
 
 // fits returns ErrNotFound where the source of an entry does not have the NAR.

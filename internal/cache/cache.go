@@ -67,6 +67,9 @@ type Options struct {
 	// Keys sign every narinfo, beside the signatures that the path already has. No two have the same name.
 	Keys []nix.SecretKey
 
+	// Reserved reports whether a name is that of another key of this server, which some clients trust too. Nil: none is.
+	Reserved func(name string) bool
+
 	// Priority is told to clients; they ask caches with a lower one first.
 	Priority int
 
@@ -79,6 +82,9 @@ type Options struct {
 
 	// Memory is how many bytes of narinfos are remembered, 32 MiB if zero.
 	Memory int64
+
+	// Looks is shared with the other caches of the process. Nil: it is not.
+	Looks *LookMemory
 
 	// Logger is told of failures that the answer does not show. Nil discards.
 	Logger *slog.Logger
@@ -94,6 +100,7 @@ type Cache struct {
 	sources   []Source
 	versioned []Versioned // the same sources; nil unless all are Versioned
 	keys      []nix.SecretKey
+	reserved  func(name string) bool // never nil
 	info      nix.CacheInfo
 	encoder   Encoder // nil: none
 	compress  bool    // narinfos point to what encoder gives
@@ -104,6 +111,7 @@ type Cache struct {
 	warned   atomic.Bool   // that nothing can be kept
 
 	pushes  atomic.Uint64 // how often something was published here
+	looks   *LookMemory
 	found   *memory[*entry]
 	missing *memory[uint64] // the version at which it was missing
 	asking  singleflight.Group
@@ -121,12 +129,20 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		closures: closures{walking: make(chan struct{}, 1), missing: &missing{}},
 		sources:  slices.Clone(sources),
 		keys:     slices.Clone(opts.Keys),
+		reserved: opts.Reserved,
 		info:     nix.CacheInfo{StoreDir: nix.DefaultStoreDir, WantMassQuery: true, Priority: opts.Priority},
 		encoder:  opts.Encoder,
 		compress: opts.Compress,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory)),
-		missing:  newMemory[uint64](missMemory),
+		looks:    opts.Looks,
+		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory), 4*LargeInfo),
+		missing:  newMemory[uint64](missMemory, 1),
+	}
+	if c.looks == nil {
+		c.looks = NewLookMemory()
+	}
+	if c.reserved == nil {
+		c.reserved = func(string) bool { return false }
 	}
 	if c.sink != nil && !slices.Contains(c.sources, Source(c.sink)) {
 		return nil, fmt.Errorf("make cache: %w: its sink is none of its sources", ErrInvalid)
@@ -252,30 +268,30 @@ func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, er
 
 // Listing returns the listing of the NAR of a store path, with narOffset. The caller must not change it.
 func (c *Cache) Listing(ctx context.Context, hash nix.PathHash) (*nar.Listing, error) {
-	e, err := c.find(ctx, hash)
+	e, err := c.findNAR(ctx, hash)
 	if err != nil {
 		return nil, err
 	}
 	from, ok := e.from.(Lister)
 	if !ok {
-		return nil, fmt.Errorf("list %s: %w: %s has no listings", e.info.Path, ErrNotFound, e.from.Name())
+		return nil, fmt.Errorf("list %s: %w: %s has no listings", e.origin.Path, ErrNotFound, e.from.Name())
 	}
 	listing, err := from.Listing(ctx, e.origin)
 	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", e.info.Path, err)
+		return nil, fmt.Errorf("list %s: %w", e.origin.Path, err)
 	}
 	return listing, nil
 }
 
 // WriteListing writes the JSON form of the listing of the NAR of a store path, with narOffset. It writes nothing when it fails with ErrNotFound.
 func (c *Cache) WriteListing(ctx context.Context, hash nix.PathHash, w io.Writer) error {
-	e, err := c.find(ctx, hash)
+	e, err := c.findNAR(ctx, hash)
 	if err != nil {
 		return err
 	}
 	if from, ok := e.from.(ListingWriter); ok {
 		if err := from.WriteListing(ctx, e.origin, w); err != nil {
-			return fmt.Errorf("list %s: %w", e.info.Path, err)
+			return fmt.Errorf("list %s: %w", e.origin.Path, err)
 		}
 		return nil
 	}
@@ -334,8 +350,8 @@ func (c *Cache) checkBuilt(ctx context.Context, out nix.StorePath) error {
 	if c.partial {
 		return nil
 	}
-	there, err := c.origin(ctx, out.Hash())
-	if err == nil && there.Path != out {
+	has, err := c.Has(ctx, out)
+	if err == nil && !has {
 		err = ErrNotFound
 	}
 	return err

@@ -192,7 +192,7 @@ func (c *Cache) replaceMissing(refs map[nix.PathHash]Reference) {
 		c.log.Warn("more is gone that pushed paths refer to: firn verify names the paths", "cache", c.name, "missing", gone-maxLogged)
 	}
 	if gone > 0 || next.walked == nil {
-		next.walked = newMemory[nix.StorePath](maxWalked)
+		next.walked = newMemory[nix.StorePath](maxWalked, 1)
 	}
 	s.missing = next
 }

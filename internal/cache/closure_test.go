@@ -70,8 +70,8 @@ func (l *leaning) wantAnnounced(what string, all []cachetest.Path, want ...strin
 	}
 	for _, p := range all {
 		name := p.Info.Path.Name()
-		if _, err := l.Origin(l.Context(), p.Info.Path.Hash()); (err == nil) != slices.Contains(want, name) {
-			l.Errorf("%s: Origin of %s: %v", what, name, err)
+		if has, err := l.Has(l.Context(), p.Info.Path); err != nil || has != slices.Contains(want, name) {
+			l.Errorf("%s: Has of %s: %v, %v", what, name, has, err)
 		}
 		if slices.Contains(listed, name) != slices.Contains(want, name) {
 			l.Errorf("%s: listed are %v", what, listed)

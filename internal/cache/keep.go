@@ -60,7 +60,7 @@ func (c *Cache) takeIn(ctx context.Context, o other) error {
 			return Refuse(ErrTooLarge, "References: they lead to more than %d paths", maxClosure)
 		}
 		seen[hash] = true
-		_, _, err := c.pathInfo(ctx, c.sink, hash)
+		err := c.sinkHas(ctx, hash)
 		if err == nil || !errors.Is(err, ErrNotFound) {
 			return err // it is there already, with all that it refers to
 		}

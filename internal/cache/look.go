@@ -17,7 +17,23 @@ type entry struct {
 	info    *nix.NARInfo
 	from    Source
 	origin  *nix.PathInfo // what from answered
+	pushed  pushedToo     // what the sink has of the same path
 	file    file          // what from keeps of it, if that is Compressed
+}
+
+// pushedToo is what was pushed of a path that a source before the sink has. Most have none.
+type pushedToo struct {
+	signatures []nix.Signature
+	extra      []nix.Field
+}
+
+// pushedTo returns what the sink has of what another source answered.
+func (c *Cache) pushedTo(ctx context.Context, from Source, info *nix.PathInfo) (p pushedToo, err error) {
+	if c.sink == nil || from == Source(c.sink) {
+		return p, nil
+	}
+	p.signatures, p.extra, err = c.sink.Endorsements(ctx, info)
+	return p, err
 }
 
 // file is the compressed NAR that a [Compressed] source keeps. The zero file is none.
@@ -57,20 +73,28 @@ func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
 // a narinfo always, so that it is signed once, a miss only if the sources vouch for it.
 // version was read before they are asked, so an answer is never older than the version it is kept under.
 func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
-	var kept file // of the source that answers
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		info, current, err := c.pathInfo(ctx, s, hash)
+	var kept file        // of the source that answers
+	release := func() {} // the memory of its answer
+	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
+		info, done, current, err := c.pathInfo(ctx, s, hash)
 		vouched = vouched && current
 		if err != nil {
 			return nil, err
 		}
+		defer func() {
+			if err != nil {
+				done()
+			}
+		}()
 		if able, ok := s.(Compressed); ok {
 			kept.size, kept.tag, err = able.StatCompressed(ctx, info)
 		} else {
 			kept = file{}
 		}
+		release = done
 		return info, err
 	})
+	defer release()
 	switch {
 	case err == ErrNotFound:
 		if vouched {
@@ -81,8 +105,15 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 		return nil, fmt.Errorf("look up %s: %w", hash, err)
 	}
 
-	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, file: kept}
-	if old, ok := c.found.get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) {
+	pushed, err := c.pushedTo(ctx, a.from, a.value)
+	if err != nil {
+		// The path can be served without.
+		c.log.Warn("could not look up what was pushed of a path", "path", a.value.Path.String(), "error", err)
+		a.unsure = true
+	}
+	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, pushed: pushed, file: kept}
+	if old, ok := c.found.get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) &&
+		slices.Equal(old.pushed.signatures, pushed.signatures) && slices.Equal(old.pushed.extra, pushed.extra) {
 		e.info, e.text = old.info, old.text
 		e = c.measured(hash, e)
 	} else {
@@ -93,26 +124,26 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	return e, nil
 }
 
-// origin returns what the first source that has a path knows of it, without making a narinfo of it.
-func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	info, _, err := c.originFrom(ctx, hash)
-	return info, err
+// origin returns what the first source that has a path knows of it, without making a narinfo of it. It must be dropped when done is called.
+func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, done func(), err error) {
+	info, _, done, err = c.originFrom(ctx, hash)
+	return info, done, err
 }
 
 // originFrom is origin that returns the source as well.
-func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, Source, error) {
+func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, from Source, done func(), err error) {
 	if version, vouched := c.version(ctx); vouched {
 		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return e.origin, e.from, nil
+			return e.origin, e.from, func() {}, nil
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		info, _, err := c.pathInfo(ctx, s, hash)
+	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
+		info, done, _, err = c.pathInfo(ctx, s, hash)
 		return info, err
 	})
-	return a.value, a.from, err
+	return a.value, a.from, done, err
 }
 
 // answer is what a source answered.
@@ -171,22 +202,24 @@ func mix(a, b uint64) uint64 { return a*0x9e3779b97f4a7c15 + b }
 
 // pathInfo asks one source for a path. One that cannot be used, as something that it refers to is
 // missing, is not there. current says that nothing has changed since that was found out.
-func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, current bool, err error) {
-	info, err = c.soundInfo(ctx, s, hash)
+// What is returned must be dropped when done is called.
+func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, done func(), current bool, err error) {
+	info, done, err = c.heldInfo(ctx, s, hash)
 	if err != nil || s != Source(c.sink) {
-		return info, true, err
+		return info, done, true, err
 	}
 	lacks, current, err := c.lacking(ctx, info)
 	if err == nil && !lacks.IsZero() {
 		err = ErrNotFound
 	}
 	if err != nil {
-		return nil, current, err
+		done()
+		return nil, nil, current, err
 	}
-	return info, current, nil
+	return info, done, current, nil
 }
 
-// soundInfo asks one source for a path, whatever that refers to.
+// soundInfo asks one source for a path, whatever that refers to. It may be large: who asks drops it at once, or is alone.
 func (c *Cache) soundInfo(ctx context.Context, s Source, hash nix.PathHash) (*nix.PathInfo, error) {
 	info, err := s.PathInfo(ctx, hash)
 	if err != nil {
@@ -229,7 +262,14 @@ func (c *Cache) render(e *entry) *nix.NARInfo {
 		info.FileSize, _ = c.encoder.Encoded(origin)
 	}
 	info.URL += suffix(info.Compression)
-	info.Signatures = c.sign(origin.Signatures, origin.AppendFingerprint(nil))
+	given := origin.Signatures
+	if len(e.pushed.signatures) > 0 {
+		given = slices.Concat(given, e.pushed.signatures)
+	}
+	info.Signatures = c.sign(given, origin.AppendFingerprint(nil))
+	if info.Extra == nil {
+		info.Extra = e.pushed.extra
+	}
 	return info
 }
 
@@ -259,12 +299,12 @@ func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
 }
 
 // sign returns the given signatures and ours.
-// What is given under the name of one of our own keys is left out: we know better. So is what would make more than are read.
+// What is given under the name of one of our own keys is left out: we know better. So is what would make more than are read,
+// and what would harm clients, see [Cache.misleads].
 func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
 	all := make([]nix.Signature, 0, len(given)+len(c.keys))
 	for _, s := range given {
-		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
-		if !ours && len(all)+len(c.keys) < maxSignatures && !slices.Contains(all, s) {
+		if !c.isOurs(s.Name) && !c.misleads(s, given) && len(all)+len(c.keys) < maxSignatures && !slices.Contains(all, s) {
 			all = append(all, s)
 		}
 	}
@@ -274,6 +314,22 @@ func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature 
 	return all
 }
 
+// isOurs reports whether one of our own keys has this name.
+func (c *Cache) isOurs(name string) bool {
+	return slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == name })
+}
+
+// nixosKey is the name of the Ed25519 key that every Nix trusts where nothing else is configured.
+const nixosKey = "cache.nixos.org-1"
+
+// misleads reports whether s is of another algorithm than Ed25519, under a name that is known to be that of an Ed25519 key:
+// that of NixOS, of this server, or of one that has signed the same. Every Nix that trusts the Ed25519 key would fail at it
+// ("signature is not valid"), whatever else is signed. No honest signer gives one name to two keys: Nix finds keys by their names.
+func (c *Cache) misleads(s nix.Signature, beside []nix.Signature) bool {
+	return !s.IsEd25519() && (s.Name == nixosKey || c.isOurs(s.Name) || c.reserved(s.Name) ||
+		slices.ContainsFunc(beside, func(other nix.Signature) bool { return other.Name == s.Name && other.IsEd25519() }))
+}
+
 // cost estimates the bytes that an entry takes in memory.
 func (e *entry) cost() int64 {
 	const (
@@ -281,7 +337,16 @@ func (e *entry) cost() int64 {
 		perRef  = 128     // a StorePath and its text
 		perSign = 128     // a Signature, twice
 	)
-	return fixed + int64(len(e.text)+perRef*len(e.info.References)+perSign*len(e.info.Signatures))
+	size := fixed + len(e.text) + perRef*len(e.info.References) + perSign*len(e.info.Signatures)
+	for _, f := range e.info.Extra {
+		size += len(f.Name) + len(f.Value)
+	}
+	for _, s := range e.origin.Signatures {
+		if !s.IsEd25519() {
+			size += nix.MaxSignatureLen
+		}
+	}
+	return int64(size)
 }
 
 // equal reports whether two path infos say the same.
@@ -294,15 +359,33 @@ func equal(a, b *nix.PathInfo) bool {
 		a.Ultimate == b.Ultimate &&
 		a.RegistrationTime.Equal(b.RegistrationTime) &&
 		slices.Equal(a.References, b.References) &&
+		slices.Equal(a.Extra, b.Extra) &&
 		slices.Equal(a.Signatures, b.Signatures)
 }
 
-// Origin returns what the first source that has a path knows of it, which the caller must not change:
-// what Lookup does, for those who need neither the signatures of the cache nor a narinfo. A miss is ErrNotFound itself.
-func (c *Cache) Origin(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	info, err := c.origin(ctx, hash)
-	if err != nil && err != ErrNotFound {
-		return nil, fmt.Errorf("look up %s: %w", hash, err)
+// WithOrigin has f look at what the first source that has a path knows of it, which f must not change, and not keep where it is large:
+// as Lookup, for those who need neither the signatures of the cache nor a narinfo. A miss is ErrNotFound itself.
+func (c *Cache) WithOrigin(ctx context.Context, hash nix.PathHash, f func(*nix.PathInfo) error) error {
+	info, done, err := c.origin(ctx, hash)
+	if err == ErrNotFound {
+		return err
 	}
-	return info, err
+	if err != nil {
+		return fmt.Errorf("look up %s: %w", hash, err)
+	}
+	defer done()
+	return f(info)
+}
+
+// Has reports whether the cache has this very path. It is an error if that could not be told.
+func (c *Cache) Has(ctx context.Context, path nix.StorePath) (bool, error) {
+	has := false
+	err := c.WithOrigin(ctx, path.Hash(), func(info *nix.PathInfo) error {
+		has = info.Path == path
+		return nil
+	})
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return has, err
 }

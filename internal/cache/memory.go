@@ -19,6 +19,7 @@ const shards = 64
 type memory[V any] struct {
 	shards [shards]shard[V]
 	share  int64 // bound of one generation of one shard, in the unit of the costs
+	most   int64 // that a value may cost to be remembered
 }
 
 type shard[V any] struct {
@@ -33,9 +34,9 @@ type remembered[V any] struct {
 }
 
 // newMemory returns an empty memory for values whose costs add up to limit, or a little more:
-// a generation may exceed its share by its last value.
-func newMemory[V any](limit int64) *memory[V] {
-	m := &memory[V]{share: limit / (2 * shards)}
+// a generation may exceed its share by its last value, which costs no more than most.
+func newMemory[V any](limit, most int64) *memory[V] {
+	m := &memory[V]{share: limit / (2 * shards), most: most}
 	for i := range m.shards {
 		m.shards[i].young = make(map[nix.PathHash]remembered[V])
 	}
@@ -59,6 +60,9 @@ func (m *memory[V]) get(key nix.PathHash) (V, bool) {
 }
 
 func (m *memory[V]) put(key nix.PathHash, value V, cost int64) {
+	if cost > m.most {
+		return
+	}
 	s := &m.shards[key[0]%shards]
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -9,7 +9,7 @@ import (
 
 func TestMemoryIsBounded(t *testing.T) {
 	const limit = 1 << 20
-	m := newMemory[int](limit)
+	m := newMemory[int](limit, 100)
 	key := func(i int) (h nix.PathHash) {
 		binary.LittleEndian.PutUint32(h[:], uint32(i))
 		return h
@@ -32,6 +32,10 @@ func TestMemoryIsBounded(t *testing.T) {
 	}
 	if kept < limit/4 {
 		t.Errorf("%d bytes are kept, the limit is %d: much less than there is room for", kept, limit)
+	}
+	m.put(key(1<<20), 1, 101)
+	if _, ok := m.get(key(1 << 20)); ok {
+		t.Error("a value that costs more than one may is there")
 	}
 	if _, ok := m.get(key(0)); ok {
 		t.Error("what was put first, and never asked for, is still there")

@@ -33,10 +33,6 @@ const (
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
 
-// maxNARInfo bounds, in bytes, the narinfo of what is published: signatures are added to it later, 600 bytes each at most, up to maxSignatures and our own.
-// Over SSH a path comes without one, and could have more references than any client reads.
-const maxNARInfo = nix.MaxNARInfoSize - 64<<10
-
 // errNoSink is for whoever pushes to a cache without a sink.
 var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")
 
@@ -117,8 +113,8 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	if _, _, err := c.missingNow(ctx, true); err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
-	there, err := c.origin(ctx, n.Path.Hash())
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	there, same, err := c.look(ctx, n, c.origin)
+	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
 	r, err := c.uploadOf(ctx, n, there)
@@ -131,16 +127,22 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 				"path", n.Path.String(), "has", there.NARHash.String(), "pushed", n.NARHash.String())
 			return false, nil
 		}
-		if !slices.Equal(there.References, n.References) {
+		if !same {
 			return false, Refuse(ErrConflict, "References: %s is there with the same NAR and other references: %s", n.Path, bases(there.References))
 		}
 	}
-	kept, err := c.sink.PathInfo(ctx, n.Path.Hash())
-	if err != nil && !errors.Is(err, ErrNotFound) {
+	kept, same, err := c.look(ctx, n, func(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, func(), error) {
+		return c.heldInfo(ctx, c.sink, hash)
+	})
+	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
 	if kept != nil && there == nil && c.closures.tracker != nil {
-		missing, _, err := c.missingReferences(ctx, kept)
+		of := *kept
+		if same {
+			of.References = n.References
+		}
+		missing, _, err := c.missingReferences(ctx, &of)
 		if err != nil {
 			return false, err
 		}
@@ -149,30 +151,90 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		}
 	}
 	switch {
-	case kept != nil && (kept.NARHash != n.NARHash || !slices.Equal(kept.References, n.References)):
+	case kept != nil && (kept.NARHash != n.NARHash || !same):
 		return false, nil // an earlier source has this NAR, so this is not even looked at
 	case kept != nil:
 		// What was checked when it was published needs no second look: only signatures are added.
 		info := *kept
+		info.References = n.References // which are the same
 		info.Signatures = c.newSignatures(kept, n.Signatures)
-		switch {
-		case info.Signatures == nil:
+		if info.Signatures == nil {
 			return false, nil
-		case len(kept.Signatures)+len(info.Signatures) > maxSignatures:
-			return false, Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", n.Path, maxSignatures)
+		}
+		if err := c.checkSigned(&info, kept.Signatures); err != nil {
+			return false, err
 		}
 		return false, c.publish(ctx, &info, Basis{}) // if it was deleted by now, ErrChanged
 	case r == (Received{}):
-		if c.newSignatures(there, n.Signatures) != nil {
-			return false, Refuse(ErrInvalid, "Sig: %s is in a store of this server that keeps no signatures that are pushed; push the path, or sign it there", n.Path)
-		}
-		return false, nil
+		return false, c.endorse(ctx, n, there)
 	}
 	if err := c.checkContents(ctx, &n.PathInfo, r); err != nil {
 		return false, err
 	}
 	info := n.PathInfo
 	return there == nil, c.publishChecked(ctx, &info)
+}
+
+// endorse keeps the signatures of a path that only another source has, to be served with it.
+func (c *Cache) endorse(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo) error {
+	kept, _, err := c.sink.Endorsements(ctx, there)
+	if err != nil {
+		return fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	all := n.PathInfo
+	all.Signatures = slices.Concat(there.Signatures, kept)
+	more := c.newSignatures(&all, n.Signatures)
+	if more == nil {
+		return nil
+	}
+	added := all
+	added.Signatures = more
+	if err := c.checkSigned(&added, all.Signatures); err != nil {
+		return err
+	}
+	err = c.sink.Endorse(ctx, there, more)
+	c.pushes.Add(1)
+	if err != nil {
+		return fmt.Errorf("publish %s: %w", n.Path, err)
+	}
+	return nil
+}
+
+// look looks a path up that is pushed. It returns nil if it is not there, and whether it is there with the same references.
+// Of many only the first few are left in the result.
+func (c *Cache) look(ctx context.Context, n *nix.NARInfo, find func(context.Context, nix.PathHash) (*nix.PathInfo, func(), error)) (there *nix.PathInfo, same bool, err error) {
+	info, done, err := find(ctx, n.Path.Hash())
+	if errors.Is(err, ErrNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	defer done()
+	if there = info; infoSize(info) > LargeInfo {
+		there = withoutReferences(info)
+		there.References = slices.Clone(info.References[:min(maxBases, len(info.References))])
+	}
+	return there, slices.Equal(info.References, n.References), nil
+}
+
+// checkSigned checks that a path with signatures that are there, and those that it brings, is not too large.
+func (c *Cache) checkSigned(info *nix.PathInfo, there []nix.Signature) error {
+	all := *info
+	all.Signatures = slices.Concat(there, info.Signatures)
+	if len(all.Signatures) > maxSignatures {
+		return Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", info.Path, maxSignatures)
+	}
+	return c.checkSize(&nix.NARInfo{PathInfo: all})
+}
+
+// checkSize checks that a narinfo is not longer than clients read, signed by our own keys. Over SSH a path comes without one.
+func (c *Cache) checkSize(n *nix.NARInfo) error {
+	const url, signature = 256, 700 // our own
+	if size := n.TextSize() + url + signature*len(c.keys); size > nix.MaxNARInfoSize {
+		return Refuse(ErrTooLarge, "References: with %d of them and %d signatures, the narinfo of %s has %d bytes, more than %d", len(n.References), len(n.Signatures), n.Path, size, nix.MaxNARInfoSize)
+	}
+	return nil
 }
 
 // checkInfo checks what a narinfo shows by itself.
@@ -185,8 +247,8 @@ func (c *Cache) checkInfo(n *nix.NARInfo) error {
 	case n.NARHash.Algorithm() != nix.SHA256 || n.NARSize <= 0:
 		return Refuse(ErrInvalid, "NarHash and NarSize: they have to be there, and the hash a SHA-256")
 	}
-	if len(n.AppendText(nil)) > maxNARInfo {
-		return Refuse(ErrTooLarge, "References: with %d of them, the narinfo of %s has more than %d bytes", len(n.References), n.Path, maxNARInfo)
+	if err := c.checkSize(n); err != nil {
+		return err
 	}
 	for _, ref := range n.References {
 		if ref.Dir() != c.info.StoreDir {
@@ -199,7 +261,8 @@ func (c *Cache) checkInfo(n *nix.NARInfo) error {
 	return c.checkSignatures(n.Signatures, n.AppendFingerprint(nil))
 }
 
-// checkSignatures refuses signatures under the names of our own keys that these have not made.
+// checkSignatures refuses signatures under the names of our own keys that these have not made,
+// and those that would harm clients.
 func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error {
 	for _, s := range sigs {
 		for _, k := range c.keys {
@@ -207,8 +270,19 @@ func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error 
 				return Refuse(ErrInvalid, "Sig: the signature by %s is wrong: that is a key of this cache, and it has not made it", s.Name)
 			}
 		}
+		if c.misleads(s, nil) {
+			return Refuse(ErrInvalid, "Sig: %s is the name of an Ed25519 key, and the signature under it is of another algorithm: clients that trust that key would fail at it; give the other key a name of its own", s.Name)
+		}
 	}
 	return nil
+}
+
+// Others leaves out the signatures that this cache would refuse: those under the names of its own keys that these have not made,
+// and those that would harm clients. Nobody is served them.
+func (c *Cache) Others(sigs []nix.Signature, fingerprint []byte) []nix.Signature {
+	return slices.DeleteFunc(slices.Clone(sigs), func(s nix.Signature) bool {
+		return c.checkSignatures([]nix.Signature{s}, fingerprint) != nil
+	})
 }
 
 // uploadOf returns the upload that the URL of a narinfo leads to, and checks that it is what the narinfo says.
@@ -312,6 +386,15 @@ func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (miss
 	return missing, others, nil
 }
 
+// sinkHas returns ErrNotFound unless the sink has a path, with all that it refers to.
+func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
+	_, done, _, err := c.pathInfo(ctx, c.sink, hash)
+	if err == nil {
+		done()
+	}
+	return err
+}
+
 // announced returns which of at most maxBatch paths the sink has published and clients can fetch
 // with all that they refer to.
 func (c *Cache) announced(ctx context.Context, paths []nix.StorePath) (map[nix.StorePath]bool, error) {
@@ -324,22 +407,23 @@ func (c *Cache) announced(ctx context.Context, paths []nix.StorePath) (map[nix.S
 		hashes[i] = p.Hash()
 	}
 	announced := make(map[nix.StorePath]bool, len(paths))
-	var suspects []Referrer
+	var suspects []nix.StorePath // not their references: they may be many
 	for r, err := range c.sink.References(ctx, hashes) {
 		if err != nil {
 			return nil, err
 		}
 		announced[r.Path] = !r.Withheld
 		if !r.Withheld && m != nil && len(m.refs) > 0 {
-			suspects = append(suspects, r)
+			suspects = append(suspects, r.Path)
 		}
 	}
-	for _, r := range suspects {
-		lacks, err := c.walk(ctx, m, &nix.PathInfo{Path: r.Path, References: r.References})
-		if err != nil {
+	for _, path := range suspects {
+		switch err := c.sinkHas(ctx, path.Hash()); {
+		case errors.Is(err, ErrNotFound):
+			announced[path] = false
+		case err != nil:
 			return nil, err
 		}
-		announced[r.Path] = lacks.IsZero()
 	}
 	return announced, nil
 }
@@ -507,11 +591,11 @@ func (c *Cache) putOutput(ctx context.Context, out nix.StorePath, sigs []nix.Sig
 		return err
 	}
 	return c.onBasis(ctx, out, func(b *Basis) error {
-		there, err := c.origin(ctx, out.Hash())
+		has, err := c.Has(ctx, out)
 		switch {
-		case err != nil && !errors.Is(err, ErrNotFound):
+		case err != nil:
 			return fmt.Errorf("look up output %s: %w", out, err)
-		case (err != nil || there.Path != out) && !c.partial:
+		case !has && !c.partial:
 			return Refuse(ErrInvalid, "outPath: %s is not in this cache; push that first", out.Base())
 		}
 		return put(*b)
@@ -521,17 +605,19 @@ func (c *Cache) putOutput(ctx context.Context, out nix.StorePath, sigs []nix.Sig
 // newSignatures returns those that a path does not have, and that we do not make ourselves.
 func (c *Cache) newSignatures(there *nix.PathInfo, sigs []nix.Signature) (more []nix.Signature) {
 	for _, s := range sigs {
-		ours := slices.ContainsFunc(c.keys, func(k nix.SecretKey) bool { return k.Name() == s.Name })
-		if !ours && !slices.Contains(there.Signatures, s) {
+		if !c.isOurs(s.Name) && !slices.Contains(there.Signatures, s) {
 			more = append(more, s)
 		}
 	}
 	return more
 }
 
+// maxBases is how many paths a message names.
+const maxBases = 5
+
 // bases names the first few of some paths.
 func bases(paths []nix.StorePath) string {
-	const most = 5
+	const most = maxBases
 	var names []string
 	for _, p := range paths[:min(most, len(paths))] {
 		names = append(names, p.Base())

@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sort"
 	"strings"
 	"sync"
 	"testing"
@@ -171,8 +170,9 @@ func TestPublishTooManyReferences(t *testing.T) {
 	p := hello(t)
 	info := *p.Info
 	info.CA = nix.ContentAddress{}
-	for i := range 30_000 {
-		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-x", i))
+	long := strings.Repeat("x", 200)
+	for i := range 80_000 {
+		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, long))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -180,24 +180,18 @@ func TestPublishTooManyReferences(t *testing.T) {
 	}
 	p.Info = &info
 	n := c.upload(p)
-	c.wantRefused(n, cache.ErrTooLarge, "References: with 30000 of them")
-	all := n.References
-	most := sort.Search(len(all), func(most int) bool {
-		n.References = all[:most]
-		_, err := c.Publish(t.Context(), n)
-		return errors.Is(err, cache.ErrTooLarge)
-	}) - 1
-	if most < 20_000 {
-		t.Errorf("%d references are too many", most)
-	}
-	c = newPushed(t, cache.Options{AllowMissingReferences: true})
-	n = c.upload(p)
-	n.References = all[:most-20] // room for the one signature that each narinfo has
+	c.wantRefused(n, cache.ErrTooLarge, "References: with 80000 of them")
+	n.References = n.References[:71_000] // 16.7 MB of at most 16.8
 	c.publish(n)
+	n.Signatures = nil
 	for i := range 64 {
-		n.Signatures = []nix.Signature{newKey(t, fmt.Sprintf("%0512d", i)).Sign(n.AppendFingerprint(nil))}
-		c.publish(n)
+		sig, err := nix.NewSignature(fmt.Sprintf("%0512d", i), make([]byte, 64))
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.Signatures = append(n.Signatures, sig)
 	}
+	c.publish(n)
 	text, err := c.NARInfo(t.Context(), n.Path.Hash())
 	if err != nil {
 		t.Fatal(err)
@@ -206,9 +200,33 @@ func TestPublishTooManyReferences(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if len(text) > nix.MaxNARInfoSize {
+		t.Errorf("it has %d bytes", len(text))
+	}
 	if n := len(got.Signatures); n != 64 || got.Signatures[n-1].Name != "ours-1" {
 		t.Errorf("it has %d signatures, the last of them by %s", n, got.Signatures[n-1].Name)
 	}
+}
+
+// Signatures that would make a narinfo too long are refused.
+func TestPublishTooManyBytesOfSignatures(t *testing.T) {
+	c := newPushed(t, cache.Options{AllowMissingReferences: true})
+	p := hello(t)
+	info := *p.Info
+	info.CA = nix.ContentAddress{}
+	long := strings.Repeat("x", 200)
+	for i := range (nix.MaxNARInfoSize - 5000) / (len(long) + 34) {
+		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, long))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info.References = append(info.References, ref)
+	}
+	p.Info = &info
+	n := c.upload(p)
+	c.publish(n)
+	n.Signatures = []nix.Signature{otherSignature(t, "a-1")}
+	c.wantRefused(n, cache.ErrTooLarge, "the narinfo of")
 }
 
 // A path that is there with another NAR stays, and with other references it is refused.
@@ -229,21 +247,57 @@ func TestPublishAnother(t *testing.T) {
 	c.wantRefused(n, cache.ErrConflict, "other references")
 }
 
-// What an earlier source has is kept too, but not signed for it.
+// What an earlier source has is kept too, and signatures that are pushed of it are served with it, whether or not it is kept.
 func TestPublishWhatIsThere(t *testing.T) {
 	p := hello(t)
 	c := newPushed(t, cache.Options{}, cachetest.NewMemory(p))
+	fingerprint := p.Info.AppendFingerprint(nil)
+	want := []nix.Signature{c.key.Sign(fingerprint)}
+	add := func(name string) {
+		t.Helper()
+		back := *wantNARInfo(t, c.Cache, p.Info.Path.Hash())
+		sig := newKey(t, name).Sign(fingerprint)
+		back.Signatures = append(slices.Clip(back.Signatures), sig)
+		want = slices.Insert(want, len(want)-1, sig)
+		for range 2 {
+			c.publish(&back)
+		}
+	}
+	wantSigned := func() {
+		t.Helper()
+		got := texts(wantNARInfo(t, c.Cache, p.Info.Path.Hash()).Signatures)
+		if all := texts(want); !cmp.Equal(slices.Sorted(slices.Values(all)), slices.Sorted(slices.Values(got))) {
+			t.Errorf("signatures are %q, want %q", got, all)
+		}
+	}
 	back := *wantNARInfo(t, c.Cache, p.Info.Path.Hash())
 	c.publish(&back)
-	back.Signatures = append(slices.Clip(back.Signatures), newKey(t, "more-1").Sign(back.AppendFingerprint(nil)))
-	c.wantRefused(&back, cache.ErrInvalid, "Sig")
-	if c.publish(c.upload(p)) {
+	wantSigned()
+	add("one-1")
+	wantSigned()
+	add("two-1")
+	wantSigned()
+	n := c.upload(p)
+	n.Extra = []nix.Field{{Name: "Provenance", Value: "x"}}
+	if c.publish(n) {
 		t.Error("a path that is there was added")
 	}
 	if _, err := c.sink.PathInfo(t.Context(), p.Info.Path.Hash()); err != nil {
 		t.Errorf("it is not kept: %v", err)
 	}
-	c.publish(&back)
+	wantSigned()
+	add("three-1")
+	wantSigned()
+	if got := wantNARInfo(t, c.Cache, p.Info.Path.Hash()).Extra; !slices.Equal(got, n.Extra) {
+		t.Errorf("unknown fields are %v", got)
+	}
+	for i := range 70 {
+		back := *wantNARInfo(t, c.Cache, p.Info.Path.Hash())
+		back.Signatures = []nix.Signature{newKey(t, fmt.Sprint("more-", i)).Sign(fingerprint)}
+		if _, err := c.Publish(t.Context(), &back); i > 62 && !errors.Is(err, cache.ErrInvalid) {
+			t.Errorf("signature %d: %v", i, err)
+		}
+	}
 }
 
 func refersTo(p cachetest.Path, refs ...cachetest.Path) cachetest.Path {

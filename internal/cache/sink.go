@@ -41,6 +41,13 @@ type Sink interface {
 	// has not, see [ReferenceTracker].
 	Publish(ctx context.Context, info *nix.PathInfo, b Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error)
 
+	// Endorse keeps signatures of a path with this NAR that another source has. They are added to those that were kept of that NAR.
+	Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error
+
+	// Endorsements returns what was pushed of a path with the NAR of info, which another source has: signatures that Endorse has kept,
+	// and those and the unknown fields that came with the path itself. Nothing is no error.
+	Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error)
+
 	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output,
 	// compare, as it is now.
 	Basis(ctx context.Context, hash nix.PathHash) (Basis, error)

@@ -1,7 +1,7 @@
 // Package caches is the directory of the caches of a server: it makes of each record of the catalog a cache
 // on the depot, on the local store where there is one, or on both, and makes it anew when the record has changed.
 //
-//	err := caches.Prepare(ctx, cat, depot, store)
+//	err := caches.Prepare(ctx, cat, depot, store.StoreDir())
 //	d, err := caches.New(ctx, cat, depot, caches.Options{Local: store, Keys: keys})
 //	c, err := d.ByHost(ctx, request.Host)
 //
@@ -72,8 +72,10 @@ type Directory struct {
 	depot   *depot.Depot
 	local   cache.Source // Options.Local
 	log     *slog.Logger
+	looks   *cache.LookMemory
 
 	now  atomic.Pointer[snapshot] // never nil
+	keys sync.Map                 // the names of all keys that sign or have signed since the start
 	mu   sync.Mutex               // held while another snapshot is made
 	opts Options                  // guarded by mu
 }
@@ -103,7 +105,7 @@ type member struct {
 // New returns the directory of the caches in the catalog, whose bytes are in the depot. [Prepare] has made the cache main.
 // An error says what keeps the cache main from being served; what is wrong with others is logged.
 func New(ctx context.Context, cat catalog.Catalog, d *depot.Depot, opts Options) (*Directory, error) {
-	dir := &Directory{catalog: cat, depot: d, local: opts.Local, opts: opts, log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
+	dir := &Directory{catalog: cat, depot: d, local: opts.Local, opts: opts, looks: cache.NewLookMemory(), log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
 	s, err := dir.make(ctx, nil)
 	if err != nil {
 		return nil, fmt.Errorf("open caches: %w", err)
@@ -141,23 +143,21 @@ func Record(name string) *catalog.Cache {
 	}
 }
 
-// Prepare makes the record of [cache.Main] if there is none, and fits it to the local store, which is nil if there is none:
-// its store directory is that of the cache, unless the depot keeps paths of another one.
-func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cache.Source) error {
-	if err := prepare(ctx, cat, d, local); err != nil {
+// Prepare makes the record of [cache.Main] if there is none, and fits it to the store directory of this machine, "" if that is not known:
+// it is that of the cache, unless the depot keeps paths of another one.
+func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
+	if err := prepare(ctx, cat, d, dir); err != nil {
 		return fmt.Errorf("prepare cache %s: %w", cache.Main, err)
 	}
 	return nil
 }
 
-func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cache.Source) error {
+func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
 	record, err := Find(ctx, cat, cache.Main)
 	if errors.Is(err, cache.ErrNotFound) {
 		record = Record(cache.Main)
 		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
-		if local != nil {
-			record.StoreDir = local.StoreDir()
-		}
+		record.StoreDir = cmp.Or(dir, record.StoreDir)
 		if err = cat.AddCache(ctx, record); errors.Is(err, catalog.ErrConflict) { // another process was faster
 			record, err = Find(ctx, cat, cache.Main)
 		}
@@ -165,19 +165,19 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, local cac
 	if err != nil {
 		return err
 	}
-	if local == nil || !slices.Contains(record.Sources, catalog.SourceLocal) || local.StoreDir() == record.StoreDir {
+	if dir == "" || !slices.Contains(record.Sources, catalog.SourceLocal) || dir == record.StoreDir {
 		return nil
 	}
 	if d.For(record).IsThere() {
-		return fmt.Errorf("it keeps paths of %s, and the local store is %s: serve another store, or use another state directory with --state",
-			record.StoreDir, local.StoreDir())
+		return fmt.Errorf("it keeps paths of %s, and the store directory of this machine is %s: serve another store with --store, set NIX_STORE_DIR, or use another state directory with --state",
+			record.StoreDir, dir)
 	}
 	changed := *record
-	changed.StoreDir = local.StoreDir()
+	changed.StoreDir = dir
 	if err := cat.SetCache(ctx, record, &changed); !errors.Is(err, catalog.ErrChanged) {
 		return err
 	}
-	return prepare(ctx, cat, d, local) // with what another process has made of it
+	return prepare(ctx, cat, d, dir) // with what another process has made of it
 }
 
 // Find returns the record of a cache. cache.ErrNotFound if there is none of this name.
@@ -289,7 +289,13 @@ func (d *Directory) make(ctx context.Context, last *snapshot) (*snapshot, error)
 	if err != nil {
 		return nil, err
 	}
+	for _, k := range d.opts.Keys {
+		d.keys.Store(k.Name(), true)
+	}
 	for _, r := range records {
+		for _, k := range r.Keys {
+			d.keys.Store(k.Name(), true)
+		}
 		m := last.member(r)
 		if m == nil {
 			c, err := d.build(r)
@@ -329,6 +335,12 @@ func (s *snapshot) member(r *catalog.Cache) *member {
 	return s.all[i]
 }
 
+// isKey reports whether a key of any cache has this name.
+func (d *Directory) isKey(name string) bool {
+	_, ok := d.keys.Load(name)
+	return ok
+}
+
 // build makes a cache of a record.
 func (d *Directory) build(r *catalog.Cache) (*cache.Cache, error) {
 	opts := cache.Options{
@@ -336,8 +348,10 @@ func (d *Directory) build(r *catalog.Cache) (*cache.Cache, error) {
 		Private:                r.Private,
 		AllowMissingReferences: r.AllowMissingReferences,
 		Keys:                   slices.Clone(r.Keys),
+		Reserved:               d.isKey,
 		Priority:               r.Priority,
 		Memory:                 otherMemory,
+		Looks:                  d.looks,
 		Encoder:                d.opts.Encoder,
 		Compress:               d.opts.Compress,
 		SourcesLeftOut:         d.opts.LocalLeftOut && slices.Contains(r.Sources, catalog.SourceLocal),

@@ -58,7 +58,11 @@ func (t *tester) open(opts caches.Options) (*caches.Directory, error) {
 	}
 	d := depot.New(cat, blobs, depot.Options{})
 	t.Cleanup(func() { d.Close() })
-	if err := caches.Prepare(t.Context(), cat, d, opts.Local); err != nil {
+	var storeDir nix.StoreDir
+	if opts.Local != nil {
+		storeDir = opts.Local.StoreDir()
+	}
+	if err := caches.Prepare(t.Context(), cat, d, storeDir); err != nil {
 		return nil, err
 	}
 	opts.Logger = slog.New(slog.NewTextHandler(t.log, nil))
@@ -268,7 +272,7 @@ func TestStoreDir(t0 *testing.T) {
 	p := cachetest.NewPath(t, "/other/store", "hello", "hello\n")
 	push(t, t.named(t.mustOpen(caches.Options{}), cache.Main), p)
 	if _, err := t.open(caches.Options{Local: local}); err == nil ||
-		err.Error() != "prepare cache main: it keeps paths of /other/store, and the local store is /nix/store: serve another store, or use another state directory with --state" {
+		err.Error() != "prepare cache main: it keeps paths of /other/store, and the store directory of this machine is /nix/store: serve another store with --store, set NIX_STORE_DIR, or use another state directory with --state" {
 		t.Errorf("a store of another directory than what was pushed: %v", err)
 	}
 }
@@ -317,7 +321,7 @@ func TestUnreadable(t0 *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := caches.Prepare(t.Context(), f, depot.New(f, blobs, depot.Options{}), nil); err != nil {
+	if err := caches.Prepare(t.Context(), f, depot.New(f, blobs, depot.Options{}), ""); err != nil {
 		t.Fatal(err)
 	}
 	d, err := caches.New(t.Context(), f, depot.New(f, blobs, depot.Options{}), caches.Options{})
@@ -408,7 +412,7 @@ func BenchmarkByHost(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := caches.Prepare(b.Context(), cat, depot.New(cat, blobs, depot.Options{}), nil); err != nil {
+	if err := caches.Prepare(b.Context(), cat, depot.New(cat, blobs, depot.Options{}), ""); err != nil {
 		b.Fatal(err)
 	}
 	d, err := caches.New(b.Context(), cat, depot.New(cat, blobs, depot.Options{}), caches.Options{})
@@ -418,6 +422,27 @@ func BenchmarkByHost(b *testing.B) {
 	for b.Loop() {
 		if _, err := d.ByHost(b.Context(), "cache.example.org:5000"); err != nil {
 			b.Fatal(err)
+		}
+	}
+}
+
+// A signature of another algorithm under the name of a key of any cache is refused in all: clients of both would fail at it.
+func TestKeysOfOthers(t0 *testing.T) {
+	t := newTester(t0)
+	d := t.mustOpen(caches.Options{Keys: []nix.SecretKey{newKey(t0, "own-1")}})
+	t.add("team", func(r *catalog.Cache) { r.Keys = []nix.SecretKey{newKey(t0, "team-1")} })
+	t.named(d, "team")
+	var sigs []nix.Signature
+	for _, name := range []string{"own-1", "team-1", "ml-dsa-1"} {
+		sig, err := nix.NewSignature(name, make([]byte, 2420))
+		if err != nil {
+			t.Fatal(err)
+		}
+		sigs = append(sigs, sig)
+	}
+	for _, name := range []string{"main", "team"} {
+		if left := t.named(d, name).Others(sigs, nil); !slices.Equal(left, sigs[2:]) {
+			t.Errorf("the cache %s takes %v", name, left)
 		}
 	}
 }

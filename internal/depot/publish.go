@@ -117,6 +117,17 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 	return &there.Info, nil
 }
 
+// Endorse keeps signatures of a path that another source has.
+func (p *Part) Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
+	return failure("keep signatures", p.d.catalog.Endorse(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()), sigs))
+}
+
+// Endorsements returns what was pushed of a path that another source has.
+func (p *Part) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error) {
+	sigs, fields, err := p.d.catalog.Endorsements(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()))
+	return sigs, fields, failure("look up signatures", err)
+}
+
 // Basis returns what is compared when something is kept.
 func (p *Part) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
 	b, err := p.d.catalog.Basis(ctx, p.id, hash)

@@ -24,6 +24,17 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		if err := s.lookedUp(x, err); err != nil {
 			return err
 		}
+		if size := info.TextSize(); size > cache.LargeInfo {
+			info = nil
+			done, err := s.textTurn(x, min(3*size, textMemory/2)) // the references are in memory once more
+			if err != nil {
+				return err
+			}
+			defer done()
+			if info, err = x.cache.Lookup(x.r.Context(), hash); err != nil {
+				return err
+			}
+		}
 		x.w.Header()["Vary"] = onAccept
 		// Not for shared caches: some of them ignore Vary, and would give this to Nix.
 		return x.json(cacheNever, info)
@@ -42,12 +53,36 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	if err := s.lookedUp(x, err); err != nil {
 		return err
 	}
+	if n := len(text); n > cache.LargeInfo && !x.isHead() {
+		done, ok := s.texts.TryTakeN(n, s.owners(x)...)
+		if !ok {
+			text = nil // so that those who wait hold nothing
+			if done, err = s.textTurn(x, n); err != nil {
+				return err
+			}
+		}
+		defer done()
+		if !ok {
+			if text, err = narInfo(x.r.Context(), hash); err != nil {
+				return err
+			}
+		}
+	}
 	x.w.Header()["Vary"] = onAccept
 	if old {
 		// Not for shared caches: others would download several times as much.
 		return x.bytes(typeNARInfo, cacheNever, text)
 	}
 	return x.bytes(typeNARInfo, cacheShort, text)
+}
+
+// textTurn waits until there is memory for so many bytes of a text, which may take the client its time to read.
+func (s *Server) textTurn(x *exchange, bytes int) (done func(), err error) {
+	done, err = s.slot(x, s.texts, bytes, textLimit)
+	if err != nil {
+		return nil, fmt.Errorf("%w: too many large narinfos are being sent: %w", cache.ErrUnavailable, err)
+	}
+	return done, nil
 }
 
 // knowsNoZstd reports whether a client is a Nix before 2.4: that fails at a narinfo that says zstd.

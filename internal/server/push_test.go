@@ -265,6 +265,25 @@ func TestPush(t *testing.T) {
 	}
 }
 
+// What Determinate Nix writes is served as it came.
+func TestPushOfDeterminateNix(t *testing.T) {
+	p := newPushTester(t)
+	n := narinfo(p.path, p.path.NAR, nix.None, "")
+	p.wantPut(201, "/"+n.URL, string(p.path.NAR))
+	lines := "Provenance: {\"type\":\"copied\",\"from\":\"https://example.org/é\"}\nPartialClosure: " + helloHash + "-hello.txt\n"
+	var sigs string
+	for _, size := range []int{103, 2420, 4627} {
+		sigs += fmt.Sprintf("Sig: other-%d:%s\n", size, base64.StdEncoding.EncodeToString(make([]byte, size)))
+	}
+	p.wantPut(400, "/"+helloHash+".narinfo", text(n)+"Provenance: a\nProvenance: b\n")
+	p.wantPut(400, "/"+helloHash+".narinfo", text(n)+"sig: a\n")
+	p.wantPut(201, "/"+helloHash+".narinfo", text(n)+sigs+lines)
+	got := string(p.wantGet(200, "/"+helloHash+".narinfo"))
+	if !strings.Contains(got, sigs) || !strings.HasSuffix(got, lines) {
+		t.Errorf("it is served as\n%s", got)
+	}
+}
+
 const buildID = "0123456789abcdef0123456789abcdef01234567"
 
 // Everything else that Nix uploads, encoded or not.
@@ -371,8 +390,8 @@ func TestHostileUploads(t *testing.T) {
 		{"narinfo of something else", "/" + absentHash + ".narinfo", text(info), nil, 400, "StorePath"},
 		{"narinfo with a malformed hash", "/x.narinfo", text(info), nil, 400, "path hash"},
 		{"no narinfo", target, "<html>", nil, 400, "parse narinfo"},
-		{"narinfo that is too large", target, text(info) + strings.Repeat("X: y\n", 300_000), nil, 413, "larger"},
-		{"narinfo that decompresses to too much", target, string(compress(t, bytes.Repeat([]byte("X: y\n"), 300_000), nix.Zstd)),
+		{"narinfo that is too large", target, text(info) + strings.Repeat("X: y\n", 4_000_000), nil, 413, "larger"},
+		{"narinfo that decompresses to too much", target, string(compress(t, bytes.Repeat([]byte("X: y\n"), 4_000_000), nix.Zstd)),
 			[]string{"Content-Encoding: zstd"}, 413, "larger"},
 		{"narinfo in an unknown encoding", target, text(info), []string{"Content-Encoding: rot13"}, 400, "rot13"},
 		{"URL that leads elsewhere", target, spoiled(func(n *nix.NARInfo) { n.URL = "http://evil.example/x.nar" }), nil, 400, "URL"},

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -20,8 +21,16 @@ const (
 	// Nix gives up when it has sent and heard nothing for five minutes.
 	turnLimit = 4 * time.Minute
 
-	// maxSmall bounds the uploads that are in memory as a whole, in bytes: it is the size of the largest narinfo.
-	maxSmall = nix.MaxNARInfoSize
+	// firstText is how many bytes of such an upload take no memory that is shared. Hardly any has more.
+	firstText = 64 << 10
+	// maxChecked bounds a listing that is checked, in bytes.
+	maxChecked = 1 << 20
+
+	// textMemory bounds the bytes of larger narinfos and the like that are received and sent at once. Those that are received take
+	// some four times as much until they are published.
+	textMemory = 4 * nix.MaxNARInfoSize
+	// textLimit is how long a client waits to be sent one while others take theirs.
+	textLimit = 10 * time.Second
 
 	// maxLog bounds a build log, in bytes before compression.
 	maxLog = 256 << 20
@@ -61,18 +70,23 @@ func (s *Server) receive(x *exchange) error {
 		return s.putListing(x)
 	}
 
-	if x.r.ContentLength > maxSmall {
-		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", maxSmall)
+	limit := int64(nix.MaxRealisationSize)
+	if route == routeNARInfo {
+		limit = nix.MaxNARInfoSize
+	}
+	if x.r.ContentLength > limit {
+		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", limit)
 	}
 	done, err := s.turn(x, s.small)
 	if err != nil {
 		return err
 	}
 	defer done()
-	text, err := s.text(x)
+	text, held, err := s.receiveText(x, limit)
 	if err != nil {
 		return err
 	}
+	defer held()
 	switch route {
 	case routeNARInfo:
 		return s.putNARInfo(x, text)
@@ -148,14 +162,33 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// text returns the whole body of a small upload, decoded.
-func (s *Server) text(x *exchange) ([]byte, error) {
-	r, err := s.decoded(x, maxSmall)
+// receiveText returns the whole body of a small upload, decoded. It may be in memory until done is called.
+// What is larger than most are waits for memory before more than its beginning is read, so that those who wait hold little.
+func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func(), err error) {
+	r, err := s.decoded(x, limit)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer r.Close()
-	return io.ReadAll(r)
+	text, err = io.ReadAll(io.LimitReader(r, firstText+1))
+	if err != nil || len(text) <= firstText {
+		return text, func() {}, err
+	}
+	most := limit
+	if length := x.r.ContentLength; length > 0 && x.r.Header["Content-Encoding"] == nil {
+		most = length
+	}
+	done, err = s.turnN(x, s.texts, int(most))
+	if err != nil {
+		return nil, nil, err
+	}
+	whole := bytes.NewBuffer(make([]byte, 0, min(most, x.r.ContentLength+bytes.MinRead)))
+	whole.Write(text)
+	if _, err := whole.ReadFrom(r); err != nil {
+		done()
+		return nil, nil, err
+	}
+	return whole.Bytes(), done, nil
 }
 
 // kept answers an upload: 201 if what it brought was not there before, else 204.
@@ -278,11 +311,11 @@ func (s *Server) putListing(x *exchange) error {
 		return err
 	}
 	defer r.Close()
-	text, err := io.ReadAll(io.LimitReader(r, maxSmall+1))
+	text, err := io.ReadAll(io.LimitReader(r, maxChecked+1))
 	if err != nil {
 		return err
 	}
-	if len(text) > maxSmall {
+	if len(text) > maxChecked {
 		_, err = io.Copy(io.Discard, r)
 	} else if _, wrong := nar.ParseListing(text); wrong != nil {
 		err = cache.Refuse(cache.ErrInvalid, "%s", wrong)

@@ -154,6 +154,7 @@ type Server struct {
 	large     *slots.Slots        // of Options.Uploads
 	small     *slots.Slots        // uploads of up to maxSmall bytes, which are in memory
 	memory    *slots.Slots        // bytes of codec.Memory, for decoders
+	texts     *slots.Slots        // of textMemory, in bytes
 	logs      *slots.Slots        // of openLogs
 	listings  *slots.Slots        // of largeListings
 	streams   *slots.Slots        // of mostRequests
@@ -192,6 +193,7 @@ func New(caches cache.Directory, opts Options) *Server {
 		large:     slots.New(cmp.Or(opts.Uploads, files.Uploads)),
 		small:     slots.New(files.SmallUploads),
 		memory:    slots.NewMemory(codec.Memory),
+		texts:     slots.NewMemory(textMemory),
 		logs:      slots.New(openLogs),
 		listings:  slots.New(largeListings),
 		streams:   slots.New(mostRequests),

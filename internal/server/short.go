@@ -3,6 +3,7 @@ package server
 import (
 	"bytes"
 	"context"
+	"net"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -277,11 +278,18 @@ func appendField(dst []byte, key, value string) []byte {
 	return append(dst, value...)
 }
 
-// Write adds to the body of the answer.
+// Write adds to the body of the answer. What is large is sent at once: the handler knows for how long that is in memory.
 func (n *lane) Write(p []byte) (int, error) {
 	n.WriteHeader(http.StatusOK)
-	if n.request.Method != http.MethodHead {
+	switch {
+	case n.request.Method == http.MethodHead:
+	case len(p) <= keptBytes:
 		*n.out = append(*n.out, p...)
+	default:
+		if n.send(staysShort) == isOver {
+			return 0, net.ErrClosed
+		}
+		return n.link.Write(p)
 	}
 	return len(p), nil
 }

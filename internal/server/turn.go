@@ -13,7 +13,12 @@ import (
 
 // turn waits until there is a slot for an upload. done gives it back.
 func (s *Server) turn(x *exchange, of *slots.Slots) (done func(), err error) {
-	done, err = s.wait(x, of, 1)
+	return s.turnN(x, of, 1)
+}
+
+// turnN is turn for n slots, or bytes.
+func (s *Server) turnN(x *exchange, of *slots.Slots, n int) (done func(), err error) {
+	done, err = s.wait(x, of, n)
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many uploads at once: %w", cache.ErrUnavailable, err)
 	}

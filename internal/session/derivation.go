@@ -194,10 +194,14 @@ func (s *store) derivation(ctx context.Context, c *cache.Cache, drv nix.StorePat
 	if !drv.IsDerivation() {
 		return nil, cache.Refuse(cache.ErrInvalid, "%v is no derivation", drv)
 	}
-	info, err := c.Origin(ctx, drv.Hash())
-	if err == nil && info.Path != drv {
-		err = cache.ErrNotFound
-	}
+	var info nix.PathInfo
+	err = c.WithOrigin(ctx, drv.Hash(), func(there *nix.PathInfo) error {
+		if there.Path != drv {
+			return cache.ErrNotFound
+		}
+		info.NARHash, info.NARSize = there.NARHash, there.NARSize
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}

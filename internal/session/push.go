@@ -109,6 +109,9 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 		s.push.settle(info.Path, p, err)
 	}()
 	<-ended.ended
+	if size := (&nix.NARInfo{PathInfo: *info}).TextSize(); size > cache.LargeInfo {
+		<-p.settled // until then the client has the room that it took for this
+	}
 	s.Behind.wait(info.NARSize, p.settled)
 	s.push.read(p) // before it is known whether it is answered early
 	return ended.err

@@ -136,11 +136,11 @@ func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) (
 	defer done()
 	var valid []nix.StorePath
 	for _, p := range paths {
-		switch info, err := c.Origin(ctx, p.Hash()); {
-		case err == nil && info.Path == p:
-			valid = append(valid, p)
-		case err != nil && !errors.Is(err, cache.ErrNotFound):
+		switch has, err := c.Has(ctx, p); {
+		case err != nil:
 			return nil, s.tell(err)
+		case has:
+			valid = append(valid, p)
 		}
 	}
 	return valid, nil
@@ -232,23 +232,52 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath, outputs bool
 	}
 	add(paths)
 	room := roomPaths // for what is found
-	for i := 0; i < len(found); i++ {
-		if len(found) > maxClosure {
-			return nil, s.tell(cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure))
+	var rooms []func()
+	defer func() {
+		for _, done := range rooms {
+			done()
 		}
-		for ; len(found) > room && s.Room != nil; room += roomPaths {
+	}()
+	grow := func(n int) error { // before n more are found
+		if len(found)+n > maxClosure {
+			return cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure)
+		}
+		for ; len(found)+n > room && s.Room != nil; room += roomPaths {
 			done, ok := s.Room()
 			if !ok {
-				return nil, s.tell(errNoRoom)
+				return errNoRoom
 			}
-			defer done()
+			rooms = append(rooms, done)
+		}
+		return nil
+	}
+	for i := 0; i < len(found); i++ {
+		if err := grow(0); err != nil {
+			return nil, s.tell(err)
 		}
 		p := found[i]
-		info, err := c.Origin(ctx, p.Hash())
-		switch {
-		case err == nil && info.Path == p:
-			all = append(all, p)
+		has := false
+		err := c.WithOrigin(ctx, p.Hash(), func(info *nix.PathInfo) error {
+			if has = info.Path == p; !has {
+				return nil
+			}
+			more := 0
+			for _, ref := range info.References {
+				if !seen[ref] {
+					more++
+				}
+			}
+			if err := grow(more); err != nil {
+				return err
+			}
 			add(info.References)
+			return nil
+		})
+		switch {
+		case err != nil && !errors.Is(err, cache.ErrNotFound):
+			return nil, s.tell(err)
+		case has:
+			all = append(all, p)
 			if outputs && p.IsDerivation() {
 				d, err := s.derivation(ctx, c, p)
 				if err != nil {
@@ -261,8 +290,6 @@ func (s *store) Closure(ctx context.Context, paths []nix.StorePath, outputs bool
 				}
 				d.done()
 			}
-		case err != nil && !errors.Is(err, cache.ErrNotFound):
-			return nil, s.tell(err)
 		case asked[p]:
 			return nil, protocol.ErrNotFound
 		default: // a reference, which may be missing in a cache that allows that, or an output that nobody has pushed

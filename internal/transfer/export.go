@@ -350,7 +350,7 @@ func pushed(ctx context.Context, c *cache.Cache) iter.Seq2[*nix.PathInfo, error]
 				yield(nil, err)
 				return
 			}
-			if _, err := c.Origin(ctx, path.Hash()); err == nil { // else what refers to it fails
+			if has, err := c.Has(ctx, path); err == nil && has { // else what refers to it fails
 				refs = append(refs, path)
 			}
 		}

@@ -64,6 +64,12 @@ func newCache(t *testing.T) (*cache.Cache, *listed) {
 	}
 	drv := parsePath(t, "0c0ppk5jhpl1ym9qd9vv1yh9rgpy4jm7-a.drv")
 	source.paths[0].Info.Deriver = drv
+	other, err := nix.NewSignature("ml-dsa-1", make([]byte, 2420))
+	if err != nil {
+		t.Fatal(err)
+	}
+	source.paths[0].Info.Signatures = []nix.Signature{other}
+	source.paths[0].Info.Extra = []nix.Field{{Name: "Provenance", Value: `{"type":"copied","from":"a"}`}}
 	slices.Reverse(source.paths) // listed before what they refer to
 	source.Memory = cachetest.NewMemory(source.paths...)
 	source.AddLog(drv, []byte("built\n"))

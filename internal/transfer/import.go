@@ -49,6 +49,8 @@ const (
 	importWorkers = 8
 	// memory is how many bytes of narinfos are remembered between finding a path and fetching it. Others are fetched again.
 	memory = 64 << 20
+	// largeInfo is from how many bytes on a narinfo is large, and in memory one at a time.
+	largeInfo = 64 << 10
 	// maxUnreachable is after how many files in a row that cannot be had, for the origin does not answer, an import gives up.
 	maxUnreachable = 10
 )
@@ -71,7 +73,8 @@ func Import(ctx context.Context, from string, c *cache.Cache, roots []nix.StoreP
 		return Progress{}, fmt.Errorf("import: %w", err)
 	}
 	defer o.close()
-	i := &importer{tally: tally{report: opts.Progress}, cache: c, origin: o, opts: opts, graph: newGraph(), infos: map[nix.PathHash]*nix.NARInfo{}}
+	i := &importer{tally: tally{report: opts.Progress}, cache: c, origin: o, opts: opts, graph: newGraph(), infos: map[nix.PathHash]*nix.NARInfo{}, large: map[nix.PathHash]bool{},
+		encodings: codec.NewLimits(codec.Options{}), one: make(chan struct{}, 1)}
 	if err := i.all(ctx, roots); err != nil {
 		return i.now, fmt.Errorf("import: %w", err)
 	}
@@ -88,11 +91,14 @@ type importer struct {
 	origin      origin
 	opts        ImportOptions
 	graph       *graph
-	unreachable atomic.Int32 // files in a row that could not be had
+	encodings   *codec.Limits // of Content-Encodings of NARs: what decodes the NAR itself waits for another memory, so that neither waits for ever
+	one         chan struct{} // has something while a large narinfo is in memory
+	unreachable atomic.Int32  // files in a row that could not be had
 
 	mu    sync.Mutex // guards what follows, and the graph until it is run
 	infos map[nix.PathHash]*nix.NARInfo
 	size  int // bytes of the texts of infos
+	large map[nix.PathHash]bool
 }
 
 func (i *importer) all(ctx context.Context, roots []nix.StorePath) error {
@@ -156,25 +162,53 @@ func (i *importer) checkInfo(ctx context.Context) error {
 
 // read reads a small file of the origin.
 func (i *importer) read(ctx context.Context, name string, limit int) ([]byte, error) {
+	text, done, err := i.readLarge(ctx, name, limit, limit)
+	if err == nil {
+		done()
+	}
+	return text, err
+}
+
+// readLarge reads a file of the origin. Once it is known to have more than free bytes, it waits until no other such file is in memory:
+// it may be until done is called.
+func (i *importer) readLarge(ctx context.Context, name string, free, limit int) (text []byte, done func(), err error) {
+	done = func() {}
+	defer func() {
+		if err != nil {
+			done()
+			text, done = nil, nil
+		}
+	}()
 	body, encoding, err := i.origin.open(ctx, name)
 	if err != nil {
-		return nil, err
+		return nil, done, err
 	}
 	defer body.Close()
 	plain, err := codec.DecodeEncoding(ctx, encoding, body, i.opts.Limits)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, done, fmt.Errorf("read %s: %w", name, err)
 	}
 	defer plain.Close()
-	text, err := io.ReadAll(io.LimitReader(plain, int64(limit)+1))
+	text, err = io.ReadAll(io.LimitReader(plain, int64(free)+1))
+	if err == nil && len(text) > free && free < limit {
+		select {
+		case i.one <- struct{}{}:
+			done = func() { <-i.one }
+		case <-ctx.Done():
+			return nil, done, ctx.Err()
+		}
+		var rest []byte
+		rest, err = io.ReadAll(io.LimitReader(plain, int64(limit-free)))
+		text = append(text, rest...)
+	}
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, done, fmt.Errorf("read %s: %w", name, err)
 	}
 	if len(text) > limit {
-		return nil, fmt.Errorf("read %s: %w: more than %d bytes", name, cache.ErrTooLarge, limit)
+		return nil, done, fmt.Errorf("read %s: %w: more than %d bytes", name, cache.ErrTooLarge, limit)
 	}
 	i.unreachable.Store(0)
-	return text, nil
+	return text, done, nil
 }
 
 // findAll finds all paths that the origin lists.
@@ -243,7 +277,7 @@ func (i *importer) findClosure(ctx context.Context, roots []nix.StorePath) error
 
 // find reads the narinfo of a path and adds it to the graph. Its error is that there is none, or an end to it all.
 func (i *importer) find(ctx context.Context, hash nix.PathHash) ([]nix.PathHash, error) {
-	info, size, err := i.narInfo(ctx, hash)
+	info, size, done, err := i.narInfo(ctx, hash)
 	switch {
 	case err != nil && ctx.Err() != nil, errors.Is(err, cache.ErrNotFound):
 		return nil, err
@@ -251,10 +285,13 @@ func (i *importer) find(ctx context.Context, hash nix.PathHash) ([]nix.PathHash,
 		i.change(func(p *Progress) { p.Known++ })
 		return nil, i.fail(true, err)
 	}
+	defer done()
 	refs := references(&info.PathInfo)
 	i.mu.Lock()
 	i.graph.add(hash, refs)
-	if i.size+size <= memory {
+	if size > largeInfo {
+		i.large[hash] = true
+	} else if i.size+size <= memory {
 		i.size += size
 		i.infos[hash] = info
 	}
@@ -263,39 +300,49 @@ func (i *importer) find(ctx context.Context, hash nix.PathHash) ([]nix.PathHash,
 	return refs, nil
 }
 
-// narInfo reads the narinfo of a path. It also returns the size of its text.
-func (i *importer) narInfo(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, int, error) {
+// narInfo reads the narinfo of a path, which may be in memory until done is called. It also returns the size of its text.
+func (i *importer) narInfo(ctx context.Context, hash nix.PathHash) (info *nix.NARInfo, size int, done func(), err error) {
 	name := hash.String() + ".narinfo"
-	text, err := i.read(ctx, name, nix.MaxNARInfoSize)
+	text, done, err := i.readLarge(ctx, name, largeInfo, nix.MaxNARInfoSize)
 	if err != nil {
-		return nil, 0, err
+		return nil, 0, nil, err
 	}
-	info, err := nix.ParseNARInfo(i.cache.Info().StoreDir, text)
+	if info, err = nix.ParseNARInfo(i.cache.Info().StoreDir, text); err == nil && info.Path.Hash() != hash {
+		err = fmt.Errorf("it is of %s", info.Path)
+	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("read %s: %w: %w", name, cache.ErrInvalid, err)
+		done()
+		return nil, 0, nil, fmt.Errorf("read %s: %w: %w", name, cache.ErrInvalid, err)
 	}
-	if info.Path.Hash() != hash {
-		return nil, 0, fmt.Errorf("read %s: %w: it is of %s", name, cache.ErrInvalid, info.Path)
-	}
-	return info, len(text), nil
+	return info, len(text), done, nil
 }
 
 // path imports one path.
 func (i *importer) path(ctx context.Context, hash nix.PathHash, await func() error) error {
 	i.mu.Lock()
-	info := i.infos[hash]
+	info, large := i.infos[hash], i.large[hash]
 	delete(i.infos, hash)
 	i.mu.Unlock()
-	if info == nil {
-		var err error
-		if info, _, err = i.narInfo(ctx, hash); err != nil {
+	if large {
+		// What it refers to may have a large narinfo too, which would wait for this one.
+		if err := await(); err != nil {
 			return err
 		}
+		await = func() error { return nil }
+	}
+	if info == nil {
+		var done func()
+		var err error
+		if info, _, done, err = i.narInfo(ctx, hash); err != nil {
+			return err
+		}
+		defer done()
 	}
 	if err := i.trust(info); err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, err)
 	}
-	info.Signatures = i.others(info.Signatures, info.AppendFingerprint(nil))
+	// Those under the names of this cache's own keys are left out, as where the server that is taken over was on a machine of the same name.
+	info.Signatures = i.cache.Others(info.Signatures, info.AppendFingerprint(nil))
 	added, err := i.publish(ctx, info, await)
 	if err == nil && i.opts.Logs {
 		err = i.log(ctx, info.Deriver, false)
@@ -324,14 +371,6 @@ func (i *importer) trust(info *nix.NARInfo) error {
 		}
 	}
 	return fmt.Errorf("%w: no trusted key has signed it", cache.ErrInvalid)
-}
-
-// others leaves out the signatures under the names of this cache's own keys that these have not made, as where the server that is taken over
-// was on a machine of the same name: nobody is served them, and whoever pushes one is refused.
-func (i *importer) others(signatures []nix.Signature, fingerprint []byte) []nix.Signature {
-	return slices.DeleteFunc(slices.Clone(signatures), func(s nix.Signature) bool {
-		return slices.ContainsFunc(i.cache.PublicKeys(), func(k nix.PublicKey) bool { return k.Name() == s.Name && !k.Verify(fingerprint, s) })
-	})
 }
 
 // publish makes a path visible with its NAR, which it fetches unless it was before.
@@ -394,13 +433,14 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 		return cache.Received{}, err
 	}
 	defer body.Close()
-	if encoding != "" {
-		return cache.Received{}, fmt.Errorf("get %s: %w: its Content-Encoding is %q, and it should have none", info.URL, cache.ErrInvalid, encoding)
+	most := cmp.Or(info.FileSize, grown(info.NARSize)) // not said: what does not compress grows by less
+	// Nix decodes what a server encodes that was not asked to. FileHash and FileSize are of what is in it.
+	decoded, err := codec.DecodeEncoding(ctx, encoding, &file{r: body, left: grown(most)}, i.encodings)
+	if err != nil {
+		return cache.Received{}, fmt.Errorf("get %s: %w", info.URL, err)
 	}
-	file := &file{r: body, left: info.FileSize, sum: sha256.New()}
-	if file.left == 0 { // not said; what does not compress grows by less than this
-		file.left = info.NARSize + info.NARSize/8 + 1<<20
-	}
+	defer decoded.Close()
+	file := &file{r: decoded, left: most, sum: sha256.New()}
 	plain, err := codec.Decode(ctx, cmp.Or(info.Compression, nix.None), file, i.opts.Limits)
 	if err != nil {
 		return cache.Received{}, err
@@ -432,17 +472,22 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 	return received, err
 }
 
+// grown is a size that what has n bytes does not exceed however it is compressed.
+func grown(n int64) int64 { return n + n/8 + 1<<20 }
+
 // A file is what the origin sends: hashed, counted and bounded.
 type file struct {
 	r    io.Reader
-	left int64 // bytes that it may still have
-	size int64 // bytes that it had
-	sum  hash.Hash
+	left int64     // bytes that it may still have
+	size int64     // bytes that it had
+	sum  hash.Hash // nil: of no interest
 }
 
 func (f *file) Read(p []byte) (int, error) {
 	n, err := f.r.Read(p)
-	f.sum.Write(p[:n])
+	if f.sum != nil {
+		f.sum.Write(p[:n])
+	}
 	f.size, f.left = f.size+int64(n), f.left-int64(n)
 	if f.left < 0 {
 		return n, fmt.Errorf("%w: the file is longer than its narinfo says", cache.ErrInvalid)

@@ -73,7 +73,7 @@ func (i *importer) file(ctx context.Context, name string) error {
 		if r.ID != id {
 			return fmt.Errorf("%w: it is of %s", cache.ErrInvalid, r.ID)
 		}
-		r.Signatures = i.others(r.Signatures, r.AppendFingerprint(nil))
+		r.Signatures = i.cache.Others(r.Signatures, r.AppendFingerprint(nil))
 		return i.keep(i.cache.PutRealisation(ctx, r))
 	default:
 		drv, output, err := parseBuildTraceName(dir, name)
@@ -88,7 +88,7 @@ func (i *importer) file(ctx context.Context, name string) error {
 		if err != nil {
 			return fmt.Errorf("%w: %w", cache.ErrInvalid, err)
 		}
-		b.Signatures = i.others(b.Signatures, b.AppendFingerprint(nil))
+		b.Signatures = i.cache.Others(b.Signatures, b.AppendFingerprint(nil))
 		return i.keep(i.cache.PutBuildTrace(ctx, b))
 	}
 }

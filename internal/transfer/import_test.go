@@ -65,7 +65,8 @@ func wantPaths(t *testing.T, c *cache.Cache, all []cachetest.Path, want ...int) 
 		case err != nil:
 			t.Errorf("look up %s: %v", p.Info.Path, err)
 			continue
-		case info.NARHash != p.Info.NARHash, info.Deriver != p.Info.Deriver, info.CA != p.Info.CA, !slices.Equal(info.References, p.Info.References):
+		case info.NARHash != p.Info.NARHash, info.Deriver != p.Info.Deriver, info.CA != p.Info.CA, !slices.Equal(info.References, p.Info.References),
+			!slices.Equal(info.Extra, p.Info.Extra), !slices.Equal(info.Signatures[:len(p.Info.Signatures)], p.Info.Signatures):
 			t.Errorf("got %+v, want %+v", info.PathInfo, p.Info)
 		}
 		n, _, err := c.OpenNAR(t.Context(), cache.Archive{Path: hash})

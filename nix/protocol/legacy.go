@@ -160,6 +160,9 @@ func (s *legacyServer) queryPathInfos(ctx context.Context) error {
 				return err
 			}
 		}
+		if err := s.room.hold(info); err != nil {
+			return err
+		}
 		s.putPath(info.Path)
 		s.putPath(info.Deriver)
 		s.putPaths(info.References)
@@ -182,7 +185,7 @@ func (s *legacyServer) dumpStorePath(ctx context.Context) error {
 	if err != nil {
 		return about(p, err)
 	}
-	return s.store.WriteNAR(ctx, s.w, info)
+	return s.store.WriteNAR(ctx, s.w, withoutReferences(info))
 }
 
 // about says which path an error is about, where it does not say itself.

@@ -206,8 +206,12 @@ func infoOf(p nix.StorePath, nar []byte, refs ...nix.StorePath) *nix.PathInfo {
 	if err != nil {
 		panic(err)
 	}
+	other, err := nix.NewSignature("ml-dsa-87", make([]byte, 4627)) // whose text is longer than any path
+	if err != nil {
+		panic(err)
+	}
 	return &nix.PathInfo{
-		Path: p, NARHash: nix.SHA256Sum(sha256.Sum256(nar)), NARSize: int64(len(nar)), References: refs, Deriver: drv, Signatures: []nix.Signature{sig},
+		Path: p, NARHash: nix.SHA256Sum(sha256.Sum256(nar)), NARSize: int64(len(nar)), References: refs, Deriver: drv, Signatures: []nix.Signature{sig, other},
 	}
 }
 
@@ -343,8 +347,9 @@ func TestLegacy(t0 *testing.T) {
 			t.wantUint(uint64(len(narA)))
 			t.wantString(infoOf(pathA, narA).NARHash.String())
 			t.wantString("")
-			t.wantUint(1)
+			t.wantUint(2)
 			t.wantString("k-1:")
+			t.wantString("ml-dsa-87:")
 			t.wantString("")
 
 			t.put(legacyQueryClosure, 1) // with the outputs of derivations, of which there are none
@@ -555,7 +560,7 @@ func TestClient(t0 *testing.T) {
 		t0.Errorf("there are %v, %v", valid, err)
 	}
 	info, err := c.PathInfo(pathA)
-	if err != nil || len(info.Signatures) != 2 || info.Deriver != drv || info.NARSize != int64(len(narA)) {
+	if err != nil || len(info.Signatures) != 4 || info.Deriver != drv || info.NARSize != int64(len(narA)) {
 		t0.Errorf("path info %+v, %v", info, err)
 	}
 	if _, err := c.PathInfo(absent); !errors.Is(err, ErrNotFound) {

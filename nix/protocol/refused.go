@@ -14,10 +14,14 @@ var (
 	errUpkeep  = errors.New("this is a cache: whoever runs it looks after its store")
 )
 
-// errBuild is for who wants to have a derivation built.
-func errBuild(drv string) error {
-	return fmt.Errorf("cannot build %s: this is a cache, which builds nothing", drv)
+// A buildError is for who wants to have a derivation built.
+type buildError struct{ drv string }
+
+func (e *buildError) Error() string {
+	return fmt.Sprintf("cannot build %s: this is a cache, which builds nothing", e.drv)
 }
+
+func errBuild(drv string) error { return &buildError{drv} }
 
 // refuse says why there is no answer.
 func (s *workerServer) refuse(op uint64) error {

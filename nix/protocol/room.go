@@ -1,6 +1,10 @@
 package protocol
 
-import "errors"
+import (
+	"errors"
+
+	"firn/nix"
+)
 
 const (
 	// roomSize is how many bytes a question may take in memory before it needs more room, and how many it has with each.
@@ -38,6 +42,29 @@ func (r *room) take(n int) (ok bool) {
 		r.left += roomSize
 	}
 	return true
+}
+
+// fewReferences is how many take so little memory that nobody counts it.
+const fewReferences = 500
+
+// hold takes room for what is known of a path, which is in memory for as long as the client takes to read it.
+func (r *room) hold(info *nix.PathInfo) error {
+	if len(info.References) <= fewReferences {
+		return nil
+	}
+	for _, ref := range info.References {
+		if !r.take(len(ref.String())) {
+			return errNoRoom
+		}
+	}
+	return nil
+}
+
+// withoutReferences returns what is known of a path without what may be large: its NAR may take hours.
+func withoutReferences(info *nix.PathInfo) *nix.PathInfo {
+	short := *info
+	short.References = nil
+	return &short
 }
 
 // clear says that the question is answered.

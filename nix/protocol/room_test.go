@@ -40,7 +40,7 @@ func TestRoom(t0 *testing.T) {
 			t.put(maxPaths)
 		},
 		"derived paths": func(t *peer) { t.put(opQueryMissing, maxStrings) },
-		"signatures":    func(t *peer) { t.put(opAddSignatures); t.putPath(pathA); t.put(maxStrings) },
+		"signatures":    func(t *peer) { t.put(opAddSignatures); t.putPath(pathA); t.put(maxSigs) },
 		"paths":         func(t *peer) { t.put(opQueryValidPaths, maxPaths) },
 	} {
 		t0.Run(name, func(t0 *testing.T) {

@@ -20,6 +20,7 @@ const (
 	maxPaths   = 1 << 20  // store paths in one set, of some 100 bytes each
 	maxStrings = 64 << 10 // other strings in one list
 	maxRoots   = 4 << 20  // roots of a garbage collector, which are read one by one
+	maxSigs    = 1 << 10  // signatures of one thing
 )
 
 // A wire is a connection. Reading and writing remember the first failure and do nothing from then on, so that it is asked for once, see err.
@@ -205,7 +206,7 @@ func (c *wire) paths(dir nix.StoreDir) []nix.StorePath {
 
 func (c *wire) signatures() []nix.Signature {
 	var sigs []nix.Signature
-	for _, s := range c.strings(maxStrings, maxPath) {
+	for _, s := range c.strings(maxSigs, nix.MaxSignatureLen) {
 		sig, err := nix.ParseSignature(s)
 		if err != nil {
 			c.malformed("%v", err)
@@ -238,7 +239,7 @@ func (c *wire) registration() *Registration {
 		r.References = append(r.References, c.string(maxPath))
 	}
 	r.RegistrationTime, r.NARSize, r.Ultimate = int64(c.uint()), int64(c.uint()), c.bool()
-	r.Signatures = c.strings(maxStrings, maxPath)
+	r.Signatures = c.strings(maxSigs, nix.MaxSignatureLen)
 	r.CA = c.string(maxPath)
 	if c.err != nil {
 		return nil

@@ -353,6 +353,9 @@ func (s *workerServer) queryPathInfo(ctx context.Context) error {
 	if errors.Is(err, ErrNotFound) {
 		return s.result(nil, func() { s.putBool(false) })
 	}
+	if err == nil {
+		err = s.room.hold(info)
+	}
 	return s.result(err, func() {
 		s.putBool(true)
 		s.putInfo(info)
@@ -378,24 +381,35 @@ func (s *workerServer) queryPathFromHashPart(ctx context.Context) error {
 // derivedPaths reads store paths, and outputs of derivations as DRV!OUTPUT.
 func (s *workerServer) derivedPaths() []string { return s.strings(maxPaths, maxPath) }
 
+// buildPathsWithResults answers with a result for each path. What would have to be built is an error of the whole question instead:
+// a client that has it for a builder asks so, and does not look at results.
 func (s *workerServer) buildPathsWithResults(ctx context.Context) error {
 	wanted := s.derivedPaths()
 	s.skip(1) // mode
+	if s.err != nil {
+		return s.err
+	}
+	var results []buildResult
+	for _, text := range wanted {
+		r := buildResult{status: builtAlready}
+		b, err := findBuilt(ctx, s.store, text)
+		if err == nil && b.isDerivation() && !s.hasFeature(featureBuildTrace) {
+			r.outputs, err = b.realisations(ctx, s.store)
+		}
+		switch {
+		case errors.As(err, new(*buildError)):
+			return err
+		case errors.Is(err, ErrNotFound):
+			r = buildResult{status: buildNoSubstituters, message: err.Error()}
+		case err != nil:
+			r = buildResult{status: buildFailed, message: err.Error()}
+		}
+		results = append(results, r)
+	}
 	return s.result(nil, func() {
-		s.putUint(uint64(len(wanted)))
-		for _, text := range wanted {
-			r := buildResult{status: builtAlready}
-			b, err := findBuilt(ctx, s.store, text)
-			if err == nil && b.isDerivation() && !s.hasFeature(featureBuildTrace) {
-				r.outputs, err = b.realisations(ctx, s.store)
-			}
-			if err != nil {
-				r = buildResult{status: buildFailed, message: err.Error()}
-				if errors.Is(err, ErrNotFound) {
-					r.status = buildNoSubstituters
-				}
-			}
-			s.putString(text)
+		s.putUint(uint64(len(results)))
+		for i, r := range results {
+			s.putString(wanted[i])
 			s.putBuildResult(r)
 		}
 	})
@@ -512,7 +526,7 @@ func (s *workerServer) narFromPath(ctx context.Context) error {
 	}
 	s.last()
 	if s.err == nil {
-		s.err = s.store.WriteNAR(ctx, s.w, info) // half of a NAR cannot be taken back
+		s.err = s.store.WriteNAR(ctx, s.w, withoutReferences(info)) // half of a NAR cannot be taken back
 	}
 	return nil
 }

@@ -117,7 +117,7 @@ func TestWorker(t0 *testing.T) {
 			t.put(opQueryPathInfo)
 			t.putPath(pathA)
 			t.wantLast(1)
-			if info := t.info(dir, pathA); t.err != nil || info.NARSize != int64(len(narA)) || info.References[0] != pathB || len(info.Signatures) != 1 {
+			if info := t.info(dir, pathA); t.err != nil || info.NARSize != int64(len(narA)) || info.References[0] != pathB || len(info.Signatures) != 2 {
 				t.Fatalf("path info %+v, %v", info, t.err)
 			}
 			t.put(opQueryPathFromHashPart)
@@ -167,20 +167,26 @@ func TestWorker(t0 *testing.T) {
 			t.wantUint(0)
 
 			t.put(opBuildPathsWithResults)
-			wanted := []string{pathA.String(), absent.String(), drv.String() + "!out"}
+			wanted := []string{pathA.String(), absent.String()}
 			t.putStrings(wanted...)
 			t.put(0)
-			t.wantLast(3)
-			for i, status := range []uint64{builtAlready, buildNoSubstituters, buildFailed} {
+			t.wantLast(2)
+			for i, status := range []uint64{builtAlready, buildNoSubstituters} {
 				t.wantString(wanted[i])
 				t.wantUint(status)
-				t.wantString([]string{"", "is not there", "builds nothing"}[i])
+				t.wantString([]string{"", "is not there"}[i])
 				for _, since := range []uint64{29, 29, 29, 29, 37, 37, 28} {
 					if minor >= since {
 						t.wantUint(0)
 					}
 				}
 			}
+
+			// A client that has this for a builder does not look at results.
+			t.put(opBuildPathsWithResults)
+			t.putStrings(pathA.String(), drv.String()+"!out")
+			t.put(0)
+			t.wantError(minor, "builds nothing")
 
 			t.put(opBuildPathsWithResults)
 			t.putStrings(builtDrv.String() + "!out")
@@ -418,8 +424,9 @@ func TestWorkerRealisations(t0 *testing.T) {
 	ask()
 	t.wantLast(1)
 	t.wantString(pathA.String())
-	t.wantUint(1)
+	t.wantUint(2)
 	t.wantString("k-1:")
+	t.wantString("ml-dsa-87:")
 	t.wantEnd("")
 }
 

@@ -52,6 +52,7 @@ func FileNAR(contents string) []byte {
 
 // Memory is a source, and a sink, that keeps everything in memory.
 type Memory struct {
+	endorsed     map[nix.PathHash]nix.PathInfo // NAR hash and signatures, of paths that others have
 	mu           sync.Mutex
 	dir          nix.StoreDir
 	version      uint64

@@ -143,6 +143,39 @@ func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis,
 	return info, nil
 }
 
+// Endorse implements [cache.Sink].
+func (m *Memory) Endorse(_ context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.failure != nil {
+		return m.failure
+	}
+	if m.endorsed == nil {
+		m.endorsed = map[nix.PathHash]nix.PathInfo{}
+	}
+	e := m.endorsed[info.Path.Hash()]
+	if e.NARHash != info.NARHash {
+		e = nix.PathInfo{NARHash: info.NARHash}
+	}
+	e.Signatures = merge(e.Signatures, sigs)
+	m.endorsed[info.Path.Hash()] = e
+	m.version++
+	return nil
+}
+
+// Endorsements implements [cache.Sink].
+func (m *Memory) Endorsements(_ context.Context, info *nix.PathInfo) (sigs []nix.Signature, fields []nix.Field, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p, ok := m.paths[info.Path.Hash()]; ok && p.Info.NARHash == info.NARHash {
+		sigs, fields = slices.Clone(p.Info.Signatures), p.Info.Extra
+	}
+	if e := m.endorsed[info.Path.Hash()]; e.NARHash == info.NARHash {
+		sigs = append(sigs, e.Signatures...)
+	}
+	return sigs, fields, m.failure
+}
+
 // differs reports whether what a path was checked for has changed since. It is called with mu held.
 func (m *Memory) differs(info *nix.PathInfo, b cache.Basis) bool {
 	for hash := range b.Visited {

@@ -414,7 +414,12 @@ func testPublish(t *sinkTester) {
 		if i == 0 {
 			info = *all[0].Info
 		}
-		info.Signatures = []nix.Signature{key.Sign(info.AppendFingerprint(nil)), key.Sign([]byte("something else"))}
+		other, err := nix.NewSignature("ml-dsa-1", make([]byte, 3309))
+		if err != nil {
+			t.Fatal(err)
+		}
+		info.Signatures = []nix.Signature{key.Sign(info.AppendFingerprint(nil)), key.Sign([]byte("something else")), other}
+		info.Extra = []nix.Field{{Name: "Provenance", Value: `{"type":"copied"}`}}
 		all[i].Info = &info
 	}
 	for _, p := range all {

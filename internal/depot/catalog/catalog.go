@@ -428,6 +428,14 @@ type Paths interface {
 	// time: each may have many references.
 	References(ctx context.Context, cache CacheID, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
+	// Endorse keeps signatures of a path that is not published in the cache, as another source has it: they are added to those
+	// that were kept of the same NAR, and replace those of another one. ErrGone if the cache is not there, ErrConflict past 64 signatures.
+	Endorse(ctx context.Context, cache CacheID, hash nix.PathHash, nar Sum, sigs []nix.Signature) error
+
+	// Endorsements returns what was pushed of a path with this NAR: its signatures and unknown fields where it is published,
+	// and the signatures that Endorse has kept. Nothing is no error.
+	Endorsements(ctx context.Context, cache CacheID, hash nix.PathHash, nar Sum) ([]nix.Signature, []nix.Field, error)
+
 	// Path returns a published path. ErrNotFound if there is none.
 	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)
 

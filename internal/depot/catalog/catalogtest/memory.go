@@ -58,6 +58,7 @@ type room struct {
 	// dangling are references to what other sources have, by their path hashes, with those that
 	// have them.
 	dangling map[nix.PathHash]map[nix.PathHash]nix.StorePath
+	endorsed map[nix.PathHash]endorsed
 
 	deletions int64
 }
@@ -144,6 +145,7 @@ func (m *Memory) AddCache(_ context.Context, c *catalog.Cache) error {
 		files:    make(map[string]*catalog.File),
 		awaited:  make(map[nix.PathHash]bool),
 		dangling: make(map[nix.PathHash]map[nix.PathHash]nix.StorePath),
+		endorsed: make(map[nix.PathHash]endorsed),
 	}
 	m.changed()
 	return nil

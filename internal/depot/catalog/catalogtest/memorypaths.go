@@ -109,6 +109,49 @@ func (m *Memory) sign(p *catalog.Path, sigs []nix.Signature) error {
 	return nil
 }
 
+// An endorsed is signatures of a path that another source has.
+type endorsed struct {
+	nar  catalog.Sum
+	sigs []nix.Signature
+}
+
+// Endorse keeps signatures of a path that another source has.
+func (m *Memory) Endorse(_ context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum, sigs []nix.Signature) error {
+	defer m.lock()()
+	r := m.caches[cache]
+	if r == nil {
+		return fmt.Errorf("sign %s: %w: the cache", hash, catalog.ErrGone)
+	}
+	var all []nix.Signature
+	if e := r.endorsed[hash]; e.nar == nar {
+		all = slices.Clone(e.sigs)
+	}
+	for _, s := range sigs {
+		if !slices.Contains(all, s) {
+			all = append(all, s)
+		}
+	}
+	if len(all) > mostSignatures {
+		return fmt.Errorf("sign %s: %w: too many signatures", hash, catalog.ErrConflict)
+	}
+	r.endorsed[hash] = endorsed{nar, all}
+	m.changed()
+	return nil
+}
+
+// Endorsements returns what was pushed of a path.
+func (m *Memory) Endorsements(_ context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum) (sigs []nix.Signature, fields []nix.Field, err error) {
+	defer m.lock()()
+	r := m.room(cache)
+	if p := r.paths[hash]; p != nil && m.nars[p.NAR].Hash == nar {
+		sigs, fields = slices.Clone(p.Info.Signatures), p.Info.Extra
+	}
+	if e := r.endorsed[hash]; e.nar == nar {
+		sigs = append(sigs, e.sigs...)
+	}
+	return sigs, fields, nil
+}
+
 // Basis returns what Publish will compare.
 func (m *Memory) Basis(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (catalog.Basis, error) {
 	defer m.lock()()

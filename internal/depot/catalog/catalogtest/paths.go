@@ -230,6 +230,44 @@ func (s *suite) refusedPaths() {
 	s.want(s.c.DeletePath(s.Context(), 999, p.Info.Path.Hash()), catalog.ErrNotFound)
 }
 
+// endorsements are signatures of paths that another source has, and of those that are published too.
+func (s *suite) endorsements() {
+	a, b := s.cache("a"), s.cache("b")
+	id, _ := s.nar("one", a)
+	p := path("p", id, "one")
+	p.Info.Extra = []nix.Field{{Name: "Provenance", Value: "x"}}
+	hash, one, two := p.Info.Path.Hash(), catalog.Sum(p.Info.NARHash.Sum()), sum("NAR two")
+	want := func(cache catalog.CacheID, nar catalog.Sum, fields []nix.Field, names ...string) {
+		s.Helper()
+		sigs, extra, err := s.c.Endorsements(s.Context(), cache, hash, nar)
+		s.ok(err)
+		var got []string
+		for _, sig := range sigs {
+			got = append(got, sig.Name)
+		}
+		s.equal(got, names)
+		s.equal(extra, fields)
+	}
+	want(a, one, nil)
+	s.want(s.c.Endorse(s.Context(), 999, hash, one, []nix.Signature{signature("x")}), catalog.ErrGone)
+	s.ok(s.c.Endorse(s.Context(), a, hash, two, []nix.Signature{signature("of-two")}))
+	want(a, two, nil, "of-two")
+	s.ok(s.c.Endorse(s.Context(), a, hash, one, []nix.Signature{signature("x")}))
+	s.ok(s.c.Endorse(s.Context(), a, hash, one, []nix.Signature{signature("x"), signature("y")}))
+	want(a, one, nil, "x", "y")
+	want(a, two, nil)
+	want(b, one, nil)
+	s.publish(a, p)
+	want(a, one, p.Info.Extra, "one", "x", "y")
+	var many []nix.Signature
+	for i := range 63 {
+		many = append(many, signature(fmt.Sprint("k", i)))
+	}
+	s.want(s.c.Endorse(s.Context(), a, hash, one, many), catalog.ErrConflict)
+	s.ok(s.c.DeleteCache(s.Context(), a))
+	want(a, one, nil)
+}
+
 // wholePaths come back as they were given, whatever they lack.
 func (s *suite) wholePaths() {
 	dir := nix.StoreDir("/x/y/store")
@@ -238,9 +276,12 @@ func (s *suite) wholePaths() {
 	id, _ := s.nar("one", a.ID)
 	ca, err := nix.ParseContentAddress("fixed:r:sha256:1b8m03r63zqhnjf7l5wnldhh7c134ap5vpj0850ymkq1iyzicy5s")
 	s.ok(err)
+	other, err := nix.NewSignature("ml-dsa-87", make([]byte, 4627))
+	s.ok(err)
 	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
 	full := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
-		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b")}, CA: ca}}
+		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b"), other}, CA: ca,
+		Extra: []nix.Field{{Name: "System", Value: "x86_64-linux"}, {Name: "Provenance", Value: `{"type":"copied","from":"a: é"}`}}}}
 	for _, p := range []*catalog.Path{bare, full} {
 		s.publish(a.ID, p)
 		got, err := s.c.Path(s.Context(), a.ID, p.Info.Path.Hash())
@@ -256,6 +297,11 @@ func (s *suite) order() {
 	var hashes []nix.PathHash
 	for i := range 260 {
 		p := path(fmt.Sprint("n", i), id, "one")
+		if i%100 == 0 { // a page has less of these
+			for j := range 15_000 {
+				p.Info.References = append(p.Info.References, storePath(fmt.Sprint("ref", j)))
+			}
+		}
 		s.publish(a, p)
 		hashes = append(hashes, p.Info.Path.Hash())
 	}

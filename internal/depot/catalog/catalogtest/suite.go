@@ -68,6 +68,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"paths", (*suite).paths},
 		{"paths that are refused", (*suite).refusedPaths},
 		{"all of a path", (*suite).wholePaths},
+		{"signatures of what is elsewhere", (*suite).endorsements},
 		{"paths in order", (*suite).order},
 		{"deletions", (*suite).deletions},
 		{"deletions of what is referred to", (*suite).referredDeletions},

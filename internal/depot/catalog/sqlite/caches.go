@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"strings"
@@ -171,6 +172,7 @@ func removeFrom(x *change, cache int64, limit int) (more bool, err error) {
 		"DELETE FROM uploads WHERE cache = ?1 AND name IN (SELECT name FROM uploads WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM files WHERE cache = ?1 AND key IN (SELECT key FROM files WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM awaited WHERE cache = ?1 AND hash IN (SELECT hash FROM awaited WHERE cache = ?1 LIMIT ?2)",
+		"DELETE FROM signatures WHERE cache = ?1 AND hash IN (SELECT hash FROM signatures WHERE cache = ?1 LIMIT ?2)",
 	} {
 		n, err := x.count(text, cache, limit)
 		if err != nil || n == int64(limit) {
@@ -292,8 +294,15 @@ func hasCache(x *change, cache catalog.CacheID) error {
 	return err
 }
 
-// page is how many things an iteration reads at once.
-const page = 200
+const (
+	// page is how many things an iteration reads at once.
+	page = 200
+	// pageReferences is with how many references the paths of a page are enough: one path may have 200,000.
+	pageReferences = 20_000
+)
+
+// errPageFull ends a page early.
+var errPageFull = errors.New("this page is full")
 
 // pages iterates over what next returns, page by page. after is the key of the last item.
 func pages[T, K any](next func(after K, first bool) ([]T, error), keyOf func(T) K) iter.Seq2[T, error] {
@@ -301,7 +310,8 @@ func pages[T, K any](next func(after K, first bool) ([]T, error), keyOf func(T) 
 		var after K
 		for first := true; ; first = false {
 			items, err := next(after, first)
-			if err != nil {
+			full := errors.Is(err, errPageFull)
+			if err != nil && !full {
 				var none T
 				yield(none, err)
 				return
@@ -312,7 +322,7 @@ func pages[T, K any](next func(after K, first bool) ([]T, error), keyOf func(T) 
 				}
 				after = keyOf(item)
 			}
-			if len(items) < page {
+			if len(items) < page && !full {
 				return
 			}
 		}

@@ -20,15 +20,15 @@ const maxSignatures = 64
 
 // pathColumns are what a path is made of, in the order of scanPath.
 const pathColumns = `
-	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, registered, published, publisher, nars.hash, nars.size, file_size, tag, store_dir
+	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, fields, registered, published, publisher, nars.hash, nars.size, file_size, tag, store_dir
 	FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache `
 
 func scanPath(scan func(...any) error) (*catalog.Path, error) {
 	p := &catalog.Path{}
 	var hash, narHash []byte
-	var name, refs, deriver, sigs, ca, storeDir string
+	var name, refs, deriver, sigs, ca, fields, storeDir string
 	var registered, published int64
-	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &registered, &published, &p.By, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir); err != nil {
+	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &fields, &registered, &published, &p.By, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir); err != nil {
 		return nil, err
 	}
 	if len(hash) != len(nix.PathHash{}) || len(narHash) != len(catalog.Sum{}) {
@@ -54,6 +54,9 @@ func scanPath(scan func(...any) error) (*catalog.Path, error) {
 		if p.Info.CA, err = nix.ParseContentAddress(ca); err != nil {
 			return nil, err
 		}
+	}
+	if p.Info.Extra, err = nix.ParseFields(fields); err != nil {
+		return nil, err
 	}
 	p.Info.NARHash = nix.SHA256Sum([32]byte(narHash))
 	p.Info.RegistrationTime = time.Unix(registered, 0).UTC()
@@ -158,8 +161,8 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if registered.IsZero() {
 		registered = published
 	}
-	if err := x.exec("INSERT INTO paths (rowid, cache, hash, name, nar, refs, deriver, sigs, ca, registered, published, publisher) VALUES ("+nextPath+", ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
-		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, registered.Unix(), published.Unix(), p.By); err != nil {
+	if err := x.exec("INSERT INTO paths (rowid, cache, hash, name, nar, refs, deriver, sigs, ca, fields, registered, published, publisher) VALUES ("+nextPath+", ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
+		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, string(nix.AppendFields(nil, p.Info.Extra)), registered.Unix(), published.Unix(), p.By); err != nil {
 		return err
 	}
 	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND +cache = ?" /* by the NAR: a cache has a million */, int64(p.NAR), int64(cache)); err != nil {
@@ -279,6 +282,63 @@ func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix
 	p.Info.Signatures = all
 	hash := p.Info.Path.Hash()
 	return x.exec("UPDATE paths SET sigs = ? WHERE cache = ? AND hash = ?", joinSignatures(all), int64(cache), hash[:])
+}
+
+// Endorse keeps signatures of a path that another source has.
+func (c *Catalog) Endorse(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum, sigs []nix.Signature) error {
+	err := c.write(ctx, func(x *change) error {
+		if err := hasCache(x, cache); err != nil {
+			return err
+		}
+		var text string
+		if _, err := x.get("SELECT sigs FROM signatures WHERE cache = ? AND hash = ? AND nar_hash = ?", []any{int64(cache), hash[:], nar[:]}, &text); err != nil {
+			return err
+		}
+		all, err := parseSignatures(text)
+		if err != nil {
+			return err
+		}
+		had := len(all)
+		for _, s := range sigs {
+			if !slices.Contains(all, s) {
+				all = append(all, s)
+			}
+		}
+		switch {
+		case len(all) == had:
+			return nil
+		case len(all) > maxSignatures:
+			return errTooManySignatures
+		}
+		return x.exec("INSERT INTO signatures (cache, hash, nar_hash, sigs) VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET nar_hash = excluded.nar_hash, sigs = excluded.sigs",
+			int64(cache), hash[:], nar[:], joinSignatures(all))
+	})
+	if err != nil {
+		return fmt.Errorf("sign %s: %w", hash, err)
+	}
+	return nil
+}
+
+// Endorsements returns what was pushed of a path.
+func (c *Catalog) Endorsements(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum) ([]nix.Signature, []nix.Field, error) {
+	var sigs, fields string
+	err := c.queryRow(ctx, `
+		SELECT coalesce((SELECT sigs FROM paths JOIN nars ON nars.id = nar WHERE cache = ?1 AND paths.hash = ?2 AND nars.hash = ?3), '') || ' ' ||
+			coalesce((SELECT sigs FROM signatures WHERE cache = ?1 AND hash = ?2 AND nar_hash = ?3), ''),
+			coalesce((SELECT fields FROM paths JOIN nars ON nars.id = nar WHERE cache = ?1 AND paths.hash = ?2 AND nars.hash = ?3), '')`,
+		int64(cache), hash[:], nar[:]).scanAll(catalog.ErrNotFound, &sigs, &fields)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up signatures of %s: %w", hash, err)
+	}
+	all, err := parseSignatures(sigs)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up signatures of %s: %w", hash, err)
+	}
+	extra, err := nix.ParseFields(fields)
+	if err != nil {
+		return nil, nil, fmt.Errorf("look up fields of %s: %w", hash, err)
+	}
+	return all, extra, nil
 }
 
 // isAwaited is whether a path may be referred to. All that is deleted is among those that are
@@ -484,10 +544,17 @@ func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix
 		if first && last == (nix.PathHash{}) {
 			from = []byte{} // which even a hash of zeros comes after
 		}
+		many := 0
 		err = c.rows(ctx, func(scan func(...any) error) error {
 			p, err := scanPath(scan)
+			if err != nil {
+				return err
+			}
 			paths = append(paths, p)
-			return err
+			if many += len(p.Info.References); many > pageReferences {
+				return errPageFull
+			}
+			return nil
 		}, pathColumns+"WHERE cache = ? AND paths.hash > ? AND (damaged <> 0) = ? ORDER BY paths.hash LIMIT ?", int64(cache), from, withheld, page)
 		return paths, err
 	}, func(p *catalog.Path) nix.PathHash { return p.Info.Path.Hash() })

@@ -430,7 +430,7 @@ func TestFilesOfOlder(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for _, text := range []string{"DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path",
+	for _, text := range []string{"ALTER TABLE paths DROP COLUMN fields", "DROP TABLE signatures", "DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path",
 		"ALTER TABLE caches DROP COLUMN deletions", "ALTER TABLE awaited ADD COLUMN deleted INTEGER",
 		"ALTER TABLE paths DROP COLUMN published", "ALTER TABLE paths DROP COLUMN publisher",
 		"ALTER TABLE tokens DROP COLUMN used", "ALTER TABLE ssh_keys DROP COLUMN used", "DELETE FROM goose_db_version WHERE version_id >= 12"} {

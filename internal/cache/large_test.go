@@ -1,0 +1,97 @@
+package cache_test
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"firn/internal/cache"
+	"firn/nix"
+)
+
+// largePaths is a source of paths with many references, which it makes anew whenever it is asked.
+type largePaths struct {
+	base  nix.PathInfo
+	names int // references
+	asked atomic.Int32
+	turns chan struct{} // as many at once as a database has readers
+}
+
+func (l *largePaths) Name() string           { return "large paths" }
+func (l *largePaths) StoreDir() nix.StoreDir { return nix.DefaultStoreDir }
+func (l *largePaths) OpenNAR(context.Context, *nix.PathInfo) (cache.NAR, error) {
+	return nil, cache.ErrNotFound
+}
+
+func (l *largePaths) PathInfo(_ context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	l.asked.Add(1)
+	l.turns <- struct{}{}
+	defer func() { <-l.turns }()
+	info := l.base
+	var err error
+	if info.Path, err = nix.DefaultStoreDir.ParseBase(hash.String() + "-large"); err != nil {
+		return nil, err
+	}
+	for i := range l.names {
+		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, strings.Repeat("x", 200)))
+		if err != nil {
+			return nil, err
+		}
+		info.References = append(info.References, ref)
+	}
+	return &info, nil
+}
+
+// However many large narinfos are looked up at once, what they take in memory is bounded, and none fails.
+func TestLargeNARInfosAtOnce(t *testing.T) {
+	const paths, names = 64, 10_000 // of 2.4 MB each
+	source := &largePaths{base: *hello(t).Info, names: names, turns: make(chan struct{}, 4)}
+	source.base.CA = nix.ContentAddress{}
+	looks := cache.NewLookMemory()
+	caches := []*cache.Cache{newCache(t, cache.Options{Looks: looks}, source), newCache(t, cache.Options{Looks: looks}, source)}
+	live := heapWhile(t, func() {
+		var group sync.WaitGroup
+		for i := range paths {
+			group.Go(func() {
+				text, err := caches[i%2].NARInfo(t.Context(), nix.PathHash{0: byte(i + 1)})
+				if err != nil || len(text) < names*230 {
+					t.Errorf("narinfo %d: %d bytes, %v", i, len(text), err)
+				}
+			})
+		}
+		group.Wait()
+	})
+	if most := int64(256 << 20); live > most {
+		t.Errorf("%d MiB were in memory, more than %d", live>>20, most>>20)
+	}
+	if n := source.asked.Load(); n > 2*paths {
+		t.Errorf("the source was asked %d times for %d paths", n, paths)
+	}
+}
+
+// heapWhile returns the most bytes that were alive after a collection while f ran.
+func heapWhile(t *testing.T, f func()) (most int64) {
+	t.Helper()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		f()
+	}()
+	for {
+		var m runtime.MemStats
+		time.Sleep(10 * time.Millisecond)
+		runtime.GC()
+		runtime.ReadMemStats(&m)
+		most = max(most, int64(m.HeapAlloc))
+		select {
+		case <-done:
+			return most
+		default:
+		}
+	}
+}
