@@ -1,9 +1,11 @@
 //go:build linux
 
-// Command chunks measures what a depot would keep with chunks of several sizes, and zstd of several levels:
-// of the store of Debian packages, and of the same after a mass rebuild, that is with other path hashes.
+// Command chunks measures what a depot would keep with chunks of several sizes, files of several sizes whose contents are
+// cut out, and zstd of several levels: of the store of Debian packages, and of the same after a mass rebuild, that is with
+// other path hashes and, with --versions 8, with another version of every eighth package.
 //
 //	go run ./bench/chunks
+//	go run ./bench/chunks --versions 8 --sizes 256 --levels 1 --files 0,16,32,64
 //
 // It prints the table of docs/adr/0021-chunk-size-and-level.md.
 package main
@@ -37,6 +39,8 @@ const minShared = 1 << 10
 type flags struct {
 	Sizes    []int `help:"Average sizes of chunks in KiB." default:"64,128,256,512"`
 	Levels   []int `help:"Levels of zstd." default:"1,3,6,10"`
+	Files    []int `help:"Cut out the contents of files of so many KiB and more; 0: of none." default:"16"`
+	Versions int   `help:"Give one package in so many another version in the second generation; 0: none."`
 	Packages int   `help:"Take no more packages than about so many; 0: all."`
 }
 
@@ -58,19 +62,31 @@ func (f *flags) run(ctx context.Context) error {
 	}
 	var stores []*debstore.Store
 	for generation := range 2 {
-		s, err := debstore.Make(ctx, dir, debstore.Options{Generation: generation, Packages: f.Packages})
+		opts := debstore.Options{Generation: generation, Packages: f.Packages}
+		if generation > 0 {
+			opts.NewVersions = f.Versions
+		}
+		s, err := debstore.Make(ctx, dir, opts)
 		if err != nil {
 			return err
 		}
 		stores = append(stores, s)
 	}
-	if err := onlyRebuilt(ctx, stores); err != nil {
-		return err
+	onlyRebuilt(stores)
+	fmt.Println("| files from | average chunk | level | kept of one generation | added by the second | seconds of a core | chunks | other frames |")
+	fmt.Println("|---|---|---|---|---|---|---|---|")
+	for _, files := range f.Files {
+		if err := f.measure(ctx, stores, files); err != nil {
+			return err
+		}
 	}
-	fmt.Println("| average chunk | level | kept of one generation | added by the second | seconds of a core | chunks | frames of references |")
-	fmt.Println("|---|---|---|---|---|---|---|")
+	return nil
+}
+
+// measure prints the rows for one size of files.
+func (f *flags) measure(ctx context.Context, stores []*debstore.Store, files int) error {
 	for _, size := range f.Sizes {
-		k := keeping{average: size << 10, levels: f.Levels, seen: map[[32]byte]bool{}}
+		k := keeping{average: size << 10, files: int64(files) << 10, levels: f.Levels, seen: map[[32]byte]bool{}}
 		var per []kept
 		for _, s := range stores {
 			begun := time.Now()
@@ -83,7 +99,7 @@ func (f *flags) run(ctx context.Context) error {
 		}
 		for i, level := range f.Levels {
 			first, second := per[0].bytes[i], per[1].bytes[i]
-			fmt.Printf("| %d KiB | %d | %.1f MB | %.2f MB (%.2f %%) | %.1f | %d + %d | %d |\n", size, level,
+			fmt.Printf("| %d KiB | %d KiB | %d | %.1f MB | %.2f MB (%.2f %%) | %.1f | %d + %d | %d |\n", files, size, level,
 				float64(first)/1e6, float64(second)/1e6, 100*float64(second)/float64(first),
 				per[0].cpu[i].Seconds(), per[0].chunks, per[1].chunks, per[0].unshared)
 		}
@@ -91,35 +107,25 @@ func (f *flags) run(ctx context.Context) error {
 	return nil
 }
 
-// onlyRebuilt leaves those packages that differ in hashes only: some may have been installed or upgraded
-// after the first store was made, and then others refer to other names.
-func onlyRebuilt(ctx context.Context, stores []*debstore.Store) error {
-	type built struct {
-		name string
-		size int64
-	}
-	count := map[built]int{}
-	of := map[nix.StorePath]built{}
+// onlyRebuilt leaves those packages that are in both generations: some may have been installed or upgraded
+// after the first store was made.
+func onlyRebuilt(stores []*debstore.Store) {
+	count := map[string]int{}
 	for _, s := range stores {
 		for _, p := range s.Packages {
-			layout, err := nar.NewLayout(ctx, s.Path(p))
-			if err != nil {
-				return err
-			}
-			of[p] = built{p.Name(), layout.Size()}
-			count[of[p]]++
+			count[debstore.OldName(p)]++
 		}
 	}
 	for _, s := range stores {
-		s.Packages = slices.DeleteFunc(s.Packages, func(p nix.StorePath) bool { return count[of[p]] != len(stores) })
+		s.Packages = slices.DeleteFunc(s.Packages, func(p nix.StorePath) bool { return count[debstore.OldName(p)] != len(stores) })
 		fmt.Fprintf(os.Stderr, "%d packages\n", len(s.Packages))
 	}
-	return nil
 }
 
 // keeping keeps NARs by the rules of a depot, and throws the bytes away.
 type keeping struct {
 	average int
+	files   int64 // 0: no contents are cut out
 	levels  []int
 
 	mu   sync.Mutex
@@ -189,7 +195,12 @@ func (w *worker) keepPath(ctx context.Context, path string) error {
 	w.kept.raw += layout.Size()
 	w.mu.Unlock()
 
-	cutter := chunk.NewCutterSize(nix.DefaultStoreDir, w.average)
+	cutter := chunk.NewCutterSize(nix.DefaultStoreDir, w.average, w.files)
+	for h := range layout.Listing().All() {
+		if h.Type == nar.TypeRegular && w.files > 0 {
+			cutter.Contents(h.Offset, h.Size)
+		}
+	}
 	have, atEOF := 0, false
 	var open []byte // pieces that are not shared become one frame
 	for {

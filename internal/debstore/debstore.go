@@ -39,6 +39,9 @@ type Options struct {
 	// Generation tells stores of the same packages apart: the trees are the same, all path hashes
 	// and the references inside files differ, as after a mass rebuild. The first is 0.
 	Generation int
+	// NewVersions gives one package in so many another version, whose name is longer: as after a mass rebuild in which
+	// some dependencies were updated. The files that refer to such a package get longer. 0: no package.
+	NewVersions int
 	// LargeFile is the size in bytes of the awkward path that is one large file.
 	// 0: DefaultLargeFile.
 	LargeFile int64
@@ -82,6 +85,9 @@ func Make(ctx context.Context, dir string, opts Options) (*Store, error) {
 		opts.LargeFile = DefaultLargeFile
 	}
 	name := fmt.Sprintf("debstore-%d-generation-%d-large-%d", format, opts.Generation, opts.LargeFile)
+	if opts.NewVersions > 0 {
+		name += fmt.Sprintf("-versions-%d", opts.NewVersions)
+	}
 	if opts.Packages > 0 {
 		name += fmt.Sprintf("-packages-%d", opts.Packages)
 	}
@@ -137,7 +143,7 @@ func build(ctx context.Context, root string, opts Options) error {
 	if opts.Packages > 0 {
 		packages = some(packages, opts.Packages)
 	}
-	paths := packagePaths(packages, opts.Generation)
+	paths := packagePaths(packages, opts)
 	everything := everythingPath(paths, opts.Generation)
 	awkward := awkwardPaths(opts)
 

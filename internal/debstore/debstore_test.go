@@ -83,7 +83,7 @@ func TestGenerations(t *testing.T) {
 	tool := &debianPackage{name: "tool", arch: "all", version: "1", depends: []*debianPackage{shell}}
 
 	contents := func(generation int) (texts [][]byte, hashes []string) {
-		paths := packagePaths([]*debianPackage{shell, tool}, generation)
+		paths := packagePaths([]*debianPackage{shell, tool}, Options{Generation: generation})
 		tr := tree{path: paths[1].path, refs: paths[1].refs, owner: map[string]*storePath{"/usr/bin/sh": paths[0]}}
 		for _, text := range []string{"\x7fELF and so on", "#!/bin/sh -e\nexit\n", "#!/bin/awk\n", "plain", ""} {
 			texts = append(texts, tr.withRefs([]byte(text)))

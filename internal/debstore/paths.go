@@ -33,13 +33,28 @@ func newStorePath(name, seed string, generation int) *storePath {
 	return &storePath{path: path}
 }
 
+// newVersion is what the name of a package with another version ends with.
+const newVersion = ".1"
+
+// OldName returns the name that a package has in a store without new versions.
+func OldName(p nix.StorePath) string { return strings.TrimSuffix(p.Name(), newVersion) }
+
+// storePathName returns the name of a package's store path.
+func storePathName(p *debianPackage, opts Options) string {
+	name := storeName(p.name + "-" + p.version)
+	if sum := sha256.Sum256([]byte(p.name)); opts.NewVersions > 0 && int(sum[0])%opts.NewVersions == 0 {
+		name += newVersion
+	}
+	return name
+}
+
 // packagePaths returns the store path of each package.
-func packagePaths(packages []*debianPackage, generation int) []*storePath {
+func packagePaths(packages []*debianPackage, opts Options) []*storePath {
 	of := map[*debianPackage]*storePath{}
 	owner := map[string]*storePath{} // of files, by name
 	paths := make([]*storePath, 0, len(packages))
 	for _, p := range packages {
-		sp := newStorePath(storeName(p.name+"-"+p.version), p.arch, generation)
+		sp := newStorePath(storePathName(p, opts), p.arch, opts.Generation)
 		of[p] = sp
 		paths = append(paths, sp)
 		for _, file := range p.files {

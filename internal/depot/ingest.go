@@ -62,6 +62,8 @@ type ingest struct {
 	served int   // bytes of it that were read
 	size   int64 // of the NAR so far
 	cutter *chunk.Cutter
+	parsed int64 // bytes of the NAR of which it is known where contents of files begin and end
+	taken  int64 // bytes that were cut
 	cuts   int64 // pieces so far
 	last   turns
 
@@ -206,8 +208,10 @@ func (in *ingest) move() error {
 // cut cuts what is in a room into pieces, as far as that can be told.
 func (in *ingest) cut(b *room) {
 	var open bool // the last piece may get more
-	for b.cut < b.n {
-		n, references := in.cutter.Next(b.buf[b.cut:b.n], in.ended)
+	// The parser may not have seen the last bytes yet. It is at most its buffer behind.
+	known := b.cut + int(min(in.parsed-in.taken, int64(b.n-b.cut)))
+	for b.cut < known {
+		n, references := in.cutter.Next(b.buf[b.cut:known], in.ended && known == b.n)
 		if n == 0 {
 			break
 		}
@@ -217,6 +221,7 @@ func (in *ingest) cut(b *room) {
 		}
 		data := b.buf[b.cut : b.cut+n]
 		b.cut += n
+		in.taken += int64(n)
 		if references || n < least {
 			if last := len(b.pieces) - 1; open && len(b.pieces[last].data)+n <= chunk.MaxSize {
 				p := &b.pieces[last]
@@ -462,10 +467,16 @@ func (in *ingest) parse() ([]byte, error) {
 		if err == io.EOF {
 			err = r.CheckEnd()
 			if err == nil {
+				in.parsed = in.size
 				return l.end()
 			}
 		}
 		if err == nil {
+			in.parsed = r.Offset()
+			if h.Type == nar.TypeRegular && !in.known {
+				in.cutter.Contents(h.Offset, h.Size)
+				in.parsed = h.Offset + h.Size
+			}
 			err = l.add(h)
 		}
 		if err == nil {

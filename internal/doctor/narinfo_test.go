@@ -35,7 +35,7 @@ func TestNARInfo(t *testing.T) {
 		"empty":        {func(f *fixture) { f.edit = func(string) string { return "" } }, none("StorePath")},
 		"too large": {func(f *fixture) {
 			f.edit = func(s string) string { return s + strings.Repeat("X: y\n", nix.MaxNARInfoSize/5) }
-		}, none("more than 1048576 bytes")},
+		}, none("more than 16777216 bytes")},
 
 		"no NarSize":  {edit("NarSize"), none("NarSize: it is missing")},
 		"no NarHash":  {edit("NarHash"), none("NarHash: it is missing")},

@@ -2,6 +2,7 @@ package chunk_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -29,15 +30,22 @@ func (p piece) String() string {
 	return fmt.Sprintf("%d %d %s", p.Begin, p.End, kind)
 }
 
+// A file has its contents from begin to end in a NAR.
+type file struct{ begin, end int }
+
 // cut cuts a NAR that is there at once.
-func cut(c *chunk.Cutter, nar []byte) []piece {
-	return cutAsItComes(c, nar, func(int) int { return chunk.NeedSize })
+func cut(c *chunk.Cutter, nar []byte, files ...file) []piece {
+	return cutAsItComes(c, nar, files, func(int) int { return chunk.NeedSize })
 }
 
 // cutAsItComes cuts a NAR of which more tells how many bytes come at once, given how many are there and not cut yet.
-func cutAsItComes(c *chunk.Cutter, nar []byte, more func(have int) int) (pieces []piece) {
+func cutAsItComes(c *chunk.Cutter, nar []byte, files []file, more func(have int) int) (pieces []piece) {
 	begin, end := 0, 0
 	for begin < len(nar) {
+		for len(files) > 0 && files[0].begin < end {
+			c.Contents(int64(files[0].begin), int64(files[0].end-files[0].begin))
+			files = files[1:]
+		}
 		n, references := c.Next(nar[begin:end], end == len(nar))
 		switch {
 		case n > 0:
@@ -55,18 +63,26 @@ func cutAsItComes(c *chunk.Cutter, nar []byte, more func(have int) int) (pieces 
 
 // The rules of docs/format.md, written as plainly as can be, for chunks of an average size.
 
-func references(nar []byte, dir string) (firstDigits []int) {
+type span struct{ begin, end int }
+
+// references returns where references lie, from their first digit to the end of their name.
+func references(nar []byte, dir string) (all []span) {
 	prefix := []byte(dir + "/")
 	for i := 0; i+len(prefix)+33 <= len(nar); {
 		at := i + len(prefix)
 		if bytes.HasPrefix(nar[i:], prefix) && isReference(nar[at:at+33]) {
-			firstDigits = append(firstDigits, at)
-			i = at + 32
+			end := at + 33
+			for end < len(nar) && end < at+33+211 && (nar[end] >= '0' && nar[end] <= '9' || nar[end] >= 'a' && nar[end] <= 'z' ||
+				nar[end] >= 'A' && nar[end] <= 'Z' || strings.ContainsRune("+-._?=", rune(nar[end]))) {
+				end++
+			}
+			all = append(all, span{at, end})
+			i = end
 		} else {
 			i++
 		}
 	}
-	return firstDigits
+	return all
 }
 
 func isReference(b []byte) bool {
@@ -78,15 +94,32 @@ func isReference(b []byte) bool {
 	return b[32] == '-'
 }
 
-func model(nar []byte, dir string, average int) (pieces []piece) {
-	type span struct{ begin, end int }
+func model(nar []byte, files []file, dir string, average int) (pieces []piece) {
+	at := 0
+	segment := func(end int) {
+		for _, p := range modelSegment(nar[at:end], dir, average) {
+			pieces = append(pieces, piece{at + p.Begin, at + p.End, p.References})
+		}
+		at = end
+	}
+	for _, f := range files {
+		if f.end-f.begin >= 16<<10 {
+			segment(f.begin)
+			segment(f.end)
+		}
+	}
+	segment(len(nar))
+	return pieces
+}
+
+func modelSegment(nar []byte, dir string, average int) (pieces []piece) {
 	var runs []span
-	for _, at := range references(nar, dir) {
+	for _, r := range references(nar, dir) {
 		last := len(runs) - 1
-		if last >= 0 && at-runs[last].end < 256 && at+32-runs[last].begin <= 256<<10 {
-			runs[last].end = at + 32
+		if last >= 0 && r.begin-runs[last].end < 256 && r.end-runs[last].begin <= 256<<10 {
+			runs[last].end = r.end
 		} else {
-			runs = append(runs, span{at, at + 32})
+			runs = append(runs, r)
 		}
 	}
 	at := 0
@@ -147,6 +180,7 @@ func narOf(t *rapid.T, dir string) []byte {
 			nar = append(nar, dir+"/"...)
 			nar = append(nar, digitsOf(noise)...)
 			nar = append(nar, '-')
+			nar = append(nar, strings.Repeat("nA1+-._?=", 30)[:rapid.SampledFrom([]int{0, 1, 9, 210, 211, 212, 250}).Draw(t, "name")]...)
 		case 3: // nearly a reference
 			text := dir + "/" + digitsOf(noise) + "-"
 			i := rapid.IntRange(0, len(text)-1).Draw(t, "wrong")
@@ -169,15 +203,29 @@ func digitsOf(r *rand.Rand) string {
 	return string(text[:])
 }
 
+// filesOf draws where files may have their contents in a NAR: side by side, empty, at its ends, and of sizes around chunk.MinFile.
+func filesOf(t *rapid.T, nar []byte) (files []file) {
+	for at := 0; ; {
+		begin := at + rapid.SampledFrom([]int{0, 1, 100, 5000}).Draw(t, "before")
+		end := begin + rapid.SampledFrom([]int{0, 500, chunk.MinFile - 1, chunk.MinFile, chunk.MinFile + 1, 30_000}).Draw(t, "size")
+		if end > len(nar) || len(files) == 20 {
+			return files
+		}
+		files = append(files, file{begin, end})
+		at = end
+	}
+}
+
 // Chunks are those of the rules, however the NAR comes.
 func TestRules(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		dir := rapid.SampledFrom([]string{"/nix/store", "/a", "/a/a", "/" + strings.Repeat("long", 70)}).Draw(t, "dir")
 		nar := narOf(t, dir)
-		c := chunk.NewCutterSize(nix.StoreDir(dir), 1<<10)
+		files := filesOf(t, nar)
+		c := chunk.NewCutterSize(nix.StoreDir(dir), 1<<10, chunk.MinFile)
 		most := rapid.SampledFrom([]int{1, 40, 300, 5000, 1 << 20}).Draw(t, "most")
-		got := cutAsItComes(c, nar, func(int) int { return rapid.IntRange(0, most).Draw(t, "more") })
-		if diff := cmp.Diff(model(nar, dir, 1<<10), got); diff != "" {
+		got := cutAsItComes(c, nar, files, func(int) int { return rapid.IntRange(0, most).Draw(t, "more") })
+		if diff := cmp.Diff(model(nar, files, dir, 1<<10), got); diff != "" {
 			t.Errorf("wrong chunks (-want +got):\n%s", diff)
 		}
 	})
@@ -190,11 +238,11 @@ func TestRebuild(t *testing.T) {
 		nar := narOf(t, dir)
 		rebuilt := slices.Clone(nar)
 		noise := rand.New(rand.NewPCG(7, 7))
-		for _, at := range references(nar, dir) {
-			copy(rebuilt[at:], digitsOf(noise))
+		for _, r := range references(nar, dir) {
+			copy(rebuilt[r.begin:], digitsOf(noise))
 		}
-		first := cut(chunk.NewCutterSize(dir, 1<<10), nar)
-		if diff := cmp.Diff(first, cut(chunk.NewCutterSize(dir, 1<<10), rebuilt)); diff != "" {
+		first := cut(chunk.NewCutterSize(dir, 1<<10, chunk.MinFile), nar)
+		if diff := cmp.Diff(first, cut(chunk.NewCutterSize(dir, 1<<10, chunk.MinFile), rebuilt)); diff != "" {
 			t.Fatalf("a rebuild is cut elsewhere (-first +second):\n%s", diff)
 		}
 		for _, p := range first {
@@ -203,6 +251,41 @@ func TestRebuild(t *testing.T) {
 			}
 		}
 	})
+}
+
+// A rebuild against a dependency with a longer name changes the size of a file, which stands before its contents,
+// and the place of all that follows. It changes no chunk but those that have the name.
+func TestNewVersion(t *testing.T) {
+	noise := func(seed byte, n int) []byte {
+		b := make([]byte, n)
+		rand.NewChaCha8([32]byte{seed}).Read(b)
+		return b
+	}
+	tree := func(name string) (nar []byte, files []file) {
+		for i := range byte(8) {
+			nar = append(nar, noise(100+i, 200)...) // as the structure of a NAR
+			contents := slices.Concat(noise(i, 200_000), []byte("/nix/store/"+strings.Repeat("0", 32)+name+"/lib"), noise(50+i, 100_000))
+			nar = binary.LittleEndian.AppendUint64(nar, uint64(len(contents)))
+			files = append(files, file{len(nar), len(nar) + len(contents)})
+			nar = append(nar, contents...)
+		}
+		return nar, files
+	}
+	first, files := tree("-zlib-1.3")
+	known := map[string]bool{}
+	for _, p := range cut(chunk.NewCutter("/nix/store"), first, files...) {
+		known[string(first[p.Begin:p.End])] = true
+	}
+	second, files := tree("-zlib-1.3.1-lib")
+	added := 0
+	for _, p := range cut(chunk.NewCutter("/nix/store"), second, files...) {
+		if !known[string(second[p.Begin:p.End])] {
+			added += p.End - p.Begin
+		}
+	}
+	if added == 0 || added > 300*len(files) {
+		t.Errorf("%d bytes of %d are in new chunks, want those around %d names", added, len(second), len(files))
+	}
 }
 
 // The bounds hold for data that has no place to cut, and for lists of references without end.
@@ -259,8 +342,12 @@ func FuzzNext(f *testing.F) {
 	f.Add([]byte(strings.Repeat("/nix/store", 500)), uint16(999))
 	f.Fuzz(func(t *testing.T, nar []byte, size uint16) {
 		const dir = "/nix/store"
-		got := cutAsItComes(chunk.NewCutterSize(dir, 1<<10), nar, func(int) int { return int(size) })
-		if diff := cmp.Diff(model(nar, dir, 1<<10), got); diff != "" {
+		var files []file
+		if at := int(size) % 100; at+chunk.MinFile <= len(nar) {
+			files = []file{{at, len(nar) - int(size)%7}}
+		}
+		got := cutAsItComes(chunk.NewCutterSize(dir, 1<<10, chunk.MinFile), nar, files, func(int) int { return int(size) })
+		if diff := cmp.Diff(model(nar, files, dir, 1<<10), got); diff != "" {
 			t.Errorf("wrong chunks (-want +got):\n%s", diff)
 		}
 	})

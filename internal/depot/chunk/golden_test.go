@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"strings"
@@ -13,6 +14,7 @@ import (
 
 	"firn/internal/depot/chunk"
 	"firn/nix"
+	narformat "firn/nix/nar"
 )
 
 // golden are inputs that every implementation of docs/format.md can make, by name.
@@ -44,6 +46,60 @@ var golden = []struct {
 		}
 		return append(nar, goldenNoise("list", 100_000)...)
 	}},
+	// A NAR with files whose contents are cut out, and others.
+	{"tree", goldenTree},
+}
+
+// goldenTree is a NAR with files of several sizes, between which are names that look like its structure.
+func goldenTree() []byte {
+	var nar bytes.Buffer
+	w := narformat.NewWriter(&nar)
+	header := func(h *narformat.Header) {
+		if err := w.WriteHeader(h); err != nil {
+			panic(err)
+		}
+	}
+	header(&narformat.Header{Type: narformat.TypeDirectory})
+	for i, size := range []int{0, 1, chunk.MinFile - 1, chunk.MinFile, chunk.MinFile + 1, 300_000, 1_500_000} {
+		contents := goldenNoise(fmt.Sprintf("tree %d", size), size)
+		if size > chunk.MinFile {
+			copy(contents, goldenReference(i))             // at the beginning
+			copy(contents[size-44:], goldenReference(i+1)) // at the end
+			copy(contents[size/2:], goldenReference(i+2))
+		}
+		header(&narformat.Header{Path: fmt.Sprintf("%d", i), Type: narformat.TypeRegular, Size: int64(size), Executable: i%2 == 1})
+		if _, err := w.Write(contents); err != nil {
+			panic(err)
+		}
+	}
+	header(&narformat.Header{Path: "contents", Type: narformat.TypeDirectory})
+	header(&narformat.Header{Path: "contents/regular", Type: narformat.TypeSymlink, Target: "contents"})
+	if err := w.Close(); err != nil {
+		panic(err)
+	}
+	return nar.Bytes()
+}
+
+// goldenCut cuts an input, a NAR or not.
+func goldenCut(t *testing.T, nar []byte) []piece {
+	t.Helper()
+	var files []file
+	if bytes.HasPrefix(nar, []byte("\r\x00\x00\x00\x00\x00\x00\x00nix-archive-1")) {
+		r := narformat.NewReader(bytes.NewReader(nar))
+		for {
+			h, err := r.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			if h.Type == narformat.TypeRegular {
+				files = append(files, file{int(h.Offset), int(h.Offset + h.Size)})
+			}
+		}
+	}
+	return cut(chunk.NewCutter(nix.DefaultStoreDir), nar, files...)
 }
 
 // goldenNoise is the SHA-256 of "firn golden NAME 0", of "firn golden NAME 1", and so on: n bytes of them.
@@ -71,7 +127,7 @@ func TestGolden(t *testing.T) {
 	for _, g := range golden {
 		nar := g.nar()
 		fmt.Fprintf(&got, "\n%s of %d bytes, SHA-256 %x\n", g.name, len(nar), sha256.Sum256(nar))
-		for _, p := range cut(chunk.NewCutter(nix.DefaultStoreDir), nar) {
+		for _, p := range goldenCut(t, nar) {
 			fmt.Fprintln(&got, p)
 		}
 	}
@@ -91,7 +147,7 @@ func TestPython(t *testing.T) {
 			t.Parallel()
 			nar := g.nar()
 			var want strings.Builder
-			for _, p := range cut(chunk.NewCutter(nix.DefaultStoreDir), nar) {
+			for _, p := range goldenCut(t, nar) {
 				fmt.Fprintln(&want, p)
 			}
 			cmd := exec.CommandContext(t.Context(), "python3", "testdata/cutter.py", string(nix.DefaultStoreDir))

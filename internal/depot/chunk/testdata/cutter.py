@@ -16,6 +16,7 @@ SMALL_BELOW = 1 << (64 - 20)  # 20 zero bits at the top
 LARGE_BELOW = 1 << (64 - 16)
 NEAR = 256
 MAX_RUN = 256 * 1024
+MIN_FILE = 16 * 1024
 U64 = (1 << 64) - 1
 
 GEAR = [
@@ -24,20 +25,45 @@ GEAR = [
 ]
 
 
+def bounds(nar):
+    """Yields where the contents of each larger file begin and end, and the end of the NAR."""
+    at = 0
+
+    def string():
+        nonlocal at
+        size = int.from_bytes(nar[at : at + 8], "little")
+        begin = at + 8
+        at = begin + (size + 7) // 8 * 8
+        return begin, size
+
+    if nar.startswith((13).to_bytes(8, "little") + b"nix-archive-1"):  # the golden inputs are not all NARs
+        while at < len(nar):
+            begin, size = string()
+            word = nar[begin : begin + size]
+            if word in (b"name", b"target"):
+                string()  # the name of an entry, or the target of a symlink
+            elif word == b"contents":
+                begin, size = string()
+                if size >= MIN_FILE:
+                    yield begin
+                    yield begin + size
+    yield len(nar)
+
+
 def runs_of_references(nar, store_dir):
     """Yields (begin, end) of each run."""
     pattern = re.compile(
-        re.escape(store_dir + b"/") + b"([0-9a-df-np-sv-z]{32})-", re.DOTALL
+        re.escape(store_dir + b"/") + b"([0-9a-df-np-sv-z]{32}-[0-9A-Za-z+._?=-]{0,211})", re.DOTALL
     )
     begin = end = None
     for match in pattern.finditer(nar):
-        first = match.start(1)
-        if begin is not None and first - end < NEAR and first + 32 - begin <= MAX_RUN:
-            end = first + 32
+        first, last = match.span(1)
+        if begin is not None and first - end < NEAR and last - begin <= MAX_RUN:
+            end = last
             continue
         if begin is not None:
             yield begin, end
-        begin, end = first, first + 32
+        begin, end = first, last
     if begin is not None:
         yield begin, end
 
@@ -55,6 +81,14 @@ def fastcdc(nar, begin, end):
 
 
 def chunks(nar, store_dir):
+    begin = 0
+    for end in bounds(nar):
+        for first, last, kind in chunks_of_segment(nar[begin:end], store_dir):
+            yield begin + first, begin + last, kind
+        begin = end
+
+
+def chunks_of_segment(nar, store_dir):
     at = 0
     for begin, end in [*runs_of_references(nar, store_dir), (len(nar), len(nar))]:
         while at < begin:
