@@ -232,7 +232,13 @@ func TestKeepWhileCollecting(t *testing.T) {
 			paths = append(paths, n.path(strings.TrimSpace(line)))
 		}
 		var wg sync.WaitGroup
-		wg.Go(func() { n.run("nix-store", "--gc") })
+		wg.Go(func() {
+			_, err := n.try("nix-store", "--gc")
+			// Nix 2.8 may abort at its own end, once it has collected: a thread of it still runs then.
+			if err != nil && !strings.Contains(err.Error(), "terminate called without an active exception") {
+				t.Error(err)
+			}
+		})
 		for _, p := range paths {
 			done, err := s.Keep(t.Context(), p)
 			switch {
