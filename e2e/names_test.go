@@ -7,11 +7,13 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -25,20 +27,26 @@ func withHosts(m *machine, address string, names []string, args ...string) []str
 	return append([]string{"sh", "-c", `mount --bind "$1" /etc/hosts; shift; exec "$@"`, "sh", hosts}, args...)
 }
 
-// freePort returns a port that nobody listens on, at the moment.
+// freePort returns a port of 127.0.0.1 that is free, each once. It is below those that the kernel
+// gives out by itself, so that no other server or connection gets it before it is used.
 func freePort(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		port := strconv.Itoa(20_000 + rand.IntN(12_000))
+		if _, given := givenPorts.LoadOrStore(port, true); given {
+			continue
+		}
+		if l, err := net.Listen("tcp", "127.0.0.1:"+port); err == nil {
+			l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	_, port, err := net.SplitHostPort(l.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	return port
+	t.Fatal("no port is free")
+	return ""
 }
+
+// givenPorts are those that freePort has returned.
+var givenPorts sync.Map
 
 // pebbleProgram builds Let's Encrypt's ACME server for tests, once.
 var pebbleProgram = sync.OnceValues(func() (string, error) {
