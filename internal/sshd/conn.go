@@ -21,18 +21,27 @@ import (
 // whoKey is where the principal of a key is in the permissions.
 type whoKey struct{}
 
-// serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection is cut.
-func (s *Server) serveConn(ctx, work context.Context, nc net.Conn) {
+// admit gives a new connection a place, if need be that of another. It returns nil if there is none, and the connection is closed then.
+// It is called in the order in which connections come: an older one must not take the place of a newer one.
+func (s *Server) admit(nc net.Conn) *login {
 	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts, backlog: s.unread.backlog()}
-	defer c.Close()
 	remote := addrOf(nc)
-	log := s.log.With("remote", remote.String())
 	n := s.newLogin(c, remote)
 	if !n.begin() {
 		s.counts.turnedAway.Add(1)
-		log.Debug("turned away: too many connections that have not logged in")
-		return
+		s.log.Debug("turned away: too many connections that have not logged in", "remote", remote.String())
+		c.Close()
+		return nil
 	}
+	return n
+}
+
+// serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection is cut.
+func (s *Server) serveConn(ctx, work context.Context, n *login) {
+	c := n.conn
+	defer c.Close()
+	remote := addrOf(c)
+	log := s.log.With("remote", remote.String())
 	defer context.AfterFunc(work, func() { c.Close() })()
 
 	sc, channels, requests, err := s.handshake(ctx, n, remote)

@@ -175,7 +175,9 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 			}
 			break
 		}
-		conns.Go(func() { s.serveConn(ctx, work, nc) })
+		if n := s.admit(nc); n != nil {
+			conns.Go(func() { s.serveConn(ctx, work, n) })
+		}
 	}
 	ended := make(chan struct{})
 	go func() { conns.Wait(); close(ended) }()
