@@ -55,6 +55,16 @@ type keeper struct {
 	// effective are the roots that this process has made or made sure of, each by its link as it
 	// was then: another process may have removed it since, and made another one.
 	effective map[nix.StorePath]linkID
+
+	holding sync.Mutex // held while held is locked or let go
+	held    *hold      // nil: nothing is between Keep and its done
+}
+
+// hold is the lock that keeps every process from removing roots. All that is between Keep and its
+// done shares one: a path may refer to thousands of others, and a lock takes a file.
+type hold struct {
+	dir   *os.File
+	users int
 }
 
 // links is where the links of roots lie.
@@ -92,15 +102,15 @@ func (s *Store) Keep(ctx context.Context, path nix.StorePath) (done func(), err 
 	if err != nil {
 		return fail(err)
 	}
-	lock, err := lockDir(l.dir, syscall.LOCK_SH)
+	done, err = s.keeper.hold(l.dir)
 	if err != nil {
 		return fail(err)
 	}
 	if err := s.keep(ctx, l, path); err != nil {
-		lock.Close()
+		done()
 		return fail(err)
 	}
-	return func() { lock.Close() }, nil
+	return done, nil
 }
 
 // keep makes a root. The path is kept for certain when the root is there, then a collector that is
@@ -370,6 +380,44 @@ func (k *keeper) settle(l *links, path nix.StorePath) error {
 	defer k.mu.Unlock()
 	k.effective[path] = id
 	return nil
+}
+
+// hold has no process remove roots from a directory until done is called.
+func (k *keeper) hold(dir string) (done func(), err error) {
+	k.holding.Lock()
+	defer k.holding.Unlock()
+	h := k.held
+	if h == nil || !h.is(dir) {
+		lock, err := lockDir(dir, syscall.LOCK_SH)
+		if err != nil {
+			return nil, err
+		}
+		h = &hold{dir: lock}
+		k.held = h
+	}
+	h.users++
+	return func() {
+		k.holding.Lock()
+		defer k.holding.Unlock()
+		if h.users--; h.users > 0 {
+			return
+		}
+		h.dir.Close()
+		if k.held == h {
+			k.held = nil
+		}
+	}, nil
+}
+
+// is reports whether the locked directory is the one at a path now: that may have been removed, and
+// another one made.
+func (h *hold) is(path string) bool {
+	there, err := os.Stat(path)
+	if err != nil {
+		return false
+	}
+	locked, err := h.dir.Stat()
+	return err == nil && os.SameFile(there, locked)
 }
 
 // lockDir locks a directory, for as long as it is open.

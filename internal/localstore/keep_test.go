@@ -117,6 +117,53 @@ func TestKeepBeside(t *testing.T) {
 	wantNames(t, "after one has ended", n.collected(a, b), "b")
 }
 
+// A path may refer to thousands that are kept until it is published: that takes no file for each.
+func TestKeepManyAtOnce(t *testing.T) {
+	n := newNix(t)
+	path := n.add("kept", "kept")
+	s := n.openKeeping("state/gcroots")
+	s.mustKeep(t, path)
+	open := func() int {
+		t.Helper()
+		files, err := os.ReadDir("/proc/self/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(files)
+	}
+	const keeps = 100
+	before := open()
+	var all []func()
+	for range keeps {
+		done, err := s.Keep(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, done)
+	}
+	if more := open() - before; more > keeps/4 {
+		t.Errorf("%d that are kept at once take %d files", keeps, more)
+	}
+	// As long as the last one is not done, another process removes nothing.
+	other := n.openKeeping("state/gcroots")
+	link := filepath.Join(s.keeper.links.dir, path.Base())
+	none := func(context.Context) ([]nix.StorePath, error) { return nil, nil }
+	for _, done := range all[1:] {
+		done()
+	}
+	if err := other.KeepOnly(t.Context(), none); err == nil {
+		t.Error("roots are removed while one is being kept")
+	}
+	if _, err := os.Lstat(link); err != nil {
+		t.Error(err)
+	}
+	all[0]()
+	other.keepOnlyThese(t)
+	if _, err := os.Lstat(link); err == nil {
+		t.Error("the root is there, and not needed")
+	}
+}
+
 // Where nothing was ever kept, nothing is made.
 func TestKeepNothing(t *testing.T) {
 	n := newNix(t)
