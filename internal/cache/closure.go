@@ -59,6 +59,7 @@ type closures struct {
 
 	mu      sync.Mutex
 	known   bool
+	sure    bool   // all sources could tell when they were last asked
 	sink    uint64 // the version of the sink when it was last asked
 	others  uint64 // and that of the other sources
 	asked   time.Time
@@ -69,8 +70,9 @@ type closures struct {
 // missing is what published paths lack.
 type missing struct {
 	refs map[nix.PathHash]Reference // From is zero of a path that is withheld
-	// walked remembers of a published path what it leads to that is missing; zero: nothing. It is
-	// right for as long as no more is missing, and what it says is missing is.
+	// walked remembers of a published path what it leads to that is missing; zero: nothing. That is
+	// right for as long as no more is missing, the other for as long as what it says is missing is,
+	// and no path was published again with other references.
 	walked *memory[nix.StorePath]
 }
 
@@ -98,7 +100,7 @@ func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, curren
 	sink, sinkOK := versionOf(ctx, s.tracker)
 	others, othersOK := c.othersVersion(ctx)
 	current = sinkOK && othersOK
-	sameOthers := s.known && othersOK && others == s.others
+	sameOthers := s.known && s.sure && othersOK && others == s.others
 	switch {
 	case sameOthers && sinkOK && sink == s.sink:
 		return s.missing, true, nil
@@ -111,7 +113,7 @@ func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, curren
 		return nil, false, fmt.Errorf("look for missing references: %w", err)
 	}
 	c.replaceMissing(next)
-	s.known, s.sink, s.others = true, sink, others
+	s.known, s.sure, s.sink, s.others = true, sure, sink, others
 	s.asked = time.Now()
 	s.took = s.asked.Sub(began)
 	return s.missing, current && sure, nil
@@ -191,10 +193,27 @@ func (c *Cache) replaceMissing(refs map[nix.PathHash]Reference) {
 	if gone > maxLogged {
 		c.log.Warn("more is gone that pushed paths refer to: firn verify names the paths", "cache", c.name, "missing", gone-maxLogged)
 	}
-	if gone > 0 || next.walked == nil {
-		next.walked = newMemory[nix.StorePath](maxWalked, 1)
-	}
 	s.missing = next
+	if gone > 0 || next.walked == nil {
+		s.forget()
+	}
+}
+
+// forget forgets which paths were walked, for all who walk from now on.
+func (s *closures) forget() {
+	s.missing = &missing{refs: s.missing.refs, walked: newMemory[nix.StorePath](maxWalked, 1)}
+}
+
+// published notes that a path was published here, perhaps with other references than it had.
+func (s *closures) published(path nix.StorePath) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.missing.refs) == 0 {
+		return
+	}
+	if lacks, known := s.missing.verdict(path.Hash()); known && !lacks.IsZero() {
+		s.forget()
+	}
 }
 
 // walk looks for what is missing in the closure of a path.
@@ -311,7 +330,13 @@ func versionOf(ctx context.Context, s Source) (version uint64, ok bool) {
 // CheckReferences looks for what pushed paths refer to and no source has, so that it is logged also
 // where no client asks for them.
 func (c *Cache) CheckReferences(ctx context.Context) error {
-	_, _, err := c.missingNow(ctx, true)
+	m, _, err := c.missingNow(ctx, true)
+	if err == nil && m != nil && len(m.refs) > 0 {
+		c.closures.mu.Lock()
+		c.closures.forget() // other processes publish too
+		c.closures.mu.Unlock()
+		c.pushes.Add(1) // so that remembered misses are not believed
+	}
 	return err
 }
 

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -191,6 +192,72 @@ func TestMissingReferencesUnsure(t *testing.T) {
 	l.store.Fail(nil)
 	l.store.Add(lib)
 	l.wantAnnounced("with lib", []cachetest.Path{lib, app}, "hello.txt", "app")
+}
+
+// stuck is a store that cannot tell of paths at times, though it knows that nothing has changed.
+type stuck struct {
+	*cachetest.Memory
+	now atomic.Bool
+}
+
+func (s *stuck) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	if s.now.Load() {
+		return nil, errors.New("the database is locked")
+	}
+	return s.Memory.PathInfo(ctx, hash)
+}
+
+// What a source could not tell is asked again, though nothing has changed since.
+func TestMissingReferencesAskedAgain(t *testing.T) {
+	lib := hello(t)
+	app := tree(t, "app", lib)
+	store := &stuck{Memory: cachetest.NewMemory(lib)}
+	c := newPushed(t, cache.Options{}, store)
+	c.publish(c.upload(app))
+	wantNARInfo(t, c.Cache, app.Info.Path.Hash())
+	store.now.Store(true)
+	store.Remove(lib.Info.Path)
+	if err := c.CheckReferences(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	store.now.Store(false)
+	if err := c.CheckReferences(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	wantMissing(t, c.Cache, app.Info.Path.Hash())
+}
+
+// A path that is published again, without what is missing, is announced, and so is what refers to it.
+func TestPublishedAgainWithout(t *testing.T) {
+	lib := hello(t)
+	app, other := tree(t, "app", lib), tree(t, "other", lib)
+	top := tree(t, "top", app)
+	all := []cachetest.Path{lib, app, top, other}
+	l := newLeaning(t, cache.Options{}, lib)
+	for _, p := range []cachetest.Path{app, top, other} {
+		l.publish(l.upload(p))
+	}
+	l.store.Remove(lib.Info.Path)
+	l.wantAnnounced("without lib", all)
+	l.sink.Remove(app.Info.Path)
+	l.publish(l.upload(tree(t, "app")))
+	l.wantAnnounced("with app that does not refer to lib", all, "app", "top")
+
+	// By another process, that is noticed with the next tick.
+	l.sink.Remove(other.Info.Path)
+	again := newCache(t, cache.Options{Sink: l.sink}, l.store, l.sink)
+	alone := tree(t, "other")
+	n := l.upload(alone)
+	if _, err := again.Publish(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := l.NARInfo(t.Context(), alone.Info.Path.Hash()); err != nil && !errors.Is(err, cache.ErrNotFound) {
+		t.Error(err)
+	}
+	if err := l.CheckReferences(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	l.wantAnnounced("with other that does not refer to lib", all, "app", "top", "other")
 }
 
 // Long chains and wide closures are walked without recursion, and each path of them once.

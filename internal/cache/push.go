@@ -545,6 +545,7 @@ func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, b *Basis
 func (c *Cache) publish(ctx context.Context, info *nix.PathInfo, b Basis, elsewhere ...nix.StorePath) error {
 	_, err := c.sink.Publish(ctx, info, b, elsewhere...)
 	c.pushes.Add(1) // also when it failed: a catalog that is not answering may have done it
+	c.closures.published(info.Path)
 	if errors.Is(err, ErrNotFound) {
 		return Refuse(ErrInvalid, "URL: the NAR of %s was removed again, as its narinfo came too late; push both once more", info.Path)
 	}
