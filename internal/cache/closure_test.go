@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -258,6 +259,49 @@ func TestPublishedAgainWithout(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.wantAnnounced("with other that does not refer to lib", all, "app", "top", "other")
+}
+
+// lossy is a sink that has lost much: to tell what takes it long.
+type lossy struct {
+	*cachetest.Memory
+	listed atomic.Int32
+}
+
+func (l *lossy) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
+	l.listed.Add(1)
+	time.Sleep(30 * time.Millisecond)
+	return l.Memory.WithheldPaths(ctx)
+}
+
+// Where much is missing, what is pushed again does not wait each time until all of that is listed.
+func TestPublishWhereMuchIsMissing(t *testing.T) {
+	sink := &lossy{Memory: cachetest.NewMemory()}
+	store := cachetest.NewMemory()
+	p := &pushed{T: t, Cache: newCache(t, cache.Options{Sink: sink}, store, sink), sink: sink.Memory}
+	last := tree(t, "p0")
+	p.publish(p.upload(last))
+	before := sink.listed.Load()
+	const paths = 20
+	for i := range paths {
+		next := tree(t, fmt.Sprint("p", i+1), last)
+		p.publish(p.upload(next))
+		last = next
+	}
+	if n := sink.listed.Load() - before; n > paths/4 {
+		t.Errorf("what is missing was listed %d times for %d paths", n, paths)
+	}
+	// One that seems to be missing is looked for at once, whatever was told before.
+	lib := tree(t, "lib")
+	store.Add(lib)
+	app := tree(t, "app", lib)
+	p.publish(p.upload(app))
+	store.Remove(lib.Info.Path)
+	if err := p.CheckReferences(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	p.wantRefused(p.upload(tree(t, "top", app)), cache.ErrInvalid, app.Info.Path.Base())
+	p.publish(p.upload(lib))
+	p.publish(p.upload(tree(t, "top", app)))
 }
 
 // Long chains and wide closures are walked without recursion, and each path of them once.

@@ -109,11 +109,13 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	if err := c.checkInfo(n); err != nil {
 		return false, err
 	}
-	// What was pushed just now may be what was missing.
-	if _, _, err := c.missingNow(ctx, true); err != nil {
-		return false, fmt.Errorf("publish %s: %w", n.Path, err)
-	}
 	there, same, err := c.look(ctx, n, c.origin)
+	if err == nil && there == nil && strings.HasPrefix(n.URL, narURL(&n.PathInfo)) {
+		// It was announced, as the client knows the URL that we gave it, and may be again by now.
+		if _, _, err = c.missingNow(ctx, true); err == nil {
+			there, same, err = c.look(ctx, n, c.origin)
+		}
+	}
 	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
@@ -361,7 +363,23 @@ type other struct {
 
 // missingReferences returns the references of a path, other than itself, that are not in the cache,
 // and those that other sources have and the sink has not.
+//
+// Only where one seems to be missing is it looked at once what published paths lack: that takes long
+// where much is missing, and then much is pushed again.
 func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
+	missing, others, err = c.referencesNotKept(ctx, info)
+	if err != nil || len(missing) == 0 || c.closures.tracker == nil {
+		return missing, others, err
+	}
+	// What was pushed just now may be what was missing.
+	if _, _, err := c.missingNow(ctx, true); err != nil {
+		return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
+	}
+	return c.referencesNotKept(ctx, info)
+}
+
+// referencesNotKept is missingReferences as far as is known.
+func (c *Cache) referencesNotKept(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
 	refs := slices.DeleteFunc(slices.Clone(info.References), func(ref nix.StorePath) bool { return ref == info.Path })
 	for batch := range slices.Chunk(refs, maxBatch) {
 		announced, err := c.announced(ctx, batch)
