@@ -40,6 +40,7 @@ func (t *tester) want(lines ...string) {
 	for _, line := range lines {
 		want += line + "\n"
 	}
+	synctest.Wait() // until no goroutine writes
 	if got := t.lines.String(); got != want {
 		t.Errorf("the log has\n%swant\n%s", got, want)
 	}
