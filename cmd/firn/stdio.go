@@ -38,7 +38,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	}
 	log := newLogger(cfg, os.Stderr)
 	var closers []func() error
-	closeAll = func() (err error) {
+	closing := func() (err error) {
 		for i := len(closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, closers[i]())
 		}
@@ -46,7 +46,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closeAll())
+			err = errors.Join(err, closing())
 		}
 	}()
 	if !f.ReadOnly {
@@ -94,7 +94,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		By:      owner{}.Name(),
 		Version: "firn " + version(),
 		Logger:  log,
-	}, closeAll, nil
+	}, closing, nil
 }
 
 // An owner is whoever may read the state of the server: the files say what it may do.
