@@ -295,3 +295,44 @@ func TestBackupKilled(t *testing.T) {
 		t.Errorf("what was cut off is still there: %q, %v", left, err)
 	}
 }
+
+// Nothing is pushed to a backup that is being written: it would be gone when that ends.
+func TestPushToBackupInUse(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "backup")
+	marker := filepath.Join(dir, backup.Marker)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(marker)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil { // as firn backup does
+		t.Fatal(err)
+	}
+	run := func(args ...string) (string, error) {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), "firn", append(args, "--state", dir)...)
+		cmd.Env = append(environment(t), "SSH_ORIGINAL_COMMAND=nix-store --serve --write")
+		out, err := cmd.CombinedOutput()
+		return string(out), err
+	}
+	for _, args := range [][]string{{"import", t.TempDir()}, {"stdio"}, {"serve", "--store", "off", "--listen", "127.0.0.1:0"}} {
+		if out, err := run(args...); err == nil || !strings.Contains(out, "firn backup writes to it now") {
+			t.Errorf("firn %s: %v\n%s", args[0], err, out)
+		}
+		if _, err := os.Stat(marker); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if out, _ := run("import", t.TempDir()); strings.Contains(out, "firn backup writes") {
+		t.Error(out)
+	}
+	if _, err := os.Stat(marker); err == nil {
+		t.Error("it is a backup after an import")
+	}
+}

@@ -239,14 +239,28 @@ func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *ope
 	return d, nil
 }
 
-// noBackup makes a backup a state directory. What is pushed to it from now on is in no other place, so no later backup may replace it.
+// noBackup makes a backup a state directory. What is pushed to it from now on is in no other place, so no later backup may replace it,
+// nor one that is being made.
 func noBackup(state string, log *slog.Logger) error {
-	switch err := os.Remove(filepath.Join(state, backup.Marker)); {
-	case err == nil:
-		log.Warn("this state directory was a backup, and is one no more: firn backup does not write to it", "state", state)
-	case !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR):
+	path := filepath.Join(state, backup.Marker)
+	marker, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err == nil {
+		defer marker.Close()
+		// firn backup has this lock for as long as it writes.
+		if err := syscall.Flock(int(marker.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
+			return fmt.Errorf("%s is a backup, and firn backup writes to it now: wait until that has ended", state)
+		}
+		if err = os.Remove(path); errors.Is(err, fs.ErrNotExist) {
+			return nil // another process was faster
+		}
+	}
+	if err != nil {
 		return fmt.Errorf("make a backup a state directory: %w%s", err, stateAdvice(err))
 	}
+	log.Warn("this state directory was a backup, and is one no more: firn backup does not write to it", "state", state)
 	return nil
 }
 
