@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -186,5 +187,37 @@ func TestOneAtATime(t *testing.T) {
 	}
 	if second == nil {
 		t.Error("a second one at the same time was not refused")
+	}
+}
+
+// What lies on another disk, behind a link, keeps nothing that comes after it from being copied.
+func TestLinks(t *testing.T) {
+	s := newState(t)
+	s.add("a")
+	other := t.TempDir()
+	depot := filepath.Join(s.dir, "depot")
+	// The catalog is open: what it has open stays the same file.
+	if err := os.Rename(depot, filepath.Join(other, "depot")); err != nil {
+		t.Fatal(err)
+	}
+	err := errors.Join(os.Symlink(filepath.Join(other, "depot"), depot), os.Symlink(other, filepath.Join(s.dir, "made")),
+		os.WriteFile(filepath.Join(s.dir, "secret-key"), []byte("secret"), 0o600))
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := filepath.Join(t.TempDir(), "backup")
+	opts := s.options(to)
+	opts.Remade = []string{"made"}
+	if _, err := Run(t.Context(), s.catalog, opts); err != nil {
+		t.Fatal(err)
+	}
+	if key, err := os.ReadFile(filepath.Join(to, "secret-key")); err != nil || string(key) != "secret" {
+		t.Errorf("the backup has the key %q, %v", key, err)
+	}
+	if there, named := s.in(to); !slices.Equal(there, []string{"a"}) || !slices.Equal(named, []string{"a"}) {
+		t.Errorf("the backup has packs %v, and names %v", there, named)
+	}
+	if _, err := os.Lstat(filepath.Join(to, "made")); err == nil {
+		t.Error("what the server makes again is in the backup")
 	}
 }

@@ -32,6 +32,9 @@ func (r *run) copyFiles(ctx context.Context) error {
 			return err
 		}
 		if name == r.Depot || slices.Contains(r.Remade, name) {
+			if !e.IsDir() { // a link to another disk: fs.SkipDir would skip all that comes after it
+				return nil
+			}
 			return fs.SkipDir
 		}
 		if err := r.copyFile(state, name, e); err != nil && !errors.Is(err, fs.ErrNotExist) {
