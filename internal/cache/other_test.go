@@ -51,6 +51,26 @@ func TestWhatIsUnknownIsKept(t *testing.T) {
 	wantKept(n.Signatures[0], theirs, otherSignature(t, "ml-dsa-2"))
 }
 
+// A path that was pushed, and then built on this machine with another NAR, gets signatures of the NAR that is served.
+func TestSignatureOfLocalNAR(t *testing.T) {
+	tree := func(text string) cachetest.Path {
+		return cachetest.NewTree(t, nix.DefaultStoreDir, "app", map[string]string{"name": text})
+	}
+	pushed, built := tree("pushed"), tree("built")
+	built.Info.Path = pushed.Info.Path
+	store := cachetest.NewMemory()
+	c := newPushed(t, cache.Options{}, store)
+	c.publish(c.upload(pushed))
+	store.Add(built)
+	back := *wantNARInfo(t, c.Cache, built.Info.Path.Hash())
+	more := newKey(t, "more-1").Sign(back.AppendFingerprint(nil))
+	back.Signatures = append(slices.Clip(back.Signatures), more)
+	c.publish(&back)
+	if got := wantNARInfo(t, c.Cache, built.Info.Path.Hash()); !slices.Contains(got.Signatures, more) {
+		t.Errorf("signatures are %q, without the one that was taken", texts(got.Signatures))
+	}
+}
+
 // A signature of another algorithm is refused under a name that is known to be that of an Ed25519 key.
 func TestMisleadingSignaturesAreRefused(t *testing.T) {
 	c := newPushed(t, cache.Options{Reserved: func(name string) bool { return name == "team-1" }})

@@ -154,7 +154,10 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 	}
 	switch {
 	case kept != nil && (kept.NARHash != n.NARHash || !same):
-		return false, nil // an earlier source has this NAR, so this is not even looked at
+		if there == nil {
+			return false, nil
+		}
+		return false, c.endorse(ctx, n, there) // an earlier source has this NAR: what the sink has stays as it is
 	case kept != nil:
 		// What was checked when it was published needs no second look: only signatures are added.
 		info := *kept
