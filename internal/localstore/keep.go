@@ -143,7 +143,7 @@ func (s *Store) keep(ctx context.Context, l *links, path nix.StorePath) error {
 
 // KeepOnly ends the keeping of all paths but those that needed returns, and makes sure that these
 // are kept, as far as they are there. needed is called while no other process is between Keep and
-// its done.
+// its done; where there always is one, nothing ends.
 func (s *Store) KeepOnly(ctx context.Context, needed func(ctx context.Context) ([]nix.StorePath, error)) error {
 	paths, err := s.keepOnly(ctx, needed)
 	if err != nil {
@@ -186,6 +186,9 @@ func (s *Store) drop(ctx context.Context, l *links, needed func(context.Context)
 		}
 		time.Sleep(lockPause)
 		lock, err = lockDir(l.dir, syscall.LOCK_EX|syscall.LOCK_NB)
+	}
+	if errors.Is(err, syscall.EWOULDBLOCK) && ctx.Err() == nil {
+		return needed(ctx) // others keep paths all the time: what is not needed goes another time
 	}
 	if err != nil {
 		return nil, err
