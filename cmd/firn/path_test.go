@@ -70,8 +70,14 @@ func TestDeletePaths(t *testing.T) {
 		t.Errorf("a dry run says %s", out)
 	}
 	there(library, program, system, other)
+	if out := a.mustRun("stats"); strings.Contains(out, "no path has") {
+		t.Errorf("before a deletion firn stats says\n%s", out)
+	}
 	a.mustRun("path", "delete", "--with-referrers", "--yes", program.Info.Path.Hash().String())
 	there(library, other)
+	if out := a.mustRun("stats"); !strings.Contains(out, "\nup to ") || !strings.Contains(out, " belongs to NARs that no path has") {
+		t.Errorf("after a deletion firn stats says\n%s", out)
+	}
 	out = a.mustRun("path", "delete", "--json", other.Info.Path.String(), library.Info.Path.String())
 	var shown shownDeletion
 	if err := json.Unmarshal([]byte(out), &shown); err != nil || len(shown.Paths) != 2 || shown.DryRun || shown.Served == 0 {

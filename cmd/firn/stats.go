@@ -22,7 +22,8 @@ func (*statsCommand) Help() string {
 	return `Sizes are of NARs uncompressed, of NARs as they are served, and of what is kept on disk,
 which is less where NARs have parts in common. Several caches may share what is kept.
 In JSON, "total" is of all caches, also where --cache names one.
-What no NAR needs any more stays for a day, and longer where it is less than half of its pack.
+Unused data is deleted after a day, once it makes up more than half of its pack file.
+What firn path delete deleted, and what was pushed and not published, counts as a NAR without a path for the first day.
 
 Examples:
 
@@ -41,9 +42,10 @@ type shownCounts struct {
 	Chunks   *int64   `json:"chunks,omitempty"`
 	Packs    *int64   `json:"packs,omitempty"`
 	Kept     *int64   `json:"keptBytes,omitempty"`
-	Leaving  *int64   `json:"reclaimableBytes,omitempty"`
-	Ratio    *float64 `json:"ratio,omitempty"`         // NAR bytes to bytes kept
-	Free     *int64   `json:"diskFreeBytes,omitempty"` // where that can be told
+	Pending  *int64   `json:"unpublishedBytes,omitempty"` // as served, of NARs that no path has
+	Leaving  *int64   `json:"reclaimableBytes,omitempty"` // of those kept
+	Ratio    *float64 `json:"ratio,omitempty"`            // NAR bytes to bytes kept
+	Free     *int64   `json:"diskFreeBytes,omitempty"`    // where that can be told
 }
 
 // shownStats is the form for scripts.
@@ -105,8 +107,11 @@ func (c *statsCommand) Run(k *kong.Context) error {
 			fmt.Fprintf(k.Stdout, ": %.2f bytes of NARs for each byte kept", *last.Ratio)
 		}
 		fmt.Fprintln(k.Stdout)
+		if *last.Pending > 0 {
+			fmt.Fprintf(k.Stdout, "up to %s of it belongs to NARs that no path has: deleted, or not published yet; it will be free within two days\n", size(*last.Pending))
+		}
 		if *last.Leaving > 0 {
-			fmt.Fprintf(k.Stdout, "%s of it no NAR needs any more; most goes by itself, a day later\n", size(*last.Leaving))
+			fmt.Fprintf(k.Stdout, "%s of it belongs to no NAR any more; most of it will be free within a day\n", size(*last.Leaving))
 		}
 		if last.Free != nil {
 			fmt.Fprintf(k.Stdout, "%s are free on its disk\n", size(*last.Free))
@@ -121,7 +126,7 @@ func total(ctx context.Context, d *openedDepot) (*shownCounts, error) {
 	if err != nil {
 		return nil, err
 	}
-	t := &shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Withheld, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Leaving: &n.Reclaimable}
+	t := &shownCounts{Paths: n.Paths, NARs: n.NARs, NARBytes: n.NARBytes, Served: n.FileBytes, Damaged: n.Withheld, Chunks: &n.Chunks, Packs: &n.Packs, Kept: &n.PackBytes, Pending: &n.Unpublished, Leaving: &n.Reclaimable}
 	if n.PackBytes > 0 {
 		ratio := float64(n.NARBytes) / float64(n.PackBytes)
 		t.Ratio = &ratio

@@ -464,6 +464,7 @@ type Counts struct {
 	FileBytes                          int64 // as served, likewise
 	PackBytes                          int64 // kept; 0 for one cache
 	Reclaimable                        int64 // of PackBytes, what is known to go with a later sweep
+	Unpublished                        int64 // as served, of NARs that no path has: deleted, or not published yet; 0 for one cache
 	Withheld                           int64 // NARs that are
 	Missing                            int64 // of these, those with the fault Missing
 }

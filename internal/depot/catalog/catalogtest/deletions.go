@@ -98,11 +98,20 @@ func (s *suite) deletions() {
 	_, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: 99, Paths: hashes("three")})
 	s.want(err, catalog.ErrNotFound)
 
+	unpublished := func() int64 {
+		s.Helper()
+		counts, err := s.c.Count(s.Context(), nil)
+		s.ok(err)
+		return counts.Unpublished
+	}
+	s.equal(unpublished(), int64(500)) // of one: two still has a NAR in b, and twin the same one
+
 	// The NAR that two paths had goes with the last of them, and so does one that is withheld.
 	for i, cache := range []catalog.CacheID{b, a} {
 		got, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: cache, Paths: hashes([]string{"two", "twin"}[i])})
 		s.ok(err)
 		s.equal(got.FileBytes, int64(500*i))
+		s.equal(unpublished(), int64(500+500*i))
 	}
 	three, err := s.c.Path(s.Context(), a, storePath("three").Hash())
 	s.ok(err)

@@ -334,12 +334,19 @@ func (m *Memory) Count(_ context.Context, cache *catalog.CacheID) (catalog.Count
 		return c, nil
 	}
 	c.Caches, c.NARs, c.Chunks, c.Packs = int64(len(m.caches)), int64(len(m.nars)), int64(len(m.chunks)), int64(len(m.packs))
+	published := make(map[catalog.NARID]bool)
 	for _, r := range m.caches {
 		c.Paths += int64(len(r.paths))
+		for _, p := range r.paths {
+			published[p.NAR] = true
+		}
 	}
-	for _, n := range m.nars {
+	for id, n := range m.nars {
 		c.NARBytes += n.Size
 		c.FileBytes += n.FileSize
+		if !published[id] {
+			c.Unpublished += n.FileSize
+		}
 		withheld(&c, n.Fault)
 	}
 	for name, p := range m.packs {

@@ -79,7 +79,7 @@ func (s *suite) paths() {
 	s.equal(counts, catalog.Counts{Caches: 1, Paths: 450, NARs: 1, NARBytes: 450_000, FileBytes: 225_000})
 	counts, err = s.c.Count(s.Context(), nil)
 	s.ok(err)
-	s.equal(counts, catalog.Counts{Caches: 2, Paths: 452, NARs: 2, Chunks: 2, Packs: 2, NARBytes: 2000, FileBytes: 1000, PackBytes: 1200})
+	s.equal(counts, catalog.Counts{Caches: 2, Paths: 452, NARs: 2, Chunks: 2, Packs: 2, NARBytes: 2000, FileBytes: 1000, PackBytes: 1200, Unpublished: 500})
 	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
 	s.want(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()), catalog.ErrNotFound)
 	_, err = s.c.Path(s.Context(), a, p.Info.Path.Hash())

@@ -618,8 +618,10 @@ func (c *Catalog) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Co
 				(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
 				(SELECT coalesce(sum(size), 0) FROM loose_packs JOIN packs ON packs.id = loose_packs.pack) +
 				(SELECT coalesce(sum(dead), 0) FROM thin_packs WHERE NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack)),
+				(SELECT coalesce(sum(file_size), 0) FROM (SELECT nar FROM uploads INDEXED BY uploads_unpublished WHERE made >= 0 UNION SELECT nar FROM loose_nars) AS few JOIN nars ON nars.id = few.nar
+					WHERE NOT EXISTS (SELECT 1 FROM paths WHERE paths.nar = few.nar)),
 				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0) FROM nars`).
-			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
+			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.Unpublished, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
 	}
 	if err != nil {
 		return catalog.Counts{}, fmt.Errorf("count: %w", err)
