@@ -44,7 +44,8 @@ func more(n *kong.Node) (m manual.More) {
 		{Term: fmt.Sprint(exitFailure), Text: "Something failed; what, is on standard error."},
 		{Term: fmt.Sprint(exitUsage), Text: "The command line is wrong, and nothing was done."},
 	}
-	damaged := manual.Item{Term: fmt.Sprint(exitDamaged), Text: "Of firn verify: something that is kept is damaged."}
+	damaged := manual.Item{Term: fmt.Sprint(exitDamaged), Text: "Of firn verify: something that is kept is damaged or gone."}
+	lost := manual.Item{Term: fmt.Sprint(exitDamaged), Text: "Of firn backup: the backup is made, but the server itself has lost some of what was pushed."}
 	unknown := manual.Item{Term: fmt.Sprint(exitUnknown), Text: "Of firn doctor: nothing failed, but the main checks were skipped."}
 	state := []manual.Item{
 		{Term: "/etc/firn/firn.toml", Text: "The configuration file of the Debian package's service, which names it with --config. Without --config none is read."},
@@ -55,7 +56,7 @@ func more(n *kong.Node) (m manual.More) {
 	}
 	switch n.FullPath() {
 	case "firn":
-		m.Exit = append(m.Exit, damaged, unknown)
+		m.Exit = append(m.Exit, damaged, lost, unknown)
 		m.Environment = []manual.Item{
 			{Term: "FIRN_CONFIG", Text: "The configuration file, where --config is not given."},
 			{Term: "FIRN_*", Text: "The settings, one each: see firn-serve(1)."},
@@ -64,6 +65,8 @@ func more(n *kong.Node) (m manual.More) {
 		return m
 	case "firn verify":
 		m.Exit = append(m.Exit, damaged)
+	case "firn backup":
+		m.Exit = append(m.Exit, lost)
 	case "firn doctor":
 		m.Exit = append(m.Exit, unknown)
 		m.Environment = []manual.Item{
