@@ -99,7 +99,8 @@ func TestFullDiskOfClients(t *testing.T) {
 		if !strings.Contains(s.errors.String(), "no space left on device") {
 			t.Errorf("none was refused on its way:\n%s", s.errors)
 		}
-		client.run("nix", "copy", "--to", to, addNoise(client, "fits", 12<<20))
+		fits := addNoise(client, "fits", 12<<20)
+		client.run("nix", "copy", "--to", to, fits)
 		if health := s.text("health"); health != "ok\n" {
 			t.Errorf("with room it says %q", health)
 		}
@@ -117,6 +118,9 @@ func TestFullDiskOfClients(t *testing.T) {
 		}
 		if health := s.text("health"); !strings.HasPrefix(health, "ok, but the disk is nearly full") {
 			t.Errorf("without room it says %q", health)
+		}
+		if seen := host.run(firnPath, "doctor", s.url, "--path", fits, "--quiet"); !strings.Contains(seen, "warn  room ") || !strings.Contains(seen, "the disk is nearly full") {
+			t.Errorf("without room firn doctor says\n%s", seen)
 		}
 		if !strings.Contains(s.errors.String(), "make some on the disk of the state directory") {
 			t.Errorf("the log does not say what to do:\n%s", s.errors)

@@ -203,25 +203,24 @@ func (e *examination) checkPush(ctx context.Context) Finding {
 	return fail("it cannot be pushed to: "+a.refused(), "see what the server says, and the proxy before it: it has to let PUT through")
 }
 
-// checkRoom looks at what a server of firn says of its room.
+// checkRoom looks at what a server of firn says of the room on its disk.
 func (e *examination) checkRoom(ctx context.Context) Finding {
 	root := e.findServer(ctx)
 	if root == nil {
 		return Finding{}
 	}
 	a, err := e.small(ctx, request{url: root.JoinPath("health"), anonymous: true}, maxPage)
-	if err != nil || a.page() || a.is(http.StatusNotFound) {
+	if err != nil || a.page() || !a.is(http.StatusOK) {
 		return Finding{}
 	}
-	for line := range strings.Lines(string(a.body)) {
-		if room, ok := strings.CutPrefix(line, "room: "); ok {
-			if room = strings.TrimSpace(room); strings.HasPrefix(room, "full") {
-				return fail("the server says that its disk is "+shown(room), "make room on its disk: nothing can be pushed until then")
-			}
-			return Finding{Verdict: OK, Seen: shown(strings.TrimSpace(room))}
-		}
+	said, ok := strings.CutPrefix(strings.TrimSpace(string(a.body)), "ok")
+	switch said, more := strings.CutPrefix(said, ", but "); {
+	case !ok:
+		return Finding{}
+	case more:
+		return warn("the server says "+shown(said), "make room on the disk of its state directory, or delete paths or caches: firn stats on the server tells what will be free, and when")
 	}
-	return Finding{}
+	return Finding{Verdict: OK, Seen: "the server does not say that its disk is nearly full"}
 }
 
 // checkCredentials asks as somebody, and as nobody.
