@@ -268,6 +268,9 @@ func TestVerifyDamage(t *testing.T) {
 		}
 	}
 	wantDamaged()
+	if said, _ := a.fails("verify"); !strings.Contains(said, "To stop serving it, run firn verify --repair. To restore it, push it again: nix copy --option narinfo-cache-positive-ttl 0 --to ") {
+		t.Errorf("verify advises\n%s", said)
+	}
 	wantDamaged("--cache", "main", "--json")
 	wantDamaged(p.Info.Path.String())
 	wantDamaged(p.Info.Path.Hash().String())

@@ -99,11 +99,11 @@ func (c *verifyCommand) Run(k *kong.Context) error {
 	var damaged error
 	switch {
 	case len(report.Damaged) > 0 && !c.Repair:
-		damaged = fmt.Errorf("%w: firn verify --repair withholds it, and %s", errDamaged, pushAgain)
+		damaged = fmt.Errorf("%w. To stop serving it, run firn verify --repair. To restore it, %s", errDamaged, pushAgain)
 	case len(report.Damaged) > 0:
-		damaged = fmt.Errorf("%w, and withheld: %s", errDamaged, pushAgain)
+		damaged = fmt.Errorf("%w, and is no longer served. To restore it, %s", errDamaged, pushAgain)
 	case len(incomplete) > 0:
-		damaged = fmt.Errorf("%w: %s not announced; bring what is gone back to the store of this machine, or push it: %s",
+		damaged = fmt.Errorf("%w: %s not announced. Bring what is gone back to the store of this machine, or %s",
 			errGone, plural(int64(len(incomplete)), "path"), pushAgain)
 	}
 	return errors.Join(damaged, untold)
@@ -163,8 +163,8 @@ func (c *verifyCommand) incomplete(ctx context.Context, d *openedDepot, path nix
 	return found, nil
 }
 
-// pushAgain is what makes whole again what is withheld. Clients remember for a month what a cache has.
-const pushAgain = "pushing it again makes it whole, from where it was pushed before with nix copy --option narinfo-cache-positive-ttl 0"
+// pushAgain restores what is withheld. Clients remember for a month what a cache has.
+const pushAgain = "push it again: nix copy --option narinfo-cache-positive-ttl 0 --to URL PATH (without the option, a machine that pushed it before skips it)"
 
 type shownReport struct {
 	NARs       int64             `json:"nars"`
