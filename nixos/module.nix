@@ -430,14 +430,14 @@ in
           plain-http = setting (types.enum [
             "serve"
             "redirect"
-          ]) "What becomes of requests to `listen` where there are certificates.";
+          ]) "What to do with requests over plain HTTP where there are certificates.";
           unknown-host = setting (types.enum [
             "main"
             "refuse"
-          ]) "What becomes of requests for a host name that no cache has.";
-          trusted-proxy = setting (types.listOf types.str) "Whom to believe when they say for whom they ask: addresses, ranges, `local`, `unix` or `none`.";
+          ]) "What to do with requests for a host name that no cache has.";
+          trusted-proxy = setting (types.listOf types.str) "Reverse proxies whose X-Forwarded-For or Forwarded header is trusted to name the real client: addresses, ranges, `local`, `unix` or `none`.";
           store = setting types.str "The root of the store to serve, `auto` for that of this machine, or `off`.";
-          priority = setting types.ints.u16 "What clients that know several caches order them by, the lowest first: that of the cache `main`.";
+          priority = setting types.ints.u16 "The priority of the cache `main`: clients ask the cache with the lowest number first.";
           compression = setting (types.enum [
             "none"
             "zstd"
@@ -449,7 +449,7 @@ in
             "info"
             "warn"
             "error"
-          ]) "What is logged at least.";
+          ]) "Log records of this level and above.";
         };
       };
     };
