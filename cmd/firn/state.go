@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/user"
 	"path/filepath"
 	"syscall"
 
@@ -152,8 +153,17 @@ func checkOwner(path string) error {
 	if !ok || os.Geteuid() != 0 || owner.Uid == 0 {
 		return nil
 	}
-	return fmt.Errorf("%s belongs to the user with number %d, who could not read what root writes there; run this as that user: "+
-		"setpriv --reuid=%d --regid=%d --clear-groups firn …", path, owner.Uid, owner.Uid, owner.Gid)
+	who, command := runAs(owner.Uid, owner.Gid)
+	return fmt.Errorf("%s belongs to %s, who could not read what root writes there; run this as that user: %s firn …", path, who, command)
+}
+
+// runAs names a user, and the command by which root runs another one as that user.
+// The user of a service with DynamicUser is not in /etc/passwd, and has only a number.
+func runAs(uid, gid uint32) (who, command string) {
+	if u, err := user.LookupId(fmt.Sprint(uid)); err == nil {
+		return "the user " + u.Username, "runuser -u " + u.Username + " --"
+	}
+	return fmt.Sprintf("the user with number %d", uid), fmt.Sprintf("setpriv --reuid=%d --regid=%d --clear-groups", uid, gid)
 }
 
 // The depot lies in the state directory, and so do the compressed NARs of the local store, which can be made again.
