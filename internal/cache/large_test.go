@@ -2,6 +2,7 @@ package cache_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"runtime"
 	"strings"
@@ -71,6 +72,31 @@ func TestLargeNARInfosAtOnce(t *testing.T) {
 	}
 	if n := source.asked.Load(); n > 2*paths {
 		t.Errorf("the source was asked %d times for %d paths", n, paths)
+	}
+}
+
+// unstattable has large paths whose compressed NARs cannot be looked at now.
+type unstattable struct{ *largePaths }
+
+func (*unstattable) Compression() nix.Compression { return nix.Zstd }
+func (*unstattable) StatCompressed(context.Context, *nix.PathInfo) (int64, string, error) {
+	return 0, "", cache.ErrUnavailable
+}
+func (*unstattable) OpenCompressed(context.Context, *nix.PathInfo) (cache.NAR, error) {
+	return nil, cache.ErrUnavailable
+}
+
+// The memory of a large narinfo is given back once where its NAR cannot be looked at, and another source is asked.
+func TestLargeNARInfoOfUnavailableNAR(t *testing.T) {
+	source := &largePaths{base: *hello(t).Info, names: 1000, turns: make(chan struct{}, 1)}
+	source.base.CA = nix.ContentAddress{}
+	c := newCache(t, cache.Options{}, &unstattable{source})
+	if _, err := c.NARInfo(t.Context(), nix.PathHash{0: 1}); !errors.Is(err, cache.ErrUnavailable) {
+		t.Errorf("of the only source: %v, want ErrUnavailable", err)
+	}
+	c = newCache(t, cache.Options{}, &unstattable{source}, source)
+	if text, err := c.NARInfo(t.Context(), nix.PathHash{0: 1}); err != nil || len(text) < 1000*230 {
+		t.Errorf("of the second source: %d bytes, %v", len(text), err)
 	}
 }
 

@@ -91,7 +91,9 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 		} else {
 			kept = file{}
 		}
-		release = done
+		if err == nil {
+			release = done
+		}
 		return info, err
 	})
 	defer release()
