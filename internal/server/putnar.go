@@ -141,6 +141,13 @@ const notUploaded = "no NAR was uploaded under this name"
 // where there is no such container, only that it is there can be asked.
 func (s *Server) serveReceived(x *exchange) error {
 	url, untagged := x.uploadURL(), false
+	if !x.isHead() { // before it is opened: a request that waits has nothing open
+		done, err := s.reading(x)
+		if err != nil {
+			return err
+		}
+		defer done()
+	}
 	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
 	there := err == nil
 	if !there && !errors.Is(err, cache.ErrNotFound) {
@@ -168,13 +175,6 @@ func (s *Server) serveReceived(x *exchange) error {
 	}
 	closing := n
 	defer func() { closing.Close() }()
-	if !x.isHead() {
-		done, err := s.reading(x)
-		if err != nil {
-			return err
-		}
-		defer done()
-	}
 	compression, tag := compressionOf[x.target.ext], r.NARHash.Nix32()
 	switch {
 	case x.target.ext == "" && r.FileHash == r.NARHash:

@@ -557,3 +557,46 @@ func mustParseBase(t *uploadTester, base string) nix.StorePath {
 	}
 	return path
 }
+
+// opening is a sink that counts the NARs that were opened under the names of their uploads.
+type opening struct {
+	*cachetest.Memory
+	opened atomic.Int32
+}
+
+func (o *opening) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
+	o.opened.Add(1)
+	return o.Memory.OpenReceived(ctx, r)
+}
+
+// TestWaitingOpensNothing: a request for a NAR that has to wait while others are sent theirs does not open it.
+func TestWaitingOpensNothing(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		t.server.readers = slots.New(8)
+		sink := &opening{Memory: cachetest.NewMemory()}
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.server.caches = cache.Only(c)
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 1<<20))
+		target := "/" + cachetest.URL(path.NAR, "")
+		conn, r := t.begin(target, int64(len(path.NAR)), as("push-main"))
+		if _, err := conn.Write(path.NAR); err != nil {
+			t.Fatal(err)
+		}
+		t.wantAnswer(r, http.StatusCreated)
+		conn.Close()
+		for range 20 {
+			conn, _ := t.pipe.dial()
+			defer conn.Close()
+			if _, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 192.0.2.1\r\n%s\r\n\r\n", target, as("push-main")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n := sink.opened.Load(); n != 4 {
+			t.Errorf("%d NARs are open, want 4: one client has half of 8 readers", n)
+		}
+	})
+}
