@@ -2,6 +2,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -190,5 +192,20 @@ func TestLargeNARInfosAreReadSlowly(t *testing.T) {
 	t.Logf("%d MiB were in memory", live>>20)
 	if most := int64(250 << 20); live > most {
 		t.Errorf("%d MiB were in memory, more than %d", live>>20, most>>20)
+	}
+}
+
+// broken is a connection whose client has gone.
+type broken struct{ net.Conn }
+
+func (broken) SetWriteDeadline(time.Time) error { return nil }
+func (broken) Write([]byte) (int, error)        { return 0, syscall.EPIPE }
+
+// TestLargeAnswerToNobody: why a large answer on the short way could not be sent is known, so that the log does not blame the source for it.
+func TestLargeAnswerToNobody(t *testing.T) {
+	n := &lane{link: newLink(broken{}, func(*link) {}), header: make(http.Header), out: new([]byte)}
+	n.request.Method = http.MethodGet
+	if _, err := n.Write(make([]byte, keptBytes+1)); !errors.Is(err, syscall.EPIPE) {
+		t.Errorf("the error is %v, want %v", err, syscall.EPIPE)
 	}
 }

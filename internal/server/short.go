@@ -3,7 +3,6 @@ package server
 import (
 	"bytes"
 	"context"
-	"net"
 	"net/http"
 	"net/textproto"
 	"net/url"
@@ -286,9 +285,10 @@ func (n *lane) Write(p []byte) (int, error) {
 	case len(p) <= keptBytes:
 		*n.out = append(*n.out, p...)
 	default:
-		if n.send(staysShort) == isOver {
-			return 0, net.ErrClosed
+		if _, err := n.link.Write(*n.out); err != nil {
+			return 0, err
 		}
+		*n.out = (*n.out)[:0]
 		return n.link.Write(p)
 	}
 	return len(p), nil
