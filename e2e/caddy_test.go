@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 )
 
@@ -31,11 +32,13 @@ func TestBehindCaddy(t *testing.T) {
 	s := startFirn(host, "--store", "off", "--listen", "unix:"+socket, "--socket-mode", "600")
 	url := "https://localhost:" + startCaddy(host, socket, cert)
 	token := newToken(host, "ci", "--push", "main")
-	var last string
-	eachLaterNix(t, func(t *testing.T, n nixSystem) {
-		last = wantThrough(t, n, s, url, "127.0.0.1", cert, token)
+	var last atomic.Value                 // a path that was pushed
+	t.Run("clients", func(t *testing.T) { // which ends when all of them have
+		eachLaterNix(t, func(t *testing.T, n nixSystem) {
+			last.Store(wantThrough(t, n, s, url, "127.0.0.1", cert, token))
+		})
 	})
-	out := host.run("env", "NIX_SSL_CERT_FILE="+cert, "NIX_CONF_DIR="+host.dir, firnPath, "doctor", url, "--path", last, "--trusted-public-keys", s.publicKey)
+	out := host.run("env", "NIX_SSL_CERT_FILE="+cert, "NIX_CONF_DIR="+host.dir, firnPath, "doctor", url, "--path", last.Load().(string), "--trusted-public-keys", s.publicKey)
 	if strings.Contains(out, "\nwarn ") || strings.Contains(out, "\nfail ") || !strings.Contains(out, "HTTP/2") {
 		t.Errorf("firn doctor finds\n%s", out)
 	}
