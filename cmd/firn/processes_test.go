@@ -22,10 +22,6 @@ import (
 	"firn/nix/protocol"
 )
 
-// rounds is how often each kind of race between processes is run. Without protection, two halves of
-// a cycle met in 2 of 100 where it was rarest.
-const rounds = 300
-
 // A pusher pushes to a cache, by one process of several that have the same state.
 type pusher interface {
 	// upload sends what is needed before publish, which says whether the path was taken.
