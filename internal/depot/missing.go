@@ -195,18 +195,34 @@ func (d *Depot) lose(ctx context.Context, hash catalog.Sum) (bool, error) {
 	return lost, nil
 }
 
+// A refault gives many NARs another fault, maxAsked at a time.
+type refault struct {
+	d        *Depot
+	from, to catalog.Fault
+	what     string // in an error
+	nars     []catalog.NARID
+	changed  int64
+}
+
+func (f *refault) add(ctx context.Context, nar catalog.NARID) error {
+	if f.nars = append(f.nars, nar); len(f.nars) == maxAsked {
+		return f.flush(ctx)
+	}
+	return nil
+}
+
+func (f *refault) flush(ctx context.Context) error {
+	changed, err := f.d.catalog.Withhold(ctx, f.nars, f.from, f.to)
+	f.changed, f.nars = f.changed+changed, f.nars[:0]
+	return failure(f.what, err)
+}
+
 // losePack withholds all NARs that need what a pack has not, and has nothing new refer to that pack.
 func (d *Depot) losePack(ctx context.Context, name string, cause error) error {
 	if err := d.catalog.ForgetChunks(ctx, name, nil); err != nil {
 		return failure("forget chunks", err)
 	}
-	var ids []catalog.NARID
-	var withheld int64
-	flush := func() error {
-		changed, err := d.catalog.Withhold(ctx, ids, catalog.Whole, catalog.Missing)
-		withheld, ids = withheld+changed, ids[:0]
-		return failure("withhold NARs", err)
-	}
+	lost := refault{d: d, from: catalog.Whole, to: catalog.Missing, what: "withhold NARs"}
 	for n, err := range d.catalog.NARsIn(ctx, name) {
 		if err != nil {
 			return failure("list NARs", err)
@@ -214,18 +230,16 @@ func (d *Depot) losePack(ctx context.Context, name string, cause error) error {
 		if n.Fault != catalog.Whole || !d.lacking(ctx, n, name) {
 			continue
 		}
-		if ids = append(ids, n.ID); len(ids) == maxAsked {
-			if err := flush(); err != nil {
-				return err
-			}
+		if err := lost.add(ctx, n.ID); err != nil {
+			return err
 		}
 	}
-	if err := flush(); err != nil {
+	if err := lost.flush(ctx); err != nil {
 		return err
 	}
-	if withheld > 0 {
+	if lost.changed > 0 {
 		d.log.Error("a pack is missing or too short: what needs it is not served until it is back, or was pushed again",
-			"pack", name, "nars", withheld, "error", cause)
+			"pack", name, "nars", lost.changed, "error", cause)
 	}
 	return nil
 }
@@ -267,13 +281,7 @@ func (d *Depot) findMissing(ctx context.Context) error {
 
 // findAgain has NARs served again whose packs are back.
 func (d *Depot) findAgain(ctx context.Context) error {
-	var ids []catalog.NARID
-	var back int64
-	flush := func() error {
-		changed, err := d.catalog.Withhold(ctx, ids, catalog.Missing, catalog.Whole)
-		back, ids = back+changed, ids[:0]
-		return failure("serve NARs again", err)
-	}
+	back := refault{d: d, from: catalog.Missing, to: catalog.Whole, what: "serve NARs again"}
 	for found, err := range d.catalog.AllNARs(ctx, 0, true) {
 		if err != nil {
 			return failure("list NARs", err)
@@ -295,17 +303,15 @@ func (d *Depot) findAgain(ctx context.Context) error {
 		if d.intact(ctx, r) != nil {
 			continue
 		}
-		if ids = append(ids, n.ID); len(ids) == maxAsked {
-			if err := flush(); err != nil {
-				return err
-			}
+		if err := back.add(ctx, n.ID); err != nil {
+			return err
 		}
 	}
-	if err := flush(); err != nil {
+	if err := back.flush(ctx); err != nil {
 		return err
 	}
-	if back > 0 {
-		d.log.Info("packs are back: what needs them is served again", "nars", back)
+	if back.changed > 0 {
+		d.log.Info("packs are back: what needs them is served again", "nars", back.changed)
 	}
 	return nil
 }
