@@ -3,19 +3,16 @@ package cache_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
-	"time"
 
 	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
 	"firn/nix"
 )
 
-// largePaths is a source of paths with many references, which it makes anew whenever it is asked.
+// largePaths is a source of paths with many references, which it makes again whenever it is asked.
 type largePaths struct {
 	base  nix.PathInfo
 	names int // references
@@ -38,13 +35,7 @@ func (l *largePaths) PathInfo(_ context.Context, hash nix.PathHash) (*nix.PathIn
 	if info.Path, err = nix.DefaultStoreDir.ParseBase(hash.String() + "-large"); err != nil {
 		return nil, err
 	}
-	for i := range l.names {
-		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, strings.Repeat("x", 200)))
-		if err != nil {
-			return nil, err
-		}
-		info.References = append(info.References, ref)
-	}
+	info.References = cachetest.LongReferences(l.names)
 	return &info, nil
 }
 
@@ -55,7 +46,7 @@ func TestLargeNARInfosAtOnce(t *testing.T) {
 	source.base.CA = nix.ContentAddress{}
 	looks := cache.NewLookMemory()
 	caches := []*cache.Cache{newCache(t, cache.Options{Looks: looks}, source), newCache(t, cache.Options{Looks: looks}, source)}
-	live := heapWhile(t, func() {
+	live := cachetest.HeapWhile(func() {
 		var group sync.WaitGroup
 		for i := range paths {
 			group.Go(func() {
@@ -97,27 +88,5 @@ func TestLargeNARInfoOfUnavailableNAR(t *testing.T) {
 	c = newCache(t, cache.Options{}, &unstattable{source}, source)
 	if text, err := c.NARInfo(t.Context(), nix.PathHash{0: 1}); err != nil || len(text) < 1000*230 {
 		t.Errorf("of the second source: %d bytes, %v", len(text), err)
-	}
-}
-
-// heapWhile returns the most bytes that were alive after a collection while f ran.
-func heapWhile(t *testing.T, f func()) (most int64) {
-	t.Helper()
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	for {
-		var m runtime.MemStats
-		time.Sleep(10 * time.Millisecond)
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		most = max(most, int64(m.HeapAlloc))
-		select {
-		case <-done:
-			return most
-		default:
-		}
 	}
 }

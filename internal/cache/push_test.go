@@ -170,14 +170,7 @@ func TestPublishTooManyReferences(t *testing.T) {
 	p := hello(t)
 	info := *p.Info
 	info.CA = nix.ContentAddress{}
-	long := strings.Repeat("x", 200)
-	for i := range 80_000 {
-		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, long))
-		if err != nil {
-			t.Fatal(err)
-		}
-		info.References = append(info.References, ref)
-	}
+	info.References = append(info.References, cachetest.LongReferences(80_000)...)
 	p.Info = &info
 	n := c.upload(p)
 	c.wantRefused(n, cache.ErrTooLarge, "References: with 80000 of them")
@@ -214,14 +207,7 @@ func TestPublishTooManyBytesOfSignatures(t *testing.T) {
 	p := hello(t)
 	info := *p.Info
 	info.CA = nix.ContentAddress{}
-	long := strings.Repeat("x", 200)
-	for i := range (nix.MaxNARInfoSize - 5000) / (len(long) + 34) {
-		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, long))
-		if err != nil {
-			t.Fatal(err)
-		}
-		info.References = append(info.References, ref)
-	}
+	info.References = append(info.References, cachetest.LongReferences((nix.MaxNARInfoSize-5000)/cachetest.ReferenceSize)...)
 	p.Info = &info
 	n := c.upload(p)
 	c.publish(n)

@@ -7,7 +7,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,19 +17,6 @@ import (
 	"firn/internal/cache/cachetest"
 	"firn/nix"
 )
-
-// largeRefs are references that take some size bytes of a narinfo.
-func largeRefs(t *testing.T, size int) (refs []nix.StorePath) {
-	t.Helper()
-	for i := range size / 234 {
-		ref, err := nix.DefaultStoreDir.ParseBase(fmt.Sprintf("%032d-%s", i, strings.Repeat("x", 200)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		refs = append(refs, ref)
-	}
-	return refs
-}
 
 // forgetful is a sink that forgets what is published, and has a path with many references under every hash that ends in 0xff.
 type forgetful struct {
@@ -58,7 +44,7 @@ func newForgetful(t *testing.T, size int) *pushTester {
 	t.Helper()
 	p := &pushTester{tester: &tester{T: t, path: cachetest.NewPath(t, nix.DefaultStoreDir, "hello.txt", "hello\n")}}
 	p.source = cachetest.NewMemory()
-	sink := &forgetful{p.source, largeRefs(t, size)}
+	sink := &forgetful{p.source, cachetest.LongReferences(size / cachetest.ReferenceSize)}
 	var err error
 	if p.cache, err = cache.New([]cache.Source{sink}, cache.Options{Sink: sink, AllowMissingReferences: true}); err != nil {
 		t.Fatal(err)
@@ -73,27 +59,6 @@ func newForgetful(t *testing.T, size int) *pushTester {
 	return p
 }
 
-// heapWhile returns the most bytes that were alive after a collection while f ran.
-func heapWhile(f func()) (most int64) {
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		f()
-	}()
-	for {
-		var m runtime.MemStats
-		time.Sleep(100 * time.Millisecond)
-		runtime.GC()
-		runtime.ReadMemStats(&m)
-		most = max(most, int64(m.HeapAlloc))
-		select {
-		case <-done:
-			return most
-		default:
-		}
-	}
-}
-
 // Many large narinfos that are pushed at once, by one and by many, take bounded memory in all, and small ones pass them.
 func TestLargeNARInfosArePushed(t *testing.T) {
 	const size, many = 8 << 20, 12
@@ -102,7 +67,7 @@ func TestLargeNARInfosArePushed(t *testing.T) {
 	n.CA = nix.ContentAddress{}
 	p.wantPut(201, "/"+n.URL, string(p.path.NAR))
 	small := text(n)
-	n.References = largeRefs(t, size)
+	n.References = cachetest.LongReferences(size / cachetest.ReferenceSize)
 	large := text(n)
 	for _, owners := range []int{1, 16} {
 		t.Run(fmt.Sprint(owners, " owners"), func(t *testing.T) {
@@ -126,7 +91,7 @@ func TestLargeNARInfosArePushed(t *testing.T) {
 					t.Errorf("PUT of %d bytes: %s: %s", len(body), resp.Status, said)
 				}
 			}
-			live := heapWhile(func() {
+			live := cachetest.HeapWhile(func() {
 				var group sync.WaitGroup
 				for i := range many {
 					group.Go(func() { put(large, fmt.Sprint("token-", i%owners)) })
@@ -164,7 +129,7 @@ func TestLargeNARInfosAreReadSlowly(t *testing.T) {
 		t.Cleanup(func() { conn.Close() })
 		return conn
 	}
-	live := heapWhile(func() {
+	live := cachetest.HeapWhile(func() {
 		var slow sync.WaitGroup
 		defer slow.Wait()
 		for i := range many {
