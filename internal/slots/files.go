@@ -30,7 +30,7 @@ const (
 	maxReserved       = 256
 	maxConnections    = 16 << 10 // an idle one takes some 24 KB of memory, so these take 400 MB: enough for 600 machines with the 25 that Nix opens at most
 	maxUploads        = 32
-	maxSmallUploads   = 64 // each may have as many bytes in memory as the largest narinfo
+	maxSmallUploads   = 64 // each has 64 KiB in memory; larger ones share memory, see textMemory in internal/server
 	maxSSHLogins      = 128
 	maxSSHConnections = 1024
 	maxSSHSessions    = 256
