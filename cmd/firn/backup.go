@@ -17,13 +17,13 @@ type backupCommand struct {
 }
 
 func (*backupCommand) Help() string {
-	return `All that a server keeps is copied: what was pushed, caches, tokens and keys. The server may run meanwhile.
+	return `All that a server keeps is copied: pushed paths, caches, tokens and keys. The server may go on running.
 The next backup to the same directory copies only what is new, and removes what the server has no more. However it ends, the directory
 has the backup that it had before, or the new one. It is a state directory: firn verify --state DIR checks it, and a server can be started on it.
 
 It has secret keys. Who reads it can sign, so keep it as the state directory is kept.
 
-The exit status is 0 if the backup is made, 1 if it is not, and 3 if it is made and the server itself has lost some of what was pushed.
+The exit status is 0 if the backup is made, 1 if it is not, and 3 if it is made and the server itself has lost some packs.
 
 Examples:
 

@@ -138,7 +138,7 @@ func (c *crowdClient) streams() {
 			}
 			defer answer.Body.Close()
 			if answer.StatusCode == http.StatusOK {
-				<-c.gone // nobody reads the body
+				<-c.gone // no client reads the body
 			}
 		})
 	}

@@ -34,7 +34,7 @@ type exportCommand struct {
 func (*exportCommand) Help() string {
 	return `The directory is a binary cache like those of nix copy --to file://…: any web server serves it, and Nix reads it at file://.
 It can be read while it is written. What is there already is left alone, so a second export adds what is new.
-The server may run meanwhile.
+The server may go on running.
 
 Examples:
 

@@ -32,7 +32,7 @@ type importCommand struct {
 
 func (*importCommand) Help() string {
 	return `Everything is verified as if a client pushed it, and signatures are kept. What is there already is not fetched again,
-so an import that was ended goes on where it was. The server may run meanwhile.
+so an import that was ended goes on where it was. The server may go on running.
 
 Examples:
 

@@ -107,7 +107,7 @@ func run(args []string) int {
 	}
 	if errors.Is(err, catalog.ErrCorrupt) {
 		fmt.Fprintln(os.Stderr, "firn: stop the server, and bring back the catalog and the packs beside it from one backup, with the catalog's -wal if that is there; "+
-			"what was pushed since then has to be pushed again. If all that was pushed is to be forgotten, remove both")
+			"paths that were pushed since then have to be pushed again. To forget all pushed paths, remove both")
 	}
 	var parse *kong.ParseError
 	if errors.As(err, &parse) && parse.ExitCode() != exitFailure {

@@ -49,8 +49,8 @@ func more(n *kong.Node) (m manual.More) {
 	unknown := manual.Item{Term: fmt.Sprint(exitUnknown), Text: "Of firn doctor: nothing failed, but the main checks were skipped."}
 	state := []manual.Item{
 		{Term: "/etc/firn/firn.toml", Text: "The configuration file of the Debian package's service, which names it with --config. Without --config none is read."},
-		{Term: "STATE/depot/catalog.db", Text: "The catalog: caches, tokens, SSH keys, and what was pushed. STATE is the directory of --state."},
-		{Term: "STATE/depot/packs", Text: "The bytes of what was pushed."},
+		{Term: "STATE/depot/catalog.db", Text: "The catalog: caches, tokens, SSH keys, and pushed paths. STATE is the directory of --state."},
+		{Term: "STATE/depot/packs", Text: "The bytes of pushed paths."},
 		{Term: "STATE/signing-key.secret, STATE/signing-key.public", Text: "The key that the first start made, where none was given."},
 		{Term: "STATE/ssh", Text: "The host keys for SSH."},
 	}

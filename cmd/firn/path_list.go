@@ -30,7 +30,7 @@ type pathListCommand struct {
 }
 
 func (*pathListCommand) Help() string {
-	return `What was pushed is listed, a store path a line. What a cache has of the store of the machine is not.
+	return `The paths that were pushed to a cache are listed, one a line. Paths of the store of the machine are not.
 A path is published by the token or the SSH key that pushed it first; who pushed it again is in the log of the server.
 
 Examples:

@@ -281,11 +281,11 @@ func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *announcem
 	case errors.Is(err, localstore.ErrNoStore) && opts.Root != "":
 		return nil, nil, fmt.Errorf("%w; --store takes the directory that holds nix/store", err)
 	default:
-		// What was pushed is served all the same.
+		// Pushed paths are served all the same.
 		a.noStore = err.Error() + "; it is served as soon as Nix has made it, or name another with --store ROOT"
 		if !errors.Is(err, localstore.ErrNoStore) {
 			a.noStore = err.Error() + "; it is served as soon as it can be read"
-			log.Error("the store cannot be served yet; what was pushed is", "error", err)
+			log.Error("the store cannot be served yet; pushed paths are", "error", err)
 		}
 		open := func(ctx context.Context) (awaited.Store, error) { return localstore.Open(ctx, opts) }
 		source := awaited.New("local store", cmp.Or(opts.StoreDir, nix.DefaultStoreDir), open, awaited.Options{Why: err, Logger: log})

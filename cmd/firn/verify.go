@@ -31,7 +31,7 @@ type verifyCommand struct {
 }
 
 func (*verifyCommand) Help() string {
-	return `What was pushed is read from disk, decompressed, and compared with its hashes. The server may run meanwhile.
+	return `Pushed paths are read from disk, decompressed, and compared with their hashes. The server may go on running.
 Paths are named, too, that are not announced, as something is gone that they refer to.
 
 The exit status is 0 if everything is whole, 3 if something is damaged or gone, and 1 if that could not be told.

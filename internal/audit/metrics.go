@@ -18,7 +18,7 @@ var reasons = map[FrontEnd][]Reason{
 func newMetrics() *metrics {
 	m := &metrics{}
 	m.sessions = m.counter("firn_push_sessions_total", "Push sessions that have ended, in which something was pushed.")
-	m.bytes = m.counter("firn_upload_bytes_total", "Bytes of what was pushed, as they were sent.")
+	m.bytes = m.counter("firn_upload_bytes_total", "Bytes of uploads, as they were sent.")
 	m.nars = m.counter("firn_nars_received_total", "NARs that were received, verified and kept.")
 	m.published = m.counter("firn_paths_published_total", "Store paths that were published and not there before.")
 	m.refused = m.refusals("firn_logins_refused_total", "Log-ins that were refused, by reason.", Reason.login)

@@ -75,7 +75,7 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 func (l *Log) Exposed(c Client) {
 	c = c.bounded()
 	if _, ok := l.exposed.take(slots.Place(c.Remote), l.now()); ok {
-		l.log.Warn("a token was sent over plain HTTP, for everybody on the way to read: have the client use https, and make it a new token",
+		l.log.Warn("a token was sent over plain HTTP, where others on the way can read it: have the client use https, and make it a new token",
 			"front_end", string(c.FrontEnd), "remote", c.remote(), "cache", c.Cache)
 	}
 }

@@ -1,4 +1,4 @@
-// Package backup copies the state directory of a server, which may run meanwhile, into another directory.
+// Package backup copies the state directory of a server, which may go on running, into another directory.
 //
 //	report, err := backup.Run(ctx, catalog, backup.Options{State: state, Dir: dir, …})
 //
@@ -49,7 +49,7 @@ type Options struct {
 	// Remade are names in the state directory of what the server makes again.
 	Remade []string
 
-	// Progress is told, by one goroutine at a time, how many bytes of packs were copied, of how many. Nil: nobody is.
+	// Progress is told, by one goroutine at a time, how many bytes of packs were copied, of how many. It may be nil.
 	Progress func(done, total int64)
 }
 
@@ -189,7 +189,7 @@ func (r *run) lock(path, other string) error {
 
 // copyDepot copies the catalog, and the packs that it names, and returns these.
 //
-// A server keeps packs for a day after it needs them last. One that goes meanwhile was in its last hours when the
+// A server keeps packs for a day after it needs them last. One that goes during the copy was in its last hours when the
 // catalog was copied: a later copy does not name it. One that a later copy names nevertheless, is lost.
 func (r *run) copyDepot(ctx context.Context, catalog *sqlite.Catalog) (map[string]int64, error) {
 	gone := make(map[string]bool)
@@ -320,7 +320,7 @@ func (r *run) copied(n int64) {
 	}
 }
 
-// removeRest removes the packs that the catalog does not name, and what was left of runs that were cut off.
+// removeRest removes the packs that the catalog does not name, and the rest of runs that were cut off.
 func (r *run) removeRest(ctx context.Context, packs map[string]int64) error {
 	var rest []string
 	err := r.to.List(ctx, func(i blob.Info) error {

@@ -115,7 +115,7 @@ func (s *state) in(to string) (there, named []string) {
 }
 
 // Packs that the server deletes while they are copied are no loss: the catalog is copied again.
-func TestSweptMeanwhile(t *testing.T) {
+func TestSweptDuringCopy(t *testing.T) {
 	s := newState(t)
 	for i := range 12 {
 		s.add(fmt.Sprintf("pack%02d", i))

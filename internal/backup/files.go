@@ -26,7 +26,7 @@ func (r *run) copyFiles(ctx context.Context) error {
 			err = context.Cause(ctx)
 		}
 		if errors.Is(err, fs.ErrNotExist) || name == Marker || name == "." {
-			return nil // gone meanwhile
+			return nil // gone since it was listed
 		}
 		if err != nil {
 			return err
@@ -144,7 +144,7 @@ func resolved(path string) (string, error) {
 	return filepath.Join(parent, filepath.Base(path)), err
 }
 
-// within reports whether a path is a directory, or in it, by whatever name.
+// within reports whether a path is a directory, or in it, under any name.
 func within(path, dir string) bool {
 	for ; ; path = filepath.Dir(path) {
 		if same(path, dir) {

@@ -21,7 +21,7 @@ type entry struct {
 	file    file          // what from keeps of it, if that is Compressed
 }
 
-// pushedToo is what was pushed of a path that a source before the sink has. Most have none.
+// pushedToo is what clients pushed of a path that a source before the sink has. Most have none.
 type pushedToo struct {
 	signatures []nix.Signature
 	extra      []nix.Field
@@ -110,7 +110,7 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	pushed, err := c.pushedTo(ctx, a.from, a.value)
 	if err != nil {
 		// The path can be served without.
-		c.log.Warn("could not look up what was pushed of a path", "path", a.value.Path.String(), "error", err)
+		c.log.Warn("could not look up pushed signatures and fields of a path", "path", a.value.Path.String(), "error", err)
 		a.unsure = true
 	}
 	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, pushed: pushed, file: kept}

@@ -67,7 +67,7 @@ type Sink interface {
 	PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b Basis) error
 }
 
-// ErrChanged says that others have published or deleted what was looked at, since it was looked at.
+// ErrChanged says that others have published or deleted something since the caller looked at it.
 // It is ErrUnavailable as well.
 var ErrChanged = fmt.Errorf("%w: others have just changed what this depends on", ErrUnavailable)
 

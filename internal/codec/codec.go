@@ -239,7 +239,7 @@ func (s *stream) end() error {
 
 // reserve makes room for n bytes in memory, instead of what was reserved before. Nothing of that may be in use any more.
 //
-// Memory that parts take anew has to be cleared, and collected. So what the earlier parts took counts like bytes that came out,
+// Memory that parts take again has to be cleared, and collected. So the memory of earlier parts counts like bytes that came out,
 // once it is more than one decoder may take: else a few bytes for each of many parts would cost as much as megabytes.
 func (s *stream) reserve(n int64) error {
 	if n > s.limits.most {

@@ -18,7 +18,7 @@ import (
 // or push it again. Nothing new is built on that pack, and when it is back, what needs it is served again, without a byte being read.
 //
 // A store of packs may be missing as a whole, such as on a disk that is not mounted. Nothing is withheld, swept or published then:
-// whoever asks is told to come again.
+// all who ask are told to come again.
 
 // absence is what is known of the store of packs as a whole.
 type absence struct {
@@ -26,7 +26,7 @@ type absence struct {
 	losing sync.Mutex  // held while what needs a missing pack is withheld
 }
 
-// present returns an error while the packs as a whole are not there. It costs nothing as long as nobody has found them to be absent.
+// present returns an error while the packs as a whole are not there. It costs nothing as long as no request has found them to be absent.
 func (d *Depot) present(ctx context.Context) error {
 	if !d.absence.known.Load() {
 		return nil
@@ -138,7 +138,7 @@ func (d *Depot) intactChunks(ctx context.Context, chunks []catalog.Chunk) ([]cat
 	return chunks, nil
 }
 
-// unavailable returns the error of whoever could not use the packs, and cannot tell what is in them.
+// unavailable returns the error of a request that could not use the packs, and cannot tell what is in them.
 func (d *Depot) unavailable(ctx context.Context, err error) error {
 	if errors.Is(err, blob.ErrAbsent) {
 		_ = d.look(ctx) // it logs what it finds
@@ -170,7 +170,7 @@ func (d *Depot) lose(ctx context.Context, hash catalog.Sum) (bool, error) {
 	defer d.absence.losing.Unlock()
 	n, err := d.catalog.NAR(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) || err == nil && n.Fault != catalog.Whole {
-		return true, nil // somebody else was faster
+		return true, nil // another request was faster
 	}
 	if err != nil {
 		return false, failure("look up NAR", err)

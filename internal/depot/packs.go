@@ -15,7 +15,7 @@ import (
 // packs opens packs, and leaves those that were read last open for the next reader. Beside these, as many are open as are being read.
 type packs struct {
 	blobs   blob.Store
-	maxIdle int // bounds those that are open though nobody reads them
+	maxIdle int // bounds those that are open without a reader
 
 	mu     sync.Mutex
 	opened map[string]*pack
@@ -139,14 +139,14 @@ func (p *packs) forget(name string) (ok bool) {
 	return true
 }
 
-// reopen has the next get open a pack anew.
+// reopen has the next get open a pack again.
 func (p *packs) reopen(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.drop(name)
 }
 
-// drop closes a pack once nobody reads it. It is called with mu held.
+// drop closes a pack once it has no reader. It is called with mu held.
 func (p *packs) drop(name string) {
 	o := p.opened[name]
 	switch {

@@ -248,7 +248,7 @@ func (e *examination) checkCredentials(ctx context.Context) Finding {
 	case e.cacheInfo == nil:
 		return skip("whether the password is taken cannot be told without nix-cache-info")
 	case clear:
-		return warn("there is a password for this host, and it is sent over http, for everybody on the way to read", "use https, and make a new password")
+		return warn("there is a password for this host, and it is sent over http, where others on the way can read it", "use https, and make a new password")
 	case a.is(http.StatusOK):
 		return ok("there is a password for this host; reading this cache takes none")
 	}

@@ -29,7 +29,7 @@ var errUnsaved = errors.New("has changes that are not in the database yet, and o
 //
 // A process that cannot take part in SQLite's locking, for want of write permission or because Nix locks in another way,
 // can still read such a file right: every writer leaves a trace before it writes, in a file beside the database, and
-// afterwards in the times of the database. So what was read while there was no such file, and the times stayed the same,
+// afterwards in the times of the database. So all that was read while there was no such file, and the times stayed the same,
 // is of one state. This holds for a store on read-only media, and for one that Nix may change at any moment.
 type rest struct {
 	dev, inode, size  int64
@@ -104,7 +104,7 @@ func openAtRest(ctx context.Context, d *database) error {
 	return nil
 }
 
-// stands reports whether what was read of the database since it was opened is right, which it is in every case but one:
+// stands reports whether all that was read of the database since it was opened is right, which it is in every case but one:
 // it is read without locks, and has changed.
 func (d *database) stands() bool {
 	if d.rest == nil {

@@ -284,7 +284,7 @@ func (s *Server) serveHealth(x *exchange) error {
 		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
 	}
 	if nearlyFull(ctx, c) {
-		// It serves as before, so nobody is to take it for down.
+		// It serves as before, so no monitor is to take it for down.
 		return x.bytes(typeText, cacheNever, []byte("ok, but the disk is nearly full: what is pushed may be refused\n"))
 	}
 	return x.bytes(typeText, cacheNever, []byte("ok\n"))

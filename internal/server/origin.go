@@ -246,7 +246,7 @@ func (s *Server) redirected(x *exchange) (bool, error) {
 			text += "/" + x.target.cache
 		}
 		if exposed {
-			text += "; the token was sent in the clear, for everybody on the way to read: make a new one"
+			text += "; the token was sent in the clear, where others on the way can read it: make a new one"
 		}
 		return true, cache.Refuse(cache.ErrDenied, "%s", text)
 	}

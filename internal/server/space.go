@@ -56,7 +56,7 @@ type share struct {
 	left  int64 // bytes that have still to come
 }
 
-// take takes room for so many bytes that somebody sends, of what is free. What others have still to send does not count:
+// take takes room for so many bytes that a client sends, of what is free. What others have still to send does not count:
 // who promises much and sends nothing would keep them out.
 func (s *space) take(owner string, bytes, free int64) (*share, bool) {
 	s.mu.Lock()
@@ -118,7 +118,7 @@ func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
 	}
 	free, all, err := x.cache.Room(x.r.Context())
 	if err != nil || all == 0 {
-		free = math.MaxInt64 // whoever writes finds out
+		free = math.MaxInt64 // the writer finds out
 	}
 	length := max(x.r.ContentLength, 0)
 	taken, ok := s.space.take(owner, length, free)

@@ -5,7 +5,7 @@ import "syscall"
 // Files says how many there may be at once of each kind of thing that has a file open, so that all together have no more open than the process may.
 // A connection counts as one file.
 type Files struct {
-	// Reserved files are left for what has to go on whatever clients do: the catalog, Nix's database, listeners, logs, signals,
+	// Reserved files are left for what has to go on beside all clients: the catalog, Nix's database, listeners, logs, signals,
 	// and the sweeps of the depot.
 	Reserved int
 

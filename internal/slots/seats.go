@@ -19,7 +19,7 @@ type Occupant interface {
 
 // Seats are slots for what may have to make room for others, as an idle connection does. They are shared like [Slots]:
 // an owner gets a seat while it holds fewer than are free, so that one alone gets half of them.
-// An owner who has its share gets one all the same where somebody who has at least as many can spare one, itself included:
+// An owner who has its share gets one all the same where an owner that has at least as many can spare one, itself included:
 // the one that was spare for the longest makes room. What has no owner, "", may have all that are free.
 type Seats[T Occupant] struct {
 	mu    sync.Mutex

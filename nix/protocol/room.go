@@ -44,7 +44,7 @@ func (r *room) take(n int) (ok bool) {
 	return true
 }
 
-// fewReferences is how many take so little memory that nobody counts it.
+// fewReferences is how many take so little memory that it is not counted.
 const fewReferences = 500
 
 // hold takes room for what is known of a path, which is in memory for as long as the client takes to read it.

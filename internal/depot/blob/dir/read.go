@@ -27,7 +27,7 @@ type file struct {
 	size int64
 }
 
-// Size asks the file: somebody may have truncated it since.
+// Size asks the file: it may have been truncated since.
 func (f *file) Size() int64 {
 	info, err := f.Stat()
 	if err != nil {

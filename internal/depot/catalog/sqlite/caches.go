@@ -280,7 +280,7 @@ func (c *Catalog) NoteUses(ctx context.Context, uses []catalog.Use) error {
 		return nil
 	})
 	if err != nil {
-		return fmt.Errorf("note what was used: %w", err)
+		return fmt.Errorf("note the last use of credentials: %w", err)
 	}
 	return nil
 }

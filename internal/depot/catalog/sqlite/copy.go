@@ -14,7 +14,7 @@ import (
 const copyPages = 1024
 
 // Copy writes the catalog as it is at one moment into a new file at path, durably, and returns the sizes of the packs that it
-// names. Other processes may write to the catalog meanwhile. A catalog that is not sound is an error.
+// names. Other processes may write to the catalog at the same time. A catalog that is not sound is an error.
 func (c *Catalog) Copy(ctx context.Context, path string) (packs map[string]int64, err error) {
 	if packs, err = c.copy(ctx, path); err != nil {
 		return nil, fmt.Errorf("copy catalog to %s: %w", path, err)
