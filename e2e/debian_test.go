@@ -110,7 +110,7 @@ func TestDebianPage(t *testing.T) {
 	if got := ask("nix-cache-info"); !strings.Contains(got, "\nPriority: 20\n") {
 		t.Errorf("it answers %q", got)
 	}
-	// systemd holds the port: while the service is restarted nobody is refused.
+	// systemd holds the port: while the service is restarted no client is refused.
 	before := b.property("MainPID")
 	b.run("systemctl", "restart", "--no-block", "firn.service")
 	for b.property("MainPID") == before || b.property("ActiveState") != "active" {

@@ -51,7 +51,7 @@ func (a *admin) wantBackup(dir, token string, paths ...cachetest.Path) {
 	}
 }
 
-// unique is a text that nobody has pushed yet.
+// unique is a text that no client has pushed yet.
 func unique(t *testing.T) string { return fmt.Sprint(t.Name(), time.Now().UnixNano()) }
 
 // A backup of a server that runs has all of it. The next one copies what is new, and removes what has gone.

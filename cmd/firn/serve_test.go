@@ -223,7 +223,7 @@ func TestServeWithoutNix(t *testing.T) {
 	}
 }
 
-// A store that cannot be read keeps nobody from what was pushed, and is served as soon as it can be read.
+// A store that cannot be read keeps no client from pushed paths, and is served as soon as it can be read.
 func TestServeUnreadableStore(t *testing.T) {
 	needNix(t)
 	root := t.TempDir()

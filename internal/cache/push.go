@@ -283,7 +283,7 @@ func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error 
 }
 
 // Others leaves out the signatures that this cache would refuse: those under the names of its own keys that these have not made,
-// and those that would harm clients. Nobody is served them.
+// and those that would harm clients. They are never served.
 func (c *Cache) Others(sigs []nix.Signature, fingerprint []byte) []nix.Signature {
 	return slices.DeleteFunc(slices.Clone(sigs), func(s nix.Signature) bool {
 		return c.checkSignatures([]nix.Signature{s}, fingerprint) != nil

@@ -40,7 +40,7 @@ func TestLease(t *testing.T) {
 		t.Errorf("another server got %v, %v", cert, err)
 	}
 	if len(asked) != 0 {
-		t.Error("the authority was asked by another server meanwhile")
+		t.Error("the authority was asked by another server at the same time")
 	}
 	cancel()
 	close(release)

@@ -198,7 +198,7 @@ func TestSpoiledPack(tt *testing.T) {
 	}
 }
 
-// TestPushOntoMissingPack: what is pushed is not built on a pack that is not there, though nobody has found that out yet.
+// TestPushOntoMissingPack: what is pushed is not built on a pack that is not there, though that was not found out yet.
 func TestPushOntoMissingPack(tt *testing.T) {
 	h := newHouse(tt)
 	shared := noise(1_500_000, 1)
@@ -250,7 +250,7 @@ func TestMissingPacksAreFound(tt *testing.T) {
 }
 
 // TestAbsentPacks: where the directory of the packs is not the one that it was, as when a disk is not mounted, nothing is withheld, swept, or taken:
-// whoever asks is told to come again, and everything is there once it is back.
+// all who ask are told to come again, and everything is there once it is back.
 func TestAbsentPacks(tt *testing.T) {
 	for how, replace := range map[string]func(dir string) error{
 		"gone":       func(string) error { return nil },

@@ -93,7 +93,7 @@ type frameReader struct {
 	packed *buffer // nil, like data, when the loan was called in
 	read   []byte  // what was read of frames from at on
 	data   *buffer
-	frame  []byte // the bytes of the current frame, in data. Whoever keeps a slice of it keeps the memory of a loan that was called in
+	frame  []byte // the bytes of the current frame, in data. To keep a slice of it is to keep the memory of a loan that was called in
 	raw    int64  // where the current frame begins in the NAR
 	start  cursor // the current frame
 	pack   *pack
@@ -149,7 +149,7 @@ func (r *frameReader) close() {
 }
 
 // send writes n bytes of the current frame from skip on to a client, however slowly that takes them.
-// Meanwhile only a piece of them is sure to be in memory: the loan may be called in, and the frame is read again then.
+// In that time only a piece of them is sure to be in memory: the loan may be called in, and the frame is read again then.
 func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error {
 	if r.piece == nil {
 		r.piece = gathers.Get().(*buffer)

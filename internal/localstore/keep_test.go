@@ -181,7 +181,7 @@ func TestKeepNothing(t *testing.T) {
 	}
 }
 
-// Whoever may not write to Nix's state has the daemon make the roots. Its own directory is seen by
+// A user who may not write to Nix's state has the daemon make the roots. Its own directory is seen by
 // the daemon, or it cannot keep anything.
 func TestKeepByDaemon(t *testing.T) {
 	n := newNix(t)

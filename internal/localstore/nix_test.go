@@ -319,7 +319,7 @@ func (n *nixStore) startChild(t *testing.T, uid uint32) *child {
 	return n.startChildAfter(t, uid, "")
 }
 
-// startChildAfter starts one that sees the mounts which a script of root's makes, and nobody else does.
+// startChildAfter starts one that sees the mounts which a script of root's makes, and no other process does.
 func (n *nixStore) startChildAfter(t *testing.T, uid uint32, script string) *child {
 	t.Helper()
 	// The binary lies where only its owner may look for it.
@@ -338,7 +338,7 @@ func (n *nixStore) startChildAfter(t *testing.T, uid uint32, script string) *chi
 		}
 	}
 	if os.Getuid() != 0 {
-		t.Fatal("this test has to be run as root, to be able to become somebody else")
+		t.Fatal("this test has to be run as root, to be able to become another user")
 	}
 	id := strconv.Itoa(int(uid))
 	c := &child{t: t, cmd: exec.Command("unshare", "--mount", "sh", "-euc", script+"\ncd /\nexec setpriv --reuid="+id+" --regid="+id+" --clear-groups "+copied)}

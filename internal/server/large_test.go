@@ -109,7 +109,7 @@ func TestLargeNARInfosArePushed(t *testing.T) {
 	}
 }
 
-// Clients that read large narinfos slowly hold bounded memory in all, and others are served meanwhile: small ones, and large ones too.
+// Clients that read large narinfos slowly hold bounded memory in all, and others are served at the same time: small ones, and large ones too.
 func TestLargeNARInfosAreReadSlowly(t *testing.T) {
 	const size, many = 8 << 20, 32
 	p := newForgetful(t, size)

@@ -138,7 +138,7 @@ func TestRoomOfUploads(t *testing.T) {
 }
 
 // TestRefusedAgain: what was refused for want of room once its body was read is refused by its header when the client tries again, some times;
-// whoever comes later, or sends something else, is heard.
+// a client that comes later, or sends something else, is heard.
 func TestRefusedAgain(t *testing.T) {
 	for _, client := range []string{oldNix, newNix} {
 		inNarrow(t, func(t *uploadTester, sink *narrow) {
@@ -225,7 +225,7 @@ func TestRestOfNAR(t *testing.T) {
 	}
 }
 
-// TestHealthOfFullDisk: a disk without room keeps nobody from reading, and is told of.
+// TestHealthOfFullDisk: a disk without room keeps no client from reading, and is told of.
 func TestHealthOfFullDisk(t *testing.T) {
 	const mega = 1 << 20
 	for _, test := range []struct {

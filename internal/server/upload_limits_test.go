@@ -322,7 +322,7 @@ func TestSlotsAreShared(t *testing.T) {
 				}
 				t.wantAnswer(r, http.StatusCreated)
 				if took := time.Since(start); took > time.Second {
-					t.Errorf("%s: an upload of somebody else waited for %s", name, took)
+					t.Errorf("%s: an upload of another owner waited for %s", name, took)
 				}
 				conn.Close()
 			})
@@ -369,7 +369,7 @@ func TestWaitingIsShared(t *testing.T) {
 			}
 			t.wantAnswer(r, http.StatusCreated)
 			if took := time.Since(start); took > time.Second {
-				t.Errorf("an upload of somebody else waited for %s", took)
+				t.Errorf("an upload of another owner waited for %s", took)
 			}
 			conn.Close()
 		})

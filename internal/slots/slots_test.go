@@ -62,12 +62,12 @@ func TestSlots(t *testing.T) {
 
 // Whatever happens in which order, nobody waits who may take a slot, and in the end all are free.
 func TestNobodyWaitsInVain(t *testing.T) {
-	t.Run("slots", func(t *testing.T) { testNobodyWaitsInVain(t, New(6), 1) })
-	t.Run("memory", func(t *testing.T) { testNobodyWaitsInVain(t, NewMemory(60), 15) })
+	t.Run("slots", func(t *testing.T) { testNoneWaitsInVain(t, New(6), 1) })
+	t.Run("memory", func(t *testing.T) { testNoneWaitsInVain(t, NewMemory(60), 15) })
 }
 
-// testNobodyWaitsInVain has each take up to most.
-func testNobodyWaitsInVain(t *testing.T, s *Slots, most int) {
+// testNoneWaitsInVain has each take up to most.
+func testNoneWaitsInVain(t *testing.T, s *Slots, most int) {
 	all := s.free
 	synctest.Test(t, func(t *testing.T) {
 		r := rand.New(rand.NewPCG(1, 2))

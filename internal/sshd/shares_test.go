@@ -256,7 +256,7 @@ func TestSilentConnections(t0 *testing.T) {
 	}
 }
 
-// slowKey is a key that takes its time, as one does that somebody has to touch.
+// slowKey is a key that takes its time, as one does that a person has to touch.
 type slowKey struct {
 	ssh.Signer
 	asked, touched chan struct{}
@@ -272,7 +272,7 @@ func (k slowKey) Sign(random io.Reader, data []byte) (*ssh.Signature, error) {
 	return k.Signer.Sign(random, data)
 }
 
-// Silent connections make room for each other, and a client that has exchanged keys with the server keeps its place meanwhile.
+// Silent connections make room for each other, and a client that has exchanged keys with the server keeps its place all the time.
 func TestSlowLogin(t0 *testing.T) {
 	t := start(t0, sshd.Options{Logins: 8}, access.Options{})
 	key := slowKey{t.key("ci", access.SSHKeyOptions{}), make(chan struct{}), make(chan struct{})}

@@ -92,7 +92,7 @@ func TestImportEncoded(t *testing.T) {
 	}
 }
 
-// An encoding that makes a NAR longer than its narinfo says, or that nobody knows, is refused.
+// An encoding that makes a NAR longer than its narinfo says, or that firn does not know, is refused.
 func TestImportEncodedHostile(t *testing.T) {
 	bomb := compress(t, bytes.Repeat([]byte{0}, 64<<20))
 	for name, test := range map[string]struct {

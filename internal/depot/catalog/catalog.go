@@ -300,7 +300,7 @@ type NARs interface {
 
 	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
-	// One that is withheld gets everything anew, under its old ID, is whole then, and counts as added.
+	// One that is withheld gets everything again, under its old ID, is whole then, and counts as added.
 	// Chunks that are there already stay where they are, unless Chunks leaves them out.
 	// ErrGone if one of Packs is neither known nor the new one, one of Built is not there any more or lies elsewhere, or the cache of the upload is not there any more.
 	// An upload that there is already is replaced.

@@ -119,7 +119,7 @@ func (s *Store) Check(context.Context) error {
 }
 
 // missing returns ErrNotFound for a blob that could not be found, if it is sure that there is none:
-// marker and blob are looked for in one directory, whatever is mounted or unmounted meanwhile.
+// marker and blob are looked for in one directory, also when a disk is mounted or unmounted in between.
 func (s *Store) missing(name string) error {
 	root, err := s.root()
 	if err != nil {
