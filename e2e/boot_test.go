@@ -37,8 +37,9 @@ script=$2
 shift 2
 exec unshare --mount --pid --fork --kill-child --ipc --uts --cgroup --propagation private sh -c "$script" sh "$@"`
 
-// bootSystemd makes a copy of the system in $2 in memory that no other process sees, with the files of $1/files, and runs its systemd as the first process.
-// The rest of its arguments are variables and arguments of that.
+// bootSystemd makes a copy of the system in $2 in memory that no other process sees, with the files
+// of $1/files, and runs its systemd as the first process. The rest of its arguments are variables
+// and arguments of that.
 const bootSystemd = `set -e
 cd $1
 system=$2

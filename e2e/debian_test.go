@@ -10,12 +10,12 @@ import (
 	"testing"
 )
 
-// bootSuite is the Debian that is booted: the oldest that the package is for, and the last whose systemd runs on every kind
-// of control groups that a machine may have.
+// bootSuite is the Debian that is booted: the oldest that the package is for, and the last whose
+// systemd runs on every kind of control groups that a machine may have.
 const bootSuite = "bookworm"
 
-// bootDebian boots the smallest Debian that has systemd, with a network of its own and the package of firn in /root.
-// Everything in it is as apt installs it.
+// bootDebian boots the smallest Debian that has systemd, with a network of its own and the package
+// of firn in /root. Everything in it is as apt installs it.
 func bootDebian(t *testing.T) *booted {
 	t.Helper()
 	deb := packageFor(t, madePackages(t), runtime.GOARCH)
@@ -81,8 +81,8 @@ func TestDebianNix(t *testing.T) {
 	}
 }
 
-// The page of the handbook, on the smallest Debian: it installs the package, configures it, lets systemd hold the port,
-// has the settings read again, and at its end removes all.
+// The page of the handbook, on the smallest Debian: it installs the package, configures it, lets
+// systemd hold the port, has the settings read again, and at its end removes all.
 func TestDebianPage(t *testing.T) {
 	t.Parallel()
 	b := bootDebian(t)

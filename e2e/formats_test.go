@@ -15,14 +15,16 @@ import (
 	"firn/nix"
 )
 
-// manyReferences is how many references a narinfo of more than a megabyte has, with names of 200 characters.
+// manyReferences is how many references a narinfo of more than a megabyte has, with names of 200
+// characters.
 const manyReferences = 4800
 
 // manyNames is an expression of a file that names so many store paths.
 var manyNames = fmt.Sprintf(`let names = builtins.genList (i: builtins.toFile "%s-${toString (10000 + i)}" "") %d;
 in builtins.toFile "names" (builtins.concatStringsSep "\n" names)`, strings.Repeat("a-long-name-", 16), manyReferences)
 
-// A path with thousands of references is served from the local store, pushed over HTTP and ssh-ng, imported, and fetched again.
+// A path with thousands of references is served from the local store, pushed over HTTP and ssh-ng,
+// imported, and fetched again.
 func TestManyReferences(t *testing.T) {
 	t.Parallel()
 	origin := newMachine(t, systemNix())
@@ -141,8 +143,8 @@ func push(t testing.TB, s *server, token, name, text string) (status int, said s
 	return res.StatusCode, string(body)
 }
 
-// Signatures of other algorithms, and fields that Nix does not know, harm no Nix: not even one that trusts an Ed25519 key of that name,
-// as far as the server can know that there is such a key.
+// Signatures of other algorithms, and fields that Nix does not know, harm no Nix: not even one that
+// trusts an Ed25519 key of that name, as far as the server can know that there is such a key.
 func TestOtherSignatures(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {

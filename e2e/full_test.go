@@ -14,7 +14,8 @@ import (
 	"time"
 )
 
-// tinyDisk mounts a file system of so many megabytes at the state directory of a server that m will run.
+// tinyDisk mounts a file system of so many megabytes at the state directory of a server that m will
+// run.
 func tinyDisk(m *machine, megabytes int) {
 	m.t.Helper()
 	state := filepath.Join(m.dir, "state")
@@ -45,7 +46,8 @@ func addNoise(m *machine, name string, size int) string {
 	return m.run("nix-store", "--add", file)
 }
 
-// addGrowing adds a path of so many bytes, of which xz finds nearly all to be repeated, and the server, which compresses less at once, hardly any.
+// addGrowing adds a path of so many bytes, of which xz finds nearly all to be repeated, and the
+// server, which compresses less at once, hardly any.
 func addGrowing(m *machine, name string, size int) string {
 	m.t.Helper()
 	const piece = 256
@@ -64,7 +66,8 @@ func addGrowing(m *machine, name string, size int) string {
 	return m.run("nix-store", "--add", file)
 }
 
-// Whatever it is that finds no room on the disk of the server, every Nix ends soon, and the last thing that it says is why.
+// Whatever it is that finds no room on the disk of the server, every Nix ends soon, and the last
+// thing that it says is why.
 func TestFullDiskOfClients(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
@@ -129,7 +132,8 @@ func TestFullDiskOfClients(t *testing.T) {
 	})
 }
 
-// cutOnce relays connections to a server, and cuts the first one that has sent so many bytes, as a server does that is killed. It returns its URL.
+// cutOnce relays connections to a server, and cuts the first one that has sent so many bytes, as a
+// server does that is killed. It returns its URL.
 func cutOnce(t *testing.T, to string, after int64) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -173,7 +177,8 @@ func cutOnce(t *testing.T, to string, after int64) string {
 	return "http://" + l.Addr().String()
 }
 
-// A push that broke off is done again by the Nix that can. One that sends only the rest ends soon, and says what may have been the cause.
+// A push that broke off is done again by the Nix that can. One that sends only the rest ends soon,
+// and says what may have been the cause.
 func TestPushBreaksOff(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {

@@ -10,7 +10,8 @@ import (
 	"firn/nix"
 )
 
-// A path whose pack is missing is one that the cache does not have: clients build it, and those that have it push it again.
+// A path whose pack is missing is one that the cache does not have: clients build it, and those
+// that have it push it again.
 func TestMissingPack(t *testing.T) {
 	t.Parallel()
 	const script = "echo built >$out"
@@ -64,7 +65,8 @@ func TestMissingPack(t *testing.T) {
 	})
 }
 
-// A small path of the local store that is not what the database says was never there: no client is sent a byte of it, nor an error of the server.
+// A small path of the local store that is not what the database says was never there: no client is
+// sent a byte of it, nor an error of the server.
 func TestDamagedSmallPath(t *testing.T) {
 	t.Parallel()
 	for _, compression := range []string{"none", "zstd"} {

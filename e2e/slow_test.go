@@ -19,8 +19,8 @@ import (
 	"firn/nix"
 )
 
-// TestSlowUploads: clients that send at 5 KB a second what takes 128 MiB to decompress do not hold up `nix copy`,
-// whether they have one token, one address, or ten of both.
+// TestSlowUploads: clients that send at 5 KB a second what takes 128 MiB to decompress do not hold
+// up `nix copy`, whether they have one token, one address, or ten of both.
 func TestSlowUploads(t *testing.T) {
 	t.Parallel()
 	root := debianPath(t, smallClosure).String()
@@ -65,8 +65,8 @@ func TestSlowUploads(t *testing.T) {
 	}
 }
 
-// startSlowUploads begins ten uploads that go on until the test ends. They come from addresses of the loopback network.
-// It returns how many are on their way, and does so when that are all.
+// startSlowUploads begins ten uploads that go on until the test ends. They come from addresses of
+// the loopback network. It returns how many are on their way, and does so when that are all.
 func startSlowUploads(t *testing.T, host *machine, s *server, tokens, addresses int) *atomic.Int64 {
 	t.Helper()
 	dir := tempDir(t)

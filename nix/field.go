@@ -8,17 +8,18 @@ import (
 )
 
 const (
-	// maxFields is how many unknown fields of one narinfo are kept. Determinate Nix writes one or two.
+	// maxFields is how many unknown fields of one narinfo are kept. Determinate Nix writes one or
+	// two.
 	maxFields = 16
 	// maxFieldName is the length in bytes of the longest name of an unknown field.
 	maxFieldName = 64
-	// maxFieldsSize is how many bytes all unknown fields of one narinfo may have: names, values and what stands between.
-	// The largest known is Provenance, JSON of some kilobytes.
+	// maxFieldsSize is how many bytes all unknown fields of one narinfo may have: names, values and
+	// what stands between. The largest known is Provenance, JSON of some kilobytes.
 	maxFieldsSize = 64 << 10
 )
 
-// A Field is a line of a narinfo that this package has no name for, such as the Provenance of Determinate Nix.
-// No signature covers it.
+// A Field is a line of a narinfo that this package has no name for, such as the Provenance of
+// Determinate Nix. No signature covers it.
 type Field struct{ Name, Value string }
 
 var (
@@ -38,7 +39,8 @@ func AppendFields(dst []byte, fields []Field) []byte {
 	return dst
 }
 
-// ParseFields parses what [AppendFields] returns. No field may be there twice, or be one that Nix knows.
+// ParseFields parses what [AppendFields] returns. No field may be there twice, or be one that Nix
+// knows.
 func ParseFields(text string) ([]Field, error) {
 	var fields []Field
 	for line := range strings.Lines(text) {

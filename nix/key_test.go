@@ -204,7 +204,8 @@ func TestSignatureRoundTrip(t *testing.T) {
 	})
 }
 
-// A signature of another algorithm is kept as it is, and no key that this package knows has made it.
+// A signature of another algorithm is kept as it is, and no key that this package knows has made
+// it.
 func TestSignatureOfAnotherAlgorithm(t *testing.T) {
 	key := must(nix.ParseSecretKey(testSecretKey))
 	own := key.Sign([]byte(helloPrint))

@@ -8,8 +8,9 @@ import (
 	"strings"
 )
 
-// MaxNARInfoSize is the size in bytes of the longest narinfo: room for some 200,000 references. Nix knows no bound.
-// The largest found in public caches have a few thousand references, but one file that names all dependencies of a system has more.
+// MaxNARInfoSize is the size in bytes of the longest narinfo: room for some 200,000 references. Nix
+// knows no bound. The largest found in public caches have a few thousand references, but one file
+// that names all dependencies of a system has more.
 const MaxNARInfoSize = 16 << 20
 
 // FieldError is the error of a narinfo that was refused: which field is wrong, and why.
@@ -41,8 +42,8 @@ func (e *FieldError) Unwrap() error { return e.Err }
 //   - a narinfo without Compression is of bzip2;
 //   - URL, and the name of the compression, may be any text.
 //
-// Other unknown fields are kept, see [Field]. More than 64 signatures are an error, as is a text of more than [MaxNARInfoSize].
-// Every error is a [*FieldError].
+// Other unknown fields are kept, see [Field]. More than 64 signatures are an error, as is a text of
+// more than [MaxNARInfoSize]. Every error is a [*FieldError].
 func ParseNARInfo(dir StoreDir, text []byte) (*NARInfo, error) {
 	p := narInfoParser{dir: dir, cutLine: cutLineTolerant}
 	return p.parse(text)

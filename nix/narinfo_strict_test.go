@@ -143,7 +143,8 @@ func unknownFields(n, size int) string {
 	return b.String()
 }
 
-// otherSignatures are signatures of other algorithms, as Determinate Nix writes them: ECDSA with P-384, and the three sizes of ML-DSA.
+// otherSignatures are signatures of other algorithms, as Determinate Nix writes them: ECDSA with
+// P-384, and the three sizes of ML-DSA.
 func otherSignatures() string {
 	var b strings.Builder
 	for _, size := range []int{102, 103, 104, 2420, 3309, 4627} {

@@ -190,7 +190,8 @@ func TestNixReadsWhatIsAccepted(t *testing.T) {
 	}
 }
 
-// sorted returns the path info with its signatures in the order of their text, and without what Nix has no place for.
+// sorted returns the path info with its signatures in the order of their text, and without what Nix
+// has no place for.
 func sorted(info *nix.PathInfo) nix.PathInfo {
 	copied := *info
 	copied.Signatures = slices.SortedFunc(slices.Values(info.Signatures), func(a, b nix.Signature) int {

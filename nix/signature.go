@@ -17,7 +17,8 @@ const maxKeyNameLen = 512
 const maxSignatures = 64
 
 const (
-	// minSigSize is the size in bytes of the shortest signature: a shorter one is a longer one that was cut.
+	// minSigSize is the size in bytes of the shortest signature: a shorter one is a longer one that
+	// was cut.
 	minSigSize = ed25519.SignatureSize
 	// maxSigSize is the size in bytes of the longest: ML-DSA-87 has 4,627, SLH-DSA-128s 7,856.
 	maxSigSize = 8 << 10
@@ -27,9 +28,9 @@ const (
 const MaxSignatureLen = maxKeyNameLen + 1 + (maxSigSize+2)/3*4
 
 // Signature is a signature together with the name of the key that made it.
-// Nix signs with Ed25519. Signatures of other algorithms, such as the ECDSA and ML-DSA of Determinate Nix,
-// are kept as they are: which algorithm it was, only the key says.
-// Signatures are compared with ==.
+// Nix signs with Ed25519. Signatures of other algorithms, such as the ECDSA and ML-DSA of
+// Determinate Nix, are kept as they are: which algorithm it was, only the key says. Signatures are
+// compared with ==.
 type Signature struct {
 	Name string // of the key, such as "cache.example.org-1"
 	text string // the signature itself, in base 64
@@ -46,7 +47,8 @@ func NewSignature(name string, sig []byte) (Signature, error) {
 	return Signature{name, base64.StdEncoding.EncodeToString(sig)}, nil
 }
 
-// ParseSignature parses "<key name>:<base 64>", where the signature has 64 bytes, which is the size of Ed25519, or more.
+// ParseSignature parses "<key name>:<base 64>", where the signature has 64 bytes, which is the size
+// of Ed25519, or more.
 func ParseSignature(s string) (Signature, error) {
 	sig, err := parseSignature(s)
 	if err != nil {
@@ -81,7 +83,8 @@ func parseSignature(s string) (Signature, error) {
 	return Signature{name, text}, nil
 }
 
-// IsEd25519 reports whether it has the size of a signature by Ed25519. A signature of any other size is of another algorithm.
+// IsEd25519 reports whether it has the size of a signature by Ed25519. A signature of any other
+// size is of another algorithm.
 func (s Signature) IsEd25519() bool {
 	return len(s.text) == ed25519TextLen && strings.HasSuffix(s.text, "==")
 }

@@ -1,8 +1,9 @@
 //go:build linux
 
-// Command chunks measures what a depot would keep with chunks of several sizes, files of several sizes whose contents are
-// cut out, and zstd of several levels: of the store of Debian packages, and of the same after a mass rebuild, that is with
-// other path hashes and, with --versions 8, with another version of every eighth package.
+// Command chunks measures what a depot would keep with chunks of several sizes, files of several
+// sizes whose contents are cut out, and zstd of several levels: of the store of Debian packages,
+// and of the same after a mass rebuild, that is with other path hashes and, with --versions 8, with
+// another version of every eighth package.
 //
 //	go run ./bench/chunks
 //	go run ./bench/chunks --versions 8 --sizes 256 --levels 1 --files 0,16,32,64
@@ -107,8 +108,8 @@ func (f *flags) measure(ctx context.Context, stores []*debstore.Store, files int
 	return nil
 }
 
-// onlyRebuilt leaves those packages that are in both generations: some may have been installed or upgraded
-// after the first store was made.
+// onlyRebuilt leaves those packages that are in both generations: some may have been installed or
+// upgraded after the first store was made.
 func onlyRebuilt(stores []*debstore.Store) {
 	count := map[string]int{}
 	for _, s := range stores {

@@ -42,7 +42,8 @@ type announcement struct {
 	hostKeys  []ssh.PublicKey // of this server
 }
 
-// describe adds what the catalog and the certificates say. tls may be nil; hosts are those of all caches.
+// describe adds what the catalog and the certificates say. tls may be nil; hosts are those of all
+// caches.
 func (a *announcement) describe(ctx context.Context, cat catalog.Catalog, tls *certs.Certs, hosts []string) error {
 	all, err := records(ctx, cat)
 	if err != nil {
@@ -138,8 +139,9 @@ func (a *announcement) print(w io.Writer) error {
 // maxNames bounds how many names of certificates are announced.
 const maxNames = 5
 
-// secureURLs are the URLs of a listener with TLS that clients take: with the names that certificates have.
-// Where there is none, it is the one that clients would type, and missing is true.
+// secureURLs are the URLs of a listener with TLS that clients take: with the names that
+// certificates have. Where there is none, it is the one that clients would type, and missing is
+// true.
 func (a *announcement) secureURLs(l net.Listener, hostname string) (urls []string, missing bool) {
 	addr, ok := l.Addr().(*net.TCPAddr)
 	if !ok {

@@ -16,7 +16,8 @@ import (
 	"time"
 )
 
-// newCertificate makes a certificate for names and addresses that signs itself, and returns its file and that of its key.
+// newCertificate makes a certificate for names and addresses that signs itself, and returns its
+// file and that of its key.
 func newCertificate(t *testing.T, names ...string) (cert, key string) {
 	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)

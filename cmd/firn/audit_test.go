@@ -16,7 +16,8 @@ import (
 	"firn/nix"
 )
 
-// An administrator learns from the log, from /metrics and from commands who pushed what, and who was refused, over HTTP and over SSH.
+// An administrator learns from the log, from /metrics and from commands who pushed what, and who
+// was refused, over HTTP and over SSH.
 func TestAudit(t *testing.T) {
 	address := "127.0.0.1:" + freePort(t)
 	a := newAdmin(t, "--ssh", address)
@@ -163,7 +164,8 @@ func documentedFilter(t *testing.T) *regexp.Regexp {
 	return regexp.MustCompile(strings.Replace(string(match[1]), "<ADDR>", `([0-9a-fA-F:.]+)`, 1))
 }
 
-// The filter takes the lines of files and of the journal, with the time that fail2ban has cut out, and nothing that a client has put into another line.
+// The filter takes the lines of files and of the journal, with the time that fail2ban has cut out,
+// and nothing that a client has put into another line.
 func TestDocumentedFilter(t *testing.T) {
 	failed := documentedFilter(t)
 	const line = `level=INFO msg="login refused" front_end=http remote=2001:db8::7 reason="wrong token" cache=main`

@@ -27,7 +27,8 @@ func (a *admin) backedUp(dir string) (r shownBackup) {
 	return r
 }
 
-// wantBackup fails unless a backup is whole, and a server that is started on a copy of it serves paths and takes a token.
+// wantBackup fails unless a backup is whole, and a server that is started on a copy of it serves
+// paths and takes a token.
 func (a *admin) wantBackup(dir, token string, paths ...cachetest.Path) {
 	a.Helper()
 	verify := exec.CommandContext(a.Context(), "firn", "verify", "--state", dir)
@@ -54,7 +55,8 @@ func (a *admin) wantBackup(dir, token string, paths ...cachetest.Path) {
 // unique is a text that no client has pushed yet.
 func unique(t *testing.T) string { return fmt.Sprint(t.Name(), time.Now().UnixNano()) }
 
-// A backup of a server that runs has all of it. The next one copies what is new, and removes what has gone.
+// A backup of a server that runs has all of it. The next one copies what is new, and removes what
+// has gone.
 func TestBackup(t *testing.T) {
 	a := newAdmin(t)
 	dir := filepath.Join(t.TempDir(), "backup")
@@ -256,7 +258,8 @@ func TestBackupToFullDisk(t *testing.T) {
 	a.wantBackup(dir, token, p)
 }
 
-// A backup that is killed, at whatever moment, while the server takes what is pushed, leaves one that is whole.
+// A backup that is killed, at whatever moment, while the server takes what is pushed, leaves one
+// that is whole.
 func TestBackupKilled(t *testing.T) {
 	a := newAdmin(t)
 	dir := filepath.Join(t.TempDir(), "backup")

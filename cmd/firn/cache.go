@@ -191,7 +191,8 @@ func (c *cacheListCommand) Run(k *kong.Context) error {
 	return w.Flush()
 }
 
-// sourcesOf are the sources that a server with these settings gives a cache: there is no local store where that is off.
+// sourcesOf are the sources that a server with these settings gives a cache: there is no local
+// store where that is off.
 func sourcesOf(r *catalog.Cache, c *config.Config) []string {
 	if c.Store != config.StoreOff {
 		return r.Sources
@@ -231,8 +232,9 @@ func showCache(r *catalog.Cache) shownCache {
 	return s
 }
 
-// show is showCache as the server has it: without the local store where that is off, and for main with the keys that are not in the catalog,
-// those that the server has of its settings, or has made.
+// show is showCache as the server has it: without the local store where that is off, and for main
+// with the keys that are not in the catalog, those that the server has of its settings, or has
+// made.
 func (f *stateFlags) show(r *catalog.Cache) (shownCache, error) {
 	s := showCache(r)
 	c, err := f.load()

@@ -30,10 +30,12 @@ import (
 	"firn/nix"
 )
 
-// crowd is the name under which the program of the tests is a crowd: connections from one address that take what they can get, and give nothing.
+// crowd is the name under which the program of the tests is a crowd: connections from one address
+// that take what they can get, and give nothing.
 const crowd = "firn-test-crowd"
 
-// manners are what the connections of a crowd do. Each one that ends is made again, for as long as the crowd is there.
+// manners are what the connections of a crowd do. Each one that ends is made again, for as long as
+// the crowd is there.
 var manners = map[string]func(c *crowdClient){
 	// They send nothing.
 	"silent": func(c *crowdClient) { c.hold("") },
@@ -49,7 +51,8 @@ var manners = map[string]func(c *crowdClient){
 	"no token": func(c *crowdClient) {
 		c.hold("PUT /nar/" + strings.Repeat("0", 52) + ".nar HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000\r\n\r\n")
 	},
-	// They ask for a large NAR a hundred times over each of ten connections of HTTP/2, and do not take it.
+	// They ask for a large NAR a hundred times over each of ten connections of HTTP/2, and do not
+	// take it.
 	"streams": (*crowdClient).streams,
 }
 
@@ -147,7 +150,8 @@ func (c *crowdClient) streams() {
 	all.Wait()
 }
 
-// crowdMain is the crowd: FROM HTTP HTTPS NAR TOKEN MANNERS NUMBER. It says when all have tried, and ends with its standard input.
+// crowdMain is the crowd: FROM HTTP HTTPS NAR TOKEN MANNERS NUMBER. It says when all have tried,
+// and ends with its standard input.
 func crowdMain() {
 	from, number := os.Args[1], os.Args[7]
 	n, err := strconv.Atoi(number)
@@ -180,9 +184,9 @@ func crowdMain() {
 	close(gone)
 }
 
-// TestCrowds: however many connections one address makes, and whatever they do, a client from another address gets what it asks for,
-// and can push, at once. So it is with few files allowed, and with many.
-// FIRN_SOAK has it use as many connections as a machine gives one process.
+// TestCrowds: however many connections one address makes, and whatever they do, a client from
+// another address gets what it asks for, and can push, at once. So it is with few files allowed,
+// and with many. FIRN_SOAK has it use as many connections as a machine gives one process.
 func TestCrowds(t *testing.T) {
 	sizes := map[int]int{256: 600, 1024: 1500, 4096: 5000} // files that the server may have open: connections of the crowd
 	if os.Getenv("FIRN_SOAK") != "" {
@@ -291,7 +295,8 @@ func (s *crowdServer) crowd(token, manner string, n int) (end func()) {
 	return end
 }
 
-// wantServed checks that a client is served, and how soon, again and again, each time over a new connection.
+// wantServed checks that a client is served, and how soon, again and again, each time over a new
+// connection.
 func (s *crowdServer) wantServed(manner string) {
 	s.Helper()
 	const tries = 10

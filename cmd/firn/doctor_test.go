@@ -122,8 +122,8 @@ fail  connect       127.0.0.1:1 does not answer: connection refused
 	})
 }
 
-// For a token of a private cache firn doctor tells a wrong name from a wrong token, whether it may push, and does not say that all is well
-// where it has not looked. It leaves nothing behind.
+// For a token of a private cache firn doctor tells a wrong name from a wrong token, whether it may
+// push, and does not say that all is well where it has not looked. It leaves nothing behind.
 func TestDoctorRights(t *testing.T) {
 	a := newAdmin(t)
 	a.mustRun("cache", "create", "team", "--private")

@@ -10,7 +10,8 @@ import (
 	"time"
 )
 
-// A server that has made a key, which clients trust, and is given others says that its own signs no more: at the start, at a reload and when the file is checked.
+// A server that has made a key, which clients trust, and is given others says that its own signs no
+// more: at the start, at a reload and when the file is checked.
 func TestUnusedKey(t *testing.T) {
 	dir := t.TempDir()
 	state, file, secret := filepath.Join(dir, "state"), filepath.Join(dir, "firn.toml"), filepath.Join(dir, "secret")

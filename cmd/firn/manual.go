@@ -37,7 +37,8 @@ func (c *manualCommand) Run(k *kong.Context) error {
 	return nil
 }
 
-// more is what the manual says of a command beside its help: how it ends, and which variables and files it reads.
+// more is what the manual says of a command beside its help: how it ends, and which variables and
+// files it reads.
 func more(n *kong.Node) (m manual.More) {
 	m.Exit = []manual.Item{
 		{Term: "0", Text: "All went well."},

@@ -7,7 +7,8 @@ import (
 	"testing"
 )
 
-// The manual page of every command that can end with a status of its own says which, and so does that of firn itself.
+// The manual page of every command that can end with a status of its own says which, and so does
+// that of firn itself.
 func TestManualExitStatus(t *testing.T) {
 	dir := t.TempDir()
 	if code := run([]string{"manual", dir}); code != 0 {

@@ -23,8 +23,8 @@ type namesCommand struct {
 	Words []string `arg:"" optional:""`
 }
 
-// Run prints names, and nothing where there are none to be had: a person in the middle of a line has no use for an error.
-// It makes nothing and changes nothing.
+// Run prints names, and nothing where there are none to be had: a person in the middle of a line
+// has no use for an error. It makes nothing and changes nothing.
 func (c *namesCommand) Run(k *kong.Context) error {
 	ctx, cancel := context.WithTimeout(context.Background(), namesTime)
 	defer cancel()
@@ -82,7 +82,8 @@ func namesOf[T any](all []T, of func(T) []string) (names []string) {
 	return names
 }
 
-// typed returns the value of a flag among words that were typed so far. bash takes --flag=value apart.
+// typed returns the value of a flag among words that were typed so far. bash takes --flag=value
+// apart.
 func typed(words []string, flag string) string {
 	for i, word := range words {
 		if value, ok := strings.CutPrefix(word, flag+"="); ok {

@@ -11,7 +11,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// bash completes the names of caches, tokens and keys that there are, in the state that the command line names, and makes nothing.
+// bash completes the names of caches, tokens and keys that there are, in the state that the command
+// line names, and makes nothing.
 func TestNames(t *testing.T) {
 	dir := t.TempDir()
 	state := filepath.Join(dir, "state")

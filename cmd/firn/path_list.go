@@ -93,7 +93,8 @@ func (c *pathListCommand) Run(k *kong.Context) (err error) {
 	return nil
 }
 
-// nameOrQuoted is the name of a publisher, which may come from a certificate, so that it cannot confuse a terminal. "-" is none.
+// nameOrQuoted is the name of a publisher, which may come from a certificate, so that it cannot
+// confuse a terminal. "-" is none.
 func nameOrQuoted(name string) string {
 	if quoted := strconv.Quote(name); quoted != `"`+name+`"` {
 		return quoted

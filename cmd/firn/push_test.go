@@ -362,7 +362,8 @@ func TestImportTellsOfRetries(t *testing.T) {
 	}
 }
 
-// Where the packs are on a disk that is not mounted, the server runs, serves nothing of the depot and changes nothing, and goes on once it is mounted.
+// Where the packs are on a disk that is not mounted, the server runs, serves nothing of the depot
+// and changes nothing, and goes on once it is mounted.
 func TestPacksNotMounted(t *testing.T) {
 	a := newAdmin(t)
 	p := cachetest.NewPath(t, nix.DefaultStoreDir, "a", strings.Repeat("a", 5000))

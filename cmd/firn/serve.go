@@ -324,7 +324,8 @@ func closeAll(listeners []net.Listener) {
 	}
 }
 
-// prepare prepares the cache main. Without a local store, the store directory is that of the environment.
+// prepare prepares the cache main. Without a local store, the store directory is that of the
+// environment.
 func prepare(ctx context.Context, d *openedDepot, local cache.Source) error {
 	env, err := config.NixEnvironment(os.LookupEnv)
 	if err != nil {

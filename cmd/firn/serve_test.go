@@ -157,7 +157,8 @@ func TestServeNixEnvironment(t *testing.T) {
 	}
 }
 
-// NIX_STORE_DIR counts without a local store too, and for caches that are made: what is pushed has the store directory of this machine.
+// NIX_STORE_DIR counts without a local store too, and for caches that are made: what is pushed has
+// the store directory of this machine.
 func TestServeStoreDirWithoutStore(t *testing.T) {
 	state, vars := filepath.Join(t.TempDir(), "state"), nixVariables(t)
 	want := "StoreDir: " + strings.TrimPrefix(vars[0], "NIX_STORE_DIR=") + "\n"
@@ -223,12 +224,14 @@ func TestServeWithoutNix(t *testing.T) {
 	}
 }
 
-// A store that cannot be read keeps no client from pushed paths, and is served as soon as it can be read.
+// A store that cannot be read keeps no client from pushed paths, and is served as soon as it can be
+// read.
 func TestServeUnreadableStore(t *testing.T) {
 	needNix(t)
 	root := t.TempDir()
 	db := filepath.Join(root, "nix/var/nix/db")
-	// As root may read everything, what keeps the server from the store is a lock, in a journal mode in which that counts.
+	// As root may read everything, what keeps the server from the store is a lock, in a journal
+	// mode in which that counts.
 	add := exec.CommandContext(t.Context(), "nix-store", "--store", root, "--option", "use-sqlite-wal", "false", "--add", "serve_test.go")
 	add.Env = environment(t)
 	out, err := add.Output()

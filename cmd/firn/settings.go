@@ -55,7 +55,8 @@ func (s *settings) AfterApply() error {
 	return s.Check()
 }
 
-// warnUnused warns where an earlier start made a key, and the settings name others: clients may trust only that one.
+// warnUnused warns where an earlier start made a key, and the settings name others: clients may
+// trust only that one.
 func warnUnused(c *config.Config, keys []nix.SecretKey, log *slog.Logger) {
 	if len(keys) == 0 {
 		return // that one signs

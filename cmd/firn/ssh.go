@@ -105,7 +105,8 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 	return &sshServer{door, operations}, listeners, nil
 }
 
-// publicPort is the port at which other machines reach one of the listeners, or else the first one's; 0 if there is none.
+// publicPort is the port at which other machines reach one of the listeners, or else the first
+// one's; 0 if there is none.
 func publicPort(listeners []net.Listener) (port int) {
 	for _, l := range listeners {
 		addr, ok := l.Addr().(*net.TCPAddr)

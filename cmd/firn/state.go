@@ -166,7 +166,8 @@ func runAs(uid, gid uint32) (who, command string) {
 	return fmt.Sprintf("the user with number %d", uid), fmt.Sprintf("setpriv --reuid=%d --regid=%d --clear-groups", uid, gid)
 }
 
-// The depot lies in the state directory, and so do the compressed NARs of the local store, which can be made again.
+// The depot lies in the state directory, and so do the compressed NARs of the local store, which
+// can be made again.
 const (
 	compressedDir = "zstd"
 
@@ -249,8 +250,8 @@ func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *ope
 	return d, nil
 }
 
-// noBackup makes a backup a state directory. What is pushed to it from now on is in no other place, so no later backup may replace it,
-// nor one that is being made.
+// noBackup makes a backup a state directory. What is pushed to it from now on is in no other place,
+// so no later backup may replace it, nor one that is being made.
 func noBackup(state string, log *slog.Logger) error {
 	path := filepath.Join(state, backup.Marker)
 	marker, err := os.Open(path)

@@ -2,7 +2,8 @@ package main
 
 import "testing"
 
-// Root is told how to run a command as the user whom the state belongs to: by name where that user has one.
+// Root is told how to run a command as the user whom the state belongs to: by name where that user
+// has one.
 func TestRunAs(t *testing.T) {
 	for uid, want := range map[uint32]string{
 		0:             "runuser -u root --",

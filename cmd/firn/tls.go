@@ -124,7 +124,8 @@ func (c *serveCommand) doorOptions(opts *server.Options, tls *certs.Certs, https
 	}
 }
 
-// certifiedNames are the names for the cache main that certificates have, those first that it was given: all names that are not of other caches.
+// certifiedNames are the names for the cache main that certificates have, those first that it was
+// given: all names that are not of other caches.
 func certifiedNames(records []*catalog.Cache, covered func(string) bool, others []string) (names []string) {
 	var foreign []string
 	var wanted []string

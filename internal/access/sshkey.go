@@ -104,9 +104,9 @@ func checkStrength(key ssh.PublicKey) error {
 }
 
 // SSHKey tells who holds a key, or a certificate, with which somebody logs in as a user, who is named as a cache.
-// That the client holds the private half is not looked at here, so it does not count as [Access.Used].
-// An error is cache.ErrUnauthenticated if neither the key nor its authority is known, or it has expired,
-// and cache.ErrUnavailable if it could not be told.
+// That the client holds the private half is not looked at here, so it does not count as
+// [Access.Used]. An error is cache.ErrUnauthenticated if neither the key nor its authority is
+// known, or it has expired, and cache.ErrUnavailable if it could not be told.
 func (a *Access) SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error) {
 	wire := key.Marshal()
 	p, err := a.keys.find(sha256.Sum256(append([]byte(user+"\x00"), wire...)), func() (*principal, error) {

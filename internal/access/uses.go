@@ -11,9 +11,11 @@ import (
 )
 
 const (
-	// noteInterval is how exactly it is known when a credential was used. Most requests look at one number only.
+	// noteInterval is how exactly it is known when a credential was used. Most requests look at one
+	// number only.
 	noteInterval = 10 * time.Second
-	// writeInterval is the time between two writes of one credential to the catalog: every write makes servers forget what they remember.
+	// writeInterval is the time between two writes of one credential to the catalog: every write
+	// makes servers forget what they remember.
 	writeInterval = 5 * time.Minute
 )
 
@@ -23,7 +25,8 @@ type credential struct {
 	noted atomic.Int64 // in seconds since 1970
 }
 
-// uses are the credentials that were used, until that is in the catalog. There are no more than the catalog has.
+// uses are the credentials that were used, until that is in the catalog. There are no more than the
+// catalog has.
 type uses struct {
 	mu  sync.Mutex
 	all map[string]*use // by hash or key
@@ -56,7 +59,8 @@ func (u *uses) note(c *credential, now time.Time) {
 	u.all[key].At = now
 }
 
-// due are the uses that are to be written now, all that are not written yet if the server ends. What was written long ago is forgotten.
+// due are the uses that are to be written now, all that are not written yet if the server ends.
+// What was written long ago is forgotten.
 func (u *uses) due(now time.Time, ending bool) (due []catalog.Use) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -80,8 +84,9 @@ func (a *Access) Used(who cache.Principal) {
 	}
 }
 
-// RunUses writes to the catalog when tokens and keys were used, until ctx ends, and then what is left.
-// A use that could not be written is told to failed, and the next one is written again: nothing rests on it.
+// RunUses writes to the catalog when tokens and keys were used, until ctx ends, and then what is
+// left. A use that could not be written is told to failed, and the next one is written again:
+// nothing rests on it.
 func (a *Access) RunUses(ctx context.Context, failed func(error)) {
 	ticker := time.NewTicker(noteInterval)
 	defer ticker.Stop()

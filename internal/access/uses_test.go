@@ -25,7 +25,8 @@ func (n *noting) NoteUses(ctx context.Context, uses []catalog.Use) error {
 	return n.Catalog.NoteUses(ctx, uses)
 }
 
-// When a credential was used is written some minutes later at the most, once for all requests of that time, and what is left at the end.
+// When a credential was used is written some minutes later at the most, once for all requests of
+// that time, and what is left at the end.
 func TestUses(t0 *testing.T) {
 	synctest.Test(t0, func(t0 *testing.T) {
 		t := newTester(t0, access.Options{})

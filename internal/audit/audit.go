@@ -1,5 +1,6 @@
 // Package audit tells an administrator what clients did, whatever front end they came through:
-// one line in the log for each push session, one for each log-in that was refused, and counters of both.
+// one line in the log for each push session, one for each log-in that was refused, and counters of
+// both.
 //
 //	log := audit.New(audit.Options{Logger: logger})
 //	s := log.Join(client)  // an upload over HTTP: part of the session of this client
@@ -8,7 +9,8 @@
 //	s.End()
 //	log.Refused(client, audit.WrongToken, err)
 //
-// Memory is bounded: at most maxSessions push sessions are known at once, and maxAddresses addresses that were refused.
+// Memory is bounded: at most maxSessions push sessions are known at once, and maxAddresses
+// addresses that were refused.
 package audit
 
 import (
@@ -26,12 +28,14 @@ import (
 )
 
 const (
-	// idle is how long after its last upload a push session over HTTP is over. Nix compresses the next NAR in this time.
+	// idle is how long after its last upload a push session over HTTP is over. Nix compresses the
+	// next NAR in this time.
 	idle = time.Minute
 	// lookInterval is the time between two looks for sessions that are over.
 	lookInterval = 5 * time.Second
 	// maxSessions bounds the push sessions over HTTP that are known, of some 500 bytes each.
-	// One more, and the line of the session that had no upload for the longest time is written early.
+	// One more, and the line of the session that had no upload for the longest time is written
+	// early.
 	maxSessions = 1024
 )
 
@@ -79,7 +83,8 @@ type Options struct {
 	Now func() time.Time
 }
 
-// A Log logs and counts what clients did. It is safe for concurrent use, and a prometheus.Collector.
+// A Log logs and counts what clients did. It is safe for concurrent use, and a
+// prometheus.Collector.
 type Log struct {
 	log     *slog.Logger
 	now     func() time.Time
@@ -107,8 +112,8 @@ func New(opts Options) *Log {
 	return l
 }
 
-// A Session is what one client pushes to one cache, without a long pause. Its methods may be called at once.
-// A nil one counts nothing.
+// A Session is what one client pushes to one cache, without a long pause. Its methods may be called
+// at once. A nil one counts nothing.
 type Session struct {
 	log    *Log
 	client Client
@@ -127,7 +132,8 @@ func (l *Log) Begin(c Client) *Session {
 	return &Session{log: l, client: c.bounded(), alone: true, parts: 1, begun: now, last: now}
 }
 
-// Join returns the session of a client that is going on, or begins one. It goes on until End was called as often as Join, and then a minute more.
+// Join returns the session of a client that is going on, or begins one. It goes on until End was
+// called as often as Join, and then a minute more.
 func (l *Log) Join(c Client) *Session {
 	c = c.bounded()
 	key := c
@@ -153,8 +159,8 @@ func (l *Log) Join(c Client) *Session {
 	return s
 }
 
-// evict forgets the session that had no upload for the longest time, and returns it if its line is to be written now.
-// If some of its uploads go on, the last of them writes it.
+// evict forgets the session that had no upload for the longest time, and returns it if its line is
+// to be written now. If some of its uploads go on, the last of them writes it.
 func (l *Log) evict() *Session {
 	var key Client
 	var oldest *Session

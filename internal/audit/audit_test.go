@@ -75,7 +75,8 @@ func client(end FrontEnd, address, name string) Client {
 	return Client{FrontEnd: end, Remote: netip.MustParseAddr(address), Name: name, Cache: "main"}
 }
 
-// What a token pushes from one address to one cache is one session until a minute has passed since its last upload, however long one takes.
+// What a token pushes from one address to one cache is one session until a minute has passed since
+// its last upload, however long one takes.
 func TestSessions(t0 *testing.T) {
 	synctest.Test(t0, func(t0 *testing.T) {
 		t := newTester(t0)
@@ -133,7 +134,8 @@ func TestSessions(t0 *testing.T) {
 	})
 }
 
-// There are no more sessions than may be, whatever is pushed by how many, and nothing of one that makes room for another is lost.
+// There are no more sessions than may be, whatever is pushed by how many, and nothing of one that
+// makes room for another is lost.
 func TestManySessions(t0 *testing.T) {
 	synctest.Test(t0, func(t0 *testing.T) {
 		t := newTester(t0)
@@ -162,7 +164,8 @@ func TestManySessions(t0 *testing.T) {
 	})
 }
 
-// An address that fails a thousand times has some lines, another address has lines too, and the log tells how many were left out.
+// An address that fails a thousand times has some lines, another address has lines too, and the log
+// tells how many were left out.
 func TestRefused(t0 *testing.T) {
 	synctest.Test(t0, func(t0 *testing.T) {
 		t := newTester(t0)

@@ -35,12 +35,14 @@ func (r Reason) login() bool {
 	return false
 }
 
-// Lines of refusals are bounded: an address may have burst of them at once, and one every pause; all addresses together allBurst, and one every allPause.
-// What is not logged is counted, in /metrics and in the next line.
+// Lines of refusals are bounded: an address may have burst of them at once, and one every pause;
+// all addresses together allBurst, and one every allPause. What is not logged is counted, in
+// /metrics and in the next line.
 const (
 	burst, pause       = 20, time.Minute
 	allBurst, allPause = 200, time.Second
-	// maxAddresses bounds the addresses that are told apart. With more all begin again; the bound for all together stays.
+	// maxAddresses bounds the addresses that are told apart. With more all begin again; the bound
+	// for all together stays.
 	maxAddresses = 4096
 )
 
@@ -57,7 +59,8 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 	if !ok {
 		return
 	}
-	// In this order: what the client has a say in comes after the address, so that it cannot be taken for that.
+	// In this order: what the client has a say in comes after the address, so that it cannot be
+	// taken for that.
 	attributes := []any{"front_end", string(c.FrontEnd), "remote", c.remote(), "reason", string(why), "cache", c.Cache}
 	if c.Name != "" {
 		attributes = append(attributes, "by", c.Name)
@@ -71,7 +74,8 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 	l.log.Info(text, attributes...)
 }
 
-// Exposed logs that a client has sent a token over plain HTTP to a server that has HTTPS: once an hour for an address.
+// Exposed logs that a client has sent a token over plain HTTP to a server that has HTTPS: once an
+// hour for an address.
 func (l *Log) Exposed(c Client) {
 	c = c.bounded()
 	if _, ok := l.exposed.take(slots.Place(c.Remote), l.now()); ok {

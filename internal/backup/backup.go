@@ -1,10 +1,11 @@
-// Package backup copies the state directory of a server, which may go on running, into another directory.
+// Package backup copies the state directory of a server, which may go on running, into another
+// directory.
 //
 //	report, err := backup.Run(ctx, catalog, backup.Options{State: state, Dir: dir, …})
 //
-// The copy is a state directory as well, and what is in it is whole at every moment: packs come first, the catalog that
-// names them then takes the place of the older one, and packs that it does not name go last.
-// docs/adr/0074-backups.md has the reasons.
+// The copy is a state directory as well, and what is in it is whole at every moment: packs come
+// first, the catalog that names them then takes the place of the older one, and packs that it does
+// not name go last. docs/adr/0074-backups.md has the reasons.
 package backup
 
 import (
@@ -26,7 +27,8 @@ import (
 	"firn/internal/depot/catalog/sqlite"
 )
 
-// Marker is the file in a directory that says that it is a backup, and nothing else: what is in it may be replaced.
+// Marker is the file in a directory that says that it is a backup, and nothing else: what is in it
+// may be replaced.
 const Marker = "firn-backup"
 
 // markerText is for people who find the file.
@@ -49,7 +51,8 @@ type Options struct {
 	// Remade are names in the state directory of what the server makes again.
 	Remade []string
 
-	// Progress is told, by one goroutine at a time, how many bytes of packs were copied, of how many. It may be nil.
+	// Progress is told, by one goroutine at a time, how many bytes of packs were copied, of how
+	// many. It may be nil.
 	Progress func(done, total int64)
 }
 
@@ -74,8 +77,8 @@ type run struct {
 	done, total int64
 }
 
-// Run brings a backup up to date with a state directory, whose catalog is open. After an error the directory has
-// what it had before, beside packs and files that the next run uses.
+// Run brings a backup up to date with a state directory, whose catalog is open. After an error the
+// directory has what it had before, beside packs and files that the next run uses.
 func Run(ctx context.Context, catalog *sqlite.Catalog, opts Options) (Report, error) {
 	r := &run{Options: opts}
 	err := r.run(ctx, catalog)
@@ -119,7 +122,8 @@ func (r *run) run(ctx context.Context, catalog *sqlite.Catalog) (err error) {
 	return r.removeRest(ctx, packs)
 }
 
-// begin makes sure that the directory is a backup, or becomes one, and that no other process uses it as long as this one does.
+// begin makes sure that the directory is a backup, or becomes one, and that no other process uses
+// it as long as this one does.
 func (r *run) begin() error {
 	state, err := filepath.EvalSymlinks(r.State)
 	if err != nil {
@@ -189,8 +193,9 @@ func (r *run) lock(path, other string) error {
 
 // copyDepot copies the catalog, and the packs that it names, and returns these.
 //
-// A server keeps packs for a day after it needs them last. One that goes during the copy was in its last hours when the
-// catalog was copied: a later copy does not name it. One that a later copy names nevertheless, is lost.
+// A server keeps packs for a day after it needs them last. One that goes during the copy was in its
+// last hours when the catalog was copied: a later copy does not name it. One that a later copy
+// names nevertheless, is lost.
 func (r *run) copyDepot(ctx context.Context, catalog *sqlite.Catalog) (map[string]int64, error) {
 	gone := make(map[string]bool)
 	for {
@@ -225,7 +230,8 @@ func (r *run) copyDepot(ctx context.Context, catalog *sqlite.Catalog) (map[strin
 	}
 }
 
-// copyPacks copies the packs that are not in the backup yet, and returns those that are not in the state either.
+// copyPacks copies the packs that are not in the backup yet, and returns those that are not in the
+// state either.
 func (r *run) copyPacks(ctx context.Context, packs map[string]int64) (missing []string, err error) {
 	have := make(map[string]int64)
 	err = r.to.List(ctx, func(i blob.Info) error {
@@ -320,7 +326,8 @@ func (r *run) copied(n int64) {
 	}
 }
 
-// removeRest removes the packs that the catalog does not name, and the rest of runs that were cut off.
+// removeRest removes the packs that the catalog does not name, and the rest of runs that were cut
+// off.
 func (r *run) removeRest(ctx context.Context, packs map[string]int64) error {
 	var rest []string
 	err := r.to.List(ctx, func(i blob.Info) error {

@@ -12,8 +12,8 @@ import (
 	"syscall"
 )
 
-// copyFiles copies all that is in the state directory beside the depot and what the server makes again: keys above all.
-// What has gone from there stays in the backup: it may have been lost.
+// copyFiles copies all that is in the state directory beside the depot and what the server makes
+// again: keys above all. What has gone from there stays in the backup: it may have been lost.
 func (r *run) copyFiles(ctx context.Context) error {
 	// Links that lead out of it are not followed, as other users may write there.
 	state, err := os.OpenRoot(r.State)

@@ -102,7 +102,8 @@ func (c *Cache) findArchive(ctx context.Context, a Archive) (*entry, error) {
 	return found.value, all
 }
 
-// findNAR is find for those who need no narinfo, and may hold the entry for long, as a NAR takes its time: a large one is without what is large.
+// findNAR is find for those who need no narinfo, and may hold the entry for long, as a NAR takes
+// its time: a large one is without what is large.
 func (c *Cache) findNAR(ctx context.Context, hash nix.PathHash) (*entry, error) {
 	e, err := c.find(ctx, hash)
 	if err != nil || len(e.text) <= LargeInfo {

@@ -221,7 +221,8 @@ func TestLookups(t *testing.T) {
 		t.Errorf("to refuse a path that leads to too many, %d paths were looked up in %d questions", asked, batches)
 	}
 
-	// What is missing to many is looked up once. What many say of it is read, so that is bounded too.
+	// What is missing to many is looked up once. What many say of it is read, so that is bounded
+	// too.
 	shared := all[0].Info.References
 	var same []cachetest.Path
 	for i := range 160 {

@@ -67,7 +67,8 @@ type Options struct {
 	// Keys sign every narinfo, beside the signatures that the path already has. No two have the same name.
 	Keys []nix.SecretKey
 
-	// Reserved reports whether a name is that of another key of this server, which some clients trust too. Nil: none is.
+	// Reserved reports whether a name is that of another key of this server, which some clients
+	// trust too. Nil: none is.
 	Reserved func(name string) bool
 
 	// Priority is told to clients; they ask caches with a lower one first.
@@ -396,7 +397,8 @@ func (c *Cache) Check(ctx context.Context) error {
 	return errors.Join(failed...)
 }
 
-// Room returns how many bytes there is room for, of what is pushed, and how many there could be in all; 0 in all if that cannot be told.
+// Room returns how many bytes there is room for, of what is pushed, and how many there could be in
+// all; 0 in all if that cannot be told.
 func (c *Cache) Room(ctx context.Context) (free, all int64, err error) {
 	if m, ok := c.sink.(Measured); ok {
 		return m.Room(ctx)

@@ -44,7 +44,8 @@ const (
 	maxWalked = 64 << 10
 
 	// maxClosure bounds how many paths of one closure are looked at, of some 100 bytes each. The
-	// largest closures known, of whole systems with all that they were built from, have some 50,000.
+	// largest closures known, of whole systems with all that they were built from, have some
+	// 50,000.
 	maxClosure = 1 << 18
 
 	// maxLogged bounds the missing references that are logged at once. `firn verify` names all.

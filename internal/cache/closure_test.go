@@ -228,7 +228,8 @@ func TestMissingReferencesAskedAgain(t *testing.T) {
 	wantMissing(t, c.Cache, app.Info.Path.Hash())
 }
 
-// A path that is published again, without what is missing, is announced, and so is what refers to it.
+// A path that is published again, without what is missing, is announced, and so is what refers to
+// it.
 func TestPublishedAgainWithout(t *testing.T) {
 	lib := hello(t)
 	app, other := tree(t, "app", lib), tree(t, "other", lib)

@@ -10,12 +10,13 @@ import (
 )
 
 const (
-	// LargeInfo is from how many bytes on a narinfo is large: with some 800 references. Hardly any is.
-	// A large one is not remembered, and those who hold one share memory for all together.
+	// LargeInfo is from how many bytes on a narinfo is large: with some 800 references. Hardly any
+	// is. A large one is not remembered, and those who hold one share memory for all together.
 	LargeInfo = 64 << 10
 
-	// lookMemory bounds the bytes of the large narinfos that all caches of a process look up at once. Each takes some four times as
-	// much memory until it is made, and no client is waited for until then.
+	// lookMemory bounds the bytes of the large narinfos that all caches of a process look up at
+	// once. Each takes some four times as much memory until it is made, and no client is waited for
+	// until then.
 	lookMemory = 2 * nix.MaxNARInfoSize
 )
 
@@ -30,10 +31,11 @@ func infoSize(info *nix.PathInfo) int64 {
 	return int64((&nix.NARInfo{PathInfo: *info}).TextSize())
 }
 
-// heldInfo asks one source for a path, whatever that refers to. What it gives must be dropped when done is called.
+// heldInfo asks one source for a path, whatever that refers to. What it gives must be dropped when
+// done is called.
 //
-// Only the answer tells whether it is large. Where there is no memory for it now, it is dropped, and the source asked again
-// when there is: those who wait hold nothing.
+// Only the answer tells whether it is large. Where there is no memory for it now, it is dropped,
+// and the source asked again when there is: those who wait hold nothing.
 func (c *Cache) heldInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, done func(), err error) {
 	if info, err = c.soundInfo(ctx, s, hash); err != nil {
 		return nil, nil, err

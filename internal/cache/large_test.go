@@ -39,7 +39,8 @@ func (l *largePaths) PathInfo(_ context.Context, hash nix.PathHash) (*nix.PathIn
 	return &info, nil
 }
 
-// However many large narinfos are looked up at once, what they take in memory is bounded, and none fails.
+// However many large narinfos are looked up at once, what they take in memory is bounded, and none
+// fails.
 func TestLargeNARInfosAtOnce(t *testing.T) {
 	const paths, names = 64, 10_000 // of 2.4 MB each
 	source := &largePaths{base: *hello(t).Info, names: names, turns: make(chan struct{}, 4)}
@@ -77,7 +78,8 @@ func (*unstattable) OpenCompressed(context.Context, *nix.PathInfo) (cache.NAR, e
 	return nil, cache.ErrUnavailable
 }
 
-// The memory of a large narinfo is given back once where its NAR cannot be looked at, and another source is asked.
+// The memory of a large narinfo is given back once where its NAR cannot be looked at, and another
+// source is asked.
 func TestLargeNARInfoOfUnavailableNAR(t *testing.T) {
 	source := &largePaths{base: *hello(t).Info, names: 1000, turns: make(chan struct{}, 1)}
 	source.base.CA = nix.ContentAddress{}

@@ -126,7 +126,8 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	return e, nil
 }
 
-// origin returns what the first source that has a path knows of it, without making a narinfo of it. It must be dropped when done is called.
+// origin returns what the first source that has a path knows of it, without making a narinfo of it.
+// It must be dropped when done is called.
 func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, done func(), err error) {
 	info, _, done, err = c.originFrom(ctx, hash)
 	return info, done, err
@@ -221,7 +222,8 @@ func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info
 	return info, done, current, nil
 }
 
-// soundInfo asks one source for a path, whatever that refers to. It may be large: who asks drops it at once, or is alone.
+// soundInfo asks one source for a path, whatever that refers to. It may be large: who asks drops it
+// at once, or is alone.
 func (c *Cache) soundInfo(ctx context.Context, s Source, hash nix.PathHash) (*nix.PathInfo, error) {
 	info, err := s.PathInfo(ctx, hash)
 	if err != nil {
@@ -301,8 +303,8 @@ func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
 }
 
 // sign returns the given signatures and ours.
-// What is given under the name of one of our own keys is left out: we know better. So is what would make more than are read,
-// and what would harm clients, see [Cache.misleads].
+// What is given under the name of one of our own keys is left out: we know better. So is what would
+// make more than are read, and what would harm clients, see [Cache.misleads].
 func (c *Cache) sign(given []nix.Signature, fingerprint []byte) []nix.Signature {
 	all := make([]nix.Signature, 0, len(given)+len(c.keys))
 	for _, s := range given {
@@ -324,9 +326,10 @@ func (c *Cache) isOurs(name string) bool {
 // nixosKey is the name of the Ed25519 key that every Nix trusts where nothing else is configured.
 const nixosKey = "cache.nixos.org-1"
 
-// misleads reports whether s is of another algorithm than Ed25519, under a name that is known to be that of an Ed25519 key:
-// that of NixOS, of this server, or of one that has signed the same. Every Nix that trusts the Ed25519 key would fail at it
-// ("signature is not valid"), whatever else is signed. No honest signer gives one name to two keys: Nix finds keys by their names.
+// misleads reports whether s is of another algorithm than Ed25519, under a name that is known to be
+// that of an Ed25519 key: that of NixOS, of this server, or of one that has signed the same. Every
+// Nix that trusts the Ed25519 key would fail at it ("signature is not valid"), whatever else is
+// signed. No honest signer gives one name to two keys: Nix finds keys by their names.
 func (c *Cache) misleads(s nix.Signature, beside []nix.Signature) bool {
 	return !s.IsEd25519() && (s.Name == nixosKey || c.isOurs(s.Name) || c.reserved(s.Name) ||
 		slices.ContainsFunc(beside, func(other nix.Signature) bool { return other.Name == s.Name && other.IsEd25519() }))
@@ -365,8 +368,9 @@ func equal(a, b *nix.PathInfo) bool {
 		slices.Equal(a.Signatures, b.Signatures)
 }
 
-// WithOrigin has f look at what the first source that has a path knows of it, which f must not change, and not keep where it is large:
-// as Lookup, for those who need neither the signatures of the cache nor a narinfo. A miss is ErrNotFound itself.
+// WithOrigin has f look at what the first source that has a path knows of it, which f must not
+// change, and not keep where it is large: as Lookup, for those who need neither the signatures of
+// the cache nor a narinfo. A miss is ErrNotFound itself.
 func (c *Cache) WithOrigin(ctx context.Context, hash nix.PathHash, f func(*nix.PathInfo) error) error {
 	info, done, err := c.origin(ctx, hash)
 	if err == ErrNotFound {

@@ -22,7 +22,8 @@ func otherSignature(t *testing.T, name string) nix.Signature {
 	return sig
 }
 
-// A signature of another algorithm is kept and served, and so are unknown fields; both stay when the narinfo comes back without them.
+// A signature of another algorithm is kept and served, and so are unknown fields; both stay when
+// the narinfo comes back without them.
 func TestWhatIsUnknownIsKept(t *testing.T) {
 	c := newPushed(t, cache.Options{})
 	n := c.upload(hello(t))
@@ -51,7 +52,8 @@ func TestWhatIsUnknownIsKept(t *testing.T) {
 	wantKept(n.Signatures[0], theirs, otherSignature(t, "ml-dsa-2"))
 }
 
-// A path that was pushed, and then built on this machine with another NAR, gets signatures of the NAR that is served.
+// A path that was pushed, and then built on this machine with another NAR, gets signatures of the
+// NAR that is served.
 func TestSignatureOfLocalNAR(t *testing.T) {
 	tree := func(text string) cachetest.Path {
 		return cachetest.NewTree(t, nix.DefaultStoreDir, "app", map[string]string{"name": text})
@@ -71,7 +73,8 @@ func TestSignatureOfLocalNAR(t *testing.T) {
 	}
 }
 
-// A signature of another algorithm is refused under a name that is known to be that of an Ed25519 key.
+// A signature of another algorithm is refused under a name that is known to be that of an Ed25519
+// key.
 func TestMisleadingSignaturesAreRefused(t *testing.T) {
 	c := newPushed(t, cache.Options{Reserved: func(name string) bool { return name == "team-1" }})
 	n := c.upload(hello(t))
@@ -94,7 +97,8 @@ func TestMisleadingSignaturesAreRefused(t *testing.T) {
 	}
 }
 
-// What a source has of such signatures is left out, and so is one beside a signature by the Ed25519 key of that name.
+// What a source has of such signatures is left out, and so is one beside a signature by the Ed25519
+// key of that name.
 func TestMisleadingSignaturesAreNotServed(t *testing.T) {
 	p := hello(t)
 	fingerprint := p.Info.AppendFingerprint(nil)

@@ -28,7 +28,8 @@ type publisherKey struct{}
 // maxPublisher bounds the name of a publisher, in bytes: certificates have names of any length.
 const maxPublisher = 200
 
-// WithPublisher returns a context in which what is published is noted as published by name: that of a token or of an SSH key.
+// WithPublisher returns a context in which what is published is noted as published by name: that of
+// a token or of an SSH key.
 func WithPublisher(ctx context.Context, name string) context.Context {
 	return context.WithValue(ctx, publisherKey{}, strings.ToValidUTF8(name[:min(len(name), maxPublisher)], ""))
 }

@@ -205,8 +205,8 @@ func (c *Cache) endorse(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo
 	return nil
 }
 
-// look looks a path up that is pushed. It returns nil if it is not there, and whether it is there with the same references.
-// Of many only the first few are left in the result.
+// look looks a path up that is pushed. It returns nil if it is not there, and whether it is there
+// with the same references. Of many only the first few are left in the result.
 func (c *Cache) look(ctx context.Context, n *nix.NARInfo, find func(context.Context, nix.PathHash) (*nix.PathInfo, func(), error)) (there *nix.PathInfo, same bool, err error) {
 	info, done, err := find(ctx, n.Path.Hash())
 	if errors.Is(err, ErrNotFound) {
@@ -223,7 +223,8 @@ func (c *Cache) look(ctx context.Context, n *nix.NARInfo, find func(context.Cont
 	return there, slices.Equal(info.References, n.References), nil
 }
 
-// checkSigned checks that a path with signatures that are there, and those that it brings, is not too large.
+// checkSigned checks that a path with signatures that are there, and those that it brings, is not
+// too large.
 func (c *Cache) checkSigned(info *nix.PathInfo, there []nix.Signature) error {
 	all := *info
 	all.Signatures = slices.Concat(there, info.Signatures)
@@ -233,7 +234,8 @@ func (c *Cache) checkSigned(info *nix.PathInfo, there []nix.Signature) error {
 	return c.checkSize(&nix.NARInfo{PathInfo: all})
 }
 
-// checkSize checks that a narinfo is not longer than clients read, signed by our own keys. Over SSH a path comes without one.
+// checkSize checks that a narinfo is not longer than clients read, signed by our own keys. Over SSH
+// a path comes without one.
 func (c *Cache) checkSize(n *nix.NARInfo) error {
 	const url, signature = 256, 700 // our own
 	if size := n.TextSize() + url + signature*len(c.keys); size > nix.MaxNARInfoSize {
@@ -282,8 +284,8 @@ func (c *Cache) checkSignatures(sigs []nix.Signature, fingerprint []byte) error 
 	return nil
 }
 
-// Others leaves out the signatures that this cache would refuse: those under the names of its own keys that these have not made,
-// and those that would harm clients. They are never served.
+// Others leaves out the signatures that this cache would refuse: those under the names of its own
+// keys that these have not made, and those that would harm clients. They are never served.
 func (c *Cache) Others(sigs []nix.Signature, fingerprint []byte) []nix.Signature {
 	return slices.DeleteFunc(slices.Clone(sigs), func(s nix.Signature) bool {
 		return c.checkSignatures([]nix.Signature{s}, fingerprint) != nil
@@ -367,8 +369,8 @@ type other struct {
 // missingReferences returns the references of a path, other than itself, that are not in the cache,
 // and those that other sources have and the sink has not.
 //
-// Only where one seems to be missing is it looked at once what published paths lack: that takes long
-// where much is missing, and then much is pushed again.
+// Only where one seems to be missing is it looked at once what published paths lack: that takes
+// long where much is missing, and then much is pushed again.
 func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
 	missing, others, err = c.referencesNotKept(ctx, info)
 	if err != nil || len(missing) == 0 || c.closures.tracker == nil {

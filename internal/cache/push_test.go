@@ -233,7 +233,8 @@ func TestPublishAnother(t *testing.T) {
 	c.wantRefused(n, cache.ErrConflict, "other references")
 }
 
-// What an earlier source has is kept too, and signatures that are pushed of it are served with it, whether or not it is kept.
+// What an earlier source has is kept too, and signatures that are pushed of it are served with it,
+// whether or not it is kept.
 func TestPublishWhatIsThere(t *testing.T) {
 	p := hello(t)
 	c := newPushed(t, cache.Options{}, cachetest.NewMemory(p))

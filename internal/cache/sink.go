@@ -41,11 +41,13 @@ type Sink interface {
 	// has not, see [ReferenceTracker].
 	Publish(ctx context.Context, info *nix.PathInfo, b Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error)
 
-	// Endorse keeps signatures of a path with this NAR that another source has. They are added to those that were kept of that NAR.
+	// Endorse keeps signatures of a path with this NAR that another source has. They are added to
+	// those that were kept of that NAR.
 	Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error
 
-	// Endorsements returns what was pushed of a path with the NAR of info, which another source has: signatures that Endorse has kept,
-	// and those and the unknown fields that came with the path itself. Nothing is no error.
+	// Endorsements returns what was pushed of a path with the NAR of info, which another source
+	// has: signatures that Endorse has kept, and those and the unknown fields that came with the
+	// path itself. Nothing is no error.
 	Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error)
 
 	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output,
@@ -145,7 +147,8 @@ type Compressed interface {
 type Measured interface {
 	Sink
 
-	// Room returns how many bytes can be kept still, and how many there could be in all, those of others included; 0 in all if that cannot be told.
+	// Room returns how many bytes can be kept still, and how many there could be in all, those of
+	// others included; 0 in all if that cannot be told.
 	Room(ctx context.Context) (free, all int64, err error)
 }
 

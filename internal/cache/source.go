@@ -152,8 +152,8 @@ type Keeper interface {
 	Keep(ctx context.Context, path nix.StorePath) (done func(), err error)
 
 	// KeepOnly ends the keeping of all paths but those that needed returns, and sees to it that
-	// these are kept, as far as they are there. needed is called while no caller is between Keep and
-	// its done.
+	// these are kept, as far as they are there. needed is called while no caller is between Keep
+	// and its done.
 	KeepOnly(ctx context.Context, needed func(ctx context.Context) ([]nix.StorePath, error)) error
 }
 

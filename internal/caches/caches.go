@@ -143,8 +143,9 @@ func Record(name string) *catalog.Cache {
 	}
 }
 
-// Prepare makes the record of [cache.Main] if there is none, and fits it to the store directory of this machine, "" if that is not known:
-// it is that of the cache, unless the depot keeps paths of another one.
+// Prepare makes the record of [cache.Main] if there is none, and fits it to the store directory of
+// this machine, "" if that is not known: it is that of the cache, unless the depot keeps paths of
+// another one.
 func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
 	if err := prepare(ctx, cat, d, dir); err != nil {
 		return fmt.Errorf("prepare cache %s: %w", cache.Main, err)

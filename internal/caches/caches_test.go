@@ -426,7 +426,8 @@ func BenchmarkByHost(b *testing.B) {
 	}
 }
 
-// A signature of another algorithm under the name of a key of any cache is refused in all: clients of both would fail at it.
+// A signature of another algorithm under the name of a key of any cache is refused in all: clients
+// of both would fail at it.
 func TestKeysOfOthers(t0 *testing.T) {
 	t := newTester(t0)
 	d := t.mustOpen(caches.Options{Keys: []nix.SecretKey{newKey(t0, "own-1")}})

@@ -136,8 +136,8 @@ func (c *Certs) Tick(ctx context.Context, hosts []string) {
 	}
 }
 
-// Has reports whether clients that ask for a host get a certificate that has its name: one in a file, or from the authority, now or in a moment.
-// hosts are those of the caches, as for Tick.
+// Has reports whether clients that ask for a host get a certificate that has its name: one in a
+// file, or from the authority, now or in a moment. hosts are those of the caches, as for Tick.
 func (c *Certs) Has(host string, hosts []string) bool {
 	if c.find(host) != nil {
 		return true

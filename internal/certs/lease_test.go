@@ -12,7 +12,8 @@ import (
 	"firn/internal/depot/catalog/catalogtest"
 )
 
-// TestLease: of the servers of one state, one at a time asks for the certificate of a host. The others go on with what there is.
+// TestLease: of the servers of one state, one at a time asks for the certificate of a host. The
+// others go on with what there is.
 func TestLease(t *testing.T) {
 	asked, release := make(chan struct{}, 2), make(chan struct{})
 	ca := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {

@@ -24,14 +24,15 @@ import (
 	"firn/nix"
 )
 
-// Memory is how many bytes the windows and dictionaries of all decoders of a program may take together:
-// four of the largest, so that an owner's half leaves room for one of another owner, see [slots.NewMemory];
-// or 64 of `xz -6`, which Nix makes where it is not told otherwise, of which a server decodes 32 at once.
+// Memory is how many bytes the windows and dictionaries of all decoders of a program may take
+// together: four of the largest, so that an owner's half leaves room for one of another owner, see
+// [slots.NewMemory]; or 64 of `xz -6`, which Nix makes where it is not told otherwise, of which a
+// server decodes 32 at once.
 const Memory = 4 * maxDecoder
 
 const (
-	// maxDecoder bounds, in bytes, what one decoder may take: `zstd --long=27`, or `zstd --ultra -22`,
-	// the most that zstd itself decodes without being told to; `xz -9` takes half of it.
+	// maxDecoder bounds, in bytes, what one decoder may take: `zstd --long=27`, or `zstd --ultra
+	// -22`, the most that zstd itself decodes without being told to; `xz -9` takes half of it.
 	maxDecoder = 128 << 20
 
 	// defaultRatio is more than gzip reaches on zeros (1030) only by that little.
@@ -87,8 +88,9 @@ func NewLimits(opts Options) *Limits {
 // ErrInvalid if it cannot decode c.
 //
 // Reading fails with ErrInvalid where r is not of that compression, and with ErrTooLarge where it exceeds l,
-// both with a text for the client; with what r fails with; and with what the wait for memory fails with, for which ctx counts.
-// The caller closes the result, which does not close r. No two goroutines may use it at once.
+// both with a text for the client; with what r fails with; and with what the wait for memory fails
+// with, for which ctx counts. The caller closes the result, which does not close r. No two
+// goroutines may use it at once.
 func Decode(ctx context.Context, c nix.Compression, r io.Reader, l *Limits) (io.ReadCloser, error) {
 	if c == nix.None || c == "" {
 		return io.NopCloser(r), nil
@@ -239,8 +241,9 @@ func (s *stream) end() error {
 
 // reserve makes room for n bytes in memory, instead of what was reserved before. Nothing of that may be in use any more.
 //
-// Memory that parts take again has to be cleared, and collected. So the memory of earlier parts counts like bytes that came out,
-// once it is more than one decoder may take: else a few bytes for each of many parts would cost as much as megabytes.
+// Memory that parts take again has to be cleared, and collected. So the memory of earlier parts
+// counts like bytes that came out, once it is more than one decoder may take: else a few bytes for
+// each of many parts would cost as much as megabytes.
 func (s *stream) reserve(n int64) error {
 	if n > s.limits.most {
 		return cache.Refuse(cache.ErrTooLarge, "to decompress the %s data takes %s of memory, and this server allows %s: compress it at a lower level",

@@ -17,7 +17,8 @@ import (
 // The result has a Size and can write any range of itself, like n, in constant memory; closing it closes n.
 // The bytes are always the same. None is n itself.
 //
-// A file of gzip ends with a checksum of all before it. It can write that only if it has written the rest, in order: see [Ranges].
+// A file of gzip ends with a checksum of all before it. It can write that only if it has written
+// the rest, in order: see [Ranges].
 //
 // ok is false where c has no stored blocks (bzip2, lzma, lzip, …) and where the size of n is not known.
 func Wrap(c nix.Compression, n cache.NAR) (wrapped cache.NAR, ok bool) {
@@ -35,8 +36,8 @@ func Wrap(c nix.Compression, n cache.NAR) (wrapped cache.NAR, ok bool) {
 	return w, true
 }
 
-// Ranges reports whether a client may ask for any range of what Wrap returns: to find the checksum at the end of gzip,
-// the whole NAR would have to be read for the last byte.
+// Ranges reports whether a client may ask for any range of what Wrap returns: to find the checksum
+// at the end of gzip, the whole NAR would have to be read for the last byte.
 func Ranges(c nix.Compression) bool {
 	container, ok := containers[c]
 	return !ok || !container.sums

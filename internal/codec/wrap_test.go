@@ -147,7 +147,8 @@ func TestWrapRanges(t *testing.T) {
 	}
 }
 
-// The checksum of gzip is of what is written on the way to it, and never makes the NAR be read for itself.
+// The checksum of gzip is of what is written on the way to it, and never makes the NAR be read for
+// itself.
 func TestWrapSum(t *testing.T) {
 	plain := sample(200_000)
 	_, first := wrap(t, nix.Gzip, plain)

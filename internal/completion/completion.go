@@ -1,8 +1,9 @@
 // Package completion writes the scripts with which shells complete a command line.
 // They are made of kong's model of it, so that they know every command, flag and argument.
 //
-// What a value is says its tag complete: "file", "dir", words separated by commas, or "@" with the name of a kind of things
-// that only the program knows, such as "@cache". These the scripts ask of the hidden command names, with all that was typed.
+// What a value is says its tag complete: "file", "dir", words separated by commas, or "@" with the
+// name of a kind of things that only the program knows, such as "@cache". These the scripts ask of
+// the hidden command names, with all that was typed.
 package completion
 
 import (
@@ -61,7 +62,8 @@ const (
 	asked
 )
 
-// Asker is the hidden command that prints names, one a line: PROGRAM names KIND -- WORDS. It says nothing where it cannot.
+// Asker is the hidden command that prints names, one a line: PROGRAM names KIND -- WORDS. It says
+// nothing where it cannot.
 const Asker = "names"
 
 // programMark stands for the name of the program until a script is complete.

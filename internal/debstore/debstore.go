@@ -39,8 +39,9 @@ type Options struct {
 	// Generation tells stores of the same packages apart: the trees are the same, all path hashes
 	// and the references inside files differ, as after a mass rebuild. The first is 0.
 	Generation int
-	// NewVersions gives one package in so many another version, whose name is longer: as after a mass rebuild in which
-	// some dependencies were updated. The files that refer to such a package get longer. 0: no package.
+	// NewVersions gives one package in so many another version, whose name is longer: as after a
+	// mass rebuild in which some dependencies were updated. The files that refer to such a package
+	// get longer. 0: no package.
 	NewVersions int
 	// LargeFile is the size in bytes of the awkward path that is one large file.
 	// 0: DefaultLargeFile.

@@ -150,7 +150,8 @@ func (p *Part) Name() string { return "depot" }
 // StoreDir returns the store directory of the cache.
 func (p *Part) StoreDir() nix.StoreDir { return p.dir }
 
-// Version changes with every commit to the catalog. It is not to be told while the packs are not there, so that nothing is answered from memory.
+// Version changes with every commit to the catalog. It is not to be told while the packs are not
+// there, so that nothing is answered from memory.
 func (p *Part) Version(context.Context) (uint64, bool) {
 	version, ok := p.d.catalog.Version()
 	return version, ok && !p.d.absence.known.Load()

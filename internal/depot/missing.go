@@ -14,11 +14,12 @@ import (
 	"firn/internal/depot/catalog"
 )
 
-// A pack may be missing, or shorter than it was. What needs it is withheld then, as if it were damaged: its narinfo is 404, so clients build it,
-// or push it again. Nothing new is built on that pack, and when it is back, what needs it is served again, without a byte being read.
+// A pack may be missing, or shorter than it was. What needs it is withheld then, as if it were
+// damaged: its narinfo is 404, so clients build it, or push it again. Nothing new is built on that
+// pack, and when it is back, what needs it is served again, without a byte being read.
 //
-// A store of packs may be missing as a whole, such as on a disk that is not mounted. Nothing is withheld, swept or published then:
-// all who ask are told to come again.
+// A store of packs may be missing as a whole, such as on a disk that is not mounted. Nothing is
+// withheld, swept or published then: all who ask are told to come again.
 
 // absence is what is known of the store of packs as a whole.
 type absence struct {
@@ -26,7 +27,8 @@ type absence struct {
 	losing sync.Mutex  // held while what needs a missing pack is withheld
 }
 
-// present returns an error while the packs as a whole are not there. It costs nothing as long as no request has found them to be absent.
+// present returns an error while the packs as a whole are not there. It costs nothing as long as no
+// request has found them to be absent.
 func (d *Depot) present(ctx context.Context) error {
 	if !d.absence.known.Load() {
 		return nil
@@ -52,7 +54,8 @@ func (d *Depot) look(ctx context.Context) error {
 // lacks reports whether an error says that it is sure that a pack lacks what is needed of it.
 func lacks(err error) bool { return errors.Is(err, blob.ErrNotFound) || errors.Is(err, errShort) }
 
-// holds returns an error that lacks is true of if a pack is missing, or has fewer bytes; any other says that this could not be told.
+// holds returns an error that lacks is true of if a pack is missing, or has fewer bytes; any other
+// says that this could not be told.
 func (d *Depot) holds(ctx context.Context, name string, size int64) error {
 	b, err := d.blobs.Open(ctx, name)
 	if err != nil {
@@ -65,7 +68,8 @@ func (d *Depot) holds(ctx context.Context, name string, size int64) error {
 	return nil
 }
 
-// needs returns of each pack, by its index, how many bytes it has to have for the extents from first to last.
+// needs returns of each pack, by its index, how many bytes it has to have for the extents from
+// first to last.
 func (r *recipe) needs(first, last int) []int64 {
 	needs := make([]int64, len(r.packs))
 	for i := first; i <= last; i++ {
@@ -105,7 +109,8 @@ func (d *Depot) ready(ctx context.Context, r *recipe, first, last int) error {
 	return nil
 }
 
-// checkIntact returns ErrNotFound for a NAR of which a pack is missing or too short, and withholds it.
+// checkIntact returns ErrNotFound for a NAR of which a pack is missing or too short, and withholds
+// it.
 func (d *Depot) checkIntact(ctx context.Context, hash catalog.Sum, r *recipe) error {
 	err := d.intact(ctx, r)
 	if err == nil {
@@ -138,7 +143,8 @@ func (d *Depot) intactChunks(ctx context.Context, chunks []catalog.Chunk) ([]cat
 	return chunks, nil
 }
 
-// unavailable returns the error of a request that could not use the packs, and cannot tell what is in them.
+// unavailable returns the error of a request that could not use the packs, and cannot tell what is
+// in them.
 func (d *Depot) unavailable(ctx context.Context, err error) error {
 	if errors.Is(err, blob.ErrAbsent) {
 		_ = d.look(ctx) // it logs what it finds
@@ -163,8 +169,8 @@ func (d *Depot) readFailure(ctx context.Context, hash catalog.Sum, err error) er
 	return fmt.Errorf("%w: %w", cache.ErrUnavailable, err) // it has come back
 }
 
-// lose withholds a NAR of which a pack was found to be missing or too short, and all else that needs that pack.
-// It reports whether the NAR is withheld, or gone.
+// lose withholds a NAR of which a pack was found to be missing or too short, and all else that
+// needs that pack. It reports whether the NAR is withheld, or gone.
 func (d *Depot) lose(ctx context.Context, hash catalog.Sum) (bool, error) {
 	d.absence.losing.Lock()
 	defer d.absence.losing.Unlock()
@@ -217,7 +223,8 @@ func (f *refault) flush(ctx context.Context) error {
 	return failure(f.what, err)
 }
 
-// losePack withholds all NARs that need what a pack has not, and has nothing new refer to that pack.
+// losePack withholds all NARs that need what a pack has not, and has nothing new refer to that
+// pack.
 func (d *Depot) losePack(ctx context.Context, name string, cause error) error {
 	if err := d.catalog.ForgetChunks(ctx, name, nil); err != nil {
 		return failure("forget chunks", err)
@@ -258,7 +265,8 @@ func (d *Depot) lacking(ctx context.Context, n *catalog.NAR, name string) bool {
 	return false
 }
 
-// findMissing looks for every pack that the catalog has. One that cannot be read keeps no other from being looked for.
+// findMissing looks for every pack that the catalog has. One that cannot be read keeps no other
+// from being looked for.
 func (d *Depot) findMissing(ctx context.Context) error {
 	var unread error // the first
 	for p, err := range d.catalog.AllPacks(ctx) {

@@ -116,8 +116,9 @@ var spoil = map[string]func(path string) error{
 	},
 }
 
-// TestSpoiledPack: whatever became of a pack under a running depot, the first who asks for a NAR that needs it is told that there is none,
-// as long as nothing was sent; what needs it is withheld then, and what does not is served; and it is whole when it is back, or sent again.
+// TestSpoiledPack: whatever became of a pack under a running depot, the first who asks for a NAR
+// that needs it is told that there is none, as long as nothing was sent; what needs it is withheld
+// then, and what does not is served; and it is whole when it is back, or sent again.
 func TestSpoiledPack(tt *testing.T) {
 	for how, spoil := range spoil {
 		for _, compressed := range []bool{false, true} {
@@ -198,7 +199,8 @@ func TestSpoiledPack(tt *testing.T) {
 	}
 }
 
-// TestPushOntoMissingPack: what is pushed is not built on a pack that is not there, though that was not found out yet.
+// TestPushOntoMissingPack: what is pushed is not built on a pack that is not there, though that was
+// not found out yet.
 func TestPushOntoMissingPack(tt *testing.T) {
 	h := newHouse(tt)
 	shared := noise(1_500_000, 1)
@@ -238,7 +240,8 @@ func TestPushOntoMissingPack(tt *testing.T) {
 	wantError(h, "Publish", err, cache.ErrNotFound)
 }
 
-// TestMissingPacksAreFound: a tick after the start finds what is missing, before anybody asks for it.
+// TestMissingPacksAreFound: a tick after the start finds what is missing, before anybody asks for
+// it.
 func TestMissingPacksAreFound(tt *testing.T) {
 	h := newHouse(tt)
 	info := h.push(archive(h, file("", noise(50_000, 1))))
@@ -249,8 +252,9 @@ func TestMissingPacksAreFound(tt *testing.T) {
 	h.wantGone(info)
 }
 
-// TestAbsentPacks: where the directory of the packs is not the one that it was, as when a disk is not mounted, nothing is withheld, swept, or taken:
-// all who ask are told to come again, and everything is there once it is back.
+// TestAbsentPacks: where the directory of the packs is not the one that it was, as when a disk is
+// not mounted, nothing is withheld, swept, or taken: all who ask are told to come again, and
+// everything is there once it is back.
 func TestAbsentPacks(tt *testing.T) {
 	for how, replace := range map[string]func(dir string) error{
 		"gone":       func(string) error { return nil },

@@ -12,7 +12,8 @@ import (
 	"firn/internal/slots"
 )
 
-// packs opens packs, and leaves those that were read last open for the next reader. Beside these, as many are open as are being read.
+// packs opens packs, and leaves those that were read last open for the next reader. Beside these,
+// as many are open as are being read.
 type packs struct {
 	blobs   blob.Store
 	maxIdle int // bounds those that are open without a reader

@@ -148,8 +148,9 @@ func (r *frameReader) close() {
 	}
 }
 
-// send writes n bytes of the current frame from skip on to a client, however slowly that takes them.
-// In that time only a piece of them is sure to be in memory: the loan may be called in, and the frame is read again then.
+// send writes n bytes of the current frame from skip on to a client, however slowly that takes
+// them. In that time only a piece of them is sure to be in memory: the loan may be called in, and
+// the frame is read again then.
 func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error {
 	if r.piece == nil {
 		r.piece = gathers.Get().(*buffer)
@@ -185,8 +186,8 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error 
 // more reports whether there is another frame.
 func (r *frameReader) more() bool { return r.at.frame < len(r.recipe.frames) }
 
-// next makes the next frame the current one. ErrMismatch if its bytes cannot be those that were kept.
-// It goes on behind a frame that it fails at.
+// next makes the next frame the current one. ErrMismatch if its bytes cannot be those that were
+// kept. It goes on behind a frame that it fails at.
 func (r *frameReader) next(ctx context.Context) error {
 	f := r.recipe.frames[r.at.frame]
 	r.raw, r.start = r.at.raw, r.at

@@ -83,8 +83,8 @@ func (b *blocked) Write([]byte) (int, error) {
 	return 0, errLeft
 }
 
-// TestMemoryOfSlowReaders: what slow clients hold is on the heap no more than docs/adr/0025 says: the memory for decompressing,
-// which all of them share, and 64 KiB for each.
+// TestMemoryOfSlowReaders: what slow clients hold is on the heap no more than docs/adr/0025 says:
+// the memory for decompressing, which all of them share, and 64 KiB for each.
 func TestMemoryOfSlowReaders(tt *testing.T) {
 	const (
 		slow  = 2000

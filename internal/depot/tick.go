@@ -14,8 +14,9 @@ import (
 const (
 	// sweepLimit is how many records of each kind one transaction of a sweep removes: others wait for it.
 	sweepLimit = 256
-	// listEvery is how often all blobs are listed, to find those that no record leads to, and all packs looked for, to find those that are missing.
-	// Only crashes leave the first, and lose the second, and it takes long.
+	// listEvery is how often all blobs are listed, to find those that no record leads to, and all
+	// packs looked for, to find those that are missing. Only crashes leave the first, and lose the
+	// second, and it takes long.
 	listEvery = 24 * time.Hour
 )
 
@@ -28,8 +29,9 @@ type sweeps struct {
 }
 
 // Tick removes what nothing leads to any more, and what uploads that were cut off have left behind, and rewrites packs that are mostly nobody's.
-// It withholds what needs a pack that is missing, and serves it again when that is back. It does nothing while the packs as a whole are not there.
-// Anything younger than the grace stays, and so does, until it is closed, what is open.
+// It withholds what needs a pack that is missing, and serves it again when that is back. It does
+// nothing while the packs as a whole are not there. Anything younger than the grace stays, and so
+// does, until it is closed, what is open.
 func (d *Depot) Tick(ctx context.Context) error {
 	d.sweeps.mu.Lock()
 	defer d.sweeps.mu.Unlock()

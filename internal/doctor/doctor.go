@@ -147,8 +147,9 @@ type examination struct {
 // A need is what a check needs of those before it: a reason not to run it, or "".
 type need func(*examination) string
 
-// Complete reports whether all was looked at that it takes to say that clients will be fine: a path that the cache has, with its NAR unless opts has it left out,
-// and whether it can be pushed to, if that was asked.
+// Complete reports whether all was looked at that it takes to say that clients will be fine: a path
+// that the cache has, with its NAR unless opts has it left out, and whether it can be pushed to, if
+// that was asked.
 func Complete(findings []Finding, opts Options) bool {
 	for _, f := range findings {
 		if f.Verdict == Skip && (f.Check == "path" || f.Check == "nar" && opts.MaxSize >= 0 || f.Check == "push") {
@@ -158,7 +159,8 @@ func Complete(findings []Finding, opts Options) bool {
 	return true
 }
 
-// A check looks at one thing. Where there is nothing to say of it, its finding is the zero one, and is left out.
+// A check looks at one thing. Where there is nothing to say of it, its finding is the zero one, and
+// is left out.
 type check struct {
 	name   string
 	need   need

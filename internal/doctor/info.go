@@ -159,7 +159,8 @@ func (e *examination) checkNetrc(context.Context) Finding {
 // maxVersion bounds what is read of /version, in bytes.
 const maxVersion = 256
 
-// findServer finds out whether the server is firn, which has /version and /health at its root, or where a proxy has put that.
+// findServer finds out whether the server is firn, which has /version and /health at its root, or
+// where a proxy has put that.
 func (e *examination) findServer(ctx context.Context) *url.URL {
 	if e.root != nil {
 		return e.root
@@ -176,7 +177,8 @@ func (e *examination) findServer(ctx context.Context) *url.URL {
 	return nil
 }
 
-// checkPush asks whether the password may push, with an upload that firn checks and drops, so that nothing is left behind.
+// checkPush asks whether the password may push, with an upload that firn checks and drops, so that
+// nothing is left behind.
 func (e *examination) checkPush(ctx context.Context) Finding {
 	if e.findServer(ctx) == nil {
 		return skip("only a server of firn can be asked without leaving something behind")

@@ -219,7 +219,8 @@ func TestNoPath(t *testing.T) {
 	})
 }
 
-// Of a server of firn, it is told whether its disk is nearly full; and only there it is asked whether a password may push.
+// Of a server of firn, it is told whether its disk is nearly full; and only there it is asked
+// whether a password may push.
 func TestServer(t *testing.T) {
 	serve := func(health string, push int) func(*fixture) {
 		return func(f *fixture) {

@@ -83,8 +83,8 @@ func Generate(name, secretPath, publicPath string) (nix.PublicKey, error) {
 	return key.Public(), nil
 }
 
-// Public returns the public half of the key of the state directory dir: from the file that everybody may read, or else from the secret one.
-// The error is fs.ErrNotExist if there is neither.
+// Public returns the public half of the key of the state directory dir: from the file that
+// everybody may read, or else from the secret one. The error is fs.ErrNotExist if there is neither.
 func Public(dir string, log *slog.Logger) (nix.PublicKey, error) {
 	f, err := os.Open(filepath.Join(dir, PublicName))
 	if err != nil {
@@ -141,9 +141,9 @@ func first(dir, secretPath, name string) (made bool, err error) {
 	return err == nil, err
 }
 
-// NameFor returns the name of the first key of a machine: "<hostname>-1", or "<hostname>-<cache>-1" for a cache other than main,
-// so that no two servers have keys of one name, which clients could not tell apart.
-// What has no place in a key's name is replaced by "-".
+// NameFor returns the name of the first key of a machine: "<hostname>-1", or "<hostname>-<cache>-1"
+// for a cache other than main, so that no two servers have keys of one name, which clients could
+// not tell apart. What has no place in a key's name is replaced by "-".
 func NameFor(hostname, cache string) string {
 	name := strings.Map(func(r rune) rune {
 		switch {

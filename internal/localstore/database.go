@@ -79,7 +79,8 @@ type database struct {
 	done   sync.WaitGroup // of the goroutine that fills the filter
 }
 
-// openDatabase opens the database at path, or says with errAskDaemon that the daemon can answer in its place.
+// openDatabase opens the database at path, or says with errAskDaemon that the daemon can answer in
+// its place.
 func openDatabase(ctx context.Context, path string, storeDir nix.StoreDir, d *daemon) (*database, error) {
 	mode, err := journalMode(path)
 	if err != nil {
@@ -93,8 +94,9 @@ func openDatabase(ctx context.Context, path string, storeDir nix.StoreDir, d *da
 		}
 		why = err
 	}
-	// A process that may not write beside the database can read it, as Nix does, only while another one has it open.
-	// The daemon opens it for every connection; once we have it open too, it stays so.
+	// A process that may not write beside the database can read it, as Nix does, only while another
+	// one has it open. The daemon opens it for every connection; once we have it open too, it stays
+	// so.
 	derr := d.ping(ctx)
 	if derr == nil {
 		if mode == modeWAL {
@@ -112,7 +114,8 @@ func openDatabase(ctx context.Context, path string, storeDir nix.StoreDir, d *da
 	return db, nil
 }
 
-// remedy is what a person can do, beside what the error of the daemon says, about a database that cannot be read.
+// remedy is what a person can do, beside what the error of the daemon says, about a database that
+// cannot be read.
 func remedy(err error) string {
 	if errors.Is(err, errUnsaved) {
 		return "; or run a command of Nix on this store once, such as nix-store --init, where it can be written"
@@ -126,9 +129,10 @@ const (
 	modeWAL      = 2
 )
 
-// journalMode tells whether the database is in WAL mode. Nix with use-sqlite-wal = false locks it in another way than
-// SQLite by default (unix-dotfile): then SQLite must not read it by itself while Nix may write.
-// It opens and closes the file, so it must run while this process has no connection to it.
+// journalMode tells whether the database is in WAL mode. Nix with use-sqlite-wal = false locks it
+// in another way than SQLite by default (unix-dotfile): then SQLite must not read it by itself
+// while Nix may write. It opens and closes the file, so it must run while this process has no
+// connection to it.
 func journalMode(path string) (byte, error) {
 	f, err := os.Open(path)
 	if err != nil {

@@ -30,8 +30,8 @@ func (e *deniedError) Error() string {
 }
 func (e *deniedError) Unwrap() error { return e.cause }
 
-// explainDenied returns an error that says what to do, where err says that this process lacks a permission to use path:
-// the one that need names, or that to enter a directory above it.
+// explainDenied returns an error that says what to do, where err says that this process lacks a
+// permission to use path: the one that need names, or that to enter a directory above it.
 func explainDenied(err error, path string, need fs.FileMode) error {
 	if !errors.Is(err, fs.ErrPermission) {
 		return err
@@ -78,8 +78,8 @@ func joinGroup(group string) string {
 	return fmt.Sprintf("usermod --append --groups %s %s, and restart firn", group, userName())
 }
 
-// currentUser returns the name of the user that this process runs as. One that systemd has made up for a service
-// is in no file, and listed is false.
+// currentUser returns the name of the user that this process runs as. One that systemd has made up
+// for a service is in no file, and listed is false.
 func currentUser() (name string, listed bool) {
 	me, err := user.LookupId(strconv.Itoa(os.Geteuid()))
 	if err != nil {

@@ -181,8 +181,8 @@ func TestKeepNothing(t *testing.T) {
 	}
 }
 
-// A user who may not write to Nix's state has the daemon make the roots. Its own directory is seen by
-// the daemon, or it cannot keep anything.
+// A user who may not write to Nix's state has the daemon make the roots. Its own directory is seen
+// by the daemon, or it cannot keep anything.
 func TestKeepByDaemon(t *testing.T) {
 	n := newNix(t)
 	roots := filepath.Join(n.dir, "roots")
@@ -281,7 +281,8 @@ func TestKeepWhileCollecting(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			_, err := n.try("nix-store", "--gc")
-			// Nix 2.8 may abort at its own end, once it has collected: a thread of it still runs then.
+			// Nix 2.8 may abort at its own end, once it has collected: a thread of it still runs
+			// then.
 			if err != nil && !strings.Contains(err.Error(), "terminate called without an active exception") {
 				t.Error(err)
 			}

@@ -145,7 +145,8 @@ func (n *narFile) verified() {
 	n.store.stats.verified.Add(1)
 }
 
-// record draws the conclusions from how writing ended, so that a client that was sent nothing is told what has become of the path.
+// record draws the conclusions from how writing ended, so that a client that was sent nothing is
+// told what has become of the path.
 func (n *narFile) record(ctx context.Context, err error) error {
 	switch {
 	case errors.Is(err, nar.ErrMismatch):

@@ -319,7 +319,8 @@ func (n *nixStore) startChild(t *testing.T, uid uint32) *child {
 	return n.startChildAfter(t, uid, "")
 }
 
-// startChildAfter starts one that sees the mounts which a script of root's makes, and no other process does.
+// startChildAfter starts one that sees the mounts which a script of root's makes, and no other
+// process does.
 func (n *nixStore) startChildAfter(t *testing.T, uid uint32, script string) *child {
 	t.Helper()
 	// The binary lies where only its owner may look for it.

@@ -127,8 +127,9 @@ func (s *Store) buildTrace(ctx context.Context, d *database, drv nix.StorePath, 
 	return t, nil
 }
 
-// readTable is read, in a turn, of a table that the database may not have: then it is cache.ErrNotFound.
-// Nix makes these tables when its experiment is turned on, so they are looked for every time; hardly anybody asks.
+// readTable is read, in a turn, of a table that the database may not have: then it is
+// cache.ErrNotFound. Nix makes these tables when its experiment is turned on, so they are looked
+// for every time; hardly anybody asks.
 func readTable[T any](ctx context.Context, s *Store, name string, ask func(*database) (T, error)) (T, error) {
 	answer, err := read(ctx, s, func(d *database, _ uint64) (none T, err error) {
 		if err := d.turn(ctx); err != nil {

@@ -14,11 +14,13 @@ import (
 )
 
 const (
-	// restAge is how long ago a database must have changed last to count as at rest. Two changes within one tick of a
-	// file system's clock leave the same time; the coarsest clocks tick every two seconds.
+	// restAge is how long ago a database must have changed last to count as at rest. Two changes
+	// within one tick of a file system's clock leave the same time; the coarsest clocks tick every
+	// two seconds.
 	restAge = 2 * time.Second
 
-	// restPause is the time between two looks at a database that is locked. Nix locks it for microseconds.
+	// restPause is the time between two looks at a database that is locked. Nix locks it for
+	// microseconds.
 	restPause = time.Millisecond
 )
 
@@ -27,16 +29,18 @@ var errUnsaved = errors.New("has changes that are not in the database yet, and o
 
 // A rest is the state of a database file that no process is changing.
 //
-// A process that cannot take part in SQLite's locking, for want of write permission or because Nix locks in another way,
-// can still read such a file right: every writer leaves a trace before it writes, in a file beside the database, and
-// afterwards in the times of the database. So all that was read while there was no such file, and the times stayed the same,
-// is of one state. This holds for a store on read-only media, and for one that Nix may change at any moment.
+// A process that cannot take part in SQLite's locking, for want of write permission or because Nix
+// locks in another way, can still read such a file right: every writer leaves a trace before it
+// writes, in a file beside the database, and afterwards in the times of the database. So all that
+// was read while there was no such file, and the times stayed the same, is of one state. This holds
+// for a store on read-only media, and for one that Nix may change at any moment.
 type rest struct {
 	dev, inode, size  int64
 	modified, changed int64 // ns
 }
 
-// lookAtRest returns the state of the database at path. busy says that it may be at rest a moment later.
+// lookAtRest returns the state of the database at path. busy says that it may be at rest a moment
+// later.
 func lookAtRest(path string) (r rest, busy bool, err error) {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -44,8 +48,9 @@ func lookAtRest(path string) (r rest, busy bool, err error) {
 	}
 	stat := info.Sys().(*syscall.Stat_t)
 	r = rest{int64(stat.Dev), int64(stat.Ino), info.Size(), info.ModTime().UnixNano(), changeTime(stat)}
-	// The WAL, or the rollback journal of a database without one: not empty, it belongs to the database.
-	// The index of the WAL and Nix's own lock: while they are there a process may be writing.
+	// The WAL, or the rollback journal of a database without one: not empty, it belongs to the
+	// database. The index of the WAL and Nix's own lock: while they are there a process may be
+	// writing.
 	for _, beside := range []string{"-wal", "-journal", "-shm", ".lock"} {
 		info, err := os.Stat(path + beside)
 		switch {
@@ -94,7 +99,8 @@ func openAtRest(ctx context.Context, d *database) error {
 		return err
 	}
 	d.rest, d.number = &r, rand.Uint64()
-	// What SQLite is told holds until stands says otherwise; then the database is closed with all that it remembers.
+	// What SQLite is told holds until stands says otherwise; then the database is closed with all
+	// that it remembers.
 	if err := d.connect(ctx, "mode=ro&immutable=1"); err != nil {
 		return err
 	}
@@ -104,8 +110,8 @@ func openAtRest(ctx context.Context, d *database) error {
 	return nil
 }
 
-// stands reports whether all that was read of the database since it was opened is right, which it is in every case but one:
-// it is read without locks, and has changed.
+// stands reports whether all that was read of the database since it was opened is right, which it
+// is in every case but one: it is read without locks, and has changed.
 func (d *database) stands() bool {
 	if d.rest == nil {
 		return true
@@ -123,8 +129,8 @@ func (d *database) stands() bool {
 // maxReads is how often a database that changes while it is read without locks is read.
 const maxReads = 4
 
-// read asks the database that is at its path now, and once more if that has changed before all was read.
-// Errors are cache.ErrUnavailable, errAskDaemon, or of ask.
+// read asks the database that is at its path now, and once more if that has changed before all was
+// read. Errors are cache.ErrUnavailable, errAskDaemon, or of ask.
 func read[T any](ctx context.Context, s *Store, ask func(d *database, version uint64) (T, error)) (answer T, err error) {
 	for range maxReads {
 		d, version, err := s.acquire(ctx)

@@ -23,7 +23,8 @@ var mounts = map[string]string{
 		mount -o remount,bind,ro "$DIR"`,
 }
 
-// A store that lies where nothing can be written is served: in both journal modes, to root and to others, with no daemon.
+// A store that lies where nothing can be written is served: in both journal modes, to root and to
+// others, with no daemon.
 func TestReadOnlyStore(t *testing.T) {
 	for name, script := range mounts {
 		for _, wal := range []string{"true", "false"} {
@@ -113,7 +114,8 @@ func TestChangedWhileRead(t *testing.T) {
 	}
 }
 
-// A database whose newest changes are not in it yet is not read without locks, and the error says what to do. That helps.
+// A database whose newest changes are not in it yet is not read without locks, and the error says
+// what to do. That helps.
 func TestUnsavedChanges(t *testing.T) {
 	n := newNix(t)
 	path := n.add("file", "hello\n")

@@ -22,7 +22,8 @@ type More struct {
 }
 
 // Pages returns the pages in roff, by their file names: "firn.1", "firn-key-generate.1".
-// describe returns the help of a flag or an argument, and more what else there is to say of a command.
+// describe returns the help of a flag or an argument, and more what else there is to say of a
+// command.
 func Pages(app *kong.Application, version string, describe func(*kong.Value) string, more func(*kong.Node) More) map[string]string {
 	commands := app.Leaves(true)
 	pages := map[string]string{}

@@ -84,8 +84,9 @@ func (s *Server) allow(x *exchange) error {
 	return denied
 }
 
-// mayPush reports whether the client that reads may push here as well. One whose token is not known may not, and one that has to wait
-// before it tries another may not either: it asks for what it may read without a token, and would be told by a 429 that there is more.
+// mayPush reports whether the client that reads may push here as well. One whose token is not known
+// may not, and one that has to wait before it tries another may not either: it asks for what it may
+// read without a token, and would be told by a 429 that there is more.
 func (s *Server) mayPush(x *exchange) (bool, error) {
 	if x.who == cache.Anybody {
 		who, err := s.authenticate(x)

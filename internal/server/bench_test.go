@@ -194,7 +194,8 @@ func (c *bareClient) get(target string) int {
 	return n
 }
 
-// A NAR of one large file, sent by the kernel: as its own file, and as a section of one that others read too.
+// A NAR of one large file, sent by the kernel: as its own file, and as a section of one that others
+// read too.
 func BenchmarkNARFile(b *testing.B) {
 	const size = 256 << 20
 	for name, of := range map[string]func(*os.File) io.Reader{

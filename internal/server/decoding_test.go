@@ -19,7 +19,8 @@ import (
 	"firn/nix"
 )
 
-// largeWindow returns plain as zstd that is not compressed and asks for a window of 128 MiB, as `zstd --long=27` does.
+// largeWindow returns plain as zstd that is not compressed and asks for a window of 128 MiB, as
+// `zstd --long=27` does.
 func largeWindow(plain []byte) []byte {
 	const block = 1 << 10
 	file := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 17 << 3}
@@ -51,7 +52,8 @@ type slowAnswer struct {
 	text       string
 }
 
-// slowly begins an upload and goes on with it at 5 KB a second, which is enough not to be cut. The answer comes through the channel.
+// slowly begins an upload and goes on with it at 5 KB a second, which is enough not to be cut. The
+// answer comes through the channel.
 func (t *uploadTester) slowly(file []byte, headers ...string) <-chan slowAnswer {
 	t.Helper()
 	conn, r := t.begin("/"+cachetest.URL(file, ".zst"), int64(len(file)), headers...)
@@ -82,8 +84,9 @@ func (t *uploadTester) slowly(file []byte, headers ...string) <-chan slowAnswer 
 	return answers
 }
 
-// TestDecoderMemoryIsShared: slow uploads with the largest windows, of one token, one address or of ten of both,
-// have no upload of others wait, nor a small one of their own; and none has more than half of the memory.
+// TestDecoderMemoryIsShared: slow uploads with the largest windows, of one token, one address or of
+// ten of both, have no upload of others wait, nor a small one of their own; and none has more than
+// half of the memory.
 func TestDecoderMemoryIsShared(t *testing.T) {
 	path := cachetest.NewPath(t, nix.DefaultStoreDir, "small", "contents")
 	others := cachetest.NewPath(t, nix.DefaultStoreDir, "other", "other contents")

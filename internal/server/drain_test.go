@@ -147,8 +147,8 @@ func TestHasMore(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		return
 	}
-	// The buffers of both are full once nothing more goes out in a while. On a busy machine the time of a write may be over before
-	// it has begun, so the test writes some more then.
+	// The buffers of both are full once nothing more goes out in a while. On a busy machine the
+	// time of a write may be over before it has begun, so the test writes some more then.
 	for range 100 {
 		if err := server.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
 			t.Fatal(err)

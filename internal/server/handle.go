@@ -76,7 +76,8 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	return x.bytes(typeNARInfo, cacheShort, text)
 }
 
-// textTurn waits until there is memory for so many bytes of a text, which may take the client its time to read.
+// textTurn waits until there is memory for so many bytes of a text, which may take the client its
+// time to read.
 func (s *Server) textTurn(x *exchange, bytes int) (done func(), err error) {
 	done, err = s.slot(x, s.texts, bytes, textLimit)
 	if err != nil {
@@ -91,7 +92,8 @@ func knowsNoZstd(agent []string) bool {
 	return ok && minor < 4
 }
 
-// nixVersion returns the N of a client that is Nix 2.N, as in "curl/7.74.0 Nix/2.3.7", and less than 0 for an older one. ok is false if it is none of both.
+// nixVersion returns the N of a client that is Nix 2.N, as in "curl/7.74.0 Nix/2.3.7", and less
+// than 0 for an older one. ok is false if it is none of both.
 func nixVersion(agent []string) (minor int, ok bool) {
 	if len(agent) != 1 {
 		return 0, false

@@ -95,7 +95,8 @@ func (x *exchange) hasBody() bool {
 
 // drain reads some of the body of a request that has been answered without it.
 // A client that waits to be asked for it sends none.
-// It is a kindness: once the answer is sent, the connection makes room for another where that is needed.
+// It is a kindness: once the answer is sent, the connection makes room for another where that is
+// needed.
 func (x *exchange) drain() {
 	if x.status == 0 || x.r.ProtoMajor != 1 {
 		return

@@ -18,7 +18,8 @@ import (
 	"firn/nix"
 )
 
-// forgetful is a sink that forgets what is published, and has a path with many references under every hash that ends in 0xff.
+// forgetful is a sink that forgets what is published, and has a path with many references under
+// every hash that ends in 0xff.
 type forgetful struct {
 	*cachetest.Memory
 	refs []nix.StorePath
@@ -59,7 +60,8 @@ func newForgetful(t *testing.T, size int) *pushTester {
 	return p
 }
 
-// Many large narinfos that are pushed at once, by one and by many, take bounded memory in all, and small ones pass them.
+// Many large narinfos that are pushed at once, by one and by many, take bounded memory in all, and
+// small ones pass them.
 func TestLargeNARInfosArePushed(t *testing.T) {
 	const size, many = 8 << 20, 12
 	p := newForgetful(t, size)
@@ -109,7 +111,8 @@ func TestLargeNARInfosArePushed(t *testing.T) {
 	}
 }
 
-// Clients that read large narinfos slowly hold bounded memory in all, and others are served at the same time: small ones, and large ones too.
+// Clients that read large narinfos slowly hold bounded memory in all, and others are served at the
+// same time: small ones, and large ones too.
 func TestLargeNARInfosAreReadSlowly(t *testing.T) {
 	const size, many = 8 << 20, 32
 	p := newForgetful(t, size)
@@ -166,7 +169,8 @@ type broken struct{ net.Conn }
 func (broken) SetWriteDeadline(time.Time) error { return nil }
 func (broken) Write([]byte) (int, error)        { return 0, syscall.EPIPE }
 
-// TestLargeAnswerToNobody: why a large answer on the short way could not be sent is known, so that the log does not blame the source for it.
+// TestLargeAnswerToNobody: why a large answer on the short way could not be sent is known, so that
+// the log does not blame the source for it.
 func TestLargeAnswerToNobody(t *testing.T) {
 	n := &lane{link: newLink(broken{}, func(*link) {}), header: make(http.Header), out: new([]byte)}
 	n.request.Method = http.MethodGet

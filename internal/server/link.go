@@ -79,7 +79,8 @@ func (l *link) spared() {
 	}
 }
 
-// Spare reports whether another connection may have the place of this one: whether it waits for a request, and since when.
+// Spare reports whether another connection may have the place of this one: whether it waits for a
+// request, and since when.
 func (l *link) Spare() (since int64, ok bool) {
 	idle := l.idle.Load()
 	return l.made.UnixNano() + idle, idle >= 0
@@ -182,8 +183,9 @@ func (l *link) Write(p []byte) (n int, err error) {
 	}
 }
 
-// ReadFrom writes in slices too. Files are sent with sendfile: a section of a file that others read at the same time as it is,
-// and another file where the connection is given the one form of which it makes a sendfile, an io.LimitedReader right around a file.
+// ReadFrom writes in slices too. Files are sent with sendfile: a section of a file that others read
+// at the same time as it is, and another file where the connection is given the one form of which
+// it makes a sendfile, an io.LimitedReader right around a file.
 func (l *link) ReadFrom(r io.Reader) (n int64, err error) {
 	if section, ok := r.(*io.SectionReader); ok {
 		return l.sendSection(section)

@@ -11,8 +11,9 @@ import (
 	"firn/internal/slots"
 )
 
-// links is a listener whose connections are links. Of these there is a bounded number, over all listeners of a server, which is shared among addresses:
-// when one has its share, or all are taken, the one that has been idle for the longest makes room.
+// links is a listener whose connections are links. Of these there is a bounded number, over all
+// listeners of a server, which is shared among addresses: when one has its share, or all are taken,
+// the one that has been idle for the longest makes room.
 type links struct {
 	net.Listener
 	seats *slots.Seats[*link]
@@ -27,8 +28,9 @@ func newLinks(l net.Listener, seats *slots.Seats[*link], owner func(net.Conn) st
 	return &links{Listener: l, seats: seats, owner: owner, close: sync.OnceValue(l.Close), open: make(map[*link]struct{})}
 }
 
-// ownerOf returns whose seat a connection takes: that of its address. What comes through a trusted proxy, or a Unix socket,
-// may be for any number of clients, so it may have all that are free; what each of the clients does is counted request by request.
+// ownerOf returns whose seat a connection takes: that of its address. What comes through a trusted
+// proxy, or a Unix socket, may be for any number of clients, so it may have all that are free; what
+// each of the clients does is counted request by request.
 func (s *Server) ownerOf(c net.Conn) string {
 	peer, ok := c.RemoteAddr().(*net.TCPAddr)
 	if !ok {

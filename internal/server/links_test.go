@@ -93,7 +93,8 @@ type caller struct {
 
 func (c caller) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.ParseIP(c.from), Port: 1} }
 
-// Connections are shared among addresses, over all listeners. A trusted proxy speaks for many clients, so it may have what is free.
+// Connections are shared among addresses, over all listeners. A trusted proxy speaks for many
+// clients, so it may have what is free.
 func TestConnectionsAreShared(t *testing.T) {
 	tt := newOdd(t, 0, nil)
 	tt.server.links = slots.NewSeats[*link](16)

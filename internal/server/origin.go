@@ -208,7 +208,8 @@ func parameter(s string) (value, rest string, ok bool) {
 // redirected answers a request without TLS with where it is to be had with TLS, if that is wanted, and reports whether it did.
 // What a monitor asks for is answered either way, and so is one of whom it cannot be told.
 //
-// An upload is refused: not every Nix can send it again to another place, and those that can would go on sending their token in the clear.
+// An upload is refused: not every Nix can send it again to another place, and those that can would
+// go on sending their token in the clear.
 func (s *Server) redirected(x *exchange) (bool, error) {
 	if !s.https || x.r.TLS != nil || x.target.route.ofServer() {
 		return false, nil

@@ -96,7 +96,8 @@ func TestShownURL(t *testing.T) {
 	}
 }
 
-// The page has all that pushing takes: the line of the netrc file and, where there is SSH, its address.
+// The page has all that pushing takes: the line of the netrc file and, where there is SSH, its
+// address.
 func TestPageForPushing(t *testing.T) {
 	p := newPushTester(t)
 	for _, test := range []struct {

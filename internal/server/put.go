@@ -17,17 +17,18 @@ import (
 )
 
 const (
-	// turnLimit is how long an upload waits for its turn, and for memory to decompress it, together.
-	// Nix gives up when it has sent and heard nothing for five minutes.
+	// turnLimit is how long an upload waits for its turn, and for memory to decompress it,
+	// together. Nix gives up when it has sent and heard nothing for five minutes.
 	turnLimit = 4 * time.Minute
 
-	// firstText is how many bytes of such an upload take no memory that is shared. Hardly any has more.
+	// firstText is how many bytes of such an upload take no memory that is shared. Hardly any has
+	// more.
 	firstText = 64 << 10
 	// maxChecked bounds a listing that is checked, in bytes.
 	maxChecked = 1 << 20
 
-	// textMemory bounds the bytes of larger narinfos and the like that are received and sent at once. Those that are received take
-	// some four times as much until they are published.
+	// textMemory bounds the bytes of larger narinfos and the like that are received and sent at
+	// once. Those that are received take some four times as much until they are published.
 	textMemory = 4 * nix.MaxNARInfoSize
 	// textLimit is how long a client waits to be sent one while others take theirs.
 	textLimit = 10 * time.Second
@@ -162,8 +163,9 @@ func (b *bounded) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// receiveText returns the whole body of a small upload, decoded. It may be in memory until done is called.
-// What is larger than most are waits for memory before more than its beginning is read, so that those who wait hold little.
+// receiveText returns the whole body of a small upload, decoded. It may be in memory until done is
+// called. What is larger than most are waits for memory before more than its beginning is read, so
+// that those who wait hold little.
 func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func(), err error) {
 	r, err := s.decoded(x, limit)
 	if err != nil {

@@ -154,8 +154,9 @@ func (s *Server) serveReceived(x *exchange) error {
 		return err
 	}
 	if !there || !r.Published {
-		// A NAR without a narinfo is only for those who may push. Who asks is found out where nothing is there as well:
-		// else the time that takes, a failed try that is counted, and what becomes of too many of these, would tell it from what is there.
+		// A NAR without a narinfo is only for those who may push. Who asks is found out where
+		// nothing is there as well: else the time that takes, a failed try that is counted, and
+		// what becomes of too many of these, would tell it from what is there.
 		may, err := s.mayPush(x)
 		if there && (err != nil || !may) {
 			n.Close()

@@ -147,7 +147,8 @@ func TestFilesAreHandedDown(t *testing.T) {
 	tt.wantAnswer(call{target: helloNAR, status: 200, body: "*"}, "GET")
 }
 
-// A section of a file is sent by the kernel as well, over TCP and over Unix sockets, and many connections may be sent the same file at once.
+// A section of a file is sent by the kernel as well, over TCP and over Unix sockets, and many
+// connections may be sent the same file at once.
 func TestSectionsAreHandedDown(t *testing.T) {
 	content := make([]byte, 5*slice/2)
 	for i := range content {
@@ -211,7 +212,8 @@ func TestSectionsAreHandedDown(t *testing.T) {
 		t.Errorf("the offset of the file is %d, %v: others read from there", at, err)
 	}
 
-	// What is no socket, a file that is shorter, a client that has gone, and one that takes nothing.
+	// What is no socket, a file that is shorter, a client that has gone, and one that takes
+	// nothing.
 	client, server := net.Pipe()
 	go func() {
 		newLink(server, func(*link) {}).ReadFrom(io.NewSectionReader(f, 3, 2*slice))

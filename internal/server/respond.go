@@ -250,7 +250,8 @@ func (s *Server) fail(x *exchange, err error) {
 		h["Content-Range"] = contentRange
 	case http.StatusServiceUnavailable:
 		h["Retry-After"] = wait
-		// A client that has gone, and one that asks for more than its share, are not worth a line each.
+		// A client that has gone, and one that asks for more than its share, are not worth a line
+		// each.
 		if x.r.Context().Err() == nil && !errors.Is(err, errQueue) {
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}

@@ -9,9 +9,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sendFile has the kernel send n bytes of a file from off on, and returns how many it sent: fewer where the file ends before that.
-// The offset of the file stays as it is, so many connections can be sent the same file at once; package net knows only the form
-// that moves it. errors.ErrUnsupported if the kernel cannot do it for this connection or this file, and has sent nothing.
+// sendFile has the kernel send n bytes of a file from off on, and returns how many it sent: fewer
+// where the file ends before that. The offset of the file stays as it is, so many connections can
+// be sent the same file at once; package net knows only the form that moves it.
+// errors.ErrUnsupported if the kernel cannot do it for this connection or this file, and has sent
+// nothing.
 func sendFile(c net.Conn, f *os.File, off, n int64) (sent int64, err error) {
 	socket, ok := c.(syscall.Conn)
 	if !ok {

@@ -80,7 +80,8 @@ type Options struct {
 	// Access finds out who asks. Nil: nobody can say who they are, so nothing can be pushed, and no private cache read.
 	Access Authenticator
 
-	// Uploads is how many NARs and logs may be received at once, half of them of one principal or from one address; others wait. If zero, what [slots.Divide] gives them.
+	// Uploads is how many NARs and logs may be received at once, half of them of one principal or
+	// from one address; others wait. If zero, what [slots.Divide] gives them.
 	Uploads int
 
 	// MaxUpload bounds the size in bytes of what is uploaded, as sent. 64 GiB if zero.
@@ -89,14 +90,15 @@ type Options struct {
 	// Proxies are believed when they say for whom they ask; with the zero value nobody is.
 	Proxies Proxies
 
-	// Redirect is the port of HTTPS, to which requests without TLS are redirected, but for uploads, which are refused.
-	// They are answered if it is zero.
+	// Redirect is the port of HTTPS, to which requests without TLS are redirected, but for uploads,
+	// which are refused. They are answered if it is zero.
 	Redirect int
 
 	// HTTPS says that TLS is to be had, so that a token which comes without it is worth a warning.
 	HTTPS bool
 
-	// SSHPort is where the same caches are to be had over SSH, for the front page. They are not if it is zero.
+	// SSHPort is where the same caches are to be had over SSH, for the front page. They are not if
+	// it is zero.
 	SSHPort int
 
 	// NoHTTP2 has ServeTLS speak HTTP/1 only.

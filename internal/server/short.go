@@ -277,7 +277,8 @@ func appendField(dst []byte, key, value string) []byte {
 	return append(dst, value...)
 }
 
-// Write adds to the body of the answer. What is large is sent at once: the handler knows for how long that is in memory.
+// Write adds to the body of the answer. What is large is sent at once: the handler knows for how
+// long that is in memory.
 func (n *lane) Write(p []byte) (int, error) {
 	n.WriteHeader(http.StatusOK)
 	switch {

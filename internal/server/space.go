@@ -15,25 +15,30 @@ import (
 )
 
 const (
-	// maxRefused is how many uploads are remembered that were refused, at some 300 bytes each, and maxTold more of what the client was told.
+	// maxRefused is how many uploads are remembered that were refused, at some 300 bytes each, and
+	// maxTold more of what the client was told.
 	maxRefused, maxTold = 1 << 12, 300
-	// refusedTime is how long one is remembered, and refusedTimes how often it is answered from that: Nix tries four times more, within ten seconds.
+	// refusedTime is how long one is remembered, and refusedTimes how often it is answered from
+	// that: Nix tries four times more, within ten seconds.
 	refusedTime  = 30 * time.Second
 	refusedTimes = 4
 
-	// A disk is nearly full with less than a fullPart of it free, or less than fullMost bytes of a large one.
+	// A disk is nearly full with less than a fullPart of it free, or less than fullMost bytes of a
+	// large one.
 	fullPart, fullMost = 100, 64 << 20
 )
 
-// space is what is known of the room for uploads, so that one for which there is none is refused by its header alone.
-// Who has sent a body for nothing may not be able to send it again: Nix before 2.29 goes on where it was, and sends nothing.
+// space is what is known of the room for uploads, so that one for which there is none is refused by
+// its header alone. Who has sent a body for nothing may not be able to send it again: Nix before
+// 2.29 goes on where it was, and sends nothing.
 type space struct {
 	mu      sync.Mutex
 	coming  map[string]int64 // bytes that uploads have still to bring, by who sends them
 	refused *lru.Map[putKey, *refusedPut]
 }
 
-// A putKey is the SHA-256 of what tells an upload from others: who sends it, to which cache, and under which name.
+// A putKey is the SHA-256 of what tells an upload from others: who sends it, to which cache, and
+// under which name.
 type putKey [sha256.Size]byte
 
 type refusedPut struct {
@@ -56,8 +61,8 @@ type share struct {
 	left  int64 // bytes that have still to come
 }
 
-// take takes room for so many bytes that a client sends, of what is free. What others have still to send does not count:
-// who promises much and sends nothing would keep them out.
+// take takes room for so many bytes that a client sends, of what is free. What others have still to
+// send does not count: who promises much and sends nothing would keep them out.
 func (s *space) take(owner string, bytes, free int64) (*share, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -109,7 +114,8 @@ func (s *space) refuse(key putKey, err error) {
 	}
 }
 
-// hasRoom returns an error if an upload is to be refused before any of its body is read. done is told how it has ended otherwise.
+// hasRoom returns an error if an upload is to be refused before any of its body is read. done is
+// told how it has ended otherwise.
 func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
 	owner := s.owners(x)[0]
 	key := putKey(sha256.Sum256([]byte(owner + "\n" + x.cache.Name() + "\n" + x.r.URL.Path)))
@@ -144,7 +150,8 @@ func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
 	}, nil
 }
 
-// sendsRest reports whether the client is a Nix that cannot send a body again: before 2.29 it goes on where it was.
+// sendsRest reports whether the client is a Nix that cannot send a body again: before 2.29 it goes
+// on where it was.
 func (x *exchange) sendsRest() bool {
 	minor, ok := nixVersion(x.r.Header["User-Agent"])
 	return ok && minor < 29
@@ -153,8 +160,8 @@ func (x *exchange) sendsRest() bool {
 // isNAR reports whether the request is about a NAR.
 func (x *exchange) isNAR() bool { return x.target.route == routeNAR || x.target.route == routeZstdNAR }
 
-// isFinal reports whether the client, when it tries again, fails before it has heard anything: it sends the body at once,
-// without asking whether it may, and cannot send it again.
+// isFinal reports whether the client, when it tries again, fails before it has heard anything: it
+// sends the body at once, without asking whether it may, and cannot send it again.
 func (x *exchange) isFinal() bool { return x.sendsRest() && x.r.Header["Expect"] == nil }
 
 // nearlyFull reports whether there is hardly any room left for what is pushed.

@@ -98,8 +98,8 @@ func TestLargerThanRoom(t *testing.T) {
 	}
 }
 
-// TestRoomOfUploads: what a client still has to send of other uploads is not free for its next one, but it is for others;
-// and it is again once it has come, or comes no more.
+// TestRoomOfUploads: what a client still has to send of other uploads is not free for its next one,
+// but it is for others; and it is again once it has come, or comes no more.
 func TestRoomOfUploads(t *testing.T) {
 	inNarrow(t, func(t *uploadTester, sink *narrow) {
 		sink.free = 10_000
@@ -137,8 +137,9 @@ func TestRoomOfUploads(t *testing.T) {
 	})
 }
 
-// TestRefusedAgain: what was refused for want of room once its body was read is refused by its header when the client tries again, some times;
-// a client that comes later, or sends something else, is heard.
+// TestRefusedAgain: what was refused for want of room once its body was read is refused by its
+// header when the client tries again, some times; a client that comes later, or sends something
+// else, is heard.
 func TestRefusedAgain(t *testing.T) {
 	for _, client := range []string{oldNix, newNix} {
 		inNarrow(t, func(t *uploadTester, sink *narrow) {
@@ -172,7 +173,8 @@ func TestRefusedAgain(t *testing.T) {
 	}
 }
 
-// TestSendsTheRest: a Nix that sends only the rest of a body when it tries again is kept waiting for that once, and told what may be the cause.
+// TestSendsTheRest: a Nix that sends only the rest of a body when it tries again is kept waiting
+// for that once, and told what may be the cause.
 func TestSendsTheRest(t *testing.T) {
 	for _, test := range []struct {
 		client string
@@ -206,7 +208,8 @@ func TestSendsTheRest(t *testing.T) {
 	}
 }
 
-// TestRestOfNAR: what is no NAR may be the rest of one, of a client that sends no more than that when it tries again.
+// TestRestOfNAR: what is no NAR may be the rest of one, of a client that sends no more than that
+// when it tries again.
 func TestRestOfNAR(t *testing.T) {
 	for client, told := range map[string]bool{oldNix: true, newNix: false} {
 		inNarrow(t, func(t *uploadTester, sink *narrow) {

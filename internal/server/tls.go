@@ -19,7 +19,8 @@ const (
 	mostStreams = 250
 
 	// mostRequests is how many requests are answered at once over all connections of HTTP/2, half of them to one address. One that waits takes some 16 KB
-	// of memory, so these may take as much as the most connections that there can be, which would have 250 times as many between them.
+	// of memory, so these may take as much as the most connections that there can be, which would
+	// have 250 times as many between them.
 	mostRequests = 16 << 10
 	// fewRequests at once, over HTTP/1 as well, are as many as few servers ever have: who makes them is not looked at.
 	fewRequests = 1000

@@ -306,7 +306,8 @@ func TestRedirect(t *testing.T) {
 	tt.get(404, "/.well-known/acme-challenge/other")
 }
 
-// An upload is not redirected but refused, with the URL to use; and a token that came in the clear is told to the log, unless it came from this machine.
+// An upload is not redirected but refused, with the URL to use; and a token that came in the clear
+// is told to the log, unless it came from this machine.
 func TestPlainUpload(t *testing.T) {
 	tt := newTester(t)
 	for _, test := range []struct {

@@ -25,7 +25,8 @@ func (s *Server) turnN(x *exchange, of *slots.Slots, n int) (done func(), err er
 	return done, nil
 }
 
-// decoding returns the limits of what decodes an upload. Its memory is shared by owner, as the slots of uploads are.
+// decoding returns the limits of what decodes an upload. Its memory is shared by owner, as the
+// slots of uploads are.
 func (s *Server) decoding(x *exchange) *codec.Limits {
 	return codec.NewLimits(codec.Options{Lend: func(_ context.Context, bytes int64) (func(), error) {
 		done, err := s.wait(x, s.memory, int(bytes))
@@ -37,7 +38,8 @@ func (s *Server) decoding(x *exchange) *codec.Limits {
 	}})
 }
 
-// wait waits until n of something are free for an upload, which waits no longer than turnLimit in all.
+// wait waits until n of something are free for an upload, which waits no longer than turnLimit in
+// all.
 func (s *Server) wait(x *exchange, of *slots.Slots, n int) (done func(), err error) {
 	start := time.Now()
 	defer func() { x.waited += time.Since(start) }()
@@ -47,8 +49,9 @@ func (s *Server) wait(x *exchange, of *slots.Slots, n int) (done func(), err err
 // errQueue refuses a request whose owner has enough of them that wait.
 var errQueue = fmt.Errorf("%w: too many of this client wait already", cache.ErrUnavailable)
 
-// slot waits for n slots until a limit, or until the client goes away. How many wait is bounded as well, and shared in the same way:
-// each of them keeps a connection, or a part of one. What waits for memory has a place among the uploads already.
+// slot waits for n slots until a limit, or until the client goes away. How many wait is bounded as
+// well, and shared in the same way: each of them keeps a connection, or a part of one. What waits
+// for memory has a place among the uploads already.
 func (s *Server) slot(x *exchange, of *slots.Slots, n int, limit time.Duration) (done func(), err error) {
 	owners := s.owners(x)
 	if done, ok := of.TryTakeN(n, owners...); ok {

@@ -73,7 +73,8 @@ func (c *counter) Authenticate(ctx context.Context, authorization string, remote
 	return who, err
 }
 
-// TestGuesses: who asks again and again with wrong tokens is told the same of what is there and of what is not, and as many failures are counted.
+// TestGuesses: who asks again and again with wrong tokens is told the same of what is there and of
+// what is not, and as many failures are counted.
 func TestGuesses(t *testing.T) {
 	p := newPushTester(t)
 	path := cachetest.NewPath(t, nix.DefaultStoreDir, "hello.txt", "another\n")

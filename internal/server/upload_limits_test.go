@@ -330,8 +330,9 @@ func TestSlotsAreShared(t *testing.T) {
 	}
 }
 
-// TestWaitingIsShared: of the uploads of one token, from wherever they come, some are received, as many as may wait do, and the others are refused at once.
-// Each of them would keep a connection for minutes.
+// TestWaitingIsShared: of the uploads of one token, from wherever they come, some are received, as
+// many as may wait do, and the others are refused at once. Each of them would keep a connection for
+// minutes.
 func TestWaitingIsShared(t *testing.T) {
 	for _, target := range []string{"/nar/" + helloNARHash + ".nar", "/" + helloHash + ".narinfo"} {
 		inUploadBubble(t, Options{Uploads: 8}, func(t *uploadTester) {
@@ -376,7 +377,8 @@ func TestWaitingIsShared(t *testing.T) {
 	}
 }
 
-// TestReadersAreShared: one client that takes nothing of many NARs keeps no other from getting one, also where both come through one proxy.
+// TestReadersAreShared: one client that takes nothing of many NARs keeps no other from getting one,
+// also where both come through one proxy.
 func TestReadersAreShared(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
 		t.server.readers = slots.New(8)
@@ -569,7 +571,8 @@ func (o *opening) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR
 	return o.Memory.OpenReceived(ctx, r)
 }
 
-// TestWaitingOpensNothing: a request for a NAR that has to wait while others are sent theirs does not open it.
+// TestWaitingOpensNothing: a request for a NAR that has to wait while others are sent theirs does
+// not open it.
 func TestWaitingOpensNothing(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
 		t.server.readers = slots.New(8)

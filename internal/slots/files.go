@@ -2,11 +2,11 @@ package slots
 
 import "syscall"
 
-// Files says how many there may be at once of each kind of thing that has a file open, so that all together have no more open than the process may.
-// A connection counts as one file.
+// Files says how many there may be at once of each kind of thing that has a file open, so that all
+// together have no more open than the process may. A connection counts as one file.
 type Files struct {
-	// Reserved files are left for what has to go on beside all clients: the catalog, Nix's database, listeners, logs, signals,
-	// and the sweeps of the depot.
+	// Reserved files are left for what has to go on beside all clients: the catalog, Nix's
+	// database, listeners, logs, signals, and the sweeps of the depot.
 	Reserved int
 
 	Connections int // over HTTP
@@ -52,7 +52,8 @@ func Divide(files int) Files {
 		IdlePacks:      share(maxIdlePacks, 32),
 		IdleNARs:       share(maxIdleNARs, 16),
 	}
-	// Half of the connections may have a NAR sent at once. The other half has none open, or waits, or is idle.
+	// Half of the connections may have a NAR sent at once. The other half has none open, or waits,
+	// or is idle.
 	f.Connections = max(2, min(maxConnections, (files-f.Sum())/2))
 	f.Readers, f.Waiting = f.Connections/2, f.Connections/2
 	f.SmallUploads = max(1, min(maxSmallUploads, f.Connections/4))

@@ -67,7 +67,8 @@ func TestHandbook(t *testing.T) {
 	}
 }
 
-// With half of all connections, one address leaves as many for the others, and its own can be read, and wait, at the same time.
+// With half of all connections, one address leaves as many for the others, and its own can be read,
+// and wait, at the same time.
 func TestSharesOfOneAddress(t *testing.T) {
 	for _, files := range []int{256, 1024, 4096, 16384, 524288} {
 		f := Divide(files)

@@ -11,16 +11,18 @@ import (
 type Occupant interface {
 	comparable
 
-	// Spare reports whether the occupant can do without its seat now, and since when: the least goes first.
-	// It is called with a lock held, so it must return at once. [Seat.Spared] has to be called after the answer has changed.
-	// An occupant that can be spared from now on, or since another time, goes behind all that could be before.
+	// Spare reports whether the occupant can do without its seat now, and since when: the least
+	// goes first. It is called with a lock held, so it must return at once. [Seat.Spared] has to be
+	// called after the answer has changed. An occupant that can be spared from now on, or since
+	// another time, goes behind all that could be before.
 	Spare() (since int64, ok bool)
 }
 
-// Seats are slots for what may have to make room for others, as an idle connection does. They are shared like [Slots]:
-// an owner gets a seat while it holds fewer than are free, so that one alone gets half of them.
-// An owner who has its share gets one all the same where an owner that has at least as many can spare one, itself included:
-// the one that was spare for the longest makes room. What has no owner, "", may have all that are free.
+// Seats are slots for what may have to make room for others, as an idle connection does. They are
+// shared like [Slots]: an owner gets a seat while it holds fewer than are free, so that one alone
+// gets half of them. An owner who has its share gets one all the same where an owner that has at
+// least as many can spare one, itself included: the one that was spare for the longest makes room.
+// What has no owner, "", may have all that are free.
 type Seats[T Occupant] struct {
 	mu    sync.Mutex
 	free  int
@@ -55,7 +57,8 @@ func NewSeats[T Occupant](n int) *Seats[T] {
 // Seat returns a seat that is not taken yet.
 func (s *Seats[T]) Seat(owner string, who T) *Seat[T] { return &Seat[T]{of: s, who: who, owner: owner} }
 
-// Take takes the seat; ok is false if there is none for its owner. If leaves is not nil, that has lost its seat to this one, and must end.
+// Take takes the seat; ok is false if there is none for its owner. If leaves is not nil, that has
+// lost its seat to this one, and must end.
 func (s *Seat[T]) Take() (leaves *T, ok bool) {
 	all := s.of
 	all.mu.Lock()
@@ -107,14 +110,16 @@ func (s *Seat[T]) isTaken() bool {
 	return taken
 }
 
-// Spared says that what Spare of the occupant returns has changed: that it can be spared, or since when. The seat must have been taken.
+// Spared says that what Spare of the occupant returns has changed: that it can be spared, or since
+// when. The seat must have been taken.
 func (s *Seat[T]) Spared() {
 	if !s.own.spared.Load() { // nearly always it is set already, and cores can share what none of them writes
 		s.own.spared.Store(true)
 	}
 }
 
-// sparest returns the seat that is spare for the longest among those of owners who have at least so many; nil if there is none.
+// sparest returns the seat that is spare for the longest among those of owners who have at least so
+// many; nil if there is none.
 func (s *Seats[T]) sparest(least int) (seat *Seat[T]) {
 	var first int64
 	for _, own := range s.owned {
@@ -128,8 +133,8 @@ func (s *Seats[T]) sparest(least int) (seat *Seat[T]) {
 	return seat
 }
 
-// sparest is that of one owner. It looks at all seats only when those are used up that it found the last time:
-// so one that is asked again and again, while nothing can be spared, costs nothing.
+// sparest is that of one owner. It looks at all seats only when those are used up that it found the
+// last time: so one that is asked again and again, while nothing can be spared, costs nothing.
 func (o *ownSeats[T]) sparest() (*Seat[T], int64) {
 	for {
 		for ; len(o.queue) > 0; o.queue = o.queue[1:] {

@@ -1,4 +1,5 @@
-// Package slots shares places that there are few of, for uploads or connections, and memory, among those who want them.
+// Package slots shares places that there are few of, for uploads or connections, and memory, among
+// those who want them.
 //
 //	uploads := slots.New(32)
 //	done, err := uploads.Take(ctx, "principal "+name, slots.Address(addr))
@@ -44,8 +45,8 @@ func New(n int) *Slots {
 // After one is granted, at least as much is free as its owner then holds,
 // and beside that as much as it took, or as its owner held before, whichever is less.
 //
-// So an owner has at most half. Whatever it has, another one that has nothing gets a quarter of all at once.
-// And an owner who has all that it may have of large amounts still gets small ones.
+// So an owner has at most half. Whatever it has, another one that has nothing gets a quarter of all
+// at once. And an owner who has all that it may have of large amounts still gets small ones.
 func NewMemory(n int) *Slots {
 	needs := func(n, held int) int { return held + 2*n + min(n, held) }
 	return &Slots{needs: needs, free: n, held: make(map[string]int)}
@@ -56,7 +57,8 @@ func (s *Slots) Take(ctx context.Context, owners ...string) (done func(), err er
 	return s.TakeN(ctx, 1, owners...)
 }
 
-// TakeN is Take for n slots, or bytes. It does not wait behind a larger request that cannot be granted yet.
+// TakeN is Take for n slots, or bytes. It does not wait behind a larger request that cannot be
+// granted yet.
 func (s *Slots) TakeN(ctx context.Context, n int, owners ...string) (done func(), err error) {
 	owners = named(owners)
 	w := &waiter{n, owners, make(chan struct{})}

@@ -179,7 +179,8 @@ func TestAddress(t *testing.T) {
 	}
 }
 
-// TestMemory: what one owner holds, in whatever amounts, leaves others a quarter of all, and itself small amounts.
+// TestMemory: what one owner holds, in whatever amounts, leaves others a quarter of all, and itself
+// small amounts.
 func TestMemory(t *testing.T) {
 	const all, largest, small = 512, 128, 8
 	for _, amounts := range [][]int{{128}, {64}, {32}, {16}, {100, 60}, {128, 64, 32, 16, 8, 4, 2, 1}, {1, 2, 4, 8, 16, 32, 64, 128}} {
@@ -233,7 +234,8 @@ func (s *Slots) takes(n, owner int) bool {
 	return ok
 }
 
-// TestSmallFirst: a small amount does not wait behind a large one, which is given once there is enough.
+// TestSmallFirst: a small amount does not wait behind a large one, which is given once there is
+// enough.
 func TestSmallFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := NewMemory(512)

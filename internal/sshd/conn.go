@@ -21,8 +21,9 @@ import (
 // whoKey is where the principal of a key is in the permissions.
 type whoKey struct{}
 
-// admit gives a new connection a place, if need be that of another. It returns nil if there is none, and the connection is closed then.
-// It is called in the order in which connections come: an older one must not take the place of a newer one.
+// admit gives a new connection a place, if need be that of another. It returns nil if there is
+// none, and the connection is closed then. It is called in the order in which connections come: an
+// older one must not take the place of a newer one.
 func (s *Server) admit(nc net.Conn) *login {
 	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts, backlog: s.unread.backlog()}
 	remote := addrOf(nc)
@@ -36,7 +37,8 @@ func (s *Server) admit(nc net.Conn) *login {
 	return n
 }
 
-// serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection is cut.
+// serveConn answers one client. Once ctx ends nothing new is begun; once work ends the connection
+// is cut.
 func (s *Server) serveConn(ctx, work context.Context, n *login) {
 	c := n.conn
 	defer c.Close()
@@ -113,8 +115,9 @@ func (n *login) begin() (ok bool) {
 	return ok
 }
 
-// Spare gives the order in which connections make room for others: first those that are silent, or have said too little to have exchanged keys,
-// by age; then those that have, since this costs a client as much as the server.
+// Spare gives the order in which connections make room for others: first those that are silent, or
+// have said too little to have exchanged keys, by age; then those that have, since this costs a
+// client as much as the server.
 func (n *login) Spare() (order int64, ok bool) { return n.order.Load(), true }
 
 // behindSilent is added to the order of those that have exchanged keys.

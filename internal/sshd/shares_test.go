@@ -186,7 +186,8 @@ func TestNetworkThatDoesNotLogIn(t *testing.T) {
 	for i := range 40 {
 		network = append(network, dial(fmt.Sprintf("2001:db8::1:%x", i+1)))
 	}
-	// Of 16 one network has 8: those that came last. The others have made room, and not that of another network.
+	// Of 16 one network has 8: those that came last. The others have made room, and not that of
+	// another network.
 	for i, c := range append(network, last) {
 		want := i >= 40-8
 		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
@@ -226,8 +227,8 @@ func (t *tester) wantLogin(from string, key ssh.Signer) {
 	}
 }
 
-// However many connections say nothing, from one address or from many, who has a key logs in, from the same address as well,
-// also while more of them come.
+// However many connections say nothing, from one address or from many, who has a key logs in, from
+// the same address as well, also while more of them come.
 func TestSilentConnections(t0 *testing.T) {
 	t := start(t0, sshd.Options{}, access.Options{})
 	key := t.key("ci", access.SSHKeyOptions{})
@@ -272,7 +273,8 @@ func (k slowKey) Sign(random io.Reader, data []byte) (*ssh.Signature, error) {
 	return k.Signer.Sign(random, data)
 }
 
-// Silent connections make room for each other, and a client that has exchanged keys with the server keeps its place all the time.
+// Silent connections make room for each other, and a client that has exchanged keys with the server
+// keeps its place all the time.
 func TestSlowLogin(t0 *testing.T) {
 	t := start(t0, sshd.Options{Logins: 8}, access.Options{})
 	key := slowKey{t.key("ci", access.SSHKeyOptions{}), make(chan struct{}), make(chan struct{})}
@@ -335,7 +337,8 @@ func (w *watched) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// A connection that says nothing ends soon, one that has exchanged keys has a minute, and neither is there for longer.
+// A connection that says nothing ends soon, one that has exchanged keys has a minute, and neither
+// is there for longer.
 func TestLoginLimits(t *testing.T) {
 	keys, err := hostKeys()
 	if err != nil {

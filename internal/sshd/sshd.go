@@ -33,8 +33,8 @@ const (
 	// so this is longer than most builds.
 	defaultIdle = time.Hour
 
-	// keysLimit is how long a client may take until keys are exchanged, for which its program needs no person,
-	// and loginLimit how long until it has logged in: a person may have to touch a key.
+	// keysLimit is how long a client may take until keys are exchanged, for which its program needs
+	// no person, and loginLimit how long until it has logged in: a person may have to touch a key.
 	keysLimit, loginLimit = 10 * time.Second, time.Minute
 
 	// maxTries is how many keys a client may offer, as one with an agent does.
@@ -88,14 +88,17 @@ type Options struct {
 	Version string
 	// Idle is how long a connection may be silent, an hour if zero.
 	Idle time.Duration
-	// Sessions is how many commands are answered at once, half of them of one key or from one address; others wait.
-	// Each takes about a megabyte, and up to two more when its client sends faster than can be kept. If zero, what [slots.Divide] gives them.
+	// Sessions is how many commands are answered at once, half of them of one key or from one
+	// address; others wait. Each takes about a megabyte, and up to two more when its client sends
+	// faster than can be kept. If zero, what [slots.Divide] gives them.
 	Sessions int
-	// Connections is how many there may be that have logged in, likewise; further ones are turned away. Some may wait for their turn,
-	// or for a client that builds something. If zero, what [slots.Divide] gives them.
+	// Connections is how many there may be that have logged in, likewise; further ones are turned
+	// away. Some may wait for their turn, or for a client that builds something. If zero, what
+	// [slots.Divide] gives them.
 	Connections int
-	// Logins is how many there may be that have not logged in yet, half of them from one address; the oldest that is silent makes room.
-	// Each costs some milliseconds of a core and some 100 KiB. If zero, what [slots.Divide] gives them.
+	// Logins is how many there may be that have not logged in yet, half of them from one address;
+	// the oldest that is silent makes room. Each costs some milliseconds of a core and some 100
+	// KiB. If zero, what [slots.Divide] gives them.
 	Logins int
 	// Audit is told whose key is refused. Nil: only a counter is kept.
 	Audit *audit.Log

@@ -56,7 +56,8 @@ func encoding(t *testing.T, dir, name string, encode func([]byte) []byte) *httpt
 	return server
 }
 
-// What comes with a Content-Encoding is decoded, NARs too, also those that are compressed by themselves.
+// What comes with a Content-Encoding is decoded, NARs too, also those that are compressed by
+// themselves.
 func TestImportEncoded(t *testing.T) {
 	for name, encode := range encoders(t) {
 		for _, compressed := range []bool{false, true} {
@@ -92,7 +93,8 @@ func TestImportEncoded(t *testing.T) {
 	}
 }
 
-// An encoding that makes a NAR longer than its narinfo says, or that firn does not know, is refused.
+// An encoding that makes a NAR longer than its narinfo says, or that firn does not know, is
+// refused.
 func TestImportEncodedHostile(t *testing.T) {
 	bomb := compress(t, bytes.Repeat([]byte{0}, 64<<20))
 	for name, test := range map[string]struct {

@@ -169,8 +169,8 @@ func (i *importer) read(ctx context.Context, name string, limit int) ([]byte, er
 	return text, err
 }
 
-// readLarge reads a file of the origin. Once it is known to have more than free bytes, it waits until no other such file is in memory:
-// it may be until done is called.
+// readLarge reads a file of the origin. Once it is known to have more than free bytes, it waits
+// until no other such file is in memory: it may be until done is called.
 func (i *importer) readLarge(ctx context.Context, name string, free, limit int) (text []byte, done func(), err error) {
 	done = func() {}
 	defer func() {
@@ -300,7 +300,8 @@ func (i *importer) find(ctx context.Context, hash nix.PathHash) ([]nix.PathHash,
 	return refs, nil
 }
 
-// narInfo reads the narinfo of a path, which may be in memory until done is called. It also returns the size of its text.
+// narInfo reads the narinfo of a path, which may be in memory until done is called. It also returns
+// the size of its text.
 func (i *importer) narInfo(ctx context.Context, hash nix.PathHash) (info *nix.NARInfo, size int, done func(), err error) {
 	name := hash.String() + ".narinfo"
 	text, done, err := i.readLarge(ctx, name, largeInfo, nix.MaxNARInfoSize)
@@ -341,7 +342,8 @@ func (i *importer) path(ctx context.Context, hash nix.PathHash, await func() err
 	if err := i.trust(info); err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, err)
 	}
-	// Those under the names of this cache's own keys are left out, as where the server that is taken over was on a machine of the same name.
+	// Those under the names of this cache's own keys are left out, as where the server that is
+	// taken over was on a machine of the same name.
 	info.Signatures = i.cache.Others(info.Signatures, info.AppendFingerprint(nil))
 	added, err := i.publish(ctx, info, await)
 	if err == nil && i.opts.Logs {
@@ -434,7 +436,8 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 	}
 	defer body.Close()
 	most := cmp.Or(info.FileSize, grown(info.NARSize)) // not said: what does not compress grows by less
-	// Nix decodes what a server encodes that was not asked to. FileHash and FileSize are of what is in it.
+	// Nix decodes what a server encodes that was not asked to. FileHash and FileSize are of what is
+	// in it.
 	decoded, err := codec.DecodeEncoding(ctx, encoding, &file{r: body, left: grown(most)}, i.encodings)
 	if err != nil {
 		return cache.Received{}, fmt.Errorf("get %s: %w", info.URL, err)

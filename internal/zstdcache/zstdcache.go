@@ -62,7 +62,8 @@ type Options struct {
 	Size int64
 
 	// Level is the compression level on the scale of the zstd command, 1 to 22, of which four steps are told apart:
-	// from 1, 3, 6 and 10 on. 3 if zero. Files made at another level are removed when the directory is opened.
+	// from 1, 3, 6 and 10 on. 3 if zero. Files made at another level are removed when the directory
+	// is opened.
 	Level int
 
 	// Workers is how many frames are compressed at once. If zero, as many as there are cores, but no more than 16.

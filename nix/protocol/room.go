@@ -47,7 +47,8 @@ func (r *room) take(n int) (ok bool) {
 // fewReferences is how many take so little memory that it is not counted.
 const fewReferences = 500
 
-// hold takes room for what is known of a path, which is in memory for as long as the client takes to read it.
+// hold takes room for what is known of a path, which is in memory for as long as the client takes
+// to read it.
 func (r *room) hold(info *nix.PathInfo) error {
 	if len(info.References) <= fewReferences {
 		return nil
@@ -60,7 +61,8 @@ func (r *room) hold(info *nix.PathInfo) error {
 	return nil
 }
 
-// withoutReferences returns what is known of a path without what may be large: its NAR may take hours.
+// withoutReferences returns what is known of a path without what may be large: its NAR may take
+// hours.
 func withoutReferences(info *nix.PathInfo) *nix.PathInfo {
 	short := *info
 	short.References = nil

@@ -381,8 +381,9 @@ func (s *workerServer) queryPathFromHashPart(ctx context.Context) error {
 // derivedPaths reads store paths, and outputs of derivations as DRV!OUTPUT.
 func (s *workerServer) derivedPaths() []string { return s.strings(maxPaths, maxPath) }
 
-// buildPathsWithResults answers with a result for each path. What would have to be built is an error of the whole question instead:
-// a client that has it for a builder asks so, and does not look at results.
+// buildPathsWithResults answers with a result for each path. What would have to be built is an
+// error of the whole question instead: a client that has it for a builder asks so, and does not
+// look at results.
 func (s *workerServer) buildPathsWithResults(ctx context.Context) error {
 	wanted := s.derivedPaths()
 	s.skip(1) // mode

@@ -11,7 +11,8 @@ import (
 // ErrNotFound says that there is no blob of a name. Match it with errors.Is.
 var ErrNotFound = errors.New("no such blob")
 
-// ErrAbsent says that the store as a whole is not there, such as a disk that is not mounted: what is in it cannot be told.
+// ErrAbsent says that the store as a whole is not there, such as a disk that is not mounted: what
+// is in it cannot be told.
 var ErrAbsent = errors.New("the blobs are not there")
 
 // A Store keeps blobs. All methods are safe for concurrent use, by several processes and machines at once.
@@ -24,8 +25,9 @@ type Store interface {
 	// Create begins a blob. Nobody can open or list it before it is committed.
 	Create(ctx context.Context, name string) (Writer, error)
 
-	// Open opens a committed blob. ErrNotFound if the store is there and surely has none of this name; with any other error it may have.
-	// The context bounds the opening only. The caller closes it.
+	// Open opens a committed blob. ErrNotFound if the store is there and surely has none of this
+	// name; with any other error it may have. The context bounds the opening only. The caller
+	// closes it.
 	Open(ctx context.Context, name string) (Blob, error)
 
 	// Delete removes a blob; that it is not there is no error.
@@ -78,7 +80,8 @@ type Blob interface {
 	Size() int64
 
 	// WriteRange writes the n bytes from off on to w; 0 ≤ off, 0 ≤ n, off+n ≤ Size.
-	// A store of files gives w an io.SectionReader of an *os.File when w is an io.ReaderFrom, for sendfile.
-	// Other ranges may be read from the same file at the same time, so w must leave its offset alone.
+	// A store of files gives w an io.SectionReader of an *os.File when w is an io.ReaderFrom, for
+	// sendfile. Other ranges may be read from the same file at the same time, so w must leave its
+	// offset alone.
 	WriteRange(ctx context.Context, w io.Writer, off, n int64) error
 }

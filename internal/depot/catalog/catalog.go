@@ -43,7 +43,8 @@ var (
 	ErrUnavailable = errors.New("catalog unavailable")
 	// ErrFull: there is no room on the disk for it. It is ErrUnavailable as well.
 	ErrFull = fmt.Errorf("%w: the disk is full", ErrUnavailable)
-	// ErrCorrupt: the database is damaged, and only a backup brings it back. It is ErrUnavailable as well.
+	// ErrCorrupt: the database is damaged, and only a backup brings it back. It is ErrUnavailable
+	// as well.
 	ErrCorrupt = fmt.Errorf("%w: the database is damaged", ErrUnavailable)
 	// ErrTooLarge: a note, or all of them, are larger than they may be.
 	ErrTooLarge = errors.New("too large for the catalog")
@@ -157,8 +158,9 @@ type Tokens interface {
 	TokenByHash(ctx context.Context, hash Sum) (*Token, error)
 	// RevokeToken removes a token. ErrNotFound if there is none.
 	RevokeToken(ctx context.Context, name string) error
-	// NoteUses notes when tokens and SSH keys were used, all in one transaction. An earlier time than the one that is there changes nothing,
-	// and neither does a credential that is not there any more.
+	// NoteUses notes when tokens and SSH keys were used, all in one transaction. An earlier time
+	// than the one that is there changes nothing, and neither does a credential that is not there
+	// any more.
 	NoteUses(ctx context.Context, uses []Use) error
 }
 
@@ -300,10 +302,11 @@ type NARs interface {
 
 	// AddNAR adds a NAR with its pack, its chunks and its upload, all or nothing, and returns its ID.
 	// If there is one with this hash already, only the upload is added, added is false, and the new pack is nobody's.
-	// One that is withheld gets everything again, under its old ID, is whole then, and counts as added.
-	// Chunks that are there already stay where they are, unless Chunks leaves them out.
-	// ErrGone if one of Packs is neither known nor the new one, one of Built is not there any more or lies elsewhere, or the cache of the upload is not there any more.
-	// An upload that there is already is replaced.
+	// One that is withheld gets everything again, under its old ID, is whole then, and counts as
+	// added. Chunks that are there already stay where they are, unless Chunks leaves them out.
+	// ErrGone if one of Packs is neither known nor the new one, one of Built is not there any more
+	// or lies elsewhere, or the cache of the upload is not there any more. An upload that there is
+	// already is replaced.
 	AddNAR(ctx context.Context, n *NewNAR) (id NARID, added bool, err error)
 
 	// NAR returns what is kept under a NAR hash. ErrNotFound if nothing is.
@@ -325,9 +328,9 @@ type NARs interface {
 	// Upload returns what a client of a cache sent under a name. ErrNotFound if nothing.
 	Upload(ctx context.Context, cache CacheID, name string) (*Upload, error)
 
-	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without Recipe, Packs and Tag;
-	// over those only that are withheld, if withheld is true.
-	// It holds no transaction open between two items.
+	// AllNARs iterates over all NARs in the order of their IDs, after the given one, without
+	// Recipe, Packs and Tag; over those only that are withheld, if withheld is true. It holds no
+	// transaction open between two items.
 	AllNARs(ctx context.Context, after NARID, withheld bool) iter.Seq2[*NAR, error]
 
 	// Sweep forgets uploads whose NAR is not published in their cache, and which were made, or last published there, before the given time, then NARs that nothing leads to
@@ -428,23 +431,26 @@ type Paths interface {
 	// time: each may have many references.
 	References(ctx context.Context, cache CacheID, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
-	// Endorse keeps signatures of a path that is not published in the cache, as another source has it: they are added to those
-	// that were kept of the same NAR, and replace those of another one. ErrGone if the cache is not there, ErrConflict past 64 signatures.
+	// Endorse keeps signatures of a path that is not published in the cache, as another source has
+	// it: they are added to those that were kept of the same NAR, and replace those of another one.
+	// ErrGone if the cache is not there, ErrConflict past 64 signatures.
 	Endorse(ctx context.Context, cache CacheID, hash nix.PathHash, nar Sum, sigs []nix.Signature) error
 
-	// Endorsements returns what was pushed of a path with this NAR: its signatures and unknown fields where it is published,
-	// and the signatures that Endorse has kept. Nothing is no error.
+	// Endorsements returns what was pushed of a path with this NAR: its signatures and unknown
+	// fields where it is published, and the signatures that Endorse has kept. Nothing is no error.
 	Endorsements(ctx context.Context, cache CacheID, hash nix.PathHash, nar Sum) ([]nix.Signature, []nix.Field, error)
 
 	// Path returns a published path. ErrNotFound if there is none.
 	Path(ctx context.Context, cache CacheID, hash nix.PathHash) (*Path, error)
 
-	// Withhold gives those of the NARs that have the fault from the fault to, and returns how many these are. At most 256 may be given at once.
-	// Paths that have a NAR with a fault other than Whole are withheld: they are not there for Path and AllPaths.
+	// Withhold gives those of the NARs that have the fault from the fault to, and returns how many
+	// these are. At most 256 may be given at once. Paths that have a NAR with a fault other than
+	// Whole are withheld: they are not there for Path and AllPaths.
 	Withhold(ctx context.Context, nars []NARID, from, to Fault) (changed int64, err error)
 
 	// AllPaths iterates over the paths of a cache in the order of their path hashes, after the given one.
-	// It holds no transaction open between two items. withheld asks for those that are withheld instead.
+	// It holds no transaction open between two items. withheld asks for those that are withheld
+	// instead.
 	AllPaths(ctx context.Context, cache CacheID, after nix.PathHash, withheld bool) iter.Seq2[*Path, error]
 
 	// DeletePath removes a path from a cache. ErrNotFound if it is not there.

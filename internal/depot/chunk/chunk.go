@@ -7,14 +7,16 @@
 //		// n == 0: read more; else buf[:n] is a chunk
 //	}
 //
-// A store reference is the store directory, a slash, the 32 digits of a path hash, a dash, and a name.
-// A rebuild changes those digits, and the name where a version changed, and often nothing else. So they are cut out:
-// a run of references is a chunk of its own, from the first digit of its first reference to the end of the name of its last.
-// Each stretch between two runs is cut by FastCDC, as if there were nothing else. Cuts within it depend on no byte outside it.
+// A store reference is the store directory, a slash, the 32 digits of a path hash, a dash, and a
+// name. A rebuild changes those digits, and the name where a version changed, and often nothing
+// else. So they are cut out: a run of references is a chunk of its own, from the first digit of its
+// first reference to the end of the name of its last. Each stretch between two runs is cut by
+// FastCDC, as if there were nothing else. Cuts within it depend on no byte outside it.
 //
-// The size of a file stands before its contents in a NAR. A rebuild against a dependency with a longer name changes
-// the size of every file that names it. So the contents of larger files are cut out too, and [Cutter.Contents] says where
-// they lie: nothing of the NAR's structure, and nothing of another file, is in their chunks.
+// The size of a file stands before its contents in a NAR. A rebuild against a dependency with a
+// longer name changes the size of every file that names it. So the contents of larger files are cut
+// out too, and [Cutter.Contents] says where they lie: nothing of the NAR's structure, and nothing
+// of another file, is in their chunks.
 //
 // The cut points are a promise on disk: docs/format.md describes them, and golden tests pin them.
 package chunk
@@ -45,8 +47,8 @@ const (
 	// A text may be one long list of store paths, and memory is bounded.
 	maxRun = 256 << 10
 
-	// near is how many bytes, from the end of a reference to the first digit of the next, put them into two runs.
-	// Less between them would not be worth a frame.
+	// near is how many bytes, from the end of a reference to the first digit of the next, put them
+	// into two runs. Less between them would not be worth a frame.
 	near = 256
 
 	// MinFile is how many bytes a file has at least whose contents are cut out.
@@ -71,7 +73,8 @@ type Cutter struct {
 	minimum, normal, most  int    // bytes of a chunk between runs
 	smallBelow, largeBelow uint64 // fingerprints that end a chunk before and after its normal size are below
 
-	// The current chunk begins at pos in the NAR. No chunk contains any of bounds and the byte before it.
+	// The current chunk begins at pos in the NAR. No chunk contains any of bounds and the byte
+	// before it.
 	pos    int64
 	bounds []int64 // after pos, ascending
 
@@ -96,8 +99,9 @@ const unknown = -1
 // NewCutter returns a Cutter for a NAR of a store.
 func NewCutter(dir nix.StoreDir) *Cutter { return NewCutterSize(dir, Average, MinFile) }
 
-// NewCutterSize is for measurements: it makes chunks of another average size, in bytes, a power of two from 1 KiB to 512 KiB,
-// and cuts out the contents of files of minFile bytes and more. What it cuts is no promise.
+// NewCutterSize is for measurements: it makes chunks of another average size, in bytes, a power of
+// two from 1 KiB to 512 KiB, and cuts out the contents of files of minFile bytes and more. What it
+// cuts is no promise.
 func NewCutterSize(dir nix.StoreDir, average int, minFile int64) *Cutter {
 	if average < 1<<10 || average > MaxSize/2 || average&(average-1) != 0 {
 		panic(fmt.Sprintf("chunk: no average size: %d bytes", average))
@@ -119,8 +123,9 @@ func NewCutterSize(dir nix.StoreDir, average int, minFile int64) *Cutter {
 // below returns the least fingerprint that does not have so many zero bits at its top.
 func below(zeros int) uint64 { return 1 << (64 - zeros) }
 
-// Contents says where the contents of a regular file lie in the NAR: they have size bytes, from off on.
-// It must be called for every file of the NAR, in order, before Next is given any byte at or after off.
+// Contents says where the contents of a regular file lie in the NAR: they have size bytes, from off
+// on. It must be called for every file of the NAR, in order, before Next is given any byte at or
+// after off.
 func (c *Cutter) Contents(off, size int64) {
 	if size < c.minFile {
 		return
@@ -267,7 +272,8 @@ func nameLen(b []byte) int {
 	return len(b)
 }
 
-// isDigit tells which bytes are digits in Nix's base 32, and isName which ones names of store paths have.
+// isDigit tells which bytes are digits in Nix's base 32, and isName which ones names of store paths
+// have.
 var isDigit, isName = set("0123456789abcdfghijklmnpqrsvwxyz"), set("0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ+-._?=")
 
 func set(bytes string) (is [256]bool) {

@@ -203,7 +203,8 @@ func digitsOf(r *rand.Rand) string {
 	return string(text[:])
 }
 
-// filesOf draws where files may have their contents in a NAR: side by side, empty, at its ends, and of sizes around chunk.MinFile.
+// filesOf draws where files may have their contents in a NAR: side by side, empty, at its ends, and
+// of sizes around chunk.MinFile.
 func filesOf(t *rapid.T, nar []byte) (files []file) {
 	for at := 0; ; {
 		begin := at + rapid.SampledFrom([]int{0, 1, 100, 5000}).Draw(t, "before")
@@ -253,8 +254,9 @@ func TestRebuild(t *testing.T) {
 	})
 }
 
-// A rebuild against a dependency with a longer name changes the size of a file, which stands before its contents,
-// and the place of all that follows. It changes no chunk but those that have the name.
+// A rebuild against a dependency with a longer name changes the size of a file, which stands before
+// its contents, and the place of all that follows. It changes no chunk but those that have the
+// name.
 func TestNewVersion(t *testing.T) {
 	noise := func(seed byte, n int) []byte {
 		b := make([]byte, n)

@@ -50,7 +50,8 @@ var golden = []struct {
 	{"tree", goldenTree},
 }
 
-// goldenTree is a NAR with files of several sizes, between which are names that look like its structure.
+// goldenTree is a NAR with files of several sizes, between which are names that look like its
+// structure.
 func goldenTree() []byte {
 	var nar bytes.Buffer
 	w := narformat.NewWriter(&nar)

@@ -31,7 +31,8 @@ const (
 // listed is how many entries of a directory are read at once.
 const listed = 1 << 10
 
-// Marker is the file that a directory of blobs has. An empty directory so is not taken for one that has lost its blobs.
+// Marker is the file that a directory of blobs has. An empty directory so is not taken for one that
+// has lost its blobs.
 const Marker = "firn-depot"
 
 const markerText = "The packs of a depot of firn are in this directory. Without this file, firn takes them to be on a disk that is not mounted.\n"
@@ -53,7 +54,8 @@ type Store struct {
 	made sync.Map // the names of directories that this process knows to be durable
 }
 
-// Open opens the store in a directory. If that is not there, or is not marked, it may come to be later, and Check says that it is not.
+// Open opens the store in a directory. If that is not there, or is not marked, it may come to be
+// later, and Check says that it is not.
 func Open(path string, opts Options) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -119,7 +121,8 @@ func (s *Store) Check(context.Context) error {
 }
 
 // missing returns ErrNotFound for a blob that could not be found, if it is sure that there is none:
-// marker and blob are looked for in one directory, also when a disk is mounted or unmounted in between.
+// marker and blob are looked for in one directory, also when a disk is mounted or unmounted in
+// between.
 func (s *Store) missing(name string) error {
 	root, err := s.root()
 	if err != nil {

@@ -190,7 +190,8 @@ func TestSlowWriter(t *testing.T) {
 	}
 }
 
-// TestAbsent: a directory without the marker has not lost its blobs, it is another one; nothing is written to it.
+// TestAbsent: a directory without the marker has not lost its blobs, it is another one; nothing is
+// written to it.
 func TestAbsent(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "packs")
 	for _, there := range []bool{false, true} {
@@ -307,8 +308,8 @@ func TestForeignFiles(t *testing.T) {
 	}
 }
 
-// Writers that take a file get sections of the one that is open: a hundred ranges at once take one file descriptor,
-// and have the right bytes also when the blob is deleted half-way.
+// Writers that take a file get sections of the one that is open: a hundred ranges at once take one
+// file descriptor, and have the right bytes also when the blob is deleted half-way.
 func TestHandsFilesOver(t *testing.T) {
 	s := open(t, t.TempDir(), dir.Options{})
 	data := bytes.Repeat([]byte("0123456789"), 1000)

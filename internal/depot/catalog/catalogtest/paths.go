@@ -230,7 +230,8 @@ func (s *suite) refusedPaths() {
 	s.want(s.c.DeletePath(s.Context(), 999, p.Info.Path.Hash()), catalog.ErrNotFound)
 }
 
-// endorsements are signatures of paths that another source has, and of those that are published too.
+// endorsements are signatures of paths that another source has, and of those that are published
+// too.
 func (s *suite) endorsements() {
 	a, b := s.cache("a"), s.cache("b")
 	id, _ := s.nar("one", a)

@@ -211,7 +211,8 @@ func (s *suite) caches() {
 	s.want(s.c.DeleteCache(s.Context(), 999), catalog.ErrNotFound)
 }
 
-// noteUses checks when a credential was used last: look returns that, and what names the credential.
+// noteUses checks when a credential was used last: look returns that, and what names the
+// credential.
 func (s *suite) noteUses(name string, look func() (time.Time, catalog.Use)) {
 	s.Helper()
 	used, u := look()

@@ -297,7 +297,8 @@ func hasCache(x *change, cache catalog.CacheID) error {
 const (
 	// page is how many things an iteration reads at once.
 	page = 200
-	// pageReferences is with how many references the paths of a page are enough: one path may have 200,000.
+	// pageReferences is with how many references the paths of a page are enough: one path may have
+	// 200,000.
 	pageReferences = 20_000
 )
 

@@ -13,8 +13,9 @@ import (
 // copyPages is how many pages are copied between two looks at a context.
 const copyPages = 1024
 
-// Copy writes the catalog as it is at one moment into a new file at path, durably, and returns the sizes of the packs that it
-// names. Other processes may write to the catalog at the same time. A catalog that is not sound is an error.
+// Copy writes the catalog as it is at one moment into a new file at path, durably, and returns the
+// sizes of the packs that it names. Other processes may write to the catalog at the same time. A
+// catalog that is not sound is an error.
 func (c *Catalog) Copy(ctx context.Context, path string) (packs map[string]int64, err error) {
 	if packs, err = c.copy(ctx, path); err != nil {
 		return nil, fmt.Errorf("copy catalog to %s: %w", path, err)
@@ -31,7 +32,8 @@ func (c *Catalog) copy(ctx context.Context, path string) (map[string]int64, erro
 		return nil, unavailable(err)
 	}
 	defer conn.Close()
-	// A transaction that has read something holds its state of the file until it ends, so no write begins the copy again.
+	// A transaction that has read something holds its state of the file until it ends, so no write
+	// begins the copy again.
 	tx, err := conn.BeginTx(ctx, &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		return nil, unavailable(err)
@@ -69,7 +71,8 @@ func (c *Catalog) copy(ctx context.Context, path string) (map[string]int64, erro
 	return packsIn(ctx, path)
 }
 
-// packsIn checks a catalog that no process has open or writes to, and returns the sizes of its packs.
+// packsIn checks a catalog that no process has open or writes to, and returns the sizes of its
+// packs.
 func packsIn(ctx context.Context, path string) (map[string]int64, error) {
 	db, err := sql.Open("sqlite", dataSource(path, defaultWait, "mode=ro", "immutable=1"))
 	if err != nil {
@@ -100,8 +103,8 @@ func packsIn(ctx context.Context, path string) (map[string]int64, error) {
 	return packs, unavailable(rows.Err())
 }
 
-// Fold brings what is beside the catalog in the file at path into that file, so that the file is all of it.
-// It fails while another process has it open.
+// Fold brings what is beside the catalog in the file at path into that file, so that the file is
+// all of it. It fails while another process has it open.
 func Fold(ctx context.Context, path string) error {
 	err := fold(ctx, path)
 	if err != nil {
