@@ -20,8 +20,11 @@ build: ## Build ./firn, static
 # Where packages appear.
 DIST     ?= $(CURDIR)/dist
 
-deb: ## Make Debian packages in dist/
-	cd packaging && $(GO) run . -dist $(abspath $(DIST)) deb
+# What packages are made for, by Go's names.
+ARCH     ?= amd64,arm64
+
+deb: ## Make Debian packages in dist/; ARCH=amd64 for one architecture
+	cd packaging && $(GO) run . -dist $(abspath $(DIST)) -arch $(ARCH) deb
 
 image: ## Make the image for containers in dist/
 	cd packaging && $(GO) run . -dist $(abspath $(DIST)) image

@@ -198,7 +198,7 @@ func testInstalled(t *testing.T, deb string) {
 
 	d.run("apt-get", "install", "--yes", name)
 	d.run("sh", "-euc", "echo 'priority = 20' >>/etc/firn/firn.toml")
-	out := d.run("runuser", "-u", "firn", "--", "firn", "token", "create", "--config", "/etc/firn/firn.toml", "--push", "main", "ci")
+	out := d.run("firn-admin", "token", "create", "--push", "main", "ci")
 	token := tokenText.FindString(out)
 	if token == "" {
 		t.Fatalf("no token was made:\n%s", out)
