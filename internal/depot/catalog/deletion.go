@@ -132,20 +132,30 @@ func (s *Search) Forget(gone []nix.PathHash) {
 func (s *Search) Order() []nix.PathHash {
 	order := make([]nix.PathHash, 0, len(s.leaving))
 	passed := make(map[nix.PathHash]bool, len(s.leaving))
-	var pass func(nix.PathHash)
-	pass = func(hash nix.PathHash) {
-		refs, leaves := s.leaving[hash]
-		if !leaves || passed[hash] {
-			return
+	// A chain of references may be as long as there are paths, so this is no recursion.
+	type visit struct {
+		hash nix.PathHash
+		next int // of its references
+	}
+	var stack []visit
+	enter := func(hash nix.PathHash) {
+		if _, leaves := s.leaving[hash]; leaves && !passed[hash] {
+			passed[hash] = true
+			stack = append(stack, visit{hash: hash})
 		}
-		passed[hash] = true
-		for _, ref := range refs {
-			pass(ref.Hash())
-		}
-		order = append(order, hash)
 	}
 	for hash := range s.leaving {
-		pass(hash)
+		enter(hash)
+		for len(stack) > 0 {
+			top := &stack[len(stack)-1]
+			if refs := s.leaving[top.hash]; top.next < len(refs) {
+				top.next++
+				enter(refs[top.next-1].Hash())
+				continue
+			}
+			order = append(order, top.hash)
+			stack = stack[:len(stack)-1]
+		}
 	}
 	slices.Reverse(order)
 	return order
