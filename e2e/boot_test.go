@@ -56,7 +56,7 @@ mount --rbind /dev dev
 mount -t tmpfs -o mode=755 tmpfs run
 if [ $system = / ]; then
 	mount -t tmpfs -o mode=755 tmpfs var/lib
-	# Nor does it have the store of this machine, whoever may ask its daemon.
+	# Nor does it have the store of this machine, even for users who may ask its daemon.
 	mkdir -p nix
 	mount -t tmpfs -o mode=755 tmpfs nix
 fi
