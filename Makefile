@@ -36,7 +36,7 @@ test: nix ## Run every test, against real Nix (installs what is missing: see mak
 	@$(MAKE) --no-print-directory e2e
 
 # The packages whose tests take longest, which begin first: so that at the end no core waits for one of them.
-SLOW     := ./cmd/firn ./internal/depot ./internal/zstdcache ./bench ./internal/codec ./nix/nar
+SLOW     := ./cmd/firn ./internal/depot ./internal/zstdcache ./bench ./internal/decompress ./nix/nar
 
 unit:
 	@$(TIMED) "tests of all packages" $(TEST) -timeout=10m $(SLOW) ./...
@@ -58,7 +58,7 @@ nix: ## Install the programs that the tests run (Debian and Ubuntu, as root; els
 
 check: lint race ## Run the checks: formatting, vet, staticcheck, vulnerabilities, races
 
-# The import rules are a test, internal/archtest, which `race` runs with the others.
+# The import rules are a test, internal/testing/archtest, which `race` runs with the others.
 lint:
 	@bad=$$(gofmt -l .); if [ -n "$$bad" ]; then echo "gofmt would change:"; echo "$$bad"; exit 1; fi
 	$(GO) vet ./...

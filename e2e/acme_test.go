@@ -11,8 +11,8 @@ import (
 	"testing"
 	"time"
 
+	"firn/internal/catalog/sqlite"
 	"firn/internal/certs"
-	"firn/internal/depot/catalog/sqlite"
 )
 
 // With --acme a certificate appears, and every Nix but 2.3 copies by name; either challenge will do.

@@ -25,8 +25,8 @@ import (
 	_ "modernc.org/sqlite"
 
 	"firn/internal/cache"
-	"firn/internal/session/conversation"
 	"firn/internal/sshd"
+	"firn/internal/testing/conversation"
 )
 
 // recordings is where the conversations are that the tests of internal/session replay.

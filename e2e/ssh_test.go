@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"firn/internal/session/conversation"
+	"firn/internal/testing/conversation"
 	"firn/nix"
 )
 

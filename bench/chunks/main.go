@@ -28,8 +28,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"firn/internal/chunk"
 	"firn/internal/debstore"
-	"firn/internal/depot/chunk"
 	"firn/nix"
 	"firn/nix/nar"
 )

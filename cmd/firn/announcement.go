@@ -15,8 +15,8 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
 	"firn/internal/certs"
-	"firn/internal/depot/catalog"
 	"firn/internal/listen"
 	"firn/nix"
 )

@@ -18,10 +18,10 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/cache"
-	"firn/internal/caches"
+	"firn/internal/catalog"
 	"firn/internal/config"
-	"firn/internal/depot/catalog"
 	"firn/internal/keyfile"
+	"firn/internal/registry"
 	"firn/nix"
 )
 
@@ -101,7 +101,7 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 	if c.Name == cache.Main {
 		return fmt.Errorf("the cache %s always exists; firn cache set changes it", cache.Main)
 	}
-	r := caches.Record(c.Name)
+	r := registry.Record(c.Name)
 	var err error
 	if r.StoreDir, err = nix.ParseStoreDir(c.StoreDir); err != nil {
 		return fmt.Errorf("--store-dir: %w", err)
@@ -109,7 +109,7 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 	if err := c.apply(r); err != nil {
 		return err
 	}
-	if err := caches.Check(r); err != nil {
+	if err := registry.Check(r); err != nil {
 		return err
 	}
 	if len(r.Keys) == 0 {
@@ -391,7 +391,7 @@ func (c *cacheSetCommand) changed(r *catalog.Cache) (*catalog.Cache, error) {
 	if len(changed.Keys) == 0 && c.Name != cache.Main {
 		return nil, fmt.Errorf("the cache %s would have no key, and clients would trust nothing that it serves; add another one with --add-key", c.Name)
 	}
-	return &changed, caches.Check(&changed)
+	return &changed, registry.Check(&changed)
 }
 
 // differences says how a cache is now, as far as it was otherwise.

@@ -12,7 +12,7 @@ import (
 	"github.com/pressly/goose/v3"
 )
 
-const migrationsDir = "../../internal/depot/catalog/sqlite/migrations"
+const migrationsDir = "../../internal/catalog/sqlite/migrations"
 
 // catalogVersion opens the catalog of a state directory, makes it if there is none, and brings it up to the version before the newest one if older is set.
 // It returns the version that it has then, the one before the newest, and the newest.

@@ -13,11 +13,11 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/cache"
-	"firn/internal/caches"
+	"firn/internal/catalog"
 	"firn/internal/config"
-	"firn/internal/depot/catalog"
 	"firn/internal/keyfile"
 	"firn/internal/localstore"
+	"firn/internal/registry"
 	"firn/internal/transfer"
 	"firn/nix"
 )
@@ -54,7 +54,7 @@ func (c *exportCommand) Run(k *kong.Context) (err error) {
 	if c.Key != nil {
 		cfg.Key = c.Key
 	}
-	opts := caches.Options{Priority: int(cfg.Priority), Logger: log}
+	opts := registry.Options{Priority: int(cfg.Priority), Logger: log}
 	if opts.Keys, err = servingKeys(cfg, log); err != nil {
 		return err
 	}
@@ -143,11 +143,11 @@ func (d *openedDepot) leansOnStore(ctx context.Context, records ...*catalog.Cach
 }
 
 // cache returns a cache of the depot.
-func (d *openedDepot) cache(ctx context.Context, name string, opts caches.Options) (*cache.Cache, error) {
+func (d *openedDepot) cache(ctx context.Context, name string, opts registry.Options) (*cache.Cache, error) {
 	if _, err := record(ctx, d.catalog, name); err != nil {
 		return nil, err
 	}
-	all, err := caches.New(ctx, d.catalog, d.Depot, opts)
+	all, err := registry.New(ctx, d.catalog, d.Depot, opts)
 	if err != nil {
 		return nil, err
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/cache"
-	"firn/internal/caches"
+	"firn/internal/registry"
 	"firn/internal/transfer"
 	"firn/nix"
 )
@@ -71,7 +71,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	// Without the local store: what is there would not be kept, and a server may not serve it.
-	into, err := d.cache(ctx, c.Cache, caches.Options{LocalLeftOut: true, Keys: keys, Priority: int(cfg.Priority), Logger: log})
+	into, err := d.cache(ctx, c.Cache, registry.Options{LocalLeftOut: true, Keys: keys, Priority: int(cfg.Priority), Logger: log})
 	if err != nil {
 		return err
 	}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"firn/internal/catalog"
 	"firn/internal/config"
-	"firn/internal/depot/catalog"
 )
 
 // commandLine is what can be typed. Each command is a struct with a Run method, in a file of its own.

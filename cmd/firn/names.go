@@ -10,8 +10,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 )
 
 // namesTime bounds how long a shell waits for names.

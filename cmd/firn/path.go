@@ -7,7 +7,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/nix"
 )
 

@@ -16,8 +16,8 @@ import (
 	"time"
 
 	"firn/internal/cache/cachetest"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/nix"
 	"firn/nix/protocol"
 )

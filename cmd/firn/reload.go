@@ -12,9 +12,9 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/cache"
-	"firn/internal/caches"
 	"firn/internal/certs"
 	"firn/internal/config"
+	"firn/internal/registry"
 	"firn/nix"
 )
 
@@ -43,7 +43,7 @@ type reloader struct {
 	config  config.Config // in effect
 	read    func() (*config.Config, error)
 	own     func() (nix.SecretKey, error) // the key of a server that was given none
-	caches  *caches.Directory
+	caches  *registry.Registry
 	certs   *certs.Certs // nil: there is no TLS
 	log     *slog.Logger
 	logs    *serverLogs // opened anew
@@ -93,7 +93,7 @@ func (r *reloader) reload(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = r.caches.Change(ctx, caches.Options{Keys: keys, Priority: int(next.Priority), RefuseUnknown: next.UnknownHost == config.UnknownRefuse})
+	err = r.caches.Change(ctx, registry.Options{Keys: keys, Priority: int(next.Priority), RefuseUnknown: next.UnknownHost == config.UnknownRefuse})
 	if err != nil {
 		return err
 	}

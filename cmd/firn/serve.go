@@ -21,12 +21,12 @@ import (
 	"firn/internal/audit"
 	"firn/internal/awaited"
 	"firn/internal/cache"
-	"firn/internal/caches"
 	"firn/internal/config"
 	"firn/internal/depot"
 	"firn/internal/keyfile"
 	"firn/internal/listen"
 	"firn/internal/localstore"
+	"firn/internal/registry"
 	"firn/internal/server"
 	"firn/internal/service"
 	"firn/internal/zstdcache"
@@ -95,16 +95,16 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	directory := caches.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
+	known := registry.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
 	audited := audit.New(audit.Options{Logger: log})
 	defer audited.Close()
 	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests, Audit: audited}
 	if encoder != nil {
 		defer func() { err = errors.Join(err, encoder.Close()) }()
-		directory.Encoder, directory.Compress = encoder, c.Compression == config.CompressionZstd
+		known.Encoder, known.Compress = encoder, c.Compression == config.CompressionZstd
 		opts.Collectors = append(opts.Collectors, encoder)
 	}
-	if directory.Compress && a.store != "" {
+	if known.Compress && a.store != "" {
 		a.store += ", compressed with zstd,"
 	}
 	kept, err := serveDepot(ctx, &c.Config, log)
@@ -127,8 +127,8 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		}
 		keys = append(keys, key)
 	}
-	directory.Keys = keys
-	all, err := caches.New(ctx, kept.catalog, kept.Depot, directory)
+	known.Keys = keys
+	all, err := registry.New(ctx, kept.catalog, kept.Depot, known)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,7 @@ const sweepInterval = 10 * time.Minute
 
 // sweep lets the depot remove what nothing leads to, and the local store what no pushed path refers
 // to, now and then, until ctx ends.
-func sweep(ctx context.Context, d *depot.Depot, all *caches.Directory, log *slog.Logger) error {
+func sweep(ctx context.Context, d *depot.Depot, all *registry.Registry, log *slog.Logger) error {
 	ticker := time.NewTicker(sweepInterval)
 	defer ticker.Stop()
 	for {
@@ -335,5 +335,5 @@ func prepare(ctx context.Context, d *openedDepot, local cache.Source) error {
 	if local != nil {
 		dir = local.StoreDir()
 	}
-	return caches.Prepare(ctx, d.catalog, d.Depot, dir)
+	return registry.Prepare(ctx, d.catalog, d.Depot, dir)
 }

@@ -14,10 +14,10 @@ import (
 	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/config"
+	"firn/internal/fairlimit"
 	"firn/internal/listen"
 	"firn/internal/service"
 	"firn/internal/session"
-	"firn/internal/slots"
 	"firn/internal/sshd"
 )
 
@@ -39,7 +39,7 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Directory, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
 	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
 		return nil, nil, nil
 	}
@@ -60,7 +60,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		}
 	}
 	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
-	turns, rooms := slots.New(sshTurns), slots.New(sshRooms)
+	turns, rooms := fairlimit.New(sshTurns), fairlimit.New(sshRooms)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {

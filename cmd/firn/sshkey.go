@@ -12,7 +12,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/access"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 type sshkeyAddCommand struct {

@@ -15,13 +15,13 @@ import (
 
 	"firn/internal/backup"
 	"firn/internal/cache"
-	"firn/internal/caches"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/config"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
+	"firn/internal/registry"
 )
 
 // stateFlags say where a server has what it keeps, for the commands that look at that, or change it, while the server runs.
@@ -317,7 +317,7 @@ func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error)
 				return all, nil
 			}
 		}
-		record := caches.Record(cache.Main)
+		record := registry.Record(cache.Main)
 		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
 		if err := cat.AddCache(ctx, record); err != nil && !errors.Is(err, catalog.ErrConflict) {
 			return nil, err

@@ -9,7 +9,7 @@ import (
 	"github.com/alecthomas/kong"
 	"github.com/dustin/go-humanize"
 
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 type statsCommand struct {

@@ -13,11 +13,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/cache"
-	"firn/internal/caches"
 	"firn/internal/config"
+	"firn/internal/fairlimit"
 	"firn/internal/listen"
+	"firn/internal/registry"
 	"firn/internal/session"
-	"firn/internal/slots"
 )
 
 // cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
@@ -63,7 +63,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if err != nil {
 		return session.Options{}, nil, err
 	}
-	directory := caches.Options{Keys: keys, Priority: int(cfg.Priority), Logger: log}
+	known := registry.Options{Keys: keys, Priority: int(cfg.Priority), Logger: log}
 	if cfg.Store != config.StoreOff {
 		local, err := existingStore(ctx, cfg, log)
 		if err != nil {
@@ -71,20 +71,20 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		}
 		if local != nil {
 			closers = append(closers, local.Close)
-			directory.Local = local
+			known.Local = local
 		}
 	}
-	if err := prepare(ctx, kept, directory.Local); err != nil {
+	if err := prepare(ctx, kept, known.Local); err != nil {
 		return session.Options{}, nil, err
 	}
-	all, err := caches.New(ctx, kept.catalog, kept.Depot, directory)
+	all, err := registry.New(ctx, kept.catalog, kept.Depot, known)
 	if err != nil {
 		return session.Options{}, nil, err
 	}
 	if _, err := all.ByName(ctx, f.Cache); err != nil {
 		return session.Options{}, nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", f.Cache)
 	}
-	rooms := slots.New(sshRooms)
+	rooms := fairlimit.New(sshRooms)
 	return session.Options{
 		Behind:  session.NewBehind(),
 		Room:    func() (func(), bool) { return rooms.TryTake() },

@@ -15,11 +15,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/cache"
-	"firn/internal/caches"
+	"firn/internal/catalog"
 	"firn/internal/certs"
 	"firn/internal/config"
-	"firn/internal/depot/catalog"
 	"firn/internal/listen"
+	"firn/internal/registry"
 	"firn/internal/server"
 	"firn/internal/service"
 )
@@ -166,7 +166,7 @@ func serveHTTP(ctx context.Context, group *errgroup.Group, door *server.Server, 
 }
 
 // certify gets certificates for the host names of all caches, and renews them, until ctx ends.
-func certify(ctx context.Context, c *certs.Certs, all *caches.Directory) error {
+func certify(ctx context.Context, c *certs.Certs, all *registry.Registry) error {
 	ticker := time.NewTicker(certificateInterval)
 	defer ticker.Stop()
 	for {

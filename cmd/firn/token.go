@@ -17,7 +17,7 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }

@@ -10,9 +10,9 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/caches"
 	"firn/internal/config"
 	"firn/internal/depot"
+	"firn/internal/registry"
 	"firn/nix"
 )
 
@@ -128,7 +128,7 @@ func (c *verifyCommand) incomplete(ctx context.Context, d *openedDepot, path nix
 		return nil, err
 	}
 	log := slog.New(slog.DiscardHandler) // what is found is printed
-	opts := caches.Options{Logger: log}
+	opts := registry.Options{Logger: log}
 	if cfg.Store != config.StoreOff {
 		store, err := existingStore(ctx, cfg, log)
 		if err != nil {
@@ -139,11 +139,11 @@ func (c *verifyCommand) incomplete(ctx context.Context, d *openedDepot, path nix
 			opts.Local = store
 		}
 	}
-	directory, err := caches.New(ctx, d.catalog, d.Depot, opts)
+	loaded, err := registry.New(ctx, d.catalog, d.Depot, opts)
 	if err != nil {
 		return nil, err
 	}
-	all, err := directory.All(ctx)
+	all, err := loaded.All(ctx)
 	if err != nil {
 		return nil, err
 	}

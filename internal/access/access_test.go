@@ -15,8 +15,8 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 )
 
 // counted is a catalog that counts questions, and can fail.

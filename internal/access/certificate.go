@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 // maxChain bounds the certificates that are looked at of those that a client shows.

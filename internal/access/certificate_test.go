@@ -16,8 +16,8 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
+	"firn/internal/catalog"
+	"firn/internal/catalog/catalogtest"
 )
 
 // issued is a certificate with its key.

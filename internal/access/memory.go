@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 // maxKnown bounds the principals that are remembered, of some kilobytes each at the most.

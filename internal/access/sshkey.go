@@ -13,7 +13,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 const (

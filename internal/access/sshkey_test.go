@@ -16,7 +16,7 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 var onMain = []catalog.Grant{{Pattern: "main", Rights: uint8(cache.Push)}}

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 const (

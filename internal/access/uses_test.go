@@ -11,7 +11,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/access"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 // noting counts what is written.

@@ -24,7 +24,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 const (
@@ -137,7 +137,7 @@ func (l *Log) Begin(c Client) *Session {
 func (l *Log) Join(c Client) *Session {
 	c = c.bounded()
 	key := c
-	key.Remote = slots.Place(c.Remote)
+	key.Remote = fairlimit.Place(c.Remote)
 	now := l.now()
 	l.mu.Lock()
 	s := l.sessions[key]

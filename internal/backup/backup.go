@@ -22,9 +22,9 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"firn/internal/catalog/sqlite"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
-	"firn/internal/depot/catalog/sqlite"
 )
 
 // Marker is the file in a directory that says that it is a backup, and nothing else: what is in it

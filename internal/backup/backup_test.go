@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
 )
 
 // A state is a state directory with some packs, to each of which a NAR refers.

@@ -25,7 +25,7 @@ import (
 	"github.com/mholt/acmez/v3/acme"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 const (

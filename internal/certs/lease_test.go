@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"firn/internal/depot/catalog/catalogtest"
+	"firn/internal/catalog/catalogtest"
 )
 
 // TestLease: of the servers of one state, one at a time asks for the certificate of a host. The

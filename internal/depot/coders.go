@@ -7,7 +7,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
-	"firn/internal/depot/chunk"
+	"firn/internal/chunk"
 )
 
 // coders compress and decompress, for everyone at once.

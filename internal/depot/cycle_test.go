@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
 	"firn/internal/depot"
-	"firn/internal/depot/catalog"
 	"firn/nix"
 )
 
@@ -15,7 +15,7 @@ import (
 // cycle.
 func TestCycleThroughWithheld(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
-	c, err := cache.New([]cache.Source{t.Part}, cache.Options{Sink: t.Part, AllowMissingReferences: true})
+	c, err := cache.New([]cache.Source{t.View}, cache.Options{Sink: t.View, AllowMissingReferences: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,7 @@
 //	info, err := part.Publish(ctx, info)  // and now seen
 //	nar, err := part.OpenCompressed(ctx, info)
 //
-// A NAR is cut into chunks ([firn/internal/depot/chunk]), each of which becomes one zstd frame; new frames of an upload
+// A NAR is cut into chunks ([firn/internal/chunk]), each of which becomes one zstd frame; new frames of an upload
 // go into one pack, a blob. The recipe of the NAR says where its frames lie, in order, and these frames one after the
 // other are the compressed NAR, so nothing is left to do when it is served. docs/format.md describes all of it.
 //
@@ -27,8 +27,8 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
 	"firn/internal/depot/blob"
-	"firn/internal/depot/catalog"
 	"firn/internal/lru"
 	"firn/nix"
 )
@@ -114,12 +114,12 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 func (d *Depot) Close() error { return d.packs.close() }
 
 // For returns the part of the depot that a cache sees. It reads only ID and StoreDir of the record.
-func (d *Depot) For(c *catalog.Cache) *Part {
-	return &Part{d: d, id: c.ID, dir: c.StoreDir, seen: lru.NewCache[nix.PathHash, sighting](maxSeen)}
+func (d *Depot) For(c *catalog.Cache) *View {
+	return &View{d: d, id: c.ID, dir: c.StoreDir, seen: lru.NewCache[nix.PathHash, sighting](maxSeen)}
 }
 
-// Part is the part of a depot that one cache sees. It is safe for concurrent use.
-type Part struct {
+// View is the part of a depot that one cache sees. It is safe for concurrent use.
+type View struct {
 	d    *Depot
 	id   catalog.CacheID
 	dir  nix.StoreDir
@@ -130,35 +130,35 @@ type Part struct {
 }
 
 var (
-	_ cache.CompressedSink = (*Part)(nil)
-	_ cache.Measured       = (*Part)(nil)
-	_ cache.Versioned      = (*Part)(nil)
-	_ cache.ListingWriter  = (*Part)(nil)
-	_ cache.Logger         = (*Part)(nil)
-	_ cache.Realiser       = (*Part)(nil)
-	_ cache.Checker        = (*Part)(nil)
-	_ cache.Verifier       = (*Part)(nil)
-	_ cache.Awaited        = (*Part)(nil)
-	_ cache.DebugInformer  = (*Part)(nil)
+	_ cache.CompressedSink = (*View)(nil)
+	_ cache.Measured       = (*View)(nil)
+	_ cache.Versioned      = (*View)(nil)
+	_ cache.ListingWriter  = (*View)(nil)
+	_ cache.Logger         = (*View)(nil)
+	_ cache.Realiser       = (*View)(nil)
+	_ cache.Checker        = (*View)(nil)
+	_ cache.Verifier       = (*View)(nil)
+	_ cache.Awaited        = (*View)(nil)
+	_ cache.DebugInformer  = (*View)(nil)
 
-	_ cache.ReferenceTracker = (*Part)(nil)
+	_ cache.ReferenceTracker = (*View)(nil)
 )
 
 // Name returns "depot".
-func (p *Part) Name() string { return "depot" }
+func (p *View) Name() string { return "depot" }
 
 // StoreDir returns the store directory of the cache.
-func (p *Part) StoreDir() nix.StoreDir { return p.dir }
+func (p *View) StoreDir() nix.StoreDir { return p.dir }
 
 // Version changes with every commit to the catalog. It is not to be told while the packs are not
 // there, so that nothing is answered from memory.
-func (p *Part) Version(context.Context) (uint64, bool) {
+func (p *View) Version(context.Context) (uint64, bool) {
 	version, ok := p.d.catalog.Version()
 	return version, ok && !p.d.absence.known.Load()
 }
 
 // Check asks the catalog, and whether the packs are there.
-func (p *Part) Check(ctx context.Context) error {
+func (p *View) Check(ctx context.Context) error {
 	err := p.d.catalog.Check(ctx)
 	if err == nil {
 		err = p.d.look(ctx)
@@ -167,13 +167,13 @@ func (p *Part) Check(ctx context.Context) error {
 }
 
 // Room is that of the depot, which all caches share.
-func (p *Part) Room(ctx context.Context) (free, all int64, err error) { return p.d.Room(ctx) }
+func (p *View) Room(ctx context.Context) (free, all int64, err error) { return p.d.Room(ctx) }
 
 // Verified returns how many NARs were compared with their hashes while they were sent, in all caches.
-func (p *Part) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
+func (p *View) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
 
 // IsThere reports whether something is or was published.
-func (p *Part) IsThere() bool {
+func (p *View) IsThere() bool {
 	if p.there.Load() {
 		return true
 	}

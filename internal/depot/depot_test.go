@@ -19,11 +19,11 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/catalog"
+	"firn/internal/catalog/catalogtest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
 	blobdir "firn/internal/depot/blob/dir"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -31,7 +31,7 @@ import (
 // fixture is a depot with a few paths for the suite of sources.
 func fixture(tb testing.TB) cachetest.Fixture {
 	t := newTester(tb, depot.Options{})
-	f := cachetest.Fixture{Source: t.Part, Logs: map[nix.StorePath][]byte{}}
+	f := cachetest.Fixture{Source: t.View, Logs: map[nix.StorePath][]byte{}}
 	for i, text := range []string{"hello", "", strings.Repeat("firn\n", 1_000_000), string(noise(3_000_000, 1))} {
 		p := cachetest.NewPath(tb, nix.DefaultStoreDir, fmt.Sprint("path-", i), text)
 		if _, err := t.Receive(tb.Context(), cache.Upload{NAR: bytes.NewReader(p.NAR)}); err != nil {
@@ -65,7 +65,7 @@ func TestSource(t *testing.T) {
 }
 
 func TestSink(t *testing.T) {
-	cachetest.TestSink(t, func(tb testing.TB) cache.Sink { return newTester(tb, depot.Options{}).Part })
+	cachetest.TestSink(t, func(tb testing.TB) cache.Sink { return newTester(tb, depot.Options{}).View })
 }
 
 // shapes are NARs of many shapes.

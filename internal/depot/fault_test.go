@@ -10,10 +10,10 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/catalog"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
 	"firn/nix"
 	"firn/nix/nar"
 )

@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/nix"
 )
 
@@ -22,7 +22,7 @@ func traceKey(drv nix.StorePath, output string) string {
 }
 
 // Realisation returns what was kept of an output.
-func (p *Part) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
+func (p *View) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
 	text, err := p.d.catalog.File(ctx, p.id, realisationKey(id))
 	if err != nil {
 		return nil, failure(fmt.Sprintf("find realisation %v", id), err)
@@ -31,7 +31,7 @@ func (p *Part) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Real
 }
 
 // BuildTrace returns what was kept of an output.
-func (p *Part) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
+func (p *View) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
 	text, err := p.d.catalog.File(ctx, p.id, traceKey(drv, output))
 	if err != nil {
 		return nil, failure(fmt.Sprintf("find build trace of %v!%s", drv, output), err)
@@ -40,7 +40,7 @@ func (p *Part) BuildTrace(ctx context.Context, drv nix.StorePath, output string)
 }
 
 // PutRealisation keeps a realisation, or adds its signatures to the one that says the same.
-func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation, b cache.Basis) error {
+func (p *View) PutRealisation(ctx context.Context, r *nix.Realisation, b cache.Basis) error {
 	err := p.update(ctx, realisationKey(r.ID), r.OutPath, b, func(text []byte) ([]byte, error) {
 		if text == nil {
 			return encodeJSON(r)
@@ -62,7 +62,7 @@ func (p *Part) PutRealisation(ctx context.Context, r *nix.Realisation, b cache.B
 }
 
 // PutBuildTrace keeps a build trace, or adds its signatures to the one that says the same.
-func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Basis) error {
+func (p *View) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Basis) error {
 	err := p.update(ctx, traceKey(t.Drv, t.Output), t.OutPath, b, func(text []byte) ([]byte, error) {
 		if text == nil {
 			return encodeJSON(t)
@@ -85,7 +85,7 @@ func (p *Part) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Bas
 
 // update changes what is kept under a key, which says that a path was built, to what change makes
 // of it, as [catalog.Files] says.
-func (p *Part) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
+func (p *View) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
 	var refused error
 	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, catalog.Basis(b), func(old []byte) (text []byte, _ error) {
 		text, refused = change(old)

@@ -12,10 +12,10 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	blobs "firn/internal/depot/blob/dir"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -61,7 +61,7 @@ func TestPythonReads(t *testing.T) {
 }
 
 // openOnDisk opens a depot as the server has it, and what a cache sees of it.
-func openOnDisk(t *testing.T, path string) *depot.Part {
+func openOnDisk(t *testing.T, path string) *depot.View {
 	t.Helper()
 	cat, err := sqlite.Open(t.Context(), filepath.Join(path, "catalog.db"), sqlite.Options{})
 	if err != nil {

@@ -7,8 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"firn/internal/catalog"
 	"firn/internal/depot/blob"
-	"firn/internal/depot/catalog"
 )
 
 const (

@@ -10,9 +10,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"firn/internal/catalog"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
 )
 
 // slowCounts is a catalog in which counting takes some time of the clock.

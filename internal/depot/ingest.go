@@ -11,9 +11,9 @@ import (
 	"sync"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
+	"firn/internal/chunk"
 	"firn/internal/depot/blob"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/chunk"
 	"firn/nix"
 	"firn/nix/nar"
 )

@@ -8,9 +8,9 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
+	"firn/internal/catalog/catalogtest"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 )
 

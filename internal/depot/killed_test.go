@@ -23,10 +23,10 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	blobdir "firn/internal/depot/blob/dir"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
 )
 
 const (
@@ -214,7 +214,7 @@ func (k *killing) check() {
 	if err != nil {
 		k.Fatal(err)
 	}
-	parts := make(map[string]*depot.Part)
+	parts := make(map[string]*depot.View)
 	for _, c := range all {
 		parts[c.Name] = t.depot.For(c)
 	}
@@ -457,7 +457,7 @@ func useCaches(t *tester) {
 		own := *t
 		name := fmt.Sprintf("team-%d-%d", os.Getpid(), i)
 		fmt.Println("make", name)
-		own.record, own.Part = t.cache(name)
+		own.record, own.View = t.cache(name)
 		fmt.Println("made", name)
 		w := killedWorker{tester: &own, name: name, random: rand.New(rand.NewPCG(uint64(os.Getpid()), 100))}
 		for range 1 + w.random.IntN(5) {

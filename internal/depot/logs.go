@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/nix"
 )
 
@@ -41,7 +41,7 @@ func newLogRooms() logRooms {
 }
 
 // PutLog keeps a build log, compressed.
-func (p *Part) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
+func (p *View) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
 	in := incoming{d: p.d}
 	defer in.close()
 	err := in.read(ctx, log)
@@ -133,7 +133,7 @@ func (in *incoming) close() {
 }
 
 // OpenLog opens a build log. How many may be open depends on their sizes; one more is ErrUnavailable.
-func (p *Part) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error) {
+func (p *View) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error) {
 	if err := p.d.logs.reading.Acquire(ctx, maxLogKept); err != nil {
 		return nil, fmt.Errorf("open log of %v: %w", drv, context.Cause(ctx))
 	}

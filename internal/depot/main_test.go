@@ -19,11 +19,11 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/sqlite"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -42,7 +42,7 @@ type tester struct {
 	blobs   blob.Store
 	depot   *depot.Depot
 	record  *catalog.Cache
-	*depot.Part
+	*depot.View
 }
 
 // Name is that of the test, and not that of the source.
@@ -56,7 +56,7 @@ func newTesterOn(tb testing.TB, cat catalog.Catalog, blobs blob.Store, opts depo
 	tb.Helper()
 	t := &tester{TB: tb, catalog: cat, blobs: blobs, depot: depot.New(cat, blobs, opts)}
 	tb.Cleanup(t.close)
-	t.record, t.Part = t.main()
+	t.record, t.View = t.main()
 	return t
 }
 
@@ -75,7 +75,7 @@ func (t *tester) close() {
 }
 
 // main returns the cache that there always is, which may be there already.
-func (t *tester) main() (*catalog.Cache, *depot.Part) {
+func (t *tester) main() (*catalog.Cache, *depot.View) {
 	t.Helper()
 	all, err := t.catalog.Caches(t.Context())
 	if err != nil {
@@ -88,7 +88,7 @@ func (t *tester) main() (*catalog.Cache, *depot.Part) {
 }
 
 // cache adds a cache.
-func (t *tester) cache(name string) (*catalog.Cache, *depot.Part) {
+func (t *tester) cache(name string) (*catalog.Cache, *depot.View) {
 	t.Helper()
 	c := &catalog.Cache{
 		Name: name, StoreDir: nix.DefaultStoreDir, Sources: []string{catalog.SourceDepot},

@@ -10,8 +10,8 @@ import (
 	"sync/atomic"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
 	"firn/internal/depot/blob"
-	"firn/internal/depot/catalog"
 )
 
 // A pack may be missing, or shorter than it was. What needs it is withheld then, as if it were

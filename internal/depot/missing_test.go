@@ -43,7 +43,7 @@ func (h *house) again() {
 		h.Fatal(err)
 	}
 	h.depot = depot.New(h.catalog, h.blobs, depot.Options{Logger: slog.New(slog.NewTextHandler(h.logs, nil))})
-	h.record, h.Part = h.main()
+	h.record, h.View = h.main()
 }
 
 // file returns the path of the pack that was added since the others.

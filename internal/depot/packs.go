@@ -9,7 +9,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/depot/blob"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 // packs opens packs, and leaves those that were read last open for the next reader. Beside these,
@@ -35,7 +35,7 @@ type pack struct {
 }
 
 func newPacks(blobs blob.Store) *packs {
-	return &packs{blobs: blobs, maxIdle: slots.OfProcess().IdlePacks, opened: make(map[string]*pack), pinned: make(map[string]int)}
+	return &packs{blobs: blobs, maxIdle: fairlimit.OfProcess().IdlePacks, opened: make(map[string]*pack), pinned: make(map[string]int)}
 }
 
 var errClosed = errors.New("the depot is closed")

@@ -9,12 +9,12 @@ import (
 )
 
 var (
-	_ cache.PathLister = (*Part)(nil)
-	_ cache.FileLister = (*Part)(nil)
+	_ cache.PathLister = (*View)(nil)
+	_ cache.FileLister = (*View)(nil)
 )
 
 // Paths iterates over what is published in the cache, without what is damaged.
-func (p *Part) Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error] {
+func (p *View) Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error] {
 	return func(yield func(*nix.PathInfo, error) bool) {
 		for path, err := range p.d.catalog.AllPaths(ctx, p.id, nix.PathHash{}, false) {
 			if err != nil {
@@ -29,7 +29,7 @@ func (p *Part) Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error] {
 }
 
 // Files iterates over the names of logs, realisations and build traces, which are their keys.
-func (p *Part) Files(ctx context.Context, prefix string) iter.Seq2[string, error] {
+func (p *View) Files(ctx context.Context, prefix string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		for key, err := range p.d.catalog.AllFiles(ctx, p.id, prefix) {
 			if err != nil {

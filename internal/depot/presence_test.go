@@ -67,7 +67,7 @@ func TestPresence(tt *testing.T) {
 			t := newTesterOn(tt, newCatalog(tt), l, depot.Options{})
 			_, other := t.cache("other")
 			_, third := t.cache("third")
-			send := func(to *depot.Part, url string) func() {
+			send := func(to *depot.View, url string) func() {
 				return func() {
 					if _, err := to.Receive(t.Context(), cache.Upload{URL: url, NAR: bytes.NewReader(nar)}); err != nil {
 						t.Fatal(err)
@@ -136,7 +136,7 @@ func TestPresenceByVerification(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
 	_, other := t.cache("other")
 	nar := archive(tt, file("", text(100_000, 1)))
-	read := func(part *depot.Part) int64 {
+	read := func(part *depot.View) int64 {
 		t.Helper()
 		got, err := part.Receive(t.Context(), cache.Upload{URL: "nar/a.nar", NAR: bytes.NewReader(nar)})
 		if err != nil {
@@ -157,7 +157,7 @@ func TestPresenceByVerification(tt *testing.T) {
 		after, _ := part.Verified()
 		return after - before
 	}
-	if first, second := read(t.Part), read(other); first != 1 || second != 1 {
+	if first, second := read(t.View), read(other); first != 1 || second != 1 {
 		t.Errorf("verified %d times for the first cache, %d for the second, want once for each", first, second)
 	}
 }

@@ -8,13 +8,13 @@ import (
 	"strings"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/nix"
 	"firn/nix/nar"
 )
 
 // Received returns what was kept from an upload. One that is damaged by now was not: it should be sent again.
-func (p *Part) Received(ctx context.Context, url string) (cache.Received, error) {
+func (p *View) Received(ctx context.Context, url string) (cache.Received, error) {
 	u, err := p.d.catalog.Upload(ctx, p.id, url)
 	if err != nil {
 		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
@@ -34,7 +34,7 @@ func (p *Part) Received(ctx context.Context, url string) (cache.Received, error)
 }
 
 // Renew begins the grace of an upload anew.
-func (p *Part) Renew(ctx context.Context, url string) error {
+func (p *View) Renew(ctx context.Context, url string) error {
 	u, err := p.d.catalog.Upload(ctx, p.id, url)
 	if err == nil {
 		err = p.d.catalog.AddUpload(ctx, u)
@@ -46,7 +46,7 @@ func (p *Part) Renew(ctx context.Context, url string) error {
 }
 
 // OpenReceived opens a NAR that Received returned, to be decompressed while it is sent.
-func (p *Part) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
+func (p *View) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
 	k, err := p.own(ctx, r.NARHash)
 	if err != nil {
 		return nil, fmt.Errorf("open NAR %v: %w", r.NARHash, err)
@@ -55,7 +55,7 @@ func (p *Part) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, e
 }
 
 // OpenReceivedCompressed opens the frames of a NAR that Received returned.
-func (p *Part) OpenReceivedCompressed(ctx context.Context, r cache.Received) (cache.NAR, string, error) {
+func (p *View) OpenReceivedCompressed(ctx context.Context, r cache.Received) (cache.NAR, string, error) {
 	k, err := p.own(ctx, r.NARHash)
 	if err != nil {
 		return nil, "", fmt.Errorf("open NAR %v: %w", r.NARHash, err)
@@ -64,7 +64,7 @@ func (p *Part) OpenReceivedCompressed(ctx context.Context, r cache.Received) (ca
 }
 
 // own finds a NAR that was sent to this cache. Of others, it does not tell whether they are there.
-func (p *Part) own(ctx context.Context, hash nix.Hash) (*kept, error) {
+func (p *View) own(ctx context.Context, hash nix.Hash) (*kept, error) {
 	if hash.Algorithm() != nix.SHA256 {
 		return nil, fmt.Errorf("%w: it is no SHA-256", cache.ErrNotFound)
 	}
@@ -83,7 +83,7 @@ func (p *Part) own(ctx context.Context, hash nix.Hash) (*kept, error) {
 }
 
 // Publish makes a path visible, together with the debug info that lies in its NAR.
-func (p *Part) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
+func (p *View) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
 	there, err := p.publish(ctx, info, b, elsewhere)
 	if err != nil {
 		return nil, fmt.Errorf("publish %v: %w", info.Path, err)
@@ -91,7 +91,7 @@ func (p *Part) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 	return there, nil
 }
 
-func (p *Part) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
+func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
 	k, err := p.own(ctx, info.NARHash)
 	if err == nil {
 		err = p.d.checkIntact(ctx, k.hash, k.recipe)
@@ -118,24 +118,24 @@ func (p *Part) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 }
 
 // Endorse keeps signatures of a path that another source has.
-func (p *Part) Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
+func (p *View) Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
 	return failure("keep signatures", p.d.catalog.Endorse(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()), sigs))
 }
 
 // Endorsements returns what was pushed of a path that another source has.
-func (p *Part) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error) {
+func (p *View) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error) {
 	sigs, fields, err := p.d.catalog.Endorsements(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()))
 	return sigs, fields, failure("look up signatures", err)
 }
 
 // Basis returns what is compared when something is kept.
-func (p *Part) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
+func (p *View) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
 	b, err := p.d.catalog.Basis(ctx, p.id, hash)
 	return cache.Basis(b), failure("look up references to "+hash.String(), err)
 }
 
 // References returns what published paths refer to.
-func (p *Part) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+func (p *View) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
 	return func(yield func(cache.Referrer, error) bool) {
 		for r, err := range p.d.catalog.References(ctx, p.id, hashes) {
 			if !yield(cache.Referrer(r), failure("look up references", err)) {
@@ -146,7 +146,7 @@ func (p *Part) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[
 }
 
 // DanglingReferences iterates over what published paths refer to and is not published itself.
-func (p *Part) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference, error] {
+func (p *View) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference, error] {
 	return func(yield func(cache.Reference, error) bool) {
 		for r, err := range p.d.catalog.DanglingReferences(ctx, p.id) {
 			if err != nil {
@@ -161,7 +161,7 @@ func (p *Part) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference
 }
 
 // WithheldPaths iterates over what is published and damaged.
-func (p *Part) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
+func (p *View) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
 		for path, err := range p.d.catalog.WithheldPaths(ctx, p.id) {
 			if !yield(path, failure("list withheld paths", err)) || err != nil {
@@ -217,7 +217,7 @@ func buildID(h *nar.Header) (string, bool) {
 func isBuildID(s string) bool { return len(s) == 40 && strings.Trim(s, "0123456789abcdef") == "" }
 
 // DebugInfo returns where the debug information of a build ID is.
-func (p *Part) DebugInfo(ctx context.Context, buildID string) (nix.PathHash, string, error) {
+func (p *View) DebugInfo(ctx context.Context, buildID string) (nix.PathHash, string, error) {
 	if !isBuildID(buildID) {
 		return nix.PathHash{}, "", fmt.Errorf("find build ID %q: %w", buildID, cache.ErrNotFound)
 	}

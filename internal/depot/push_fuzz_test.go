@@ -7,10 +7,10 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
+	"firn/internal/catalog/catalogtest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 )
 
@@ -53,7 +53,7 @@ func FuzzPush(f *testing.F) {
 		t := newTesterOn(tt, catalogtest.NewMemory(nil), blobtest.NewMemory(), depot.Options{})
 		hidden, private := t.cache("private")
 		known := map[nix.PathHash][]byte{t.push(there).Path.Hash(): there}
-		(&tester{TB: tt, catalog: t.catalog, blobs: t.blobs, depot: t.depot, record: hidden, Part: private}).push(secret)
+		(&tester{TB: tt, catalog: t.catalog, blobs: t.blobs, depot: t.depot, record: hidden, View: private}).push(secret)
 
 		u := cache.Upload{URL: url}
 		if how&fuzzKnown != 0 {
@@ -85,7 +85,7 @@ func FuzzPush(f *testing.F) {
 			if how&fuzzURL != 0 {
 				n.URL = url
 			}
-			c, err := cache.New([]cache.Source{t.Part}, cache.Options{Name: "main", Sink: t.Part, AllowMissingReferences: how&fuzzPartial != 0 && i == 0})
+			c, err := cache.New([]cache.Source{t.View}, cache.Options{Name: "main", Sink: t.View, AllowMissingReferences: how&fuzzPartial != 0 && i == 0})
 			if err != nil {
 				t.Fatal(err)
 			}

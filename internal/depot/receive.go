@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/nix"
 )
 
@@ -14,7 +14,7 @@ import (
 //
 // The order is that of the promises: the NAR is parsed and hashed to its end, what the client said of it is checked,
 // the pack becomes durable, and only then the catalog hears of it.
-func (p *Part) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
+func (p *View) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
 	r, err := p.receive(ctx, u)
 	if err != nil {
 		return cache.Received{}, fmt.Errorf("receive NAR %q: %w", u.URL, full(err))
@@ -22,7 +22,7 @@ func (p *Part) Receive(ctx context.Context, u cache.Upload) (cache.Received, err
 	return r, nil
 }
 
-func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, err error) {
+func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, err error) {
 	if u.NARSize > p.d.opts.MaxNARSize {
 		return r, cache.Refuse(cache.ErrTooLarge, "this NAR has more than %d bytes", p.d.opts.MaxNARSize)
 	}
@@ -80,7 +80,7 @@ func (p *Part) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 
 // leadsTo returns a whole NAR that this cache leads to, or nil.
 // What only other caches have costs as much as if nobody had it.
-func (p *Part) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
+func (p *View) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
 	n, err := p.d.catalog.NAR(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, nil
@@ -108,7 +108,7 @@ func (p *Part) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, err
 }
 
 // again adds an upload of a NAR that this cache leads to, and returns whether it does.
-func (p *Part) again(ctx context.Context, u *catalog.Upload) (bool, error) {
+func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
 	n, err := p.leadsTo(ctx, u.NARHash)
 	if n == nil {
 		return false, err
@@ -122,7 +122,7 @@ func (p *Part) again(ctx context.Context, u *catalog.Upload) (bool, error) {
 }
 
 // add keeps what was ingested.
-func (p *Part) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
+func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
 	if err := in.end(); err != nil {
 		return err
 	}

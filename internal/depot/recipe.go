@@ -9,8 +9,8 @@ import (
 	"fmt"
 	"sort"
 
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/chunk"
+	"firn/internal/catalog"
+	"firn/internal/chunk"
 )
 
 const (

@@ -7,8 +7,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/chunk"
+	"firn/internal/catalog"
+	"firn/internal/chunk"
 )
 
 // drawPlaces draws where the frames of a NAR lie, in the given number of packs.

@@ -1,7 +1,7 @@
 package depot
 
 import (
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 )
 
 // maxRelocations is how often a NAR is told anew where its chunks lie, which takes a pack that is rewritten just then each time.

@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
 	"firn/nix"
 )
 

@@ -4,7 +4,7 @@ import (
 	"context"
 	"sync"
 
-	"firn/internal/depot/chunk"
+	"firn/internal/chunk"
 )
 
 const (

@@ -10,7 +10,7 @@ import (
 	"sync/atomic"
 
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/internal/lru"
 	"firn/nix"
 	"firn/nix/nar"
@@ -80,7 +80,7 @@ func (d *Depot) whole(ctx context.Context, hash catalog.Sum) (*kept, error) {
 }
 
 // PathInfo returns what was published.
-func (p *Part) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
 	path, _, err := p.look(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, missError{hash}
@@ -95,7 +95,7 @@ func (p *Part) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 }
 
 // look asks the catalog for a path, and remembers what else it says of it: who asks for a path info asks for that next.
-func (p *Part) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sighting, error) {
+func (p *View) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sighting, error) {
 	version, ok := p.d.catalog.Version()
 	path, err := p.d.catalog.Path(ctx, p.id, hash)
 	if err != nil {
@@ -109,7 +109,7 @@ func (p *Part) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sigh
 }
 
 // sight returns what is published now under the path hash of a path info that this part gave, if it is still the same.
-func (p *Part) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) {
+func (p *View) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) {
 	if info.NARHash.Algorithm() != nix.SHA256 {
 		return sighting{}, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
 	}
@@ -135,7 +135,7 @@ func (e missError) Error() string { return fmt.Sprintf("look up path hash %v: no
 func (e missError) Unwrap() error { return cache.ErrNotFound }
 
 // published returns the NAR of a path info that this part gave, if it is still published.
-func (p *Part) published(ctx context.Context, info *nix.PathInfo) (*kept, error) {
+func (p *View) published(ctx context.Context, info *nix.PathInfo) (*kept, error) {
 	s, err := p.sight(ctx, info)
 	if err != nil {
 		return nil, err
@@ -148,7 +148,7 @@ func (p *Part) published(ctx context.Context, info *nix.PathInfo) (*kept, error)
 }
 
 // Listing returns the listing of a published path.
-func (p *Part) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
+func (p *View) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
 	k, err := p.published(ctx, info)
 	if err != nil {
 		return nil, err
@@ -161,7 +161,7 @@ func (p *Part) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, e
 }
 
 // WriteListing writes the listing of a published path as JSON. In memory is only the form in which it is kept, which takes a tenth.
-func (p *Part) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
+func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	k, err := p.published(ctx, info)
 	if err != nil {
 		return err
@@ -189,10 +189,10 @@ func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, er
 }
 
 // Compression returns zstd.
-func (p *Part) Compression() nix.Compression { return nix.Zstd }
+func (p *View) Compression() nix.Compression { return nix.Zstd }
 
 // StatCompressed returns the size of the frames of a NAR, and a tag that is another one if they are others.
-func (p *Part) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, string, error) {
+func (p *View) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, string, error) {
 	s, err := p.sight(ctx, info)
 	if err != nil {
 		return 0, "", err
@@ -208,7 +208,7 @@ func (p *Part) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, s
 }
 
 // OpenCompressed opens the frames of a NAR.
-func (p *Part) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
+func (p *View) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
 	k, err := p.published(ctx, info)
 	if err != nil {
 		return nil, err
@@ -217,7 +217,7 @@ func (p *Part) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NA
 }
 
 // OpenNAR opens a NAR, to be decompressed while it is sent.
-func (p *Part) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
+func (p *View) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
 	k, err := p.published(ctx, info)
 	if err != nil {
 		return nil, err
@@ -233,7 +233,7 @@ type opened struct {
 	closed bool
 }
 
-func (p *Part) open(k *kept) opened {
+func (p *View) open(k *kept) opened {
 	p.d.packs.pin(k.packs)
 	return opened{d: p.d, cache: p.id, kept: k}
 }

@@ -16,10 +16,10 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/catalog"
+	"firn/internal/catalog/catalogtest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
 	"firn/nix"
 )
 

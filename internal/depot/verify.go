@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"firn/internal/depot/catalog"
+	"firn/internal/catalog"
 	"firn/nix"
 )
 

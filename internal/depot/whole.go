@@ -11,8 +11,8 @@ import (
 	"iter"
 	"syscall"
 
+	"firn/internal/catalog"
 	"firn/internal/depot/blob"
-	"firn/internal/depot/catalog"
 	"firn/nix/nar"
 )
 

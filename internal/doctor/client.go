@@ -10,7 +10,7 @@ import (
 	"strings"
 	"time"
 
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/internal/remote"
 )
 
@@ -111,7 +111,7 @@ func (e *examination) small(ctx context.Context, q request, limit int) (*answer,
 	if q.method == http.MethodHead {
 		return a, nil
 	}
-	plain, err := codec.DecodeEncoding(ctx, res.Header.Get("Content-Encoding"), res.Body, e.limits)
+	plain, err := decompress.DecodeEncoding(ctx, res.Header.Get("Content-Encoding"), res.Body, e.limits)
 	if err != nil {
 		return nil, fmt.Errorf("it comes with Content-Encoding: %s, which was not asked for", shown(res.Header.Get("Content-Encoding")))
 	}

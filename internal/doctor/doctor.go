@@ -20,7 +20,7 @@ import (
 	"time"
 	"unicode"
 
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/internal/remote"
 	"firn/nix"
 )
@@ -125,7 +125,7 @@ func worst(good Finding, complaints []Finding) Finding {
 type examination struct {
 	opts   Options
 	site   remote.Site
-	limits *codec.Limits
+	limits *decompress.Limits
 	client *client
 
 	proxy     string      // which requests go through; "": none
@@ -304,7 +304,7 @@ func Examine(ctx context.Context, at string, opts Options) ([]Finding, error) {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
-	e := &examination{opts: opts, site: site, limits: codec.NewLimits(codec.Options{})}
+	e := &examination{opts: opts, site: site, limits: decompress.NewLimits(decompress.Options{})}
 	e.client = newClient(site, opts)
 	defer e.client.close()
 	findings := make([]Finding, 0, len(checks))

@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -114,7 +114,7 @@ func (e *examination) read(ctx context.Context, d *download, body io.Reader) {
 	d.file.from, d.file.to = middle(size)
 	d.file.sum, d.nar.sum = sha256.New(), sha256.New()
 	raw := &bounded{r: body, left: e.opts.MaxSize}
-	file, err := codec.DecodeEncoding(ctx, d.header.Get("Content-Encoding"), raw, e.limits)
+	file, err := decompress.DecodeEncoding(ctx, d.header.Get("Content-Encoding"), raw, e.limits)
 	if err != nil {
 		d.err = err
 		return
@@ -130,7 +130,7 @@ func (e *examination) read(ctx context.Context, d *download, body io.Reader) {
 			d.err = raw.err
 		}
 	}()
-	plain, err := codec.Decode(ctx, e.narInfo.Compression, &d.file, e.limits)
+	plain, err := decompress.Decode(ctx, e.narInfo.Compression, &d.file, e.limits)
 	if err != nil {
 		d.plainErr = err
 		return

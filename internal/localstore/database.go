@@ -16,7 +16,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"firn/internal/cache"
-	"firn/internal/walindex"
+	"firn/internal/sqlitex"
 	"firn/nix"
 )
 
@@ -69,7 +69,7 @@ type database struct {
 	// The files that the version is read from. They are closed after SQLite's own:
 	// closing one ends all locks of this process on it.
 	file, shm  *os.File
-	header     *walindex.Header
+	header     *sqlitex.Header
 	identified atomic.Int64 // when they were last seen to be the ones at their paths, ns since opened
 	opened     time.Time
 	replaced   atomic.Bool

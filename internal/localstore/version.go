@@ -8,7 +8,7 @@ import (
 	"syscall"
 	"time"
 
-	"firn/internal/walindex"
+	"firn/internal/sqlitex"
 )
 
 // identityInterval is how long it may go unnoticed that one of the files was replaced, which
@@ -29,7 +29,7 @@ func (d *database) openVersion() error {
 	if err != nil {
 		return err
 	}
-	if d.header, err = walindex.Map(d.shm); err != nil {
+	if d.header, err = sqlitex.Map(d.shm); err != nil {
 		return err
 	}
 	if !d.identify() {

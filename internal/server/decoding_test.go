@@ -15,7 +15,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 )
 
@@ -121,8 +121,8 @@ func TestDecoderMemoryIsShared(t *testing.T) {
 				}
 				start := time.Now()
 				for _, owner := range c.held {
-					if held := t.server.memory.Held(owner); held == 0 || held > codec.Memory/2 {
-						t.Errorf("%s has %d bytes, want some, and no more than half of %d", owner, held, codec.Memory)
+					if held := t.server.memory.Held(owner); held == 0 || held > decompress.Memory/2 {
+						t.Errorf("%s has %d bytes, want some, and no more than half of %d", owner, held, decompress.Memory)
 					}
 				}
 				send := func(target string, file []byte, status int, headers ...string) {
@@ -177,7 +177,7 @@ func TestWaitsTogether(t *testing.T) {
 	path := cachetest.NewPath(t, nix.DefaultStoreDir, "small", "contents")
 	file := largeWindow(path.NAR)
 	inUploadBubble(t, Options{Uploads: 1}, func(t *uploadTester) {
-		if _, ok := t.server.memory.TryTakeN(codec.Memory); !ok {
+		if _, ok := t.server.memory.TryTakeN(decompress.Memory); !ok {
 			t.Fatal("the memory was not free")
 		}
 		first, r := t.begin("/"+cachetest.URL(t.path.NAR, ""), int64(len(t.path.NAR)), as("push-main"))

@@ -13,7 +13,7 @@ import (
 	"syscall"
 	"time"
 
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 // How slowly a client may take what is sent to it: slice bytes in patience, so 4 KiB/s averaged over four minutes.
@@ -35,11 +35,11 @@ const (
 type link struct {
 	net.Conn
 	made     time.Time
-	extended atomic.Int64       // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
-	idle     atomic.Int64       // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
-	closed   func()             // called by Close
-	head     []byte             // what was read already: Read begins with it
-	seat     *slots.Seat[*link] // nil in some tests
+	extended atomic.Int64           // when the deadline for writing was last set, in nanoseconds since made; less than 0: never
+	idle     atomic.Int64           // since when it waits for a request, or when it last heard a part of one, in nanoseconds since made; less than 0: it has one; 0: it never heard anything
+	closed   func()                 // called by Close
+	head     []byte                 // what was read already: Read begins with it
+	seat     *fairlimit.Seat[*link] // nil in some tests
 
 	reading sync.Mutex
 	wanted  time.Duration // since made: the deadline for reading; never if there is none

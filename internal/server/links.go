@@ -8,7 +8,7 @@ import (
 	"slices"
 	"sync"
 
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 // links is a listener whose connections are links. Of these there is a bounded number, over all
@@ -16,7 +16,7 @@ import (
 // the one that has been idle for the longest makes room.
 type links struct {
 	net.Listener
-	seats *slots.Seats[*link]
+	seats *fairlimit.Seats[*link]
 	owner func(net.Conn) string // whose seat a connection takes
 	close func() error          // that of the listener, once
 
@@ -24,7 +24,7 @@ type links struct {
 	open map[*link]struct{}
 }
 
-func newLinks(l net.Listener, seats *slots.Seats[*link], owner func(net.Conn) string) *links {
+func newLinks(l net.Listener, seats *fairlimit.Seats[*link], owner func(net.Conn) string) *links {
 	return &links{Listener: l, seats: seats, owner: owner, close: sync.OnceValue(l.Close), open: make(map[*link]struct{})}
 }
 
@@ -40,7 +40,7 @@ func (s *Server) ownerOf(c net.Conn) string {
 	if s.proxies.have(addr) {
 		return ""
 	}
-	return slots.Address(addr)
+	return fairlimit.Address(addr)
 }
 
 // Close may be called again: net/http and drain both do.

@@ -11,14 +11,14 @@ import (
 	"testing/synctest"
 	"time"
 
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 // When there are too many connections, the one that was idle for the longest makes room, and never one that is at work.
 func TestTooManyConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		in := make(pipes, 1)
-		ls := newLinks(in, slots.NewSeats[*link](3), func(net.Conn) string { return "" })
+		ls := newLinks(in, fairlimit.NewSeats[*link](3), func(net.Conn) string { return "" })
 		accept := func() (client net.Conn, l *link) {
 			t.Helper()
 			client, server := net.Pipe()
@@ -97,7 +97,7 @@ func (c caller) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.ParseIP(c.fr
 // clients, so it may have what is free.
 func TestConnectionsAreShared(t *testing.T) {
 	tt := newOdd(t, 0, nil)
-	tt.server.links = slots.NewSeats[*link](16)
+	tt.server.links = fairlimit.NewSeats[*link](16)
 	tt.server.proxies = Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}
 	listeners := make([]*links, 2)
 	came := make(chan *link)

@@ -39,7 +39,7 @@ type metrics struct {
 }
 
 // newMetrics returns the metrics of a server, and what the given collectors add to them, for everybody and inside.
-func newMetrics(caches cache.Directory, more, inside []prometheus.Collector) *metrics {
+func newMetrics(caches cache.Registry, more, inside []prometheus.Collector) *metrics {
 	m := &metrics{}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "firn_http_requests_in_flight",
@@ -123,7 +123,7 @@ func (m *metrics) answered(x *exchange, took time.Duration) {
 }
 
 // verifiedOf returns what the sources of the cache at the root have verified. All caches have the same sources, or fewer.
-func verifiedOf(caches cache.Directory) (right, wrong int64) {
+func verifiedOf(caches cache.Registry) (right, wrong int64) {
 	c, err := caches.ByName(context.Background(), cache.Main)
 	if err != nil {
 		return 0, 0

@@ -17,7 +17,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 )
 
@@ -185,7 +185,7 @@ func text(n *nix.NARInfo) string { return string(n.AppendText(nil)) }
 // compress returns a NAR in a container of the compression.
 func compress(t testing.TB, archive []byte, c nix.Compression) []byte {
 	t.Helper()
-	wrapped, ok := codec.Wrap(c, plainNAR(archive))
+	wrapped, ok := decompress.Wrap(c, plainNAR(archive))
 	if !ok {
 		t.Fatalf("no container of %s", c)
 	}
@@ -235,7 +235,7 @@ func TestPush(t *testing.T) {
 				t.Errorf("GET %s: not the NAR", got.URL)
 			}
 			body := p.wantGet(200, "/"+n.URL)
-			plain, err := codec.Decode(t.Context(), test.compression, bytes.NewReader(body), codec.NewLimits(codec.Options{}))
+			plain, err := decompress.Decode(t.Context(), test.compression, bytes.NewReader(body), decompress.NewLimits(decompress.Options{}))
 			if err != nil {
 				t.Fatal(err)
 			}

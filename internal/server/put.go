@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -129,7 +129,7 @@ func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
 	if len(encodings) == 1 {
 		encoding = encodings[0]
 	}
-	plain, err := codec.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, s.decoding(x))
+	plain, err := decompress.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, s.decoding(x))
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 	"net/http"
 
 	"firn/internal/cache"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 )
 
@@ -61,7 +61,7 @@ func (s *Server) putNAR(x *exchange) error {
 		u.NARHash = fileHash
 	} else {
 		in.hash = sha256.New()
-		plain, err := codec.Decode(x.r.Context(), compression, in, s.decoding(x))
+		plain, err := decompress.Decode(x.r.Context(), compression, in, s.decoding(x))
 		if err != nil {
 			return err
 		}
@@ -197,7 +197,7 @@ func (s *Server) serveReceived(x *exchange) error {
 		return x.sendNAR(kept, keptTag, cacheForever)
 	}
 	if compression != nix.None {
-		wrapped, ok := codec.Wrap(compression, n)
+		wrapped, ok := decompress.Wrap(compression, n)
 		if !ok {
 			if x.isHead() {
 				x.begin(http.StatusOK)
@@ -206,7 +206,7 @@ func (s *Server) serveReceived(x *exchange) error {
 			return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more, and that has no form without compression; its narinfo says where it is", compression)
 		}
 		closing, n, tag = wrapped, wrapped, tag+"-stored-"+string(compression)
-		x.whole = !codec.Ranges(compression)
+		x.whole = !decompress.Ranges(compression)
 	}
 	return x.sendNAR(n, tag, cacheForever)
 }

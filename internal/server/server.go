@@ -29,9 +29,9 @@ import (
 
 	"firn/internal/audit"
 	"firn/internal/cache"
-	"firn/internal/codec"
+	"firn/internal/decompress"
+	"firn/internal/fairlimit"
 	"firn/internal/logs"
-	"firn/internal/slots"
 	"firn/nix"
 )
 
@@ -81,7 +81,7 @@ type Options struct {
 	Access Authenticator
 
 	// Uploads is how many NARs and logs may be received at once, half of them of one principal or
-	// from one address; others wait. If zero, what [slots.Divide] gives them.
+	// from one address; others wait. If zero, what [fairlimit.Divide] gives them.
 	Uploads int
 
 	// MaxUpload bounds the size in bytes of what is uploaded, as sent. 64 GiB if zero.
@@ -129,7 +129,7 @@ type Authenticator interface {
 
 // Server answers HTTP requests for the caches of a directory.
 type Server struct {
-	caches   cache.Directory
+	caches   cache.Registry
 	access   Authenticator // nil: nobody is known
 	version  string
 	log      *slog.Logger
@@ -150,24 +150,24 @@ type Server struct {
 
 	listing *semaphore.Weighted // of listingMakers
 
-	links     *slots.Seats[*link] // the connections of all listeners
-	readers   *slots.Slots        // NARs that are sent
-	waiting   *slots.Slots        // requests that wait for one of the others
-	large     *slots.Slots        // of Options.Uploads
-	small     *slots.Slots        // uploads of up to maxSmall bytes, which are in memory
-	memory    *slots.Slots        // bytes of codec.Memory, for decoders
-	texts     *slots.Slots        // of textMemory, in bytes
-	logs      *slots.Slots        // of openLogs
-	listings  *slots.Slots        // of largeListings
-	streams   *slots.Slots        // of mostRequests
-	few       int64               // fewRequests
+	links     *fairlimit.Seats[*link] // the connections of all listeners
+	readers   *fairlimit.Slots        // NARs that are sent
+	waiting   *fairlimit.Slots        // requests that wait for one of the others
+	large     *fairlimit.Slots        // of Options.Uploads
+	small     *fairlimit.Slots        // uploads of up to maxSmall bytes, which are in memory
+	memory    *fairlimit.Slots        // bytes of decompress.Memory, for decoders
+	texts     *fairlimit.Slots        // of textMemory, in bytes
+	logs      *fairlimit.Slots        // of openLogs
+	listings  *fairlimit.Slots        // of largeListings
+	streams   *fairlimit.Slots        // of mostRequests
+	few       int64                   // fewRequests
 	space     *space
 	maxUpload int64
 }
 
 // New returns a server for the caches.
-func New(caches cache.Directory, opts Options) *Server {
-	files := slots.OfProcess()
+func New(caches cache.Registry, opts Options) *Server {
+	files := fairlimit.OfProcess()
 	if opts.Audit == nil {
 		opts.Audit = audit.New(audit.Options{})
 	}
@@ -189,16 +189,16 @@ func New(caches cache.Directory, opts Options) *Server {
 
 		listing: semaphore.NewWeighted(listingMakers),
 
-		links:     slots.NewSeats[*link](files.Connections),
-		readers:   slots.New(files.Readers),
-		waiting:   slots.New(files.Waiting),
-		large:     slots.New(cmp.Or(opts.Uploads, files.Uploads)),
-		small:     slots.New(files.SmallUploads),
-		memory:    slots.NewMemory(codec.Memory),
-		texts:     slots.NewMemory(textMemory),
-		logs:      slots.New(openLogs),
-		listings:  slots.New(largeListings),
-		streams:   slots.New(mostRequests),
+		links:     fairlimit.NewSeats[*link](files.Connections),
+		readers:   fairlimit.New(files.Readers),
+		waiting:   fairlimit.New(files.Waiting),
+		large:     fairlimit.New(cmp.Or(opts.Uploads, files.Uploads)),
+		small:     fairlimit.New(files.SmallUploads),
+		memory:    fairlimit.NewMemory(decompress.Memory),
+		texts:     fairlimit.NewMemory(textMemory),
+		logs:      fairlimit.New(openLogs),
+		listings:  fairlimit.New(largeListings),
+		streams:   fairlimit.New(mostRequests),
 		few:       fewRequests,
 		space:     newSpace(),
 		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),

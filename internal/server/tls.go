@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 const (
@@ -81,7 +81,7 @@ func (s *Server) admit(x *exchange, inFlight int64) (end func(), err error) {
 	if inFlight <= s.few || x.r.ProtoMajor < 2 {
 		return nil, nil
 	}
-	end, ok := s.streams.TryTake(slots.Address(s.originOf(x.r).addr))
+	end, ok := s.streams.TryTake(fairlimit.Address(s.originOf(x.r).addr))
 	if !ok {
 		return nil, fmt.Errorf("%w: too many requests at once", cache.ErrUnavailable)
 	}

@@ -27,7 +27,7 @@ import (
 	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 // certificate makes a certificate that signs itself.
@@ -133,7 +133,7 @@ func TestHTTP2(t *testing.T) {
 // However many requests one client begins over HTTP/2, and leaves unfinished, they are bounded, and others are answered.
 func TestManyRequests(t *testing.T) {
 	tt := newCaches(t, Options{Uploads: 1, Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}})
-	tt.server.few, tt.server.streams = 2, slots.New(6)
+	tt.server.few, tt.server.streams = 2, fairlimit.New(6)
 	tt.serveTLS(&tls.Config{Certificates: []tls.Certificate{certificate(t, "a")}}, &tls.Config{InsecureSkipVerify: true})
 	var waiting sync.WaitGroup
 	var ends []func() error
@@ -347,13 +347,13 @@ func TestPlainUpload(t *testing.T) {
 }
 
 // strict is a directory that knows one host name.
-type strict struct{ cache.Directory }
+type strict struct{ cache.Registry }
 
 func (s strict) ByHost(ctx context.Context, host string) (*cache.Cache, error) {
 	if host != "cache.example.org" {
 		return nil, fmt.Errorf("find cache of host: %w", cache.ErrNotFound)
 	}
-	return s.Directory.ByHost(ctx, host)
+	return s.Registry.ByHost(ctx, host)
 }
 
 func TestUnknownHost(t *testing.T) {

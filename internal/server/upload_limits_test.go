@@ -18,7 +18,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 	"firn/nix"
 )
 
@@ -249,7 +249,7 @@ func TestRefusedWhileSending(t *testing.T) {
 func TestRefusedMakesRoom(t *testing.T) {
 	for _, header := range []string{"X-No: expectation", "Expect: 100-continue"} {
 		inUploadBubble(t, Options{}, func(t *uploadTester) {
-			t.server.links = slots.NewSeats[*link](1)
+			t.server.links = fairlimit.NewSeats[*link](1)
 			t.pipe.end()
 			if err := <-t.pipe.served; err != nil {
 				t.Fatal(err)
@@ -336,8 +336,8 @@ func TestSlotsAreShared(t *testing.T) {
 func TestWaitingIsShared(t *testing.T) {
 	for _, target := range []string{"/nar/" + helloNARHash + ".nar", "/" + helloHash + ".narinfo"} {
 		inUploadBubble(t, Options{Uploads: 8}, func(t *uploadTester) {
-			t.server.small = slots.New(8)
-			t.server.waiting = slots.New(40)
+			t.server.small = fairlimit.New(8)
+			t.server.waiting = fairlimit.New(40)
 			start := time.Now()
 			refused := make(chan bool)
 			for i := range 100 {
@@ -381,7 +381,7 @@ func TestWaitingIsShared(t *testing.T) {
 // also where both come through one proxy.
 func TestReadersAreShared(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
-		t.server.readers = slots.New(8)
+		t.server.readers = fairlimit.New(8)
 		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 1<<20))
 		target := "/" + cachetest.URL(path.NAR, "")
 		conn, r := t.begin(target, int64(len(path.NAR)), as("push-main"))
@@ -575,7 +575,7 @@ func (o *opening) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR
 // not open it.
 func TestWaitingOpensNothing(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
-		t.server.readers = slots.New(8)
+		t.server.readers = fairlimit.New(8)
 		sink := &opening{Memory: cachetest.NewMemory()}
 		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
 		if err != nil {

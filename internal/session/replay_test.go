@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"firn/internal/session/conversation"
+	"firn/internal/testing/conversation"
 )
 
 // What real Nix said, recorded by TestConversations in e2e, gets the answers that it got then.

@@ -15,7 +15,7 @@ import (
 
 	"firn/internal/audit"
 	"firn/internal/cache"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 // whoKey is where the principal of a key is in the permissions.
@@ -60,7 +60,7 @@ func (s *Server) serveConn(ctx, work context.Context, n *login) {
 	}
 	defer sc.Close()
 	key := sc.Permissions.ExtraData[whoKey{}].(ssh.PublicKey)
-	owners := []string{"key " + ssh.FingerprintSHA256(key), slots.Address(remote)}
+	owners := []string{"key " + ssh.FingerprintSHA256(key), fairlimit.Address(remote)}
 	done, ok := s.open.TryTake(owners...)
 	if !ok {
 		s.counts.turnedAway.Add(1)
@@ -92,7 +92,7 @@ func (s *Server) serveConn(ctx, work context.Context, n *login) {
 // A login is a connection that has not logged in yet.
 type login struct {
 	conn      *idleConn
-	seat      *slots.Seat[*login]
+	seat      *fairlimit.Seat[*login]
 	began     time.Time
 	order     atomic.Int64 // see Spare
 	displaced atomic.Bool  // by another
@@ -101,7 +101,7 @@ type login struct {
 func (s *Server) newLogin(c *idleConn, remote netip.Addr) *login {
 	n := &login{conn: c, began: time.Now()}
 	n.order.Store(n.began.UnixNano())
-	n.seat = s.logins.Seat(slots.Address(remote), n)
+	n.seat = s.logins.Seat(fairlimit.Address(remote), n)
 	return n
 }
 

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/access"
-	"firn/internal/depot/catalog/catalogtest"
+	"firn/internal/catalog/catalogtest"
 	"firn/internal/sshd"
 )
 

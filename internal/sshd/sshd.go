@@ -25,7 +25,7 @@ import (
 
 	"firn/internal/audit"
 	"firn/internal/cache"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 )
 
 const (
@@ -72,7 +72,7 @@ type Login struct {
 	backlog *backlog // of it
 }
 
-// Owners are the names by which the places are counted that the client takes, see [slots.Slots].
+// Owners are the names by which the places are counted that the client takes, see [fairlimit.Slots].
 func (l *Login) Owners() []string { return l.owners }
 
 // Answer answers a command line that a client wants to run. It reads what the client sends to the command from conn, and writes what the client gets.
@@ -90,15 +90,15 @@ type Options struct {
 	Idle time.Duration
 	// Sessions is how many commands are answered at once, half of them of one key or from one
 	// address; others wait. Each takes about a megabyte, and up to two more when its client sends
-	// faster than can be kept. If zero, what [slots.Divide] gives them.
+	// faster than can be kept. If zero, what [fairlimit.Divide] gives them.
 	Sessions int
 	// Connections is how many there may be that have logged in, likewise; further ones are turned
 	// away. Some may wait for their turn, or for a client that builds something. If zero, what
-	// [slots.Divide] gives them.
+	// [fairlimit.Divide] gives them.
 	Connections int
 	// Logins is how many there may be that have not logged in yet, half of them from one address;
 	// the oldest that is silent makes room. Each costs some milliseconds of a core and some 100
-	// KiB. If zero, what [slots.Divide] gives them.
+	// KiB. If zero, what [fairlimit.Divide] gives them.
 	Logins int
 	// Audit is told whose key is refused. Nil: only a counter is kept.
 	Audit *audit.Log
@@ -114,9 +114,9 @@ type Server struct {
 	access   Access
 	answer   Answer
 	idle     time.Duration
-	sessions *slots.Slots
-	open     *slots.Slots         // for connections that have logged in
-	logins   *slots.Seats[*login] // for those that have not
+	sessions *fairlimit.Slots
+	open     *fairlimit.Slots         // for connections that have logged in
+	logins   *fairlimit.Seats[*login] // for those that have not
 	unread   *unread
 	audit    *audit.Log
 	log      *slog.Logger
@@ -125,7 +125,7 @@ type Server struct {
 
 // New returns a Server.
 func New(access Access, answer Answer, opts Options) *Server {
-	files := slots.OfProcess()
+	files := fairlimit.OfProcess()
 	if opts.Audit == nil {
 		opts.Audit = audit.New(audit.Options{})
 	}
@@ -133,9 +133,9 @@ func New(access Access, answer Answer, opts Options) *Server {
 		access:   access,
 		answer:   answer,
 		idle:     cmp.Or(opts.Idle, defaultIdle),
-		sessions: slots.New(cmp.Or(opts.Sessions, files.SSHSessions)),
-		open:     slots.New(cmp.Or(opts.Connections, files.SSHConnections)),
-		logins:   slots.NewSeats[*login](cmp.Or(opts.Logins, files.SSHLogins)),
+		sessions: fairlimit.New(cmp.Or(opts.Sessions, files.SSHSessions)),
+		open:     fairlimit.New(cmp.Or(opts.Connections, files.SSHConnections)),
+		logins:   fairlimit.NewSeats[*login](cmp.Or(opts.Logins, files.SSHLogins)),
 		audit:    opts.Audit,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		unread:   cmp.Or(opts.unread, newUnread()),

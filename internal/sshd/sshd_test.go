@@ -24,8 +24,8 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/cache"
-	"firn/internal/depot/catalog"
-	"firn/internal/depot/catalog/catalogtest"
+	"firn/internal/catalog"
+	"firn/internal/catalog/catalogtest"
 	"firn/internal/sshd"
 )
 

@@ -18,7 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/cache"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 )
 
@@ -33,7 +33,7 @@ type ImportOptions struct {
 	// Logs has the build logs of the derivers of paths asked for, too, where only some paths are imported. Of a whole cache there are all.
 	Logs bool
 	// Limits bound what decompressing takes. Nil: new ones, as the codec has them.
-	Limits *codec.Limits
+	Limits *decompress.Limits
 	// Netrc is a file with users and passwords, as curl and Nix read it; "": none. What is in the URL wins.
 	Netrc string
 	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: nobody is.
@@ -66,7 +66,7 @@ func Import(ctx context.Context, from string, c *cache.Cache, roots []nix.StoreP
 		opts.Workers = importWorkers
 	}
 	if opts.Limits == nil {
-		opts.Limits = codec.NewLimits(codec.Options{})
+		opts.Limits = decompress.NewLimits(decompress.Options{})
 	}
 	o, err := openOrigin(from, &opts)
 	if err != nil {
@@ -74,7 +74,7 @@ func Import(ctx context.Context, from string, c *cache.Cache, roots []nix.StoreP
 	}
 	defer o.close()
 	i := &importer{tally: tally{report: opts.Progress}, cache: c, origin: o, opts: opts, graph: newGraph(), infos: map[nix.PathHash]*nix.NARInfo{}, large: map[nix.PathHash]bool{},
-		encodings: codec.NewLimits(codec.Options{}), one: make(chan struct{}, 1)}
+		encodings: decompress.NewLimits(decompress.Options{}), one: make(chan struct{}, 1)}
 	if err := i.all(ctx, roots); err != nil {
 		return i.now, fmt.Errorf("import: %w", err)
 	}
@@ -91,9 +91,9 @@ type importer struct {
 	origin      origin
 	opts        ImportOptions
 	graph       *graph
-	encodings   *codec.Limits // of Content-Encodings of NARs: what decodes the NAR itself waits for another memory, so that neither waits for ever
-	one         chan struct{} // has something while a large narinfo is in memory
-	unreachable atomic.Int32  // files in a row that could not be had
+	encodings   *decompress.Limits // of Content-Encodings of NARs: what decodes the NAR itself waits for another memory, so that neither waits for ever
+	one         chan struct{}      // has something while a large narinfo is in memory
+	unreachable atomic.Int32       // files in a row that could not be had
 
 	mu    sync.Mutex // guards what follows, and the graph until it is run
 	infos map[nix.PathHash]*nix.NARInfo
@@ -184,7 +184,7 @@ func (i *importer) readLarge(ctx context.Context, name string, free, limit int) 
 		return nil, done, err
 	}
 	defer body.Close()
-	plain, err := codec.DecodeEncoding(ctx, encoding, body, i.opts.Limits)
+	plain, err := decompress.DecodeEncoding(ctx, encoding, body, i.opts.Limits)
 	if err != nil {
 		return nil, done, fmt.Errorf("read %s: %w", name, err)
 	}
@@ -438,13 +438,13 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 	most := cmp.Or(info.FileSize, grown(info.NARSize)) // not said: what does not compress grows by less
 	// Nix decodes what a server encodes that was not asked to. FileHash and FileSize are of what is
 	// in it.
-	decoded, err := codec.DecodeEncoding(ctx, encoding, &file{r: body, left: grown(most)}, i.encodings)
+	decoded, err := decompress.DecodeEncoding(ctx, encoding, &file{r: body, left: grown(most)}, i.encodings)
 	if err != nil {
 		return cache.Received{}, fmt.Errorf("get %s: %w", info.URL, err)
 	}
 	defer decoded.Close()
 	file := &file{r: decoded, left: most, sum: sha256.New()}
-	plain, err := codec.Decode(ctx, cmp.Or(info.Compression, nix.None), file, i.opts.Limits)
+	plain, err := decompress.Decode(ctx, cmp.Or(info.Compression, nix.None), file, i.opts.Limits)
 	if err != nil {
 		return cache.Received{}, err
 	}

@@ -7,7 +7,7 @@ import (
 	"strings"
 
 	"firn/internal/cache"
-	"firn/internal/codec"
+	"firn/internal/decompress"
 	"firn/nix"
 )
 
@@ -121,7 +121,7 @@ func (i *importer) log(ctx context.Context, drv nix.StorePath, wanted bool) erro
 		return err
 	}
 	defer body.Close()
-	plain, err := codec.DecodeEncoding(ctx, encoding, body, i.opts.Limits)
+	plain, err := decompress.DecodeEncoding(ctx, encoding, body, i.opts.Limits)
 	if err != nil {
 		return err
 	}

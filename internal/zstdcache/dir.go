@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/fairlimit"
 	"firn/internal/lru"
-	"firn/internal/slots"
 	"firn/nix"
 )
 
@@ -103,7 +103,7 @@ func openDir(path, version string, limit int64, now func() time.Time, log *slog.
 	d := &dir{
 		root: root, version: version, limit: limit, now: now, log: log,
 		files: lru.NewMap[nix.Hash, *file](), tiny: lru.NewMap[nix.Hash, []byte](), idle: lru.NewMap[*os.File, *file](),
-		maxIdle: int64(slots.OfProcess().IdleNARs), scanned: make(chan struct{}),
+		maxIdle: int64(fairlimit.OfProcess().IdleNARs), scanned: make(chan struct{}),
 	}
 	defer func() {
 		if err != nil {

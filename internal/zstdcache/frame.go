@@ -11,7 +11,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 
 	"firn/internal/cache"
-	"firn/internal/slots"
+	"firn/internal/fairlimit"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -50,7 +50,7 @@ type lane struct {
 func newLane(level zstd.EncoderLevel, inMemory, workers, size int) *lane {
 	return &lane{
 		level: level, size: size,
-		open: make(chan struct{}, slots.OfProcess().Making), slots: make(chan struct{}, inMemory), working: make(chan struct{}, workers),
+		open: make(chan struct{}, fairlimit.OfProcess().Making), slots: make(chan struct{}, inMemory), working: make(chan struct{}, workers),
 	}
 }
 

@@ -1,0 +1,251 @@
+// Package archtest keeps the shape of the house: a test pins which room imports which.
+package archtest
+
+import (
+	"errors"
+	"go/build"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+// module is the path of the module, which all packages of the table are in.
+const module = "firn"
+
+// A rule is what a room may import.
+type rule struct {
+	// rooms are the packages of this module that it may import; "*" stands for all but infrastructure.
+	rooms []string
+	// libraries says whether it may import other modules.
+	libraries bool
+}
+
+// rules has every package of the module. A new one gets its row together with its first file:
+// that is the moment to ask whether its room is the right one.
+//
+//	cmd -> everything
+//	doors (server, sshd, session) -> the hall (cache) -> nix/nar -> nix
+//	sources (localstore) -> the hall's types, nix/...; never each other, never a door
+var rules = map[string]rule{
+	"nix":             {},
+	"nix/nar":         {rooms: []string{"nix"}},
+	"nix/protocol":    {rooms: []string{"nix"}},
+	"nix/nar/nartest": {rooms: []string{"nix/nar"}},
+
+	"internal/cache":                {rooms: []string{"nix", "nix/nar"}, libraries: true},
+	"internal/cache/cachetest":      {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
+	"internal/awaited":              {rooms: []string{"internal/cache", "nix", "nix/nar"}},
+	"internal/localstore":           {rooms: []string{"internal/cache", "internal/lru", "internal/sqlitex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
+	"internal/sqlitex":              {libraries: true},
+	"internal/zstdcache":            {rooms: []string{"internal/cache", "internal/lru", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/decompress":           {rooms: []string{"internal/cache", "internal/fairlimit", "nix"}, libraries: true},
+	"internal/depot":                {rooms: []string{"internal/cache", "internal/depot/blob", "internal/catalog", "internal/chunk", "internal/lru", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/depot/blob":           {},
+	"internal/depot/blob/blobtest":  {rooms: []string{"internal/depot/blob"}},
+	"internal/depot/blob/dir":       {rooms: []string{"internal/depot/blob"}, libraries: true},
+	"internal/catalog":              {rooms: []string{"nix"}},
+	"internal/catalog/catalogtest":  {rooms: []string{"internal/catalog", "nix"}, libraries: true},
+	"internal/catalog/sqlite":       {rooms: []string{"internal/catalog", "internal/sqlitex", "nix"}, libraries: true},
+	"internal/audit":                {rooms: []string{"internal/fairlimit"}, libraries: true},
+	"internal/server":               {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/lru", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/session":              {rooms: []string{"internal/audit", "internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
+	"internal/testing/conversation": {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
+	"internal/sshd":                 {rooms: []string{"internal/audit", "internal/cache", "internal/fairlimit"}, libraries: true},
+	"internal/fairlimit":            {},
+	"internal/lru":                  {},
+	"internal/remote":               {rooms: []string{"internal/cache"}},
+	"internal/transfer":             {rooms: []string{"internal/cache", "internal/decompress", "internal/remote", "nix", "nix/nar"}, libraries: true},
+	"internal/doctor":               {rooms: []string{"internal/cache", "internal/decompress", "internal/remote", "nix", "nix/nar"}, libraries: true},
+
+	"internal/chunk": {rooms: []string{"nix"}},
+
+	"internal/backup":   {rooms: []string{"internal/depot/blob", "internal/depot/blob/dir", "internal/catalog/sqlite"}, libraries: true},
+	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},
+	"internal/registry": {rooms: []string{"internal/cache", "internal/depot", "internal/catalog", "nix"}},
+
+	"internal/certs": {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},
+
+	"internal/service":    {libraries: true},
+	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
+	"internal/keyfile":    {rooms: []string{"nix"}},
+	"internal/nixconf":    {},
+	"internal/listen":     {libraries: true},
+	"internal/logs":       {libraries: true},
+	"internal/harmonia":   {libraries: true},
+	"internal/process":    {},
+	"internal/completion": {libraries: true},
+	"internal/manual":     {libraries: true},
+
+	"nixos": {}, // tests only
+
+	"cmd/firn": {rooms: []string{"*"}, libraries: true},
+
+	"bench/chunks":              {rooms: []string{"internal/debstore", "internal/chunk", "nix", "nix/nar"}, libraries: true},
+	"bench":                     {rooms: []string{"internal/debstore", "nix", "nix/nar", "nix/protocol"}, libraries: true},
+	"internal/debstore":         {rooms: []string{"nix"}, libraries: true},
+	"internal/testing/archtest": {},
+}
+
+// infrastructure is for tests and measurements, and never part of a program.
+var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/debstore", "internal/catalog/catalogtest", "internal/testing/conversation", "nix/nar/nartest"}
+
+func TestImports(t *testing.T) {
+	seen := map[string]bool{}
+	for room, p := range packages(t) {
+		seen[room] = true
+		r, ok := rules[room]
+		if !ok {
+			t.Errorf("%s is in no row of the table in this file: say what it may import", room)
+			continue
+		}
+		if len(p.CgoFiles) > 0 {
+			t.Errorf("%s uses cgo, in %v", room, p.CgoFiles)
+		}
+		for _, path := range p.Imports {
+			imported, in := strings.CutPrefix(path, module+"/")
+			switch {
+			case in && !mayImport(r, imported):
+				t.Errorf("%s imports %s, which it may not: it may import %v", room, imported, r.rooms)
+			case !in && !r.libraries && !isStandard(path):
+				t.Errorf("%s imports %s, and may import the standard library only", room, path)
+			}
+		}
+	}
+	for room := range rules {
+		if !seen[room] {
+			t.Errorf("%s has a row in the table in this file, and is no package", room)
+		}
+	}
+}
+
+// The README's table of the house has every room, or the one that it is in, and none that is not there.
+func TestHouse(t *testing.T) {
+	text, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, house, ok := strings.Cut(string(text), "\n## The house\n")
+	house, _, _ = strings.Cut(house, "\n## ")
+	if !ok {
+		t.Fatal("README.md has no part named The house")
+	}
+	listed := map[string]bool{}
+	for line := range strings.Lines(house) {
+		row, ok := strings.CutPrefix(line, "| `")
+		if !ok {
+			continue
+		}
+		names, _, _ := strings.Cut(row, " |")
+		for name := range strings.SplitSeq(names, ",") {
+			name = strings.Trim(name, " `")
+			if _, err := os.Stat("../../../" + name); err != nil {
+				t.Errorf("README.md has a room %s, which is not there", name)
+			}
+			listed[name] = true
+		}
+	}
+	for room := range packages(t) {
+		in := room
+		for !listed[in] && in != "." {
+			in = filepath.Dir(in)
+		}
+		if in == "." {
+			t.Errorf("README.md has no room %s: give it a row in The house", room)
+		}
+	}
+}
+
+// Every test that ADR 25 names, for things that there are few of, is there.
+func TestLimitsAreTested(t *testing.T) {
+	text, err := os.ReadFile("../../../docs/adr/0025-hostile-clients.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(text), "\n## What there is little of\n")
+	named := regexp.MustCompile("`(Test[A-Za-z]+)`")
+	rows := 0
+	var all strings.Builder
+	for room, p := range packages(t) {
+		for _, file := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
+			text, err := os.ReadFile(filepath.Join("../../..", room, file))
+			if err != nil {
+				t.Fatal(err)
+			}
+			all.Write(text)
+		}
+	}
+	for line := range strings.Lines(table) {
+		if !strings.HasPrefix(line, "| ") || strings.HasPrefix(line, "| what |") {
+			continue
+		}
+		rows++
+		tests := named.FindAllStringSubmatch(line, -1)
+		if len(tests) == 0 {
+			t.Errorf("no test is named in: %s", line)
+		}
+		for _, name := range tests {
+			if !strings.Contains(all.String(), "\nfunc "+name[1]+"(") {
+				t.Errorf("there is no test %s, which ADR 25 names", name[1])
+			}
+		}
+	}
+	if rows < 20 {
+		t.Errorf("the table has %d rows", rows)
+	}
+}
+
+func mayImport(r rule, room string) bool {
+	if slices.Contains(r.rooms, room) {
+		return true
+	}
+	return slices.Contains(r.rooms, "*") && !slices.Contains(infrastructure, room)
+}
+
+// isStandard reports whether an import path that is not of this module is of the standard library:
+// other modules have a domain in front.
+func isStandard(path string) bool {
+	first, _, _ := strings.Cut(path, "/")
+	return !strings.Contains(first, ".")
+}
+
+// packages returns all packages of the module by their rooms, with the files for every system.
+// It reads them in this process and does not ask `go list`, so that go test knows what the result depends on and does not
+// take an old one for it.
+func packages(t *testing.T) map[string]*build.Package {
+	t.Helper()
+	const root = "../../.."
+	context := build.Default
+	context.CgoEnabled = true
+	context.UseAllFiles = true
+	found := map[string]*build.Package{}
+	err := filepath.WalkDir(root, func(dir string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.IsDir() {
+			return err
+		}
+		room, err := filepath.Rel(root, dir)
+		if err != nil {
+			return err
+		}
+		if name := entry.Name(); dir != root && (name[0] == '.' || name[0] == '_' || name == "testdata") {
+			return fs.SkipDir
+		}
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil && dir != root {
+			return fs.SkipDir // a module of its own
+		}
+		p, err := context.ImportDir(dir, 0)
+		var none *build.NoGoError
+		if errors.As(err, &none) {
+			return nil
+		}
+		found[filepath.ToSlash(room)] = p
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return found
+}
