@@ -80,7 +80,7 @@ type other struct {
 // long where much is missing, and then much is pushed again.
 func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
 	missing, others, err = c.referencesNotKept(ctx, info)
-	if err != nil || len(missing) == 0 || c.closures.tracker == nil {
+	if err != nil || len(missing) == 0 || !c.closures.checked {
 		return missing, others, err
 	}
 	// What was pushed just now may be what was missing.
@@ -118,7 +118,7 @@ func (c *Cache) referencesNotKept(ctx context.Context, info *nix.PathInfo) (miss
 
 // sinkHas returns ErrNotFound unless the sink has a path, with all that it refers to.
 func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
-	_, done, _, err := c.pathInfo(ctx, c.sink, hash)
+	_, done, _, err := c.pathInfo(ctx, c.sink.Source, hash)
 	if err == nil {
 		done()
 	}
@@ -236,7 +236,7 @@ func (c *Cache) otherInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		if s == Source(c.sink) {
+		if c.isSink(s) {
 			return nil, ErrNotFound
 		}
 		return c.soundInfo(ctx, s, hash)
@@ -261,8 +261,8 @@ func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, b *Basis
 			elsewhere = append(elsewhere, o.path)
 		}
 	}
-	if b.Awaited {
-		// A path that is not awaited closes no cycle: no other refers to it.
+	if b.Dangling {
+		// A path to which no other refers closes no cycle.
 		var err error
 		if b.Visited, err = c.visit(ctx, info); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -70,7 +71,7 @@ func wantMissing(t *testing.T, c *cache.Cache, hash nix.PathHash) {
 	if _, _, err := c.OpenNAR(t.Context(), cache.Archive{Path: hash}); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
 	}
-	if _, err := c.Listing(t.Context(), hash); !errors.Is(err, cache.ErrNotFound) {
+	if err := c.WriteListing(t.Context(), hash, io.Discard); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Listing: %v, want ErrNotFound", err)
 	}
 }

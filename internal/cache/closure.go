@@ -11,20 +11,6 @@ import (
 	"firn/nix"
 )
 
-// A ReferenceTracker is a Sink that remembers which references of what it has published it does not
-// have itself.
-type ReferenceTracker interface {
-	Sink
-
-	// DanglingReferences iterates over the paths that were elsewhere when paths were published
-	// which refer to them, and are not published now, each once.
-	DanglingReferences(ctx context.Context) iter.Seq2[Reference, error]
-
-	// WithheldPaths iterates over the paths that are published and cannot be had, as their bytes
-	// are damaged.
-	WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
-}
-
 // A Reference is that of one path to another.
 type Reference struct {
 	From nix.StorePath // one of those that refer to To
@@ -55,8 +41,8 @@ const (
 // closures knows what published paths refer to and no source has. A path that leads to such a
 // reference is not announced: no client could fetch its closure.
 type closures struct {
-	tracker ReferenceTracker // nil: what is published counts as whole
-	walking chan struct{}    // holds something while a closure is walked
+	checked bool          // else what is published counts as whole
+	walking chan struct{} // holds something while a closure is walked
 
 	mu      sync.Mutex
 	known   bool
@@ -92,13 +78,13 @@ func (c *Cache) lacking(ctx context.Context, info *nix.PathInfo) (lacks nix.Stor
 // unless it is urgent, not too often.
 func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, current bool, err error) {
 	s := &c.closures
-	if s.tracker == nil {
+	if !s.checked {
 		return nil, true, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Before they are asked.
-	sink, sinkOK := versionOf(ctx, s.tracker)
+	sink, sinkOK := versionOf(ctx, c.sink.Source)
 	others, othersOK := c.othersVersion(ctx)
 	current = sinkOK && othersOK
 	sameOthers := s.known && s.sure && othersOK && others == s.others
@@ -142,21 +128,21 @@ func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.
 			if r.From.IsZero() {
 				continue // it may not be withheld any more
 			}
-			if _, err := s.tracker.PathInfo(ctx, hash); errors.Is(err, ErrNotFound) {
+			if _, err := c.sink.Source.PathInfo(ctx, hash); errors.Is(err, ErrNotFound) {
 				refs[hash] = r
 			} else if err != nil {
 				return nil, false, err
 			}
 		}
 	} else {
-		for r, err := range s.tracker.DanglingReferences(ctx) {
+		for r, err := range c.sink.DanglingReferences(ctx) {
 			if err != nil {
 				return nil, false, err
 			}
 			add(r)
 		}
 	}
-	for path, err := range s.tracker.WithheldPaths(ctx) {
+	for path, err := range c.sink.WithheldPaths(ctx) {
 		if err != nil {
 			return nil, false, err
 		}
@@ -259,7 +245,7 @@ func (c *Cache) walk(ctx context.Context, m *missing, info *nix.PathInfo) (lacks
 		if there, err := c.elsewhere(ctx, ref); err == nil && there {
 			continue // with all that it refers to
 		}
-		there, err := c.soundInfo(ctx, c.sink, hash)
+		there, err := c.soundInfo(ctx, c.sink.Source, hash)
 		switch {
 		case err == nil:
 			add(there.References)
@@ -288,7 +274,7 @@ func (m *missing) verdict(hash nix.PathHash) (lacks nix.StorePath, known bool) {
 func (c *Cache) elsewhere(ctx context.Context, path nix.StorePath) (there bool, err error) {
 	var unsure error
 	for _, s := range c.sources {
-		if s == Source(c.sink) {
+		if c.isSink(s) {
 			continue
 		}
 		info, err := c.soundInfo(ctx, s, path.Hash())
@@ -305,10 +291,13 @@ func (c *Cache) elsewhere(ctx context.Context, path nix.StorePath) (there bool, 
 // othersVersion is one number for the versions of the sources besides the sink.
 func (c *Cache) othersVersion(ctx context.Context) (version uint64, ok bool) {
 	for _, s := range c.sources {
-		if s == Source(c.sink) {
+		if c.isSink(s) {
 			continue
 		}
-		if a, ok := s.(Awaited); ok && !a.IsThere() {
+		switch there, err := isThere(ctx, s); {
+		case err != nil:
+			return 0, false
+		case !there:
 			continue // it has nothing, and is another one as soon as it is there
 		}
 		v, ok := versionOf(ctx, s)
@@ -350,7 +339,7 @@ func (c *Cache) Incomplete(ctx context.Context) iter.Seq2[Reference, error] {
 			yield(Reference{}, err)
 			return
 		}
-		lister, ok := c.sink.(PathLister)
+		lister, ok := c.sink.Source.(Enumerator)
 		if m == nil || len(m.refs) == 0 || !ok {
 			return
 		}
@@ -384,11 +373,10 @@ func (c *Cache) Incomplete(ctx context.Context) iter.Seq2[Reference, error] {
 // have it, as far as it is there.
 func (c *Cache) OnlyElsewhere(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
-		tracker, ok := c.sink.(ReferenceTracker)
-		if !ok {
+		if !c.Keeps() {
 			return
 		}
-		for r, err := range tracker.DanglingReferences(ctx) {
+		for r, err := range c.sink.DanglingReferences(ctx) {
 			if !yield(r.To, err) || err != nil {
 				return
 			}

@@ -29,7 +29,7 @@ type pushedToo struct {
 
 // pushedTo returns what the sink has of what another source answered.
 func (c *Cache) pushedTo(ctx context.Context, from Source, info *nix.PathInfo) (p pushedToo, err error) {
-	if c.sink == nil || from == Source(c.sink) {
+	if !c.Keeps() || c.isSink(from) {
 		return p, nil
 	}
 	p.signatures, p.extra, err = c.sink.Endorsements(ctx, info)
@@ -208,7 +208,7 @@ func mix(a, b uint64) uint64 { return a*0x9e3779b97f4a7c15 + b }
 // What is returned must be dropped when done is called.
 func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, done func(), current bool, err error) {
 	info, done, err = c.heldInfo(ctx, s, hash)
-	if err != nil || s != Source(c.sink) {
+	if err != nil || !c.isSink(s) {
 		return info, done, true, err
 	}
 	lacks, current, err := c.lacking(ctx, info)

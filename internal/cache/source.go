@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"firn/nix"
-	"firn/nix/nar"
 )
 
 // The errors a source and the hall answer with,
@@ -88,16 +87,8 @@ type Versioned interface {
 type Lister interface {
 	Source
 
-	// Listing returns the listing, with narOffset, of a path info that this source gave.
-	// ErrNotFound if the path has gone meanwhile. The caller must not change the result.
-	Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error)
-}
-
-// ListingWriter is a Lister that can write a listing without having all of it in memory.
-type ListingWriter interface {
-	Lister
-
-	// WriteListing writes what nar.WriteListing does of what Listing returns. It writes nothing when it fails with ErrNotFound.
+	// WriteListing writes the listing, with narOffset, of a path info that this source gave, as
+	// nar.WriteListing does. ErrNotFound if the path has gone; it writes nothing then.
 	WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error
 }
 
@@ -131,12 +122,16 @@ type Realiser interface {
 	BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error)
 }
 
-// Checker is a Source that can fail as a whole.
+// Checker is a Source that can fail as a whole, and that compares the bytes it sends with their NAR
+// hashes.
 type Checker interface {
 	Source
 
 	// Check really asks what the source rests on, such as its database, and returns why it cannot serve.
 	Check(ctx context.Context) error
+
+	// Verified returns how many NARs were right, and how many were wrong and are withheld, since the source was opened.
+	Verified() (right, wrong int64)
 }
 
 // Keeper is a Source whose paths may go at any time, and that can keep some of them.
@@ -157,18 +152,25 @@ type Keeper interface {
 	KeepOnly(ctx context.Context, needed func(ctx context.Context) ([]nix.StorePath, error)) error
 }
 
-// Verifier is a Source that compares the bytes it sends with their NAR hashes.
-type Verifier interface {
+// Adder is a Source that takes paths, such as a Nix store through its daemon. It checks their
+// signatures by its own settings.
+type Adder interface {
 	Source
 
-	// Verified returns how many NARs were right, and how many were wrong and are withheld, since the source was opened.
-	Verified() (right, wrong int64)
+	// AddNAR adds a path. It reads r to its end, unless it objects before. ErrInvalid says in its text
+	// why the store refuses the path.
+	AddNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) error
+
+	// AddSignatures adds signatures to a path that is there. ErrInvalid is as above.
+	AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error
 }
 
-// Awaited is a Source that may not be there yet.
-type Awaited interface {
+// Absent is a Source that may not be there yet, such as a store on a machine without Nix, or a
+// depot to which nothing was pushed.
+type Absent interface {
 	Source
 
-	// IsThere reports whether it is: until then, the source has nothing.
-	IsThere() bool
+	// IsThere reports whether it is there: until then, the source has nothing. It is an error if that
+	// could not be told.
+	IsThere(ctx context.Context) (bool, error)
 }

@@ -130,18 +130,20 @@ type View struct {
 }
 
 var (
-	_ cache.CompressedSink = (*View)(nil)
-	_ cache.Measured       = (*View)(nil)
-	_ cache.Versioned      = (*View)(nil)
-	_ cache.ListingWriter  = (*View)(nil)
-	_ cache.Logger         = (*View)(nil)
-	_ cache.Realiser       = (*View)(nil)
-	_ cache.Checker        = (*View)(nil)
-	_ cache.Verifier       = (*View)(nil)
-	_ cache.Awaited        = (*View)(nil)
-	_ cache.DebugInformer  = (*View)(nil)
+	_ cache.Receiver  = (*View)(nil)
+	_ cache.Publisher = (*View)(nil)
+	_ cache.Endorser  = (*View)(nil)
+	_ cache.Recorder  = (*View)(nil)
 
-	_ cache.ReferenceTracker = (*View)(nil)
+	_ cache.CompressedReceiver = (*View)(nil)
+	_ cache.Versioned          = (*View)(nil)
+	_ cache.Lister             = (*View)(nil)
+	_ cache.Logger             = (*View)(nil)
+	_ cache.Realiser           = (*View)(nil)
+	_ cache.Checker            = (*View)(nil)
+	_ cache.Absent             = (*View)(nil)
+	_ cache.Enumerator         = (*View)(nil)
+	_ cache.DebugInformer      = (*View)(nil)
 )
 
 // Name returns "depot".
@@ -173,27 +175,22 @@ func (p *View) Room(ctx context.Context) (free, all int64, err error) { return p
 func (p *View) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
 
 // IsThere reports whether something is or was published.
-func (p *View) IsThere() bool {
+func (p *View) IsThere(ctx context.Context) (bool, error) {
 	if p.there.Load() {
-		return true
+		return true, nil
 	}
 	version, ok := p.d.catalog.Version()
 	if ok && p.missing.Load() == version+1 {
-		return false
+		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	for _, err := range p.d.catalog.AllPaths(ctx, p.id, nix.PathHash{}, false) {
-		if err != nil {
-			return false
-		}
-		p.there.Store(true)
-		return true
+		p.there.Store(err == nil)
+		return err == nil, failure("list paths", err)
 	}
 	if ok {
 		p.missing.Store(version + 1)
 	}
-	return false
+	return false, nil
 }
 
 // full says of an error that there is no room, where that is why something could not be written.

@@ -147,19 +147,6 @@ func (p *View) published(ctx context.Context, info *nix.PathInfo) (*kept, error)
 	return k, nil
 }
 
-// Listing returns the listing of a published path.
-func (p *View) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
-	k, err := p.published(ctx, info)
-	if err != nil {
-		return nil, err
-	}
-	l, err := p.d.listing(ctx, k.hash)
-	if err != nil {
-		return nil, fmt.Errorf("list NAR of %v: %w", info.Path, err)
-	}
-	return l, nil
-}
-
 // WriteListing writes the listing of a published path as JSON. In memory is only the form in which it is kept, which takes a tenth.
 func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	k, err := p.published(ctx, info)
@@ -171,21 +158,6 @@ func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer
 		return fmt.Errorf("list NAR of %v: %w", info.Path, failure("read listing", err))
 	}
 	return nar.WriteListing(w, p.d.coders.entries(text))
-}
-
-func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, error) {
-	text, err := d.catalog.Listing(ctx, hash)
-	if err != nil {
-		return nil, failure("read listing", err)
-	}
-	l := &nar.Listing{}
-	for h, err := range d.coders.entries(text) {
-		if err != nil {
-			return nil, err
-		}
-		l.Entries = append(l.Entries, *h)
-	}
-	return l, nil
 }
 
 // Compression returns zstd.

@@ -136,6 +136,7 @@ var (
 	_ cache.Realiser  = (*Store)(nil)
 	_ cache.Checker   = (*Store)(nil)
 	_ cache.Keeper    = (*Store)(nil)
+	_ cache.Adder     = (*Store)(nil)
 )
 
 // Open opens the store. ErrNoStore if there is none; the context bounds the opening.
@@ -214,8 +215,11 @@ func (s *Store) Close() error {
 // a process that has become another user calls this before anything else is asked of the store.
 func (s *Store) Disconnect() { s.daemon.close() }
 
+// name is that of this source.
+const name = "local store"
+
 // Name returns "local store".
-func (s *Store) Name() string { return "local store" }
+func (s *Store) Name() string { return name }
 
 // StoreDir returns the store directory of the paths, which with another root is not where the files are.
 func (s *Store) StoreDir() nix.StoreDir { return s.storeDir }

@@ -57,14 +57,14 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 	return n, nil
 }
 
-// Listing lists the files of a path.
-func (s *Store) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
+// WriteListing lists the files of a path.
+func (s *Store) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	n, err := s.openNAR(ctx, info)
 	if err != nil {
-		return nil, fmt.Errorf("list %v: %w", info.Path, err)
+		return fmt.Errorf("list %v: %w", info.Path, err)
 	}
 	defer n.Close()
-	return n.plan.Listing(), nil
+	return nar.WriteListing(w, n.plan.Listing().All())
 }
 
 // errFilesGone is why a path is withheld that somebody other than Nix removed.

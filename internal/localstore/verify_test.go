@@ -99,7 +99,7 @@ func TestWrongSize(t *testing.T) {
 	if _, err := s.PathInfo(t.Context(), path.Hash()); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("PathInfo: %v, want ErrNotFound", err)
 	}
-	if _, err := s.Listing(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
+	if err := s.WriteListing(t.Context(), info, io.Discard); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Listing: %v, want ErrNotFound", err)
 	}
 	if _, got := s.Verified(); got != 1 {

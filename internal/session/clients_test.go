@@ -46,7 +46,7 @@ type house struct {
 func newHouse(t *testing.T) *house {
 	h := &house{T: t, sink: cachetest.NewMemory(), clients: NewClients()}
 	var err error
-	if h.cache, err = cache.New([]cache.Source{h.sink}, cache.Options{Sink: h.sink}); err != nil {
+	if h.cache, err = cache.New([]cache.Source{h.sink}, cache.Options{Sink: cache.SinkOf(h.sink)}); err != nil {
 		t.Fatal(err)
 	}
 	return h

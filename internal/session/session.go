@@ -47,8 +47,10 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		return s.tell(err)
 	}
 	s.dir = c.Info().StoreDir
-	if s.daemon = newDaemon(c, opts.Daemon); s.daemon != nil {
-		defer s.daemon.close()
+	if opts.ToStore {
+		if s.adder, err = c.FirstAdder(ctx); err != nil {
+			return s.tell(err)
+		}
 	}
 	heard := &heard{Reader: conn, Writer: conn, broke: &s.broke}
 	if opts.Clients != nil && command.Protocol == Legacy && !command.ReadOnly { // only there paths are answered early

@@ -34,9 +34,9 @@ type Options struct {
 	Name string
 	// Version is told to clients as that of Nix, such as "firn 1.0".
 	Version string
-	// Daemon is the socket of the Nix daemon. Where the cache is first of all the store of this machine, what is pushed is put there.
-	// Empty: into the sink of the cache.
-	Daemon string
+	// ToStore adds what is pushed to the first source of the cache that is there, where that takes
+	// paths, as the store of this machine does. Else it goes into the sink of the cache.
+	ToStore bool
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
 	// Turn waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
@@ -68,7 +68,7 @@ type Options struct {
 type store struct {
 	Options
 	dir    nix.StoreDir
-	daemon *daemon      // nil: paths go into the sink
+	adder  cache.Adder  // nil: paths go into the sink
 	busy   atomic.Int32 // questions that are being answered
 	alone  atomic.Bool  // it is known to be the only one of its client
 	push   pushes
@@ -305,8 +305,8 @@ func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []ni
 		return err
 	}
 	defer done()
-	if s.daemon != nil {
-		return s.tell(s.daemon.addSignatures(ctx, path, sigs))
+	if s.adder != nil {
+		return s.tell(s.adder.AddSignatures(ctx, path, sigs))
 	}
 	info, err := c.Lookup(ctx, path.Hash())
 	if err != nil {
@@ -315,9 +315,9 @@ func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []ni
 	if info.Path != path {
 		return protocol.ErrNotFound
 	}
-	n := *info // its URL is our own, under which a narinfo comes back with more signatures
-	n.Signatures = sigs
-	_, err = c.Publish(ctx, &n)
+	signed := info.PathInfo
+	signed.Signatures = sigs
+	_, err = c.Publish(ctx, &signed, cache.Received{})
 	return s.tell(err)
 }
 

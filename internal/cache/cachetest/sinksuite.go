@@ -121,7 +121,7 @@ func (t *sinkTester) wantNone(url string) {
 // wantInfo checks that the sink has a path, and that it is this.
 func (t *sinkTester) wantInfo(p Path) {
 	t.Helper()
-	info, err := t.sink.PathInfo(t.Context(), p.Info.Path.Hash())
+	info, err := t.sink.Source.PathInfo(t.Context(), p.Info.Path.Hash())
 	if err != nil {
 		t.Errorf("PathInfo of %s: %v", p.Info.Path, err)
 		return
@@ -175,7 +175,7 @@ func testReceive(t *sinkTester) {
 				t.Errorf("close what was received: %v", err)
 			}
 		}
-		if _, err := t.sink.PathInfo(t.Context(), p.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		if _, err := t.sink.Source.PathInfo(t.Context(), p.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
 			t.Errorf("PathInfo of what is not published: %v, want ErrNotFound", err)
 		}
 	}
@@ -267,8 +267,8 @@ func testBasis(t *sinkTester) {
 	basis := func(want bool) cache.Basis {
 		t.Helper()
 		b, err := t.sink.Basis(t.Context(), other.Info.Path.Hash())
-		if err != nil || b.Awaited != want {
-			t.Errorf("%s is awaited: %v, %v, want %v", other.Info.Path, b.Awaited, err, want)
+		if err != nil || b.Dangling != want {
+			t.Errorf("%s is awaited: %v, %v, want %v", other.Info.Path, b.Dangling, err, want)
 		}
 		return b
 	}
@@ -434,7 +434,7 @@ func testPublish(t *sinkTester) {
 		}
 		t.wantInfo(p)
 	}
-	Run(t.T, func(*testing.T) Fixture { return Fixture{Source: t.sink, Paths: all} })
+	Run(t.T, func(*testing.T) Fixture { return Fixture{Source: t.sink.Source, Paths: all} })
 
 	// Another path of the same NAR.
 	other := *all[0].Info
@@ -445,7 +445,7 @@ func testPublish(t *sinkTester) {
 }
 
 func version(t *sinkTester) (uint64, bool) {
-	if v, ok := t.sink.(cache.Versioned); ok {
+	if v, ok := t.sink.Source.(cache.Versioned); ok {
 		return v.Version(t.Context())
 	}
 	return 0, false
@@ -458,7 +458,7 @@ func testPublishUnreceived(t *sinkTester) {
 		if _, err := t.sink.Publish(t.Context(), info, Unchecked()); !errors.Is(err, cache.ErrNotFound) {
 			t.Errorf("Publish of %s: %v, want ErrNotFound", info.Path, err)
 		}
-		if _, err := t.sink.PathInfo(t.Context(), info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
+		if _, err := t.sink.Source.PathInfo(t.Context(), info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
 			t.Errorf("PathInfo of %s: %v, want ErrNotFound", info.Path, err)
 		}
 	}
@@ -518,7 +518,7 @@ func testPublishAgain(t *sinkTester) {
 		t.Errorf("Publish of another NAR: there is %s, want %s", there.NARHash, p.Info.NARHash)
 	}
 	t.wantInfo(with(one, two))
-	n, err := t.sink.OpenNAR(t.Context(), with(one, two).Info)
+	n, err := t.sink.Source.OpenNAR(t.Context(), with(one, two).Info)
 	if err != nil {
 		t.Fatalf("OpenNAR: %v", err)
 	}
@@ -548,7 +548,7 @@ func testConcurrentSink(t *sinkTester) {
 	}
 	wg.Wait()
 	for i, p := range all {
-		info, err := t.sink.PathInfo(t.Context(), p.Info.Path.Hash())
+		info, err := t.sink.Source.PathInfo(t.Context(), p.Info.Path.Hash())
 		if err != nil {
 			t.Fatalf("PathInfo of %s: %v", p.Info.Path, err)
 		}
@@ -557,7 +557,7 @@ func testConcurrentSink(t *sinkTester) {
 		}
 		all[i].Info = info
 	}
-	testConcurrent(t.T, Fixture{Source: t.sink, Paths: all})
+	testConcurrent(t.T, Fixture{Source: t.sink.Source, Paths: all})
 }
 
 func testCancelledSink(t *sinkTester) {

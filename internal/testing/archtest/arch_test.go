@@ -38,7 +38,6 @@ var rules = map[string]rule{
 
 	"internal/cache":                {rooms: []string{"nix", "nix/nar"}, libraries: true},
 	"internal/cache/cachetest":      {rooms: []string{"internal/cache", "nix", "nix/nar"}, libraries: true},
-	"internal/awaited":              {rooms: []string{"internal/cache", "nix", "nix/nar"}},
 	"internal/localstore":           {rooms: []string{"internal/cache", "internal/lru", "internal/sqlitex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/sqlitex":              {libraries: true},
 	"internal/zstdcache":            {rooms: []string{"internal/cache", "internal/lru", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
