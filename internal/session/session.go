@@ -83,10 +83,11 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 	})()
 
 	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Alone: s.alone.Load, Room: opts.Room}
+	answers := protocol.Store{Paths: s, Pushes: s, Derivations: s}
 	if command.Protocol == Legacy {
-		err = protocol.ServeLegacy(work, heard, s, options)
+		err = protocol.ServeLegacy(work, heard, answers, options)
 	} else {
-		err = protocol.ServeWorker(work, heard, s, options)
+		err = protocol.ServeWorker(work, heard, answers, options)
 	}
 	if err != nil { // what was read is kept, also of a client that has gone, unless that takes long
 		defer time.AfterFunc(stuckTime, cancel).Stop()

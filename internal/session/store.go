@@ -76,8 +76,6 @@ type store struct {
 	broke  atomic.Bool // the connection has, so that what fails then is nobody's fault
 }
 
-var _ protocol.Store = (*store)(nil)
-
 // StoreDir returns the store directory of the cache, as it was at the beginning.
 func (s *store) StoreDir() nix.StoreDir { return s.dir }
 
@@ -128,7 +126,7 @@ func (s *store) kept(err error) error {
 }
 
 // ValidPaths returns which of the paths are there. There is nothing to substitute: what a cache can get, it has.
-func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
 	c, done, err := s.begin(ctx, opValidPaths, cache.Read)
 	if err != nil {
 		return nil, err
@@ -208,9 +206,18 @@ func (s *store) AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	}
 }
 
-// Closure returns the paths with all that they refer to, however indirectly, and with outputs what derivations were built to, in any order.
+// Closure returns the paths with all that they refer to, however indirectly, in any order.
 // protocol.ErrNotFound if one of the paths is not there.
-func (s *store) Closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
+func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	return s.closure(ctx, paths, false)
+}
+
+// ClosureWithOutputs returns what Closure does, and what derivations among these were built to.
+func (s *store) ClosureWithOutputs(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	return s.closure(ctx, paths, true)
+}
+
+func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
 	c, done, err := s.begin(ctx, opClosure, cache.Read)
 	if err != nil {
 		return nil, err
