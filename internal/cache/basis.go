@@ -84,7 +84,7 @@ func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (miss
 		return missing, others, err
 	}
 	// What was pushed just now may be what was missing.
-	if _, _, err := c.missingNow(ctx, true); err != nil {
+	if _, _, _, err := c.missingNow(ctx, true); err != nil {
 		return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
 	}
 	return c.referencesNotKept(ctx, info)
@@ -128,7 +128,7 @@ func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
 // announced returns which of at most maxBatch paths the sink has published and clients can fetch
 // with all that they refer to.
 func (c *Cache) announced(ctx context.Context, paths []nix.StorePath) (map[nix.StorePath]bool, error) {
-	m, _, err := c.missingNow(ctx, false)
+	m, _, _, err := c.missingNow(ctx, false)
 	if err != nil {
 		return nil, err
 	}

@@ -13,7 +13,7 @@
 // because a client remembers a miss for an hour.
 //
 // Narinfos are signed when they are served, and then remembered
-// for as long as their sources say that nothing has changed (see [Versioned]).
+// for as long as their sources say that nothing has changed (see [memo.Changes]).
 package cache
 
 import (
@@ -29,6 +29,7 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -97,14 +98,14 @@ type Cache struct {
 	sink    Sink // the zero Sink: nothing can be pushed
 	partial bool // references may be missing
 
-	sources   []Source
-	versioned []Versioned // the same sources; nil unless all are Versioned
-	keys      []nix.SecretKey
-	reserved  func(name string) bool // never nil
-	info      nix.CacheInfo
-	encoder   Encoder // nil: none
-	compress  bool    // narinfos point to what encoder gives
-	log       *slog.Logger
+	sources  []Source
+	changes  []memo.Changes // the same sources
+	keys     []nix.SecretKey
+	reserved func(name string) bool // never nil
+	info     nix.CacheInfo
+	encoder  Encoder // nil: none
+	compress bool    // narinfos point to what encoder gives
+	log      *slog.Logger
 
 	closures closures
 	taking   chan struct{} // holds something while paths of other sources are taken into the sink
@@ -112,8 +113,8 @@ type Cache struct {
 
 	pushes  atomic.Uint64 // how often something was published here
 	looks   *LookMemory
-	found   *memory[*entry]
-	missing *memory[uint64] // the version at which it was missing
+	found   *memo.Memo[nix.PathHash, *entry]
+	missing *memo.Memo[nix.PathHash, struct{}]
 	asking  singleflight.Group
 }
 
@@ -135,8 +136,8 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		compress: opts.Compress,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		looks:    opts.Looks,
-		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory), 4*LargeInfo),
-		missing:  newMemory[uint64](missMemory, 1),
+		found:    memo.New[nix.PathHash, *entry](cmp.Or(opts.Memory, defaultMemory)),
+		missing:  memo.New[nix.PathHash, struct{}](missMemory),
 	}
 	if c.looks == nil {
 		c.looks = NewLookMemory()
@@ -159,12 +160,11 @@ func New(sources []Source, opts Options) (*Cache, error) {
 			return nil, fmt.Errorf("make cache: %w: %s keeps %s and %s keeps %s",
 				ErrInvalid, sources[0].Name(), c.info.StoreDir, s.Name(), dir)
 		}
-		if v, ok := s.(Versioned); ok {
-			c.versioned = append(c.versioned, v)
+		changes, ok := s.(memo.Changes)
+		if !ok {
+			changes = unversioned{}
 		}
-	}
-	if len(c.versioned) != len(c.sources) {
-		c.versioned = nil
+		c.changes = append(c.changes, changes)
 	}
 	for i, k := range c.keys {
 		if slices.ContainsFunc(c.keys[:i], func(other nix.SecretKey) bool { return other.Name() == k.Name() }) {
@@ -264,7 +264,6 @@ func isThere(ctx context.Context, s Source) (bool, error) {
 }
 
 // NARInfo returns the text of a narinfo, which the caller must not change.
-// A miss is ErrNotFound itself, without words around it: misses are most of what a cache is asked.
 func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {
 	e, err := c.find(ctx, hash)
 	if err != nil {
@@ -274,7 +273,7 @@ func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) 
 }
 
 // PlainNARInfo returns the text of a narinfo that leads to the NAR uncompressed, whatever NARInfo does,
-// for clients that cannot read what that leads to. A miss is ErrNotFound itself.
+// for clients that cannot read what that leads to.
 func (c *Cache) PlainNARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {
 	e, err := c.find(ctx, hash)
 	if err != nil {

@@ -32,7 +32,7 @@ func (c *Cache) Paths(ctx context.Context) iter.Seq2[*nix.PathInfo, error] {
 			for info, err := range s.Paths(ctx) {
 				var lacks nix.StorePath
 				if err == nil {
-					lacks, _, err = c.lacking(ctx, info)
+					lacks, _, _, err = c.lacking(ctx, info)
 				}
 				if lacks.IsZero() && !yield(info, err) {
 					return

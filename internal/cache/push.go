@@ -98,7 +98,7 @@ func (c *Cache) Publish(ctx context.Context, n *nix.PathInfo, r Received) (added
 	there, same, err := c.look(ctx, n, c.origin)
 	if err == nil && there == nil && onlySigned {
 		// It was announced, as the client knows of it, and may be again by now.
-		if _, _, err = c.missingNow(ctx, true); err == nil {
+		if _, _, _, err = c.missingNow(ctx, true); err == nil {
 			there, same, err = c.look(ctx, n, c.origin)
 		}
 	}

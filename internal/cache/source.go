@@ -34,7 +34,8 @@ var (
 // All methods are safe for concurrent use and return soon after their context ends.
 // There, not there and could-not-tell are three answers: a value, ErrNotFound, and any other error
 // (ErrUnavailable where asking again may help).
-// What only some sources can do is an optional interface below.
+// What only some sources can do is an optional interface below, or [firn/internal/memo.Changes], which
+// is about PathInfo.
 type Source interface {
 	// Name is a short constant name for logs and metrics, such as "local store".
 	Name() string
@@ -70,17 +71,6 @@ type NAR interface {
 
 	// Close releases what keeps the path from being collected as garbage. Call it once.
 	Close() error
-}
-
-// Versioned is a Source that can tell cheaply (in a few hundred nanoseconds) that nothing has changed.
-type Versioned interface {
-	Source
-
-	// Version returns a number that is another one whenever an answer of PathInfo may be another one,
-	// an ErrNotFound included: as long as it stays the same,
-	// earlier answers of PathInfo, got after this version was read, are right.
-	// ok is false when the source cannot vouch for that now.
-	Version(ctx context.Context) (version uint64, ok bool)
 }
 
 // Lister is a Source that can list the files of a NAR.

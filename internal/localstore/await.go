@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -20,7 +21,7 @@ const awaitInterval = 2 * time.Second
 
 // openable is what a [Store] can do.
 type openable interface {
-	cache.Versioned
+	memo.Changes
 	cache.Lister
 	cache.Logger
 	cache.Realiser
@@ -122,12 +123,12 @@ func (s *AwaitedStore) IsThere(context.Context) (bool, error) { return s.store.L
 // StoreDir returns the store directory.
 func (s *AwaitedStore) StoreDir() nix.StoreDir { return s.dir }
 
-// Version vouches for nothing until the store is there.
-func (s *AwaitedStore) Version(ctx context.Context) (version uint64, ok bool) {
+// Version is that of the store. It is another one until that is there.
+func (s *AwaitedStore) Version(ctx context.Context) memo.Version {
 	if store := s.store.Load(); store != nil {
-		return (*store).Version(ctx)
+		return memo.Exactly(1, true).And((*store).Version(ctx))
 	}
-	return 0, false
+	return memo.Exactly(0, true)
 }
 
 // Check passes until the store is there: having nothing is no failure.

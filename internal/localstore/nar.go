@@ -34,8 +34,8 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 		return nil, err
 	}
 	// The path may have gone before it was protected.
-	version, ok := s.Version(ctx)
-	if ok && n.plan.valid.Load() == version {
+	version := s.Version(ctx)
+	if _, at, ok := s.layouts.known.Get(n.plan.key); ok && at.Hit(version) {
 		return n, nil
 	}
 	now, err := s.PathInfo(ctx, info.Path.Hash())
@@ -51,9 +51,7 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 		s.withhold(info, err)
 		return nil, notFoundBecause(err)
 	}
-	if ok {
-		n.plan.valid.Store(version)
-	}
+	s.layouts.put(n.plan, version)
 	return n, nil
 }
 

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -74,11 +75,11 @@ type Memory struct {
 }
 
 var (
-	_ cache.Versioned = (*Memory)(nil)
-	_ cache.Lister    = (*Memory)(nil)
-	_ cache.Logger    = (*Memory)(nil)
-	_ cache.Realiser  = (*Memory)(nil)
-	_ cache.Checker   = (*Memory)(nil)
+	_ memo.Changes   = (*Memory)(nil)
+	_ cache.Lister   = (*Memory)(nil)
+	_ cache.Logger   = (*Memory)(nil)
+	_ cache.Realiser = (*Memory)(nil)
+	_ cache.Checker  = (*Memory)(nil)
 )
 
 // NewMemory returns a source of the given paths, which lie in [nix.DefaultStoreDir].
@@ -175,11 +176,11 @@ func (m *Memory) Name() string { return "memory" }
 // StoreDir implements [cache.Source].
 func (m *Memory) StoreDir() nix.StoreDir { return m.dir }
 
-// Version implements [cache.Versioned].
-func (m *Memory) Version(context.Context) (uint64, bool) {
+// Version implements [memo.Changes].
+func (m *Memory) Version(context.Context) memo.Version {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.version, m.failure == nil
+	return memo.Exactly(m.version, m.failure == nil)
 }
 
 // PathInfo implements [cache.Source].
