@@ -59,7 +59,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			return nil, nil, err
 		}
 	}
-	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
+	behind, operations := session.NewBehind(), &session.Operations{}
 	turns, rooms := fairlimit.New(sshTurns), fairlimit.New(sshRooms)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
@@ -82,8 +82,6 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Behind:     behind,
 			Turn:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
 			Room:       func() (func(), bool) { return rooms.TryTake(l.Owners()...) },
-			Client:     l.Key,
-			Clients:    clients,
 			Operations: operations,
 			By:         by,
 			Pushes:     pushes,

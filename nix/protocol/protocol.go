@@ -1,8 +1,8 @@
 // Package protocol has the two protocols that Nix speaks with another machine, or with the daemon of its own:
 // the serve protocol, of ssh:// and `nix-store --serve`, and the worker protocol, of ssh-ng:// and the daemon's socket.
 //
-//	err := protocol.ServeLegacy(ctx, conn, store, protocol.Options{Write: true})
-//	err := protocol.ServeWorker(ctx, conn, store, protocol.Options{Write: true, Version: "firn 1.0"})
+//	err := protocol.ServeLegacy(ctx, conn, store, protocol.Options{})
+//	err := protocol.ServeWorker(ctx, conn, store, protocol.Options{Version: "firn 1.0"})
 //
 //	c, err := protocol.DialWorker(conn, nix.DefaultStoreDir)
 //	err = c.AddNAR(info, nar)
@@ -70,9 +70,6 @@ type Options struct {
 	ReadOnly bool
 	// Version is told to clients of the worker protocol as that of Nix, such as "firn 1.0".
 	Version string
-	// Alone reports whether this is the only conversation of its client, so that all paths of a copy come in it. Those that are pushed
-	// by the serve protocol are then answered while they are being kept, except for the last. Nil: it never is.
-	Alone func() bool
 	// Room takes room in memory for another megabyte of a question, of which the first is free. ok is false if there is none, and then the question
 	// is refused; done gives it back. Nil: there always is.
 	Room func() (done func(), ok bool)
