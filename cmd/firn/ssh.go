@@ -16,7 +16,6 @@ import (
 	"firn/internal/config"
 	"firn/internal/fairlimit"
 	"firn/internal/listen"
-	"firn/internal/service"
 	"firn/internal/session"
 	"firn/internal/sshd"
 )
@@ -39,11 +38,11 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
-	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+	if len(c.SSH) == 0 && len(sockets[listen.SSH]) == 0 {
 		return nil, nil, nil
 	}
-	listeners, err := open(ctx, sockets, service.SSH, c.SSH, listen.Options{})
+	listeners, err := open(ctx, sockets, listen.SSH, c.SSH, listen.Options{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("ssh: %w", err)
 	}
