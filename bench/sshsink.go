@@ -47,7 +47,7 @@ func serveSSHSink(ctx context.Context) error {
 	store := &sinkStore{infos: make(map[nix.StorePath]*nix.PathInfo)}
 	switch command := os.Getenv(commandVariable); {
 	case strings.Contains(command, "--serve"):
-		return protocol.ServeLegacy(ctx, conn, protocol.Store{Paths: store, Pushes: store}, protocol.Options{Alone: func() bool { return true }})
+		return protocol.ServeLegacy(ctx, conn, protocol.Store{Paths: store, Pushes: store}, protocol.Options{})
 	case strings.Contains(command, "--stdio"):
 		return protocol.ServeWorker(ctx, conn, protocol.Store{Paths: store, Pushes: store}, protocol.Options{Version: "2.8.0"})
 	default:

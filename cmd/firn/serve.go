@@ -25,7 +25,6 @@ import (
 	"firn/internal/localstore"
 	"firn/internal/registry"
 	"firn/internal/server"
-	"firn/internal/service"
 	"firn/internal/zstdcache"
 	"firn/nix"
 )
@@ -72,12 +71,12 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeLocal()) }()
-	sockets, err := service.Take()
+	sockets, err := listen.Take()
 	if err != nil {
 		return err
 	}
 	defer sockets.Close()
-	listeners, err := open(ctx, sockets, service.HTTP, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
+	listeners, err := open(ctx, sockets, listen.HTTP, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
 	if err != nil {
 		return err
 	}
@@ -166,10 +165,10 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		read: func() (*config.Config, error) { return settingsAgain(k) },
 		own:  func() (nix.SecretKey, error) { return c.ownKey(log, &announcement{}) },
 	}
-	told := watched{manager: service.NewManager(log)}
-	told.add(service.HTTP, listeners)
-	told.add(service.HTTPS, https)
-	told.add(service.SSH, sshListeners)
+	told := watched{manager: listen.NewManager(log)}
+	told.add(listen.HTTP, listeners)
+	told.add(listen.HTTPS, https)
+	told.add(listen.SSH, sshListeners)
 	setCollector()
 	group, ctx := errgroup.WithContext(ctx)
 	// Also where one of what follows fails: the others end as after a signal.

@@ -13,7 +13,6 @@ import (
 	"firn/internal/cache"
 	"firn/internal/fairlimit"
 	"firn/internal/listen"
-	"firn/internal/service"
 	"firn/internal/session"
 	"firn/internal/sshd"
 )
@@ -36,11 +35,11 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
-	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+	if len(c.SSH) == 0 && len(sockets[listen.SSH]) == 0 {
 		return nil, nil, nil
 	}
-	listeners, err := open(ctx, sockets, service.SSH, c.SSH, listen.Options{})
+	listeners, err := open(ctx, sockets, listen.SSH, c.SSH, listen.Options{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("ssh: %w", err)
 	}
@@ -49,7 +48,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		closeAll(listeners)
 		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
 	}
-	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
+	behind, operations := session.NewBehind(), &session.Operations{}
 	turns, rooms := fairlimit.New(sshTurns), fairlimit.New(sshRooms)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
@@ -72,8 +71,6 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Behind:     behind,
 			Turn:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
 			Room:       func() (func(), bool) { return rooms.TryTake(l.Owners()...) },
-			Client:     l.Key,
-			Clients:    clients,
 			Operations: operations,
 			By:         by,
 			Pushes:     pushes,

@@ -68,9 +68,7 @@ type pushes struct {
 
 // A push is one path on its way in.
 type push struct {
-	read    bool          // to its end, so that the client may be told that it is there
 	settled chan struct{} // closed when it is published, or has failed
-	err     error         // why it has, once settled is closed
 }
 
 // ReadNAR reads a NAR, and returns when it is read: it is published by and by, after those that were read before it and to which it refers.
@@ -113,7 +111,6 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 		<-p.settled // until then the client has the room that it took for this
 	}
 	s.Behind.wait(info.NARSize, p.settled)
-	s.push.read(p) // before it is known whether it is answered early
 	return ended.err
 }
 
@@ -233,28 +230,7 @@ func (p *pushes) settle(path nix.StorePath, own *push, err error) {
 	if p.failed == nil {
 		p.failed = err
 	}
-	own.err = err
 	close(own.settled)
-}
-
-// read notes that a path was read to its end.
-func (p *pushes) read(own *push) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	own.read = true
-}
-
-// early returns those that may have been answered and are not settled, and the failure of one that the client has not heard of.
-// They settle whatever the client does; what is still being read may not.
-func (p *pushes) early() (early []*push, failed error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, own := range p.paths {
-		if own.read {
-			early = append(early, own)
-		}
-	}
-	return early, p.failed
 }
 
 // A paced is a reader that calls slow when it has waited for too long. What else happens between two reads is not the client's fault.

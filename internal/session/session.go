@@ -53,14 +53,6 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		}
 	}
 	heard := &heard{Reader: conn, Writer: conn, broke: &s.broke}
-	if opts.Clients != nil && command.Protocol == Legacy && !command.ReadOnly { // only there paths are answered early
-		leave, r, err := opts.Clients.begin(ctx, opts.Client, s, conn)
-		if err != nil {
-			return s.tell(err)
-		}
-		defer leave()
-		heard.Reader = r
-	}
 	heard.now()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ending ctx ends the acceptance of questions, not the answers
 	defer cancel()
@@ -82,7 +74,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		}
 	})()
 
-	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Alone: s.alone.Load, Room: opts.Room}
+	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Room: opts.Room}
 	answers := protocol.Store{Paths: s, Pushes: s, Derivations: s}
 	if command.Protocol == Legacy {
 		err = protocol.ServeLegacy(work, heard, answers, options)

@@ -44,10 +44,6 @@ type Options struct {
 	Turn func(ctx context.Context) (done func(), err error)
 	// Room takes room in memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
 	Room func() (done func(), ok bool)
-	// Client is who the client is, the same in all its conversations, and Clients, which is shared by all, knows these: a path that a client
-	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
-	Client  string
-	Clients *Clients
 	// By is who pushes, for the catalog.
 	By string
 	// Pushes counts what is pushed. Nil does not.
@@ -70,7 +66,6 @@ type store struct {
 	dir    nix.StoreDir
 	adder  cache.Adder  // nil: paths go into the sink
 	busy   atomic.Int32 // questions that are being answered
-	alone  atomic.Bool  // it is known to be the only one of its client
 	push   pushes
 	hangUp func()      // ends the connection, of a client that is too slow
 	broke  atomic.Bool // the connection has, so that what fails then is nobody's fault

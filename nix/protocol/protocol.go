@@ -89,9 +89,6 @@ type Options struct {
 	ReadOnly bool
 	// Version is told to clients of the worker protocol as that of Nix, such as "firn 1.0".
 	Version string
-	// Alone reports whether this is the only conversation of its client, so that all paths of a copy come in it. Those that are pushed
-	// by the serve protocol are then answered while they are being kept, except for the last. Nil: it never is.
-	Alone func() bool
 	// Room takes room in memory for another megabyte of a question, of which the first is free. ok is false if there is none, and then the question
 	// is refused; done gives it back. Nil: there always is.
 	Room func() (done func(), ok bool)

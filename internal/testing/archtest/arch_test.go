@@ -68,16 +68,12 @@ var rules = map[string]rule{
 
 	"internal/certs": {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},
 
-	"internal/service":    {libraries: true},
-	"internal/config":     {rooms: []string{"internal/listen", "nix"}, libraries: true},
-	"internal/keyfile":    {rooms: []string{"nix"}},
-	"internal/nixconf":    {},
-	"internal/listen":     {libraries: true},
-	"internal/logs":       {libraries: true},
-	"internal/harmonia":   {libraries: true},
-	"internal/process":    {},
-	"internal/completion": {libraries: true},
-	"internal/manual":     {libraries: true},
+	"internal/config":  {rooms: []string{"internal/listen", "nix"}, libraries: true},
+	"internal/keyfile": {rooms: []string{"nix"}},
+	"internal/listen":  {libraries: true},
+	"internal/logs":    {libraries: true},
+	"internal/process": {},
+	"internal/cli":     {libraries: true},
 
 	"nixos": {}, // tests only
 
