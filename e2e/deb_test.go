@@ -208,7 +208,7 @@ func testInstalled(t *testing.T, deb string) {
 	}
 
 	stat := d.run("stat", "--format=%A %U:%G %n", "/usr/bin/firn", "/usr/lib/systemd/system/firn.service", "/usr/lib/systemd/system/firn.service.d/user.conf", "/usr/lib/systemd/system/firn-verify.service.d/user.conf", "/etc/firn/firn.toml",
-		"/var/lib/firn", "/usr/share/man/man1/firn.1.gz", "/usr/share/man/man1/firn-serve.1.gz",
+		"/var/lib/firn", "/usr/share/man/man1/firn.1.gz", "/usr/share/man/man1/firn-serve.1.gz", "/usr/share/man/man5/firn.toml.5.gz",
 		"/usr/share/bash-completion/completions/firn", "/usr/share/zsh/vendor-completions/_firn", "/usr/share/fish/vendor_completions.d/firn.fish",
 		"/usr/share/doc/firn/copyright", "/usr/share/doc/firn/changelog.Debian.gz", "/usr/share/doc/firn/changelog.gz", "/usr/share/doc/firn/licenses.gz")
 	for line := range strings.Lines(stat) {

@@ -33,7 +33,7 @@ type release struct {
 // newRelease builds the programs, and has one of them write its manual, completions and configuration.
 //
 //	ARCH/firn                          the program
-//	man/*.1.gz                         the manual
+//	man/man1/*.1.gz, man/man5/*.5.gz   the manual
 //	completion/bash, zsh, fish
 //	firn.toml                          every setting, commented out
 //	licenses.gz                        of everything that is linked into the program
@@ -68,7 +68,7 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 	if _, err := output(ctx, firn, "manual", r.path("man")); err != nil {
 		return nil, err
 	}
-	pages, err := filepath.Glob(r.path("man", "*.1"))
+	pages, err := filepath.Glob(r.path("man", "man?", "*"))
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 		if err != nil {
 			return nil, err
 		}
-		name := r.path("man", filepath.Base(page)+".gz")
+		name := page + ".gz"
 		if filepath.Base(page) == "CHANGELOG.md" {
 			name = r.path("changelog.gz")
 		}
