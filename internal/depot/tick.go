@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"firn/internal/catalog"
 	"firn/internal/depot/blob"
 )
 
@@ -22,16 +23,18 @@ const (
 
 // sweeps is what a sweep remembers for the next one.
 type sweeps struct {
-	mu      sync.Mutex           // held while sweeping
-	waiting map[string]bool      // packs that are to be deleted once nobody reads them
-	listed  time.Time            // when all blobs were listed last; zero: never
-	failed  map[string]time.Time // packs that could not be copied, and until when they are passed over
+	mu      sync.Mutex             // held while sweeping
+	waiting map[string]bool        // packs that are to be deleted once nobody reads them
+	listed  time.Time              // when all blobs were listed last; zero: never
+	failed  map[string]time.Time   // packs that could not be copied, and until when they are passed over
+	damaged map[catalog.NARID]bool // NARs withheld as damaged that the log has counted
 }
 
 // Tick removes what nothing leads to any more, and what uploads that were cut off have left behind, and rewrites packs that are mostly nobody's.
-// It withholds what needs a pack that is missing, and serves it again when that is back. It does
-// nothing while the packs as a whole are not there. Anything younger than the grace stays, and so
-// does, until it is closed, what is open.
+// It withholds what needs a pack that is missing, and serves it again when that is back. It logs
+// what another process, such as firn verify, found to be damaged. It does nothing while the packs as
+// a whole are not there. Anything younger than the grace stays, and so does, until it is closed, what
+// is open.
 func (d *Depot) Tick(ctx context.Context) error {
 	d.sweeps.mu.Lock()
 	defer d.sweeps.mu.Unlock()

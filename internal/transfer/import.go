@@ -296,7 +296,7 @@ func (i *importer) find(ctx context.Context, hash nix.PathHash) ([]nix.PathHash,
 		i.infos[hash] = info
 	}
 	i.mu.Unlock()
-	i.change(func(p *Progress) { p.Known++ })
+	i.change(func(p *Progress) { p.Known, p.KnownBytes = p.Known+1, p.KnownBytes+info.NARSize })
 	return refs, nil
 }
 
@@ -339,13 +339,15 @@ func (i *importer) path(ctx context.Context, hash nix.PathHash, await func() err
 		}
 		defer done()
 	}
+	moved, end := i.moving(info.NARSize)
+	defer end()
 	if err := i.trust(info); err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, err)
 	}
 	// Those under the names of this cache's own keys are left out, as where the server that is
 	// taken over was on a machine of the same name.
 	info.Signatures = i.cache.Others(info.Signatures, info.AppendFingerprint(nil))
-	added, err := i.publish(ctx, info, await)
+	added, err := i.publish(ctx, info, moved, await)
 	if err == nil && i.opts.Logs {
 		err = i.log(ctx, info.Deriver, false)
 	}
@@ -375,8 +377,9 @@ func (i *importer) trust(info *nix.NARInfo) error {
 	return fmt.Errorf("%w: no trusted key has signed it", cache.ErrInvalid)
 }
 
-// publish makes a path visible with its NAR, which it fetches unless it was before.
-func (i *importer) publish(ctx context.Context, info *nix.NARInfo, await func() error) (added bool, err error) {
+// publish makes a path visible with its NAR, which it fetches unless it was before. It tells moved of
+// the bytes that it reads.
+func (i *importer) publish(ctx context.Context, info *nix.NARInfo, moved func(int64), await func() error) (added bool, err error) {
 	pushed, err := i.cache.Pushed(ctx, info.Path.Hash())
 	if err != nil && !errors.Is(err, cache.ErrNotFound) {
 		return false, err
@@ -398,7 +401,7 @@ func (i *importer) publish(ctx context.Context, info *nix.NARInfo, await func() 
 	name := uploadName(info)
 	received, err := i.cache.Received(ctx, name)
 	if errors.Is(err, cache.ErrNotFound) || err == nil && (received.NARHash != info.NARHash || received.NARSize != info.NARSize) {
-		received, err = i.receive(ctx, info, name)
+		received, err = i.receive(ctx, info, name, moved)
 	}
 	if err != nil {
 		return false, err
@@ -426,8 +429,8 @@ func uploadName(info *nix.NARInfo) string {
 	return info.URL
 }
 
-// receive fetches a NAR, and keeps it under a name.
-func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string) (cache.Received, error) {
+// receive fetches a NAR, and keeps it under a name. It tells moved of the bytes as they come.
+func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string, moved func(int64)) (cache.Received, error) {
 	body, encoding, err := i.origin.open(ctx, info.URL)
 	if err != nil {
 		return cache.Received{}, err
@@ -447,7 +450,10 @@ func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string) 
 		return cache.Received{}, err
 	}
 	defer plain.Close()
-	upload := cache.Upload{URL: name, NAR: &counted{plain, info.NARSize, i}, NARHash: info.NARHash, NARSize: info.NARSize,
+	upload := cache.Upload{URL: name, NAR: &counted{plain, info.NARSize, func(n int64) {
+		i.change(func(p *Progress) { p.Bytes += n })
+		moved(n)
+	}}, NARHash: info.NARHash, NARSize: info.NARSize,
 		Compression: cmp.Or(info.Compression, nix.None)}
 	check := func() (nix.Hash, int64, error) {
 		sum := nix.SHA256Sum([sha256.Size]byte(file.sum.Sum(nil)))
@@ -500,7 +506,7 @@ func (f *file) Read(p []byte) (int, error) {
 type counted struct {
 	r    io.Reader
 	left int64 // bytes that it may still have
-	i    *importer
+	read func(n int64)
 }
 
 func (c *counted) Read(p []byte) (int, error) {
@@ -509,7 +515,7 @@ func (c *counted) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("%w: the NAR is longer than its narinfo says", cache.ErrInvalid)
 	}
 	if n > 0 {
-		c.i.change(func(p *Progress) { p.Bytes += int64(n) })
+		c.read(int64(n))
 	}
 	return n, err
 }
