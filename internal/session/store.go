@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"firn/internal/audit"
@@ -18,6 +19,8 @@ import (
 const (
 	// maxClosure bounds how many paths a closure may have.
 	maxClosure = 1 << 18
+	// closureBatch is how many of these are looked up at once.
+	closureBatch = 1 << 10
 	// roomPaths is of how many of these a closure takes as much as a room has: each is some 250 bytes, in two lists and a map.
 	roomPaths = 4 << 10
 )
@@ -127,16 +130,11 @@ func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath) ([]nix.St
 		return nil, err
 	}
 	defer done()
-	var valid []nix.StorePath
-	for _, p := range paths {
-		switch has, err := c.Has(ctx, p); {
-		case err != nil:
-			return nil, s.tell(err)
-		case has:
-			valid = append(valid, p)
-		}
+	valid, err := c.Valid(ctx, paths)
+	if err != nil {
+		return nil, s.tell(err)
 	}
-	return valid, nil
+	return slices.DeleteFunc(slices.Clone(paths), func(p nix.StorePath) bool { return !valid[p] }), nil
 }
 
 // PathInfo returns what is known of a path, signed.
@@ -223,7 +221,8 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		asked[p] = true
 	}
 	seen := map[nix.StorePath]bool{}
-	var found, all []nix.StorePath // what somebody refers to, and of that what is there
+	var found, all []nix.StorePath // what is referred to, and of that what is there
+	next := 0                      // of found is to be looked up
 	add := func(paths []nix.StorePath) {
 		for _, p := range paths {
 			if !seen[p] {
@@ -253,18 +252,24 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		}
 		return nil
 	}
-	for i := 0; i < len(found); i++ {
+	for len(found) > next {
 		if err := grow(0); err != nil {
 			return nil, s.tell(err)
 		}
-		p := found[i]
-		has := false
-		err := c.WithOrigin(ctx, p.Hash(), func(info *nix.PathInfo) error {
-			if has = info.Path == p; !has {
-				return nil
+		batch := found[next:min(next+closureBatch, len(found))]
+		next += len(batch)
+		hashes := make([]nix.PathHash, len(batch))
+		for i, p := range batch {
+			hashes[i] = p.Hash()
+		}
+		there := make(map[nix.StorePath]bool, len(batch))
+		err := c.References(ctx, hashes, func(r cache.Referrer) error {
+			if !seen[r.Path] {
+				return nil // it has the hash of one, and another name
 			}
+			there[r.Path] = true
 			more := 0
-			for _, ref := range info.References {
+			for _, ref := range r.References {
 				if !seen[ref] {
 					more++
 				}
@@ -272,14 +277,21 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 			if err := grow(more); err != nil {
 				return err
 			}
-			add(info.References)
+			add(r.References)
 			return nil
 		})
-		switch {
-		case err != nil && !errors.Is(err, cache.ErrNotFound):
+		if err != nil {
 			return nil, s.tell(err)
-		case has:
-			all = append(all, p)
+		}
+		for _, p := range batch {
+			switch {
+			case there[p]:
+				all = append(all, p)
+			case asked[p]:
+				return nil, protocol.ErrNotFound
+			default: // a reference, which may be missing in a cache that allows that, or an output that was not pushed
+				continue
+			}
 			if outputs && p.IsDerivation() {
 				d, err := s.derivation(ctx, c, p)
 				if err != nil {
@@ -292,9 +304,6 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 				}
 				d.done()
 			}
-		case asked[p]:
-			return nil, protocol.ErrNotFound
-		default: // a reference, which may be missing in a cache that allows that, or an output that nobody has pushed
 		}
 	}
 	return all, nil
