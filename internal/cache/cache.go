@@ -1,4 +1,4 @@
-// Package cache is the hall between the doors and the sources.
+// Package cache is the core between the front ends and the sources.
 //
 // A [Cache] is what a client adds to its substituters: signing keys and sources in order.
 //
@@ -51,7 +51,7 @@ type Options struct {
 	// Name is that of the cache in a [Directory], [Main] if empty.
 	Name string
 
-	// Private lets nobody read but who may; see [Cache.Allow].
+	// Private: reading needs a right; see [Cache.Allow].
 	Private bool
 
 	// Sink keeps what is pushed. It is one of the sources. The zero Sink: nothing can be pushed.

@@ -157,7 +157,7 @@ type Received struct {
 	FileSize int64
 	// Compression of what the client sent, "" if that is not known.
 	Compression nix.Compression
-	// Published says that a path of the cache has this NAR. Until then, it is nobody's but those who may push.
+	// Published says that a path of the cache has this NAR. Until then, only clients that may push may know of it.
 	// Receive does not tell.
 	Published bool
 }

@@ -73,7 +73,7 @@ type database struct {
 	storeDir nix.StoreDir
 	sql      *sql.DB
 	info     *sql.Stmt
-	turns    chan struct{} // holds a token for each connection in use but the filter's
+	slots    chan struct{} // holds a token for each connection in use but the filter's
 	writable bool          // this process can write the WAL index, so it reads as any Nix does
 
 	// rest is its state where this process reads it without locks; nil where it has them.
@@ -174,7 +174,7 @@ var errNoIndex = errors.New("no process has the database open, and this one cann
 
 // openWith makes a database, and has open open it.
 func openWith(ctx context.Context, path string, storeDir nix.StoreDir, open func(context.Context, *database) error) (*database, error) {
-	d := &database{path: path, storeDir: storeDir, turns: make(chan struct{}, maxConns-1), opened: time.Now()}
+	d := &database{path: path, storeDir: storeDir, slots: make(chan struct{}, maxConns-1), opened: time.Now()}
 	d.filter.wake = make(chan struct{}, 1)
 	if err := open(ctx, d); err != nil {
 		d.close()
@@ -212,7 +212,7 @@ func (d *database) connect(ctx context.Context, query string) error {
 	if d.sql, err = sql.Open("sqlite", dsn.String()); err != nil {
 		return fmt.Errorf("open %s: %w", d.path, err)
 	}
-	// A connection that was used once holds a shared lock on the database, so that nobody
+	// A connection that was used once holds a shared lock on the database, so that no process
 	// removes the WAL and its index. It is kept for that, too.
 	d.sql.SetMaxOpenConns(maxConns)
 	d.sql.SetMaxIdleConns(maxConns)
@@ -251,24 +251,24 @@ func (d *database) fail(verb string, err error) error {
 	return fmt.Errorf("%s %s: %w: %w", verb, d.path, cache.ErrUnavailable, err)
 }
 
-// turn waits until the caller may use a connection, one at a time, which it does until endTurn.
-func (d *database) turn(ctx context.Context) error {
+// takeConn waits until the caller may use a connection, one at a time, which it does until returnConn.
+func (d *database) takeConn(ctx context.Context) error {
 	select {
-	case d.turns <- struct{}{}:
+	case d.slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return d.fail("query", ctx.Err())
 	}
 }
 
-func (d *database) endTurn() { <-d.turns }
+func (d *database) returnConn() { <-d.slots }
 
 // check reads from the database.
 func (d *database) check(ctx context.Context) error {
-	if err := d.turn(ctx); err != nil {
+	if err := d.takeConn(ctx); err != nil {
 		return err
 	}
-	defer d.endTurn()
+	defer d.returnConn()
 	var n int
 	if err := d.sql.QueryRowContext(ctx, `select count(*) from (select 1 from ValidPaths limit 1)`).Scan(&n); err != nil {
 		return d.fail("read", err)
@@ -278,10 +278,10 @@ func (d *database) check(ctx context.Context) error {
 
 // pathInfo looks a path up. cache.ErrNotFound if it is not valid, which includes a rowError.
 func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	if err := d.turn(ctx); err != nil {
+	if err := d.takeConn(ctx); err != nil {
 		return nil, err
 	}
-	defer d.endTurn()
+	defer d.returnConn()
 	// A query that can be cancelled costs a third more. This one takes microseconds, or busyTimeout.
 	ctx = context.WithoutCancel(ctx)
 	prefix := string(d.storeDir) + "/" + hash.String()
@@ -327,10 +327,10 @@ func (d *database) pathInfos(ctx context.Context, hashes []nix.PathHash) ([]*nix
 	if len(hashes) == 0 {
 		return nil, nil
 	}
-	if err := d.turn(ctx); err != nil {
+	if err := d.takeConn(ctx); err != nil {
 		return nil, err
 	}
-	defer d.endTurn()
+	defer d.returnConn()
 	prefixes := make([]string, len(hashes))
 	for i, hash := range hashes {
 		prefixes[i] = string(d.storeDir) + "/" + hash.String()
@@ -411,7 +411,7 @@ func (s *Store) reopen(ctx context.Context, old *database) error {
 	case s.closed:
 		return fmt.Errorf("open %s: %w: %w", s.dbPath, cache.ErrUnavailable, fs.ErrClosed)
 	case s.db != old:
-		return nil // somebody else did it
+		return nil // another caller did it
 	case old != nil:
 		if old.rest == nil {
 			s.log.Warn("the database was replaced", "database", s.dbPath)

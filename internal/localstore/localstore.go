@@ -60,7 +60,7 @@ type Options struct {
 	LogDir string
 
 	// DaemonSocket is the socket of the Nix daemon. Empty: StateDir/daemon-socket/socket.
-	// It is no error if nobody listens there.
+	// It is no error if no daemon listens there.
 	DaemonSocket string
 
 	// Roots is a directory of this process, such as STATE/gcroots, for links to paths that are to
@@ -217,7 +217,7 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Disconnect closes the connections to the Nix daemon that lie unused. The daemon takes whoever asks for the user that connected:
+// Disconnect closes the connections to the Nix daemon that lie unused. The daemon takes every question on a connection for one of the user that connected:
 // a process that has become another user calls this before anything else is asked of the store.
 func (s *Store) Disconnect() { s.daemon.close() }
 

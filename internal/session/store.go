@@ -21,17 +21,17 @@ const (
 	maxClosure = 1 << 18
 	// closureBatch is how many of these are looked up at once.
 	closureBatch = 1 << 10
-	// roomPaths is of how many of these a closure takes as much as a room has: each is some 250 bytes, in two lists and a map.
-	roomPaths = 4 << 10
+	// pathsPerStep is of how many of these a closure takes as much as Memory gives at a time: each is some 250 bytes, in two lists and a map.
+	pathsPerStep = 4 << 10
 )
 
-var errNoRoom = cache.Refuse(cache.ErrUnavailable, "the closure is too large to be found out beside what others ask for; try again later")
+var errNoMemory = cache.Refuse(cache.ErrUnavailable, "there is not enough memory to compute this closure now; try again later")
 
 // Options say whose conversation with which cache it is.
 type Options struct {
 	// Cache returns the cache, as it is now. cache.ErrNotFound if there is none of this name.
 	Cache func(ctx context.Context) (*cache.Cache, error)
-	// Who returns who the client is, as is known now. cache.ErrUnauthenticated: nobody any more.
+	// Who returns who the client is, as is known now. cache.ErrUnauthenticated: the key has expired or was revoked.
 	Who func(ctx context.Context) (cache.Principal, error)
 	// Name is that of the cache, as the client has said it.
 	Name string
@@ -42,11 +42,11 @@ type Options struct {
 	ToStore bool
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
-	// Turn waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
+	// Slot waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
 	// Nil: at once, and as slowly as it likes.
-	Turn func(ctx context.Context) (done func(), err error)
-	// Room takes room in memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
-	Room func() (done func(), ok bool)
+	Slot func(ctx context.Context) (done func(), err error)
+	// Memory takes memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
+	Memory func() (done func(), ok bool)
 	// By is who pushes, for the catalog.
 	By string
 	// Pushes counts what is pushed. Nil does not.
@@ -59,7 +59,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// A store is a cache as one client may use it. Rights are looked at for every question anew:
+// A store is a cache as one client may use it. Rights are looked at for every question:
 // a key that is revoked is good for nothing from then on, also in the middle of a conversation, or of a NAR: they are looked at
 // once more when that has come in, which may take hours.
 //
@@ -71,7 +71,7 @@ type store struct {
 	busy   atomic.Int32 // questions that are being answered
 	push   pushes
 	hangUp func()      // ends the connection, of a client that is too slow
-	broke  atomic.Bool // the connection has, so that what fails then is nobody's fault
+	broke  atomic.Bool // the connection has, so that what fails then is no fault of the server
 }
 
 // StoreDir returns the store directory of the cache, as it was at the beginning.
@@ -232,7 +232,7 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		}
 	}
 	add(paths)
-	room := roomPaths // for what is found
+	room := pathsPerStep // for what is found
 	var rooms []func()
 	defer func() {
 		for _, done := range rooms {
@@ -243,10 +243,10 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		if len(found)+n > maxClosure {
 			return cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure)
 		}
-		for ; len(found)+n > room && s.Room != nil; room += roomPaths {
-			done, ok := s.Room()
+		for ; len(found)+n > room && s.Memory != nil; room += pathsPerStep {
+			done, ok := s.Memory()
 			if !ok {
-				return errNoRoom
+				return errNoMemory
 			}
 			rooms = append(rooms, done)
 		}
@@ -424,7 +424,7 @@ func (s *store) tell(err error) error {
 	case errors.Is(err, cache.ErrInvalid):
 		text = "this is not as it should be"
 	case errors.Is(err, cache.ErrFull):
-		text = "the disk of the server is full: whoever runs it has to make room"
+		text = "the disk of the server is full: an administrator has to free some space"
 		s.Logger.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself", "error", err)
 	case errors.Is(err, cache.ErrUnavailable):
 		text = "this cannot be answered now; try again later"

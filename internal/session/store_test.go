@@ -142,11 +142,11 @@ func TestQuestions(t *testing.T) {
 // A large closure takes room, and gives it back.
 func TestRoomForClosure(t *testing.T) {
 	p := cachetest.NewPath(t, nix.DefaultStoreDir, "a", "a")
-	p.Info.References, p.Info.CA = numbered(t, 3*roomPaths), nix.ContentAddress{}
+	p.Info.References, p.Info.CA = numbered(t, 3*pathsPerStep), nix.ContentAddress{}
 	s := readerOf(t, p)
 	for free, want := range []error{cache.ErrUnavailable, cache.ErrUnavailable, cache.ErrUnavailable, nil} {
 		left := free
-		s.Room = func() (done func(), ok bool) {
+		s.Memory = func() (done func(), ok bool) {
 			if left == 0 {
 				return nil, false
 			}

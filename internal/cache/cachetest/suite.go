@@ -40,7 +40,7 @@ type Fixture struct {
 	Remove func(t *testing.T, path nix.StorePath)
 }
 
-// Run tests the source of a fixture, which open opens anew for every test.
+// Run tests the source of a fixture, which open opens for every test.
 func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	for _, test := range []struct {
 		name string
