@@ -136,7 +136,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	who := access.New(kept.catalog, kept.catalog.Version, access.Options{})
+	who := access.New(kept.catalog, kept.catalog, access.Options{})
 	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
 	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, audited, log, &a)

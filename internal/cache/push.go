@@ -14,7 +14,7 @@ import (
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
 
-// errNoSink is for whoever pushes to a cache without a sink.
+// errNoSink refuses a push to a cache without a sink.
 var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")
 
 // Receive keeps a NAR, unpublished, see [Sink].

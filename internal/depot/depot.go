@@ -154,15 +154,12 @@ func (p *View) StoreDir() nix.StoreDir { return p.dir }
 
 // Version changes with every commit to the catalog. It is not to be told while the packs are not
 // there, so that nothing is answered from memory.
-func (p *View) Version(context.Context) memo.Version {
+func (p *View) Version(ctx context.Context) memo.Version {
 	if p.d.absence.known.Load() {
 		return memo.Version{}
 	}
-	return p.d.version()
+	return p.d.catalog.Version(ctx)
 }
-
-// version is that of the catalog.
-func (d *Depot) version() memo.Version { return memo.Exactly(d.catalog.Version()) }
 
 // Check asks the catalog, and whether the packs are there.
 func (p *View) Check(ctx context.Context) error {
@@ -184,7 +181,7 @@ func (p *View) IsThere(ctx context.Context) (bool, error) {
 	if p.there.Load() {
 		return true, nil
 	}
-	now := p.d.version()
+	now := p.d.catalog.Version(ctx)
 	if _, at, ok := p.empty.Get(struct{}{}); ok && at.Miss(now) {
 		return false, nil
 	}

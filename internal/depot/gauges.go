@@ -58,7 +58,7 @@ func (g *Gauges) Tick(ctx context.Context) error {
 	if !at.IsZero() && begun.Sub(at) < max(countEvery, countShare*took) {
 		return nil
 	}
-	now := g.d.version()
+	now := g.d.catalog.Version(ctx)
 	if !at.IsZero() && version.Hit(now) {
 		g.mu.Lock()
 		g.at = begun

@@ -35,7 +35,7 @@ type kept struct {
 
 // find returns what is kept of a NAR.
 func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
-	now := d.version()
+	now := d.catalog.Version(ctx)
 	k, at, known := d.recipes.Get(hash)
 	if known && at.Hit(now) {
 		return k, nil
@@ -82,7 +82,7 @@ func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 
 // look asks the catalog for a path, and remembers what else it says of it: who asks for a path info asks for that next.
 func (p *View) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sighting, error) {
-	now := p.d.version()
+	now := p.d.catalog.Version(ctx)
 	path, err := p.d.catalog.Path(ctx, p.id, hash)
 	if err != nil {
 		return nil, sighting{}, err
@@ -99,7 +99,7 @@ func (p *View) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) 
 	}
 	hash := info.Path.Hash()
 	s, at, known := p.seen.Get(hash)
-	if !known || !at.Hit(p.d.version()) {
+	if !known || !at.Hit(p.d.catalog.Version(ctx)) {
 		var err error
 		if _, s, err = p.look(ctx, hash); err != nil {
 			return sighting{}, failure(fmt.Sprintf("find NAR of %v", info.Path), err)

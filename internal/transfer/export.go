@@ -21,7 +21,7 @@ import (
 type ExportOptions struct {
 	// Workers is how many paths are written at once; 0: as many as this machine has processors, and 4 at least.
 	Workers int
-	// Progress is told of every change, by one goroutine at a time. Nil: nobody is.
+	// Progress is told of every change, by one goroutine at a time. Nil: it is not told.
 	Progress func(Progress)
 }
 
@@ -124,7 +124,7 @@ func (e *exporter) path(ctx context.Context, hash nix.PathHash, await func() err
 	case err != nil:
 		return fmt.Errorf("look up %s: %w", hash, err)
 	case last.URL != info.URL:
-		return fmt.Errorf("write narinfo of %s: %w: it was replaced meanwhile", info.Path, cache.ErrUnavailable)
+		return fmt.Errorf("write narinfo of %s: %w: it was replaced while it was written", info.Path, cache.ErrUnavailable)
 	}
 	if err := await(); err != nil {
 		return fmt.Errorf("write narinfo of %s: %w", info.Path, err)
@@ -284,7 +284,7 @@ func (e *exporter) files(ctx context.Context) error {
 			}
 			err := kind.write(ctx, name)
 			switch {
-			case err == nil || errors.Is(err, cache.ErrNotFound): // deleted meanwhile
+			case err == nil || errors.Is(err, cache.ErrNotFound): // deleted since
 			case ctx.Err() != nil:
 				return ctx.Err()
 			default:

@@ -26,7 +26,7 @@ import (
 type ImportOptions struct {
 	// Workers is how many paths are fetched at once; 0: 8.
 	Workers int
-	// Progress is told of every change, by one goroutine at a time. Nil: nobody is.
+	// Progress is told of every change, by one goroutine at a time. Nil: it is not told.
 	Progress func(Progress)
 	// TrustedKeys are those of which each path needs a signature, unless it is content-addressed. None: no path does.
 	TrustedKeys []nix.PublicKey
@@ -36,7 +36,7 @@ type ImportOptions struct {
 	Limits *decompress.Limits
 	// Netrc is a file with users and passwords, as curl and Nix read it; "": none. What is in the URL wins.
 	Netrc string
-	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: nobody is.
+	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: it is not told.
 	Retry func(err error, pause time.Duration)
 	// UserAgent is who asks; "": firn.
 	UserAgent string
@@ -45,7 +45,7 @@ type ImportOptions struct {
 }
 
 const (
-	// importWorkers is how many paths are fetched at once where nobody says.
+	// importWorkers is how many paths are fetched at once by default.
 	importWorkers = 8
 	// memory is how many bytes of narinfos are remembered between finding a path and fetching it. Others are fetched again.
 	memory = 64 << 20
@@ -225,7 +225,7 @@ func (i *importer) findAll(ctx context.Context) error {
 		}
 		hash, err := nix.ParsePathHash(base)
 		if err != nil {
-			continue // of somebody else
+			continue // no name of a narinfo
 		}
 		group.Go(func() error {
 			_, err := i.find(ctx, hash)

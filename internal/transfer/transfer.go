@@ -4,7 +4,7 @@
 //	result, err := transfer.Export(ctx, c, c.Paths(ctx), "/srv/cache", transfer.ExportOptions{})
 //	result, err := transfer.Import(ctx, "https://cache.example.org", c, roots, transfer.ImportOptions{})
 //
-// Both go in an order in which nobody ever sees something broken: the NAR before its narinfo,
+// Both go in an order in which no client ever sees something broken: the NAR before its narinfo,
 // and the narinfos of all references before that. So both can be killed at any moment and be started again:
 // what is there already is not moved a second time.
 package transfer
@@ -99,7 +99,7 @@ func (t *tally) result() (Progress, error) {
 	return t.now, errors.Join(append([]error{err}, t.failures...)...)
 }
 
-// defaultWorkers is how many paths are worked on at once where nobody says: reading, compressing and syncing wait in turns.
+// defaultWorkers is how many paths are worked on at once by default: reading, compressing and syncing wait in turns.
 func defaultWorkers() int { return max(4, runtime.GOMAXPROCS(0)) }
 
 // references returns what a path refers to besides itself.

@@ -17,6 +17,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -85,17 +86,17 @@ func TestOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before, _ := a.Version()
+		before := a.Version(t.Context())
 		if _, err := addCache(t.Context(), b, "main"); err != nil {
 			t.Fatal(err)
 		}
-		if after, ok := a.Version(); after == before || !ok {
+		if after := a.Version(t.Context()); before.Hit(after) || after.Freshness != memo.Current {
 			t.Error("the version stays")
 		}
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := a.Version(); !ok {
+		if a.Version(t.Context()).Freshness != memo.Current {
 			t.Error("closing one catalog takes the version from the other")
 		}
 	})
@@ -115,7 +116,7 @@ func TestOpen(t *testing.T) {
 		if err := c.Check(t.Context()); !errors.Is(err, catalog.ErrUnavailable) {
 			t.Errorf("read: error %v", err)
 		}
-		if _, ok := c.Version(); ok {
+		if c.Version(t.Context()).Freshness != memo.Unknown {
 			t.Error("a closed catalog has a version")
 		}
 	})

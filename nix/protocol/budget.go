@@ -7,28 +7,30 @@ import (
 )
 
 const (
-	// roomSize is how many bytes a question may take in memory before it needs more room, and how many it has with each.
+	// memoryStep is how many bytes a question may take in memory before it needs more, and how many it gets each time.
 	// That is some 8,000 store paths, and few closures have as many.
-	roomSize = 1 << 20
+	memoryStep = 1 << 20
 
 	// perString is what a string takes beside its bytes: in a slice that has grown, and in a map.
 	perString = 64
 )
 
-// errNoRoom is for a question, or an answer, that is too large beside those of others.
-var errNoRoom = errors.New("there is no memory for so much at once, beside what others ask for: ask for less, or try again later")
+// errNoMemory is for a question, or an answer, that is too large beside those of others.
+var errNoMemory = errors.New("there is no memory for so much at once, beside what others ask for: ask for less, or try again later")
 
-// A room bounds what one question takes in memory, of which a client could say some gigabytes.
-type room struct {
+// A budget bounds what one question takes in memory, of which a client could say some gigabytes.
+type budget struct {
 	more  func() (done func(), ok bool) // see [Options]; nil: there always is
 	left  int                           // bytes
 	given []func()                      // what gives back what there was more
 }
 
-func newRoom(more func() (done func(), ok bool)) *room { return &room{more: more, left: roomSize} }
+func newBudget(more func() (done func(), ok bool)) *budget {
+	return &budget{more: more, left: memoryStep}
+}
 
-// take takes room for a string of n bytes, and reports whether there is. None is a room without bounds.
-func (r *room) take(n int) (ok bool) {
+// take takes memory for a string of n bytes, and reports whether there is. Nil is without bounds.
+func (r *budget) take(n int) (ok bool) {
 	if r == nil || r.more == nil {
 		return true
 	}
@@ -39,7 +41,7 @@ func (r *room) take(n int) (ok bool) {
 			return false
 		}
 		r.given = append(r.given, done)
-		r.left += roomSize
+		r.left += memoryStep
 	}
 	return true
 }
@@ -47,15 +49,15 @@ func (r *room) take(n int) (ok bool) {
 // fewReferences is how many take so little memory that it is not counted.
 const fewReferences = 500
 
-// hold takes room for what is known of a path, which is in memory for as long as the client takes
+// hold takes memory for what is known of a path, which is in memory for as long as the client takes
 // to read it.
-func (r *room) hold(info *nix.PathInfo) error {
+func (r *budget) hold(info *nix.PathInfo) error {
 	if len(info.References) <= fewReferences {
 		return nil
 	}
 	for _, ref := range info.References {
 		if !r.take(len(ref.String())) {
-			return errNoRoom
+			return errNoMemory
 		}
 	}
 	return nil
@@ -70,10 +72,10 @@ func withoutReferences(info *nix.PathInfo) *nix.PathInfo {
 }
 
 // clear says that the question is answered.
-func (r *room) clear() {
+func (r *budget) clear() {
 	for _, done := range r.given {
 		done()
 	}
 	clear(r.given)
-	r.given, r.left = r.given[:0], roomSize
+	r.given, r.left = r.given[:0], memoryStep
 }

@@ -45,7 +45,7 @@ func TestRoom(t0 *testing.T) {
 	} {
 		t0.Run(name, func(t0 *testing.T) {
 			l := &landlord{free: 3, least: 3}
-			t := talkWorker(t0, filled(), Options{Room: l.room}, 38)
+			t := talkWorker(t0, filled(), Options{Memory: l.room}, 38)
 			text := long
 			if name == "paths" {
 				text = pathA.String()
@@ -79,12 +79,12 @@ func TestRoom(t0 *testing.T) {
 
 // A question that is large is understood where there is room for it, which is given back with its answer.
 func TestRoomIsGivenBack(t0 *testing.T) {
-	many := make([]nix.StorePath, 3*roomSize/(len(absent.String())+perString))
+	many := make([]nix.StorePath, 3*memoryStep/(len(absent.String())+perString))
 	for i := range many {
 		many[i] = absent
 	}
 	l := &landlord{free: 2, least: 2}
-	t := talkWorker(t0, filled(), Options{Room: l.room}, 38)
+	t := talkWorker(t0, filled(), Options{Memory: l.room}, 38)
 	for range 3 {
 		t.put(opQueryValidPaths)
 		t.putPaths(many)
@@ -100,7 +100,7 @@ func TestRoomIsGivenBack(t0 *testing.T) {
 	t.wantFree(l, 2)
 	t.wantEnd("")
 
-	t = talkLegacy(t0, filled(), Options{Room: l.room}, 7)
+	t = talkLegacy(t0, filled(), Options{Memory: l.room}, 7)
 	for range 3 {
 		t.put(legacyQueryValidPaths, 0, 0)
 		t.putPaths(many[:len(many)/2])
