@@ -38,7 +38,7 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *banner) (*sshServer, []net.Listener, error) {
 	if len(c.SSH) == 0 && len(sockets[listen.SSH]) == 0 {
 		return nil, nil, nil
 	}
