@@ -18,6 +18,7 @@ import (
 	"firn/internal/catalog"
 	"firn/internal/certs"
 	"firn/internal/listen"
+	"firn/internal/registry"
 	"firn/nix"
 )
 
@@ -45,7 +46,7 @@ type banner struct {
 // describe adds what the catalog and the certificates say. tls may be nil; hosts are those of all
 // caches.
 func (a *banner) describe(ctx context.Context, cat catalog.Catalog, tls *certs.Certs, hosts []string) error {
-	all, err := records(ctx, cat)
+	all, err := registry.Records(ctx, cat)
 	if err != nil {
 		return err
 	}

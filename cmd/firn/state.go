@@ -66,6 +66,16 @@ func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	return openCatalog(ctx, c.State)
 }
 
+// withCatalog opens a catalog, calls do, and closes the catalog.
+func withCatalog(open func(context.Context) (*sqlite.Catalog, error), do func(context.Context, catalog.Catalog) error) error {
+	ctx := context.Background()
+	cat, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(ctx, cat), cat.Close())
+}
+
 // makeDepot is openDepot as makeCatalog is openCatalog.
 func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
 	c, err := f.load()
@@ -305,38 +315,13 @@ func stateAdvice(err error) string {
 	return ""
 }
 
-// records are the records of all caches. That of main is made where a server has not made it yet.
-func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error) {
-	for {
-		all, err := cat.Caches(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, c := range all {
-			if c.Name == cache.Main {
-				return all, nil
-			}
-		}
-		record := registry.Record(cache.Main)
-		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
-		if err := cat.AddCache(ctx, record); err != nil && !errors.Is(err, catalog.ErrConflict) {
-			return nil, err
-		}
-	}
-}
-
 // record is the record of one cache.
 func record(ctx context.Context, cat catalog.Catalog, name string) (*catalog.Cache, error) {
-	all, err := records(ctx, cat)
-	if err != nil {
-		return nil, err
+	r, err := registry.Find(ctx, cat, name)
+	if errors.Is(err, cache.ErrNotFound) {
+		return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)
 	}
-	for _, c := range all {
-		if c.Name == name {
-			return c, nil
-		}
-	}
-	return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)
+	return r, err
 }
 
 // say tells a person in one line what was done. Scripts read standard output.

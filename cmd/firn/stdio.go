@@ -37,16 +37,10 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		return session.Options{}, nil, err
 	}
 	log := newLogger(cfg, os.Stderr)
-	var closers []func() error
-	closing := func() (err error) {
-		for i := len(closers) - 1; i >= 0; i-- {
-			err = errors.Join(err, closers[i]())
-		}
-		return err
-	}
+	var parts closers
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closing())
+			err = errors.Join(err, parts.close())
 		}
 	}()
 	if !f.ReadOnly {
@@ -58,7 +52,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if err != nil {
 		return session.Options{}, nil, err
 	}
-	closers = append(closers, kept.Close)
+	parts.onClose(kept.Close)
 	keys, err := servingKeys(cfg, log)
 	if err != nil {
 		return session.Options{}, nil, err
@@ -70,7 +64,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 			return session.Options{}, nil, err
 		}
 		if local != nil {
-			closers = append(closers, local.Close)
+			parts.onClose(local.Close)
 			known.Local = local
 		}
 	}
@@ -94,7 +88,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		By:      owner{}.Name(),
 		Version: "firn " + version(),
 		Logger:  log,
-	}, closing, nil
+	}, parts.close, nil
 }
 
 // An owner is whoever may read the state of the server: the files say what it may do.

@@ -154,15 +154,7 @@ func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.S
 }
 
 func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
-	record, err := Find(ctx, cat, cache.Main)
-	if errors.Is(err, cache.ErrNotFound) {
-		record = Record(cache.Main)
-		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
-		record.StoreDir = cmp.Or(dir, record.StoreDir)
-		if err = cat.AddCache(ctx, record); errors.Is(err, catalog.ErrConflict) { // another process was faster
-			record, err = Find(ctx, cat, cache.Main)
-		}
-	}
+	record, err := find(ctx, cat, cache.Main, dir)
 	if err != nil {
 		return err
 	}
@@ -181,17 +173,44 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.S
 	return prepare(ctx, cat, d, dir) // with what another process has made of it
 }
 
-// Find returns the record of a cache. cache.ErrNotFound if there is none of this name.
-func Find(ctx context.Context, cat catalog.Caches, name string) (*catalog.Cache, error) {
-	records, err := cat.Caches(ctx)
+// Records returns the records of all caches. It makes that of [cache.Main] if there is none.
+func Records(ctx context.Context, cat catalog.Caches) ([]*catalog.Cache, error) { return records(ctx, cat, "") }
+
+// records is Records, with the store directory for the record of main if it makes that; "" is Nix's default.
+func records(ctx context.Context, cat catalog.Caches, dir nix.StoreDir) ([]*catalog.Cache, error) {
+	for {
+		all, err := cat.Caches(ctx)
+		if err != nil || named(all, cache.Main) != nil {
+			return all, err
+		}
+		main := Record(cache.Main)
+		main.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
+		main.StoreDir = cmp.Or(dir, main.StoreDir)
+		if err := cat.AddCache(ctx, main); err != nil && !errors.Is(err, catalog.ErrConflict) { // another process was faster
+			return nil, err
+		}
+	}
+}
+
+func named(all []*catalog.Cache, name string) *catalog.Cache {
+	if i := slices.IndexFunc(all, func(r *catalog.Cache) bool { return r.Name == name }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// Find returns the record of a cache. cache.ErrNotFound if there is none of this name; there is always one of main.
+func Find(ctx context.Context, cat catalog.Caches, name string) (*catalog.Cache, error) { return find(ctx, cat, name, "") }
+
+func find(ctx context.Context, cat catalog.Caches, name string, dir nix.StoreDir) (*catalog.Cache, error) {
+	all, err := records(ctx, cat, dir)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(records, func(r *catalog.Cache) bool { return r.Name == name })
-	if i < 0 {
-		return nil, fmt.Errorf("find cache %q: %w", name, cache.ErrNotFound)
+	if r := named(all, name); r != nil {
+		return r, nil
 	}
-	return records[i], nil
+	return nil, fmt.Errorf("find cache %q: %w", name, cache.ErrNotFound)
 }
 
 // ByName returns the cache of this name. cache.ErrNotFound if there is none.
