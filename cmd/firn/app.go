@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -191,7 +190,11 @@ func (a *app) announce(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	a.banner.depot = slices.Contains(main.Sources(), "depot")
+	present, err := main.Presence(ctx)
+	if err != nil {
+		return err
+	}
+	a.banner.depot = present.Pushed
 	a.banner.listeners, a.banner.https, a.banner.keys = a.plain, a.tls, main.PublicKeys()
 	if err := a.banner.describe(ctx, a.depot.catalog, a.certs, a.caches.Hosts(ctx)); err != nil {
 		return err

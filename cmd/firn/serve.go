@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -13,7 +12,6 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/awaited"
 	"firn/internal/cache"
 	"firn/internal/config"
 	"firn/internal/keyfile"
@@ -133,8 +131,7 @@ func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *banner) (
 			a.noStore = err.Error() + "; it is served as soon as it can be read"
 			log.Error("the store cannot be served yet; pushed paths are", "error", err)
 		}
-		open := func(ctx context.Context) (awaited.Store, error) { return localstore.Open(ctx, opts) }
-		source := awaited.New("local store", cmp.Or(opts.StoreDir, nix.DefaultStoreDir), open, awaited.Options{Why: err, Logger: log})
+		source := localstore.Await(opts, err)
 		return source, source.Close, nil
 	}
 	a.store = fmt.Sprintf("the store %s", store.StoreDir())

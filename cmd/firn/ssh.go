@@ -1,19 +1,16 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 
 	"firn/internal/access"
 	"firn/internal/audit"
 	"firn/internal/cache"
-	"firn/internal/config"
 	"firn/internal/fairlimit"
 	"firn/internal/listen"
 	"firn/internal/session"
@@ -51,13 +48,6 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 		closeAll(listeners)
 		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
 	}
-	var daemon string
-	if c.SSHStore {
-		if daemon, err = daemonSocket(); err != nil {
-			closeAll(listeners)
-			return nil, nil, err
-		}
-	}
 	behind, operations := session.NewBehind(), &session.Operations{}
 	turns, rooms := fairlimit.New(sshTurns), fairlimit.New(sshRooms)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
@@ -76,7 +66,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 			Name:       l.User,
 			Cache:      func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
 			Who:        l.Who,
-			Daemon:     daemon,
+			ToStore:    c.SSHStore,
 			Version:    "firn " + a.version,
 			Behind:     behind,
 			Turn:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
@@ -112,16 +102,6 @@ func publicPort(listeners []net.Listener) (port int) {
 		}
 	}
 	return port
-}
-
-// daemonSocket returns where the Nix daemon of this machine listens.
-func daemonSocket() (string, error) {
-	env, err := config.NixEnvironment(os.LookupEnv)
-	if err != nil {
-		return "", err
-	}
-	state := cmp.Or(env.StateDir, "/nix/var/nix")
-	return cmp.Or(env.DaemonSocket, filepath.Join(state, "daemon-socket", "socket")), nil
 }
 
 // openAll opens all addresses, or none.

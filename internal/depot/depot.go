@@ -29,7 +29,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/internal/depot/blob"
-	"firn/internal/lru"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -76,7 +76,7 @@ type Depot struct {
 
 	coders   *coders
 	rooms    *rooms
-	recipes  *recipes
+	recipes  *memo.Memo[catalog.Sum, *kept] // costs are bytes
 	packs    *packs
 	decoding *loans
 	logs     logRooms
@@ -103,7 +103,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		coders:   newCoders(opts.Level),
 		rooms:    newRooms(runtime.GOMAXPROCS(0)),
-		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *kept](opts.RecipeMemory)},
+		recipes:  memo.New[catalog.Sum, *kept](opts.RecipeMemory),
 		packs:    newPacks(blobs),
 		decoding: newLoans(maxDecoding),
 		logs:     newLogRooms(),
@@ -115,7 +115,7 @@ func (d *Depot) Close() error { return d.packs.close() }
 
 // For returns the part of the depot that a cache sees. It reads only ID and StoreDir of the record.
 func (d *Depot) For(c *catalog.Cache) *View {
-	return &View{d: d, id: c.ID, dir: c.StoreDir, seen: lru.NewCache[nix.PathHash, sighting](maxSeen)}
+	return &View{d: d, id: c.ID, dir: c.StoreDir, seen: memo.New[nix.PathHash, sighting](maxSeen), empty: memo.New[struct{}, struct{}](2)}
 }
 
 // View is the part of a depot that one cache sees. It is safe for concurrent use.
@@ -123,25 +123,27 @@ type View struct {
 	d    *Depot
 	id   catalog.CacheID
 	dir  nix.StoreDir
-	seen *lru.Cache[nix.PathHash, sighting]
+	seen *memo.Memo[nix.PathHash, sighting]
 
-	there   atomic.Bool   // something was published in it once
-	missing atomic.Uint64 // one more than the version at which nothing was
+	there atomic.Bool                    // something was published in it once
+	empty *memo.Memo[struct{}, struct{}] // nothing was
 }
 
 var (
-	_ cache.CompressedSink = (*View)(nil)
-	_ cache.Measured       = (*View)(nil)
-	_ cache.Versioned      = (*View)(nil)
-	_ cache.ListingWriter  = (*View)(nil)
-	_ cache.Logger         = (*View)(nil)
-	_ cache.Realiser       = (*View)(nil)
-	_ cache.Checker        = (*View)(nil)
-	_ cache.Verifier       = (*View)(nil)
-	_ cache.Awaited        = (*View)(nil)
-	_ cache.DebugInformer  = (*View)(nil)
+	_ cache.Receiver  = (*View)(nil)
+	_ cache.Publisher = (*View)(nil)
+	_ cache.Endorser  = (*View)(nil)
+	_ cache.Recorder  = (*View)(nil)
 
-	_ cache.ReferenceTracker = (*View)(nil)
+	_ cache.CompressedReceiver = (*View)(nil)
+	_ memo.Changes             = (*View)(nil)
+	_ cache.Lister             = (*View)(nil)
+	_ cache.Logger             = (*View)(nil)
+	_ cache.Realiser           = (*View)(nil)
+	_ cache.Checker            = (*View)(nil)
+	_ cache.Absent             = (*View)(nil)
+	_ cache.Enumerator         = (*View)(nil)
+	_ cache.DebugInformer      = (*View)(nil)
 )
 
 // Name returns "depot".
@@ -152,10 +154,15 @@ func (p *View) StoreDir() nix.StoreDir { return p.dir }
 
 // Version changes with every commit to the catalog. It is not to be told while the packs are not
 // there, so that nothing is answered from memory.
-func (p *View) Version(context.Context) (uint64, bool) {
-	version, ok := p.d.catalog.Version()
-	return version, ok && !p.d.absence.known.Load()
+func (p *View) Version(context.Context) memo.Version {
+	if p.d.absence.known.Load() {
+		return memo.Version{}
+	}
+	return p.d.version()
 }
+
+// version is that of the catalog.
+func (d *Depot) version() memo.Version { return memo.Exactly(d.catalog.Version()) }
 
 // Check asks the catalog, and whether the packs are there.
 func (p *View) Check(ctx context.Context) error {
@@ -173,27 +180,20 @@ func (p *View) Room(ctx context.Context) (free, all int64, err error) { return p
 func (p *View) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
 
 // IsThere reports whether something is or was published.
-func (p *View) IsThere() bool {
+func (p *View) IsThere(ctx context.Context) (bool, error) {
 	if p.there.Load() {
-		return true
+		return true, nil
 	}
-	version, ok := p.d.catalog.Version()
-	if ok && p.missing.Load() == version+1 {
-		return false
+	now := p.d.version()
+	if _, at, ok := p.empty.Get(struct{}{}); ok && at.Miss(now) {
+		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	for _, err := range p.d.catalog.AllPaths(ctx, p.id, nix.PathHash{}, false) {
-		if err != nil {
-			return false
-		}
-		p.there.Store(true)
-		return true
+		p.there.Store(err == nil)
+		return err == nil, failure("list paths", err)
 	}
-	if ok {
-		p.missing.Store(version + 1)
-	}
-	return false
+	p.empty.Put(struct{}{}, struct{}{}, now, 1)
+	return false, nil
 }
 
 // full says of an error that there is no room, where that is why something could not be written.

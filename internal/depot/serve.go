@@ -7,11 +7,9 @@ import (
 	"io"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/lru"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -21,32 +19,25 @@ const maxSeen = 16 << 10
 
 // A sighting is what was published under a path hash.
 type sighting struct {
-	version  uint64 // of the catalog
 	nar      catalog.Sum
 	fileSize int64
 	tag      string // of the NAR; "" if an older firn kept it
 }
 
-// recipes remembers the recipes of NARs.
-type recipes struct {
-	known *lru.Cache[catalog.Sum, *kept]
-}
-
 // kept is a NAR that was found in the catalog.
 type kept struct {
 	*recipe
-	id      catalog.NARID
-	hash    catalog.Sum
-	fault   catalog.Fault
-	version atomic.Uint64 // of the catalog, when this was last known to be right
-	right   sync.Map      // the caches for which it was compared with its hash by this process
+	id    catalog.NARID
+	hash  catalog.Sum
+	fault catalog.Fault
+	right sync.Map // the caches for which it was compared with its hash by this process
 }
 
 // find returns what is kept of a NAR.
 func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
-	version, ok := d.catalog.Version()
-	k, known := d.recipes.known.Get(hash)
-	if known && ok && k.version.Load() == version {
+	now := d.version()
+	k, at, known := d.recipes.Get(hash)
+	if known && at.Hit(now) {
 		return k, nil
 	}
 	n, err := d.catalog.NAR(ctx, hash)
@@ -58,15 +49,10 @@ func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 		return nil, err
 	}
 	// The tag stays when frames are moved.
-	if known && k.id == n.ID && k.tag == r.tag && k.fault == n.Fault && slices.Equal(k.packs, r.packs) && slices.Equal(k.extents, r.extents) {
-		k.version.Store(version)
-		return k, nil
+	if !known || k.id != n.ID || k.tag != r.tag || k.fault != n.Fault || !slices.Equal(k.packs, r.packs) || !slices.Equal(k.extents, r.extents) {
+		k = &kept{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
 	}
-	k = &kept{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
-	k.version.Store(version)
-	if ok {
-		d.recipes.known.Put(hash, k, r.memSize())
-	}
+	d.recipes.Put(hash, k, now, r.memSize())
 	return k, nil
 }
 
@@ -96,15 +82,13 @@ func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 
 // look asks the catalog for a path, and remembers what else it says of it: who asks for a path info asks for that next.
 func (p *View) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sighting, error) {
-	version, ok := p.d.catalog.Version()
+	now := p.d.version()
 	path, err := p.d.catalog.Path(ctx, p.id, hash)
 	if err != nil {
 		return nil, sighting{}, err
 	}
-	s := sighting{version, catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
-	if ok {
-		p.seen.Put(hash, s, 1)
-	}
+	s := sighting{catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
+	p.seen.Put(hash, s, now, 1)
 	return path, s, nil
 }
 
@@ -114,9 +98,8 @@ func (p *View) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) 
 		return sighting{}, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
 	}
 	hash := info.Path.Hash()
-	version, ok := p.d.catalog.Version()
-	s, known := p.seen.Get(hash)
-	if !known || !ok || s.version != version {
+	s, at, known := p.seen.Get(hash)
+	if !known || !at.Hit(p.d.version()) {
 		var err error
 		if _, s, err = p.look(ctx, hash); err != nil {
 			return sighting{}, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
@@ -147,19 +130,6 @@ func (p *View) published(ctx context.Context, info *nix.PathInfo) (*kept, error)
 	return k, nil
 }
 
-// Listing returns the listing of a published path.
-func (p *View) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
-	k, err := p.published(ctx, info)
-	if err != nil {
-		return nil, err
-	}
-	l, err := p.d.listing(ctx, k.hash)
-	if err != nil {
-		return nil, fmt.Errorf("list NAR of %v: %w", info.Path, err)
-	}
-	return l, nil
-}
-
 // WriteListing writes the listing of a published path as JSON. In memory is only the form in which it is kept, which takes a tenth.
 func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	k, err := p.published(ctx, info)
@@ -171,21 +141,6 @@ func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer
 		return fmt.Errorf("list NAR of %v: %w", info.Path, failure("read listing", err))
 	}
 	return nar.WriteListing(w, p.d.coders.entries(text))
-}
-
-func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, error) {
-	text, err := d.catalog.Listing(ctx, hash)
-	if err != nil {
-		return nil, failure("read listing", err)
-	}
-	l := &nar.Listing{}
-	for h, err := range d.coders.entries(text) {
-		if err != nil {
-			return nil, err
-		}
-		l.Entries = append(l.Entries, *h)
-	}
-	return l, nil
 }
 
 // Compression returns zstd.

@@ -148,16 +148,15 @@ func (s *store) Settle(context.Context) error {
 // keep receives a NAR and publishes it after those that were read before it and to which it refers.
 func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r io.Reader, before []*push) error {
 	ctx = cache.WithPublisher(ctx, s.By)
-	if s.daemon != nil {
-		err := s.daemon.addNAR(ctx, info, s.vouched(ctx, r))
+	if s.adder != nil {
+		err := s.adder.AddNAR(ctx, info, s.vouched(ctx, r))
 		if err == nil {
 			s.Pushes.Received()
 			s.Pushes.Published()
 		}
 		return err
 	}
-	url := "nar/" + info.NARHash.Nix32() + ".nar" // as it would be called over HTTP
-	got, err := c.Receive(ctx, cache.Upload{URL: url, NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
+	received, err := c.Receive(ctx, cache.Upload{NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
 	if err != nil {
 		return err
 	}
@@ -169,12 +168,7 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 	if c, err = s.open(ctx, cache.Push); err != nil {
 		return err
 	}
-	added, err := c.Publish(ctx, &nix.NARInfo{
-		PathInfo: *info,
-		URL:      url,
-		// What was sent is the NAR itself.
-		Compression: nix.None, FileHash: got.NARHash, FileSize: got.NARSize,
-	})
+	added, err := c.Publish(ctx, info, received)
 	if added {
 		s.Pushes.Published()
 		s.Logger.Debug("published", "path", info.Path.String(), "cache", c.Name())

@@ -47,8 +47,10 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		return s.tell(err)
 	}
 	s.dir = c.Info().StoreDir
-	if s.daemon = newDaemon(c, opts.Daemon); s.daemon != nil {
-		defer s.daemon.close()
+	if opts.ToStore {
+		if s.adder, err = c.FirstAdder(ctx); err != nil {
+			return s.tell(err)
+		}
 	}
 	heard := &heard{Reader: conn, Writer: conn, broke: &s.broke}
 	heard.now()
@@ -73,10 +75,11 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 	})()
 
 	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Room: opts.Room}
+	answers := protocol.Store{Paths: s, Pushes: s, Derivations: s}
 	if command.Protocol == Legacy {
-		err = protocol.ServeLegacy(work, heard, s, options)
+		err = protocol.ServeLegacy(work, heard, answers, options)
 	} else {
-		err = protocol.ServeWorker(work, heard, s, options)
+		err = protocol.ServeWorker(work, heard, answers, options)
 	}
 	if err != nil { // what was read is kept, also of a client that has gone, unless that takes long
 		defer time.AfterFunc(stuckTime, cancel).Stop()

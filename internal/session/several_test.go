@@ -44,7 +44,7 @@ type house struct {
 func newHouse(t *testing.T) *house {
 	h := &house{T: t, sink: cachetest.NewMemory()}
 	var err error
-	if h.cache, err = cache.New([]cache.Source{h.sink}, cache.Options{Sink: h.sink}); err != nil {
+	if h.cache, err = cache.New([]cache.Source{h.sink}, cache.Options{Sink: cache.SinkOf(h.sink)}); err != nil {
 		t.Fatal(err)
 	}
 	return h

@@ -114,12 +114,12 @@ func (s *legacyServer) answer(ctx context.Context, op uint64) error {
 
 func (s *legacyServer) queryValidPaths(ctx context.Context) error {
 	s.bool() // lock: whether to keep them from being collected
-	substitute := s.bool()
+	s.bool() // substitute: whether to get those that are not there
 	paths := s.paths(s.dir)
 	if s.err != nil {
 		return s.err
 	}
-	valid, err := s.store.ValidPaths(ctx, paths, substitute)
+	valid, err := s.store.ValidPaths(ctx, paths)
 	if err != nil {
 		return err
 	}
@@ -203,7 +203,11 @@ func (s *legacyServer) queryClosure(ctx context.Context) error {
 	if s.err != nil {
 		return s.err
 	}
-	closure, err := s.store.Closure(ctx, paths, outputs)
+	find := s.store.Closure
+	if outputs {
+		find = s.store.ClosureWithOutputs
+	}
+	closure, err := find(ctx, paths)
 	if err != nil {
 		return err
 	}

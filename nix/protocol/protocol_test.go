@@ -39,9 +39,12 @@ func newMemory() *memory {
 	}
 }
 
+// store is m as a server end takes it.
+func (m *memory) store() Store { return Store{m, m, m} }
+
 func (m *memory) StoreDir() nix.StoreDir { return dir }
 
-func (m *memory) ValidPaths(_ context.Context, paths []nix.StorePath, _ bool) (valid []nix.StorePath, err error) {
+func (m *memory) ValidPaths(_ context.Context, paths []nix.StorePath) (valid []nix.StorePath, err error) {
 	for _, p := range paths {
 		if m.paths[p] != nil {
 			valid = append(valid, p)
@@ -115,13 +118,16 @@ func (m *memory) AllPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	}
 }
 
-func (m *memory) Closure(_ context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
+func (m *memory) ClosureWithOutputs(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
 	all := slices.Clone(paths)
-	if outputs {
-		for _, p := range paths {
-			all = slices.AppendSeq(all, maps.Values(m.built[p]))
-		}
+	for _, p := range paths {
+		all = slices.AppendSeq(all, maps.Values(m.built[p]))
 	}
+	return m.Closure(ctx, all)
+}
+
+func (m *memory) Closure(_ context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	all := slices.Clone(paths)
 	for i := 0; i < len(all); i++ {
 		info := m.paths[all[i]]
 		if info == nil {
@@ -295,7 +301,7 @@ func filled() *memory {
 
 func talkLegacy(t *testing.T, m *memory, opts Options, minor uint64) *peer {
 	t.Helper()
-	p := talk(t, func(conn net.Conn) error { return ServeLegacy(t.Context(), conn, m, opts) })
+	p := talk(t, func(conn net.Conn) error { return ServeLegacy(t.Context(), conn, m.store(), opts) })
 	p.putUint(legacyMagicClient)
 	p.putUint(2<<8 | minor)
 	p.wantUint(legacyMagicServer)
@@ -432,7 +438,7 @@ func TestLegacyAdd(t0 *testing.T) {
 	t = talkLegacy(t0, m, Options{ReadOnly: true}, 7)
 	t.put(legacyAddToStoreNar)
 	t.wantEnd("may only read")
-	t = talk(t0, func(conn net.Conn) error { return ServeLegacy(t0.Context(), conn, m, Options{}) })
+	t = talk(t0, func(conn net.Conn) error { return ServeLegacy(t0.Context(), conn, m.store(), Options{}) })
 	t.putUint(workerMagicClient)
 	t.wantEnd("not the serve protocol")
 }
@@ -467,7 +473,7 @@ func TestLegacyCopy(t0 *testing.T) {
 
 func TestClient(t0 *testing.T) {
 	m := newMemory()
-	p := talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, m, Options{Version: "test"}) })
+	p := talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, m.store(), Options{Version: "test"}) })
 	c, err := DialWorker(p.conn, dir)
 	if err != nil {
 		t0.Fatal(err)
