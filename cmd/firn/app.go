@@ -18,6 +18,7 @@ import (
 	"firn/internal/config"
 	"firn/internal/depot"
 	"firn/internal/listen"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/internal/server"
 	"firn/internal/zstdcache"
@@ -48,7 +49,7 @@ type app struct {
 	hangups chan os.Signal // SIGHUP
 
 	log     *slog.Logger
-	logs    *serverLogs
+	logs    *logs.Server
 	audited *audit.Log
 	keys    []nix.SecretKey
 	named   []nix.SecretKey // of the keys, those that the settings name
@@ -69,11 +70,11 @@ type app struct {
 }
 
 func (a *app) openLogs(context.Context) (err error) {
-	if a.logs, err = openLogs(&a.Config, nil); err != nil {
+	if a.logs, err = logs.OpenServer(&a.Config, logs.Open); err != nil {
 		return err
 	}
 	a.onClose(a.logs.Close)
-	a.log = a.logs.log
+	a.log = a.logs.Log
 	if a.named, err = loadKeys(&a.Config, a.log); err != nil {
 		return err
 	}
@@ -103,11 +104,11 @@ func (a *app) openListeners(ctx context.Context) (err error) {
 	if a.plain, err = open(ctx, a.sockets, listen.HTTP, a.Listen, listen.Options{Mode: a.SocketMode.Mode()}); err != nil {
 		return err
 	}
-	a.onClose(func() error { closeAll(a.plain); return nil })
+	a.onClose(func() error { listen.CloseAll(a.plain); return nil })
 	if a.tls, err = a.openHTTPS(ctx, a.sockets); err != nil {
 		return err
 	}
-	a.onClose(func() error { closeAll(a.tls); return nil })
+	a.onClose(func() error { listen.CloseAll(a.tls); return nil })
 	return nil
 }
 
@@ -162,13 +163,13 @@ func (a *app) openSSH(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	a.onClose(func() error { closeAll(a.sshListener); return nil })
+	a.onClose(func() error { listen.CloseAll(a.sshListener); return nil })
 	return nil
 }
 
 func (a *app) openHTTP(context.Context) error {
 	opts := server.Options{
-		Version: a.banner.version, Logger: a.log, Requests: a.logs.requests, Audit: a.audited,
+		Version: a.banner.version, Logger: a.log, Requests: a.logs.Requests, Audit: a.audited,
 		Access: a.access, MaxUpload: a.MaxNARSize.Bytes(), SSHPort: publicPort(a.sshListener),
 	}
 	if a.encoder != nil {
@@ -240,12 +241,6 @@ func (a *app) run(ctx context.Context, read func() (*config.Config, error)) erro
 	})
 	group.Go(func() error { told.run(ctx, func() { reload.run(ctx, &told) }); return nil })
 	return group.Wait()
-}
-
-func closeAll(listeners []net.Listener) {
-	for _, l := range listeners {
-		l.Close()
-	}
 }
 
 // sweepInterval is the time between two sweeps of the depot. What they remove is a day old, so it is not urgent;

@@ -21,6 +21,7 @@ import (
 	"firn/internal/catalog"
 	"firn/internal/config"
 	"firn/internal/keyfile"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/nix"
 )
@@ -237,7 +238,7 @@ func (f *stateFlags) show(r *catalog.Cache) (shownCache, error) {
 	if r.Name != cache.Main {
 		return s, nil
 	}
-	keys, err := servingKeys(c, newLogger(c, os.Stderr))
+	keys, err := servingKeys(c, logs.NewLogger(c, os.Stderr))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		// systemd's credentials are there for the server only, and while that runs.
 		say("The keys that main has of the server are not shown: %v", err)

@@ -14,6 +14,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/config"
+	"firn/internal/nixserve"
 )
 
 // commandLine is what can be typed. Each command is a struct with a Run method, in a file of its own.
@@ -75,8 +76,8 @@ const (
 
 func main() {
 	args := os.Args[1:]
-	if filepath.Base(os.Args[0]) == nixServe {
-		args = append([]string{nixServe}, args...)
+	if filepath.Base(os.Args[0]) == nixserve.Name {
+		args = append([]string{nixserve.Name}, args...)
 	}
 	os.Exit(run(args))
 }

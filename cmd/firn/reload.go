@@ -14,6 +14,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/certs"
 	"firn/internal/config"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/nix"
 )
@@ -46,7 +47,7 @@ type reloader struct {
 	caches  *registry.Registry
 	certs   *certs.Certs // nil: there is no TLS
 	log     *slog.Logger
-	logs    *serverLogs // opened anew
+	logs    *logs.Server // opened anew
 }
 
 // run reads the settings anew whenever it is told to, until ctx ends.
@@ -55,7 +56,7 @@ func (r *reloader) run(ctx context.Context, told *watched) {
 		select {
 		case <-r.signals:
 			done := told.manager.Reloading()
-			r.logs.reopen()
+			r.logs.Reopen()
 			if err := r.reload(ctx); err != nil {
 				r.log.Error("the settings could not be read anew; they stay as they were", "error", err)
 			}

@@ -45,7 +45,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 	}
 	keys, err := sshd.HostKeys(filepath.Join(c.State, sshDir), log)
 	if err != nil {
-		closeAll(listeners)
+		listen.CloseAll(listeners)
 		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
 	}
 	behind, operations := session.NewBehind(), &session.Operations{}
@@ -102,18 +102,4 @@ func publicPort(listeners []net.Listener) (port int) {
 		}
 	}
 	return port
-}
-
-// openAll opens all addresses, or none.
-func openAll(ctx context.Context, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
-	var listeners []net.Listener
-	for _, address := range addresses {
-		l, err := address.Open(ctx, opts)
-		if err != nil {
-			closeAll(listeners)
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
 }

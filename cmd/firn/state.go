@@ -21,6 +21,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
+	"firn/internal/logs"
 	"firn/internal/registry"
 )
 
@@ -85,7 +86,7 @@ func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
 	if err := sayNew(c.State); err != nil {
 		return nil, err
 	}
-	return openDepot(ctx, c, newLogger(c, os.Stderr))
+	return openDepot(ctx, c, logs.NewLogger(c, os.Stderr))
 }
 
 // sayNew says where there is no depot yet that one is made, unless the server could not read it.
@@ -109,7 +110,7 @@ func (f *stateFlags) openDepot(ctx context.Context) (*openedDepot, error) {
 	if !hasDepot(c.State) {
 		return nil, errNoDepot(ctx, c.State)
 	}
-	return openDepot(ctx, c, newLogger(c, os.Stderr))
+	return openDepot(ctx, c, logs.NewLogger(c, os.Stderr))
 }
 
 // hasDepot reports whether a state directory has, or may have, a depot, so that a word typed wrong does not make one.
@@ -191,23 +192,27 @@ const (
 
 // openCatalog opens, or makes, the catalog in a state directory, for a command that may run beside a server.
 func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
-	c, err := openClaim(state)
+	at, err := makeDepot(state)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close() // a command keeps nobody from anything
-	return openClaimed(ctx, state, c)
+	lock, err := sqlite.LockForCommand(at)
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	defer lock.Close() // a command keeps no other process from anything
+	return openLocked(ctx, state, lock)
 }
 
-// openClaimed opens, or makes, the catalog in a state directory.
-func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, error) {
+// openLocked opens, or makes, the catalog in a state directory.
+func openLocked(ctx context.Context, state string, lock *sqlite.SchemaLock) (*sqlite.Catalog, error) {
 	path, err := filepath.Abs(filepath.Join(state, depotDir, catalogName))
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w", err)
 	}
 	cat, err := sqlite.Open(ctx, path, sqlite.Options{
 		New:   func() error { return makePacks(ctx, state) },
-		Older: c.alone,
+		Older: lock.Alone,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
@@ -215,11 +220,23 @@ func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, 
 	return cat, nil
 }
 
+// makeDepot makes the directory of the depot in a state directory if it is not there, and returns it.
+func makeDepot(state string) (string, error) {
+	at := filepath.Join(state, depotDir)
+	if err := os.MkdirAll(state, stateMode); err != nil {
+		return "", fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	if err := os.MkdirAll(at, depotMode); err != nil {
+		return "", fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	return at, nil
+}
+
 // openedDepot is a depot with all that it rests on.
 type openedDepot struct {
 	*depot.Depot
 	catalog *sqlite.Catalog
-	claim   *claim // nil but for a server
+	lock    *sqlite.SchemaLock // nil but for a server
 }
 
 // openDepot opens, or makes, the depot in a state directory, for a command that may run beside a server.
@@ -233,30 +250,34 @@ func openDepot(ctx context.Context, c *config.Config, log *slog.Logger) (*opened
 
 // serveDepot opens, or makes, the depot in a state directory, for a server.
 func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *openedDepot, err error) {
-	claim, err := serverClaim(ctx, c.State, log)
+	at, err := makeDepot(c.State)
 	if err != nil {
 		return nil, err
 	}
+	lock, err := sqlite.LockForServer(ctx, at, log)
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
 	defer func() {
 		if err != nil {
-			claim.Close()
+			lock.Close()
 		}
 	}()
 	if err := noBackup(c.State, log); err != nil {
 		return nil, err
 	}
-	cat, err := openClaimed(ctx, c.State, claim)
+	cat, err := openLocked(ctx, c.State, lock)
 	if err != nil {
 		return nil, err
 	}
-	if err := claim.share(ctx); err != nil {
+	if err := lock.Share(ctx); err != nil {
 		return nil, errors.Join(err, cat.Close())
 	}
 	d, err := openPacks(c, cat, log)
 	if err != nil {
 		return nil, err
 	}
-	d.claim = claim
+	d.lock = lock
 	return d, nil
 }
 
@@ -298,8 +319,8 @@ func openPacks(c *config.Config, cat *sqlite.Catalog, log *slog.Logger) (*opened
 // Close closes the depot, and then its catalog.
 func (d *openedDepot) Close() error {
 	err := errors.Join(d.Depot.Close(), d.catalog.Close())
-	if d.claim != nil {
-		err = errors.Join(err, d.claim.Close())
+	if d.lock != nil {
+		err = errors.Join(err, d.lock.Close())
 	}
 	return err
 }

@@ -16,6 +16,7 @@ import (
 	"firn/internal/config"
 	"firn/internal/fairlimit"
 	"firn/internal/listen"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/internal/session"
 )
@@ -36,7 +37,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if err := checkOwner(cfg.State); err != nil {
 		return session.Options{}, nil, err
 	}
-	log := newLogger(cfg, os.Stderr)
+	log := logs.NewLogger(cfg, os.Stderr)
 	var parts closers
 	defer func() {
 		if err != nil {

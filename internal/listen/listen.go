@@ -287,3 +287,24 @@ func URLOf(scheme, host string, port int) string {
 	}
 	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(port))
 }
+
+// OpenAll opens all addresses, or none.
+func OpenAll(ctx context.Context, addresses []Address, opts Options) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, address := range addresses {
+		l, err := address.Open(ctx, opts)
+		if err != nil {
+			CloseAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// CloseAll closes listeners.
+func CloseAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
+}

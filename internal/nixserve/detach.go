@@ -1,14 +1,4 @@
-// Package process makes a server what a daemon was before there was systemd: a process without a terminal, which writes
-// its process id into a file and gives up the rights of root.
-//
-//	starter := process.Started()
-//	if daemonize && starter == nil {
-//		return process.Detach(ctx) // runs this program again, and returns when that is ready, or with why it is not
-//	}
-//	…
-//	err := user.Assume()
-//	err = starter.Ready()
-package process
+package nixserve
 
 import (
 	"context"
