@@ -26,9 +26,9 @@ type serveCommand struct {
 }
 
 func (*serveCommand) Help() string {
-	return `Served are the store of this machine, and what clients push: with a token, see firn token create.
-What is served, where, and the lines that clients need are printed at the start; logs go to standard error, or to files, which SIGUSR1 and SIGHUP have opened anew.
-SIGINT and SIGTERM let answers that are being sent end first; a second signal does not. SIGHUP has the settings, keys and certificates read anew.
+	return `This serves the store of this machine, and what clients push with a token (see firn token create).
+At the start it prints what it serves, where, and the lines that clients need; logs go to standard error, or to files, which SIGUSR1 and SIGHUP reopen.
+SIGINT and SIGTERM let answers that are being sent end first; a second signal does not. SIGHUP reloads settings, keys and certificates.
 
 Examples:
 

@@ -124,7 +124,7 @@ func quirks(text []byte) (complaints []Finding) {
 			}
 		case "Sig":
 			if _, err := nix.ParseSignature(value); err != nil {
-				add(fail("a Sig is no signature: "+shown(value)+", so Nix since 2.34 refuses the whole narinfo", "take it out, or sign anew"))
+				add(fail("a Sig is no signature: "+shown(value)+", so Nix since 2.34 refuses the whole narinfo", "take it out, or sign again"))
 			}
 		case "URL":
 			if strings.HasPrefix(value, "/") {

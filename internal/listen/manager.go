@@ -108,9 +108,9 @@ func (m *Manager) tick(ctx context.Context, limit time.Duration) {
 	m.tell(daemon.SdNotifyWatchdog)
 }
 
-// Reloading says that settings are being read anew. What is returned says that they have been.
+// Reloading says that the settings are being reloaded. The function that it returns says that they were.
 func (m *Manager) Reloading() (done func(status string)) {
-	m.tell(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec() + "STATUS=reading the settings anew")
+	m.tell(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec() + "STATUS=reloading the settings")
 	return func(status string) { m.tell(daemon.SdNotifyReady + "\nSTATUS=" + status) }
 }
 

@@ -43,7 +43,7 @@ type Command struct {
 	SSLKey    string          `aliases:"tls-key" placeholder:"FILE" complete:"file" help:"The key of that certificate."`
 	Store     string          `placeholder:"STORE" help:"The store to serve, as Nix names those of this machine: daemon, local?root=DIR, unix://PATH or a directory. By default $NIX_REMOTE, else this machine's own."`
 	Priority  config.Priority `default:"30" placeholder:"NUMBER" help:"What clients that know several caches order them by, the lowest first. (default: 30)"`
-	ErrorLog  string          `placeholder:"FILE" complete:"file" help:"Log to FILE, which SIGUSR1 and SIGHUP have opened anew, and not to standard error."`
+	ErrorLog  string          `placeholder:"FILE" complete:"file" help:"Log to FILE, which SIGUSR1 and SIGHUP reopen, instead of standard error."`
 	AccessLog string          `placeholder:"FILE" complete:"file" help:"Write a line for every request to FILE, in the combined format of Apache."`
 	Daemonize bool            `short:"D" help:"Run in the background. The command returns when that is ready, or with what is in the way."`
 	PID       string          `name:"pid" placeholder:"FILE" complete:"file" help:"Write the process id into FILE, and remove that at the end."`

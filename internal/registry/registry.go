@@ -1,5 +1,5 @@
 // Package registry is the directory of the caches of a server: it makes of each record of the catalog a cache
-// on the depot, on the local store where there is one, or on both, and makes it anew when the record has changed.
+// on the depot, on the local store where there is one, or on both, and replaces it when the record has changed.
 //
 //	err := caches.Prepare(ctx, cat, depot, store.StoreDir())
 //	d, err := caches.New(ctx, cat, depot, caches.Options{Local: store, Keys: keys})
@@ -122,7 +122,7 @@ func (d *Registry) Change(ctx context.Context, opts Options) error {
 	before := d.opts
 	d.opts.Keys, d.opts.Priority, d.opts.RefuseUnknown = opts.Keys, opts.Priority, opts.RefuseUnknown
 	last := *d.now.Load()
-	last.all = slices.DeleteFunc(slices.Clone(last.all), func(m *member) bool { return m.record.Name == cache.Main }) // to be built anew
+	last.all = slices.DeleteFunc(slices.Clone(last.all), func(m *member) bool { return m.record.Name == cache.Main }) // to be built again
 	s, err := d.make(ctx, &last)
 	if err != nil {
 		d.opts = before
@@ -285,7 +285,7 @@ func (d *Registry) current(ctx context.Context, atOnce bool) *snapshot {
 	// The snapshot is for everybody: that this client goes away is no reason to do without.
 	next, err := d.make(context.WithoutCancel(ctx), s)
 	if err != nil {
-		d.log.Error("the caches could not be read anew; they go on as they were", "error", err)
+		d.log.Error("the caches could not be read again and stay as they were", "error", err)
 		again := *s
 		again.made, again.failed = time.Now(), true
 		next = &again
