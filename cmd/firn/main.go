@@ -66,12 +66,12 @@ type commandLine struct {
 	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`
 }
 
-// exitFailure and exitUsage are the exit codes: something went wrong, or was typed wrong.
+// Exit codes.
 const (
-	exitFailure = 1
-	exitUsage   = 2
-	exitDamaged = 3
-	exitUnknown = 4
+	exitFailure = 1 // something went wrong
+	exitUsage   = 2 // the command line is wrong
+	exitDamaged = 3 // firn verify or firn backup: something that is kept is damaged or gone
+	exitUnknown = 4 // firn doctor: nothing failed, but the main checks were skipped
 )
 
 func main() {

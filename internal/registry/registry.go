@@ -1,11 +1,11 @@
-// Package registry is the directory of the caches of a server: it makes of each record of the catalog a cache
-// on the depot, on the local store where there is one, or on both, and replaces it when the record has changed.
+// Package registry finds the caches of a server. It makes a cache from each record of the catalog, on the depot,
+// on the local store where there is one, or on both, and replaces the cache when the record has changed.
 //
-//	err := caches.Prepare(ctx, cat, depot, store.StoreDir())
-//	d, err := caches.New(ctx, cat, depot, caches.Options{Local: store, Keys: keys})
-//	c, err := d.ByHost(ctx, request.Host)
+//	err := registry.Prepare(ctx, cat, depot, store.StoreDir())
+//	all, err := registry.New(ctx, cat, depot, registry.Options{Local: store, Keys: keys})
+//	c, err := all.ByHost(ctx, request.Host)
 //
-// Records change by commands that run beside the server. The version of the catalog says cheaply that nothing has changed;
+// Commands beside the server change records. The version of the catalog says cheaply that nothing has changed;
 // on a server that many push to, it says so rarely, and then the records are read at most ten times a second.
 package registry
 
@@ -40,7 +40,7 @@ const (
 	otherMemory = 4 << 20
 )
 
-// Options of a Directory. The zero Options will do.
+// Options of a Registry. The zero Options will do.
 type Options struct {
 	// Local is the source of the caches that have catalog.SourceLocal. Nil: there is none, and they go without.
 	Local cache.Source
@@ -178,7 +178,9 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.S
 }
 
 // Records returns the records of all caches. It makes that of [cache.Main] if there is none.
-func Records(ctx context.Context, cat catalog.Caches) ([]*catalog.Cache, error) { return records(ctx, cat, "") }
+func Records(ctx context.Context, cat catalog.Caches) ([]*catalog.Cache, error) {
+	return records(ctx, cat, "")
+}
 
 // records is Records, with the store directory for the record of main if it makes that; "" is Nix's default.
 func records(ctx context.Context, cat catalog.Caches, dir nix.StoreDir) ([]*catalog.Cache, error) {
@@ -204,7 +206,9 @@ func named(all []*catalog.Cache, name string) *catalog.Cache {
 }
 
 // Find returns the record of a cache. cache.ErrNotFound if there is none of this name; there is always one of main.
-func Find(ctx context.Context, cat catalog.Caches, name string) (*catalog.Cache, error) { return find(ctx, cat, name, "") }
+func Find(ctx context.Context, cat catalog.Caches, name string) (*catalog.Cache, error) {
+	return find(ctx, cat, name, "")
+}
 
 func find(ctx context.Context, cat catalog.Caches, name string, dir nix.StoreDir) (*catalog.Cache, error) {
 	all, err := records(ctx, cat, dir)
