@@ -24,8 +24,8 @@ const sshDir = "ssh"
 // The depot has room for both together.
 const sshTurns = 32
 
-// sshRooms is how many megabytes what clients ask over SSH may take in memory beside the first of each, half of them of one key or from one address:
-// as much as what they have sent and nobody has read. A question about a million paths, as of nix copy --all, takes some 150.
+// sshRooms is the memory for SSH requests in MiB, shared by all sessions, not counting each session's first MiB. One key or one
+// address gets at most half of it. A question about a million paths, as of nix copy --all, takes some 150.
 const sshRooms = 320
 
 // An sshServer is the door for SSH, with what is counted behind it.

@@ -20,7 +20,7 @@ type sshkeyAddCommand struct {
 	Name string `arg:"" help:"A name for the key, to revoke it by and to find it in logs: who or what holds it."`
 	File string `arg:"" placeholder:"KEY.pub" complete:"file" help:"The public key, a file such as id_ed25519.pub; - is standard input."`
 	rightsFlags
-	Authority  bool     `help:"This is the key of an authority, as ssh-keygen -s signs certificates with: whoever has a certificate may do this. It has to have the name of the cache as a principal."`
+	Authority  bool     `help:"This is the key of an authority, with which ssh-keygen -s signs certificates: clients with such a certificate get these rights. Each certificate needs the name of the cache as a principal."`
 	Principals []string `name:"principal" placeholder:"NAME" help:"Take certificates of the authority that have this principal, instead of the name of the cache. May be given several times."`
 }
 

@@ -140,7 +140,7 @@ func checkLost(ctx context.Context, state string) error {
 	if err := blobs.List(ctx, func(blob.Info) error { return found }); !errors.Is(err, found) {
 		return err
 	}
-	return fmt.Errorf("there is nothing in the catalog %s, and without it nobody can tell what is in %s: "+
+	return fmt.Errorf("there is nothing in the catalog %s, and without it there is no way to tell what is in %s: "+
 		"bring back both from one backup, with the catalog's -wal if that is there; or, if all that was pushed is to be forgotten, remove the packs",
 		filepath.Join(state, depotDir, catalogName), packs)
 }
@@ -154,7 +154,7 @@ func makePacks(ctx context.Context, state string) error {
 	return err
 }
 
-// checkOwner refuses to write, as root, into the state of a server that runs as somebody else, who could not read it.
+// checkOwner refuses to write, as root, into the state of a server that runs as another user, who could not read it.
 func checkOwner(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {

@@ -21,11 +21,11 @@ import (
 	"firn/internal/session"
 )
 
-// cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
+// cacheFlags name the cache that a command serves, and what its clients may do with it.
 type cacheFlags struct {
 	stateFlags
 	Cache    string `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to serve. By default main."`
-	ReadOnly bool   `help:"Let nobody push."`
+	ReadOnly bool   `help:"Refuse pushes."`
 }
 
 // open opens the cache, and returns what a conversation about it needs, and what closes it again.
@@ -92,7 +92,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	}, parts.close, nil
 }
 
-// An owner is whoever may read the state of the server: the files say what it may do.
+// An owner is a user who may read the state directory: the permissions of its files say what the user may do.
 type owner struct{ readOnly bool }
 
 func (owner) Name() string { return "this machine" }
@@ -120,7 +120,7 @@ type pipe struct {
 	io.Closer // of reading, as if nothing followed
 }
 
-// newPipe has somebody else read, so that Close can end a read: that of standard input itself goes on until something comes.
+// newPipe reads in a goroutine of its own, so that Close can end a read: a read of standard input itself goes on until something comes.
 func newPipe(in io.Reader, out io.Writer) pipe {
 	r, w := io.Pipe()
 	go func() {

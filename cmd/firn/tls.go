@@ -31,7 +31,7 @@ const (
 	maxRoots = 4 << 20
 )
 
-// defaultHTTPS is where HTTPS is, where there are certificates and nobody says it.
+// defaultHTTPS is the address for HTTPS where there are certificates and no --https.
 const defaultHTTPS = ":443"
 
 // openHTTPS opens the addresses for HTTPS: none without certificates.
@@ -57,7 +57,7 @@ func (c *serveCommand) openHTTPS(ctx context.Context, sockets listen.Sockets) ([
 	return listeners, nil
 }
 
-// certificates makes what has the certificates, nil if there are none to be had.
+// certificates returns the certificate store, nil if TLS is not configured.
 func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, log *slog.Logger) (*certs.Certs, error) {
 	if !c.HasTLS() {
 		return nil, nil

@@ -27,7 +27,7 @@ type tokenCreateCommand struct {
 	stateFlags
 	Name string `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
 	rightsFlags
-	Certificate string `placeholder:"FILE" complete:"file" help:"Instead of a secret that is printed, take the certificate in FILE: whoever shows it over TLS, to a server with --client-certs, may do this. If it is that of an authority, so may whoever shows one that it signed, followed by the authority's own."`
+	Certificate string `placeholder:"FILE" complete:"file" help:"Use the certificate in FILE instead of a secret: clients that present it over TLS, to a server with --client-certs, get these rights. If it belongs to an authority, so do clients that present a certificate that it signed, followed by the authority's own."`
 	JSON        bool   `name:"json" help:"Print JSON."`
 }
 

@@ -167,7 +167,7 @@ func (e *examination) checkSignature(context.Context) Finding {
 			"the server has another key of the same name, or the narinfo was changed after it was signed: compare the public keys of server and client")
 	}
 	return fail(fmt.Sprintf("%s, and %s does not trust that", signedBy(info.Signatures), e.opts.TrustedBy),
-		"if you do, get the public key from whoever runs the cache and add it to nix.conf: extra-trusted-public-keys = "+keyName(info.Signatures[0].Name)+":…")
+		"if you do, get the public key from the administrator of the cache and add it to nix.conf: extra-trusted-public-keys = "+keyName(info.Signatures[0].Name)+":…")
 }
 
 // keyName is the name of a key, if that is harmless.
