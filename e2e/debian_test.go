@@ -94,7 +94,7 @@ func TestDebianNix(t *testing.T) {
 			}
 			b.run("systemctl", "reload", "firn.service")
 			eventually(t, "it is reloaded", func() bool {
-				return strings.Contains(b.run("journalctl", "--unit", "firn.service", "--output", "cat"), "read settings, keys and certificates anew")
+				return strings.Contains(b.run("journalctl", "--unit", "firn.service", "--output", "cat"), "reloaded settings, keys and certificates")
 			})
 		})
 	}
@@ -120,7 +120,7 @@ func TestDebianPage(t *testing.T) {
 		t.Errorf("the service ended with %s", got)
 	}
 	log := func() string { return b.run("journalctl", "--unit", "firn.service", "--output", "cat") }
-	eventually(t, "the key is read again", func() bool { return strings.Contains(log(), `anew" changed=[key]`) })
+	eventually(t, "the key is read again", func() bool { return strings.Contains(log(), `certificates" changed=[key]`) })
 	ask := func(what string) string {
 		out, err := exec.CommandContext(t.Context(), "nsenter", "--target", strconv.Itoa(b.pid), "--net",
 			"curl", "--silent", "--show-error", "--fail", "http://localhost:5000/"+what).CombinedOutput()

@@ -182,7 +182,7 @@ func confined(t *testing.T, b *booted) {
 	}
 }
 
-// A server that does not answer any more is ended, and begins anew. One that does is left alone.
+// A server that does not answer any more is ended and started again. One that does is left alone.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	address := "127.0.0.1:" + freePort(t)

@@ -21,6 +21,7 @@ import (
 	"firn/internal/catalog"
 	"firn/internal/config"
 	"firn/internal/keyfile"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/nix"
 )
@@ -120,23 +121,19 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 		}
 		r.Keys = []nix.SecretKey{key}
 	}
-	ctx := context.Background()
-	cat, err := c.makeCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	if err := cat.AddCache(ctx, r); err != nil {
-		return conflict(err)
-	}
-	if c.JSON {
-		return writeJSON(k.Stdout, showCache(r))
-	}
-	say("The cache %s answers at /%s/. Clients have to trust this:", r.Name, r.Name)
-	for _, key := range r.Keys {
-		fmt.Fprintln(k.Stdout, key.Public())
-	}
-	return nil
+	return withCatalog(c.makeCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		if err := cat.AddCache(ctx, r); err != nil {
+			return conflict(err)
+		}
+		if c.JSON {
+			return writeJSON(k.Stdout, showCache(r))
+		}
+		say("Cache %s created. It answers at /%s/. Clients have to trust this key:", r.Name, r.Name)
+		for _, key := range r.Keys {
+			fmt.Fprintln(k.Stdout, key.Public())
+		}
+		return nil
+	})
 }
 
 // conflict says what a person can do about a name that is taken.
@@ -160,35 +157,31 @@ func (*cacheListCommand) Help() string {
 }
 
 func (c *cacheListCommand) Run(k *kong.Context) error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	all, err := records(ctx, cat)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		shown := make([]shownCache, len(all))
-		for i, r := range all {
-			if shown[i], err = c.show(r); err != nil {
-				return err
-			}
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		all, err := registry.Records(ctx, cat)
+		if err != nil {
+			return err
 		}
-		return writeJSON(k.Stdout, shown)
-	}
-	settings, err := c.load()
-	if err != nil {
-		return err
-	}
-	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tACCESS\tSOURCES\tPRIORITY\tHOSTS")
-	for _, r := range all {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", r.Name, accessOf(r), strings.Join(sourcesOf(r, settings), ", "), r.Priority, strings.Join(r.Hosts, " "))
-	}
-	return w.Flush()
+		if c.JSON {
+			shown := make([]shownCache, len(all))
+			for i, r := range all {
+				if shown[i], err = c.show(r); err != nil {
+					return err
+				}
+			}
+			return writeJSON(k.Stdout, shown)
+		}
+		settings, err := c.load()
+		if err != nil {
+			return err
+		}
+		w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "NAME\tACCESS\tSOURCES\tPRIORITY\tHOSTS")
+		for _, r := range all {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%d\t%s\n", r.Name, accessOf(r), strings.Join(sourcesOf(r, settings), ", "), r.Priority, strings.Join(r.Hosts, " "))
+		}
+		return w.Flush()
+	})
 }
 
 // sourcesOf are the sources that a server with these settings gives a cache: there is no local
@@ -245,7 +238,7 @@ func (f *stateFlags) show(r *catalog.Cache) (shownCache, error) {
 	if r.Name != cache.Main {
 		return s, nil
 	}
-	keys, err := servingKeys(c, newLogger(c, os.Stderr))
+	keys, err := servingKeys(c, logs.NewLogger(c, os.Stderr))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission) {
 		// systemd's credentials are there for the server only, and while that runs.
 		say("The keys that main has of the server are not shown: %v", err)
@@ -283,31 +276,27 @@ Examples:
 }
 
 func (c *cacheShowCommand) Run(k *kong.Context) error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	r, err := record(ctx, cat, c.Name)
-	if err != nil {
-		return err
-	}
-	s, err := c.show(r)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return writeJSON(k.Stdout, s)
-	}
-	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "name\t%s\naccess\t%s\nsources\t%s\nstore directory\t%s\npriority\t%d\n", s.Name, accessOf(r), strings.Join(s.Sources, ", "), s.StoreDir, s.Priority)
-	fmt.Fprintf(w, "hosts\t%s\nmissing references\t%s\n", strings.Join(s.Hosts, " "), missingReferences(r))
-	for _, key := range s.PublicKeys {
-		fmt.Fprintf(w, "public key\t%s\n", key)
-	}
-	fmt.Fprintf(w, "created\t%s\n", s.Created)
-	return w.Flush()
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		r, err := record(ctx, cat, c.Name)
+		if err != nil {
+			return err
+		}
+		s, err := c.show(r)
+		if err != nil {
+			return err
+		}
+		if c.JSON {
+			return writeJSON(k.Stdout, s)
+		}
+		w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintf(w, "name\t%s\naccess\t%s\nsources\t%s\nstore directory\t%s\npriority\t%d\n", s.Name, accessOf(r), strings.Join(s.Sources, ", "), s.StoreDir, s.Priority)
+		fmt.Fprintf(w, "hosts\t%s\nmissing references\t%s\n", strings.Join(s.Hosts, " "), missingReferences(r))
+		for _, key := range s.PublicKeys {
+			fmt.Fprintf(w, "public key\t%s\n", key)
+		}
+		fmt.Fprintf(w, "created\t%s\n", s.Created)
+		return w.Flush()
+	})
 }
 
 type cacheSetCommand struct {
@@ -341,35 +330,32 @@ func (c *cacheSetCommand) Run() error {
 	if c.Name == cache.Main && c.Priority != nil {
 		return fmt.Errorf("the priority of the cache %s is a setting of the server: see firn serve --priority", cache.Main)
 	}
-	ctx := context.Background()
 	open := c.openCatalog
 	if c.Name == cache.Main {
 		open = c.makeCatalog // it always exists, so it can be private before it is first served
 	}
-	cat, err := open(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	var r, changed *catalog.Cache
-	for err = catalog.ErrChanged; errors.Is(err, catalog.ErrChanged); { // by another command
-		if r, err = record(ctx, cat, c.Name); err != nil {
-			return err
+	return withCatalog(open, func(ctx context.Context, cat catalog.Catalog) error {
+		var r, changed *catalog.Cache
+		err := catalog.ErrChanged
+		for errors.Is(err, catalog.ErrChanged) { // by another command
+			if r, err = record(ctx, cat, c.Name); err != nil {
+				return err
+			}
+			if changed, err = c.changed(r); err != nil {
+				return err
+			}
+			err = cat.SetCache(ctx, r, changed)
 		}
-		if changed, err = c.changed(r); err != nil {
-			return err
+		if err != nil {
+			return conflict(err)
 		}
-		err = cat.SetCache(ctx, r, changed)
-	}
-	if err != nil {
-		return conflict(err)
-	}
-	if now := differences(r, changed); len(now) > 0 {
-		say("The cache %s has changed: %s.", r.Name, strings.Join(now, "; "))
-	} else {
-		say("The cache %s was like this before.", r.Name)
-	}
-	return nil
+		if now := differences(r, changed); len(now) > 0 {
+			say("Cache %s changed: %s.", r.Name, strings.Join(now, "; "))
+		} else {
+			say("Cache %s unchanged.", r.Name)
+		}
+		return nil
+	})
 }
 
 // changed returns a record as it is to be.
@@ -448,27 +434,23 @@ func (c *cacheDeleteCommand) Run() error {
 	if c.Name == cache.Main {
 		return fmt.Errorf("the cache %s always exists; firn cache set can make it private", cache.Main)
 	}
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	r, err := record(ctx, cat, c.Name)
-	if err != nil {
-		return err
-	}
-	counts, err := cat.Count(ctx, &r.ID)
-	if err != nil {
-		return err
-	}
-	what := fmt.Sprintf("Deleting the cache %s and what was pushed to it, %s,", c.Name, plural(counts.Paths, "path"))
-	if err := confirm(what, c.Yes); err != nil {
-		return err
-	}
-	if err := cat.DeleteCache(ctx, r.ID); err != nil {
-		return err
-	}
-	say("The cache %s is gone, with %s.", r.Name, plural(counts.Paths, "path"))
-	return nil
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		r, err := record(ctx, cat, c.Name)
+		if err != nil {
+			return err
+		}
+		counts, err := cat.Count(ctx, &r.ID)
+		if err != nil {
+			return err
+		}
+		what := fmt.Sprintf("Deleting the cache %s and what was pushed to it, %s,", c.Name, plural(counts.Paths, "path"))
+		if err := confirm(what, c.Yes); err != nil {
+			return err
+		}
+		if err := cat.DeleteCache(ctx, r.ID); err != nil {
+			return err
+		}
+		say("Cache %s deleted, with %s.", r.Name, plural(counts.Paths, "path"))
+		return nil
+	})
 }

@@ -8,6 +8,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/config"
+	"firn/internal/logs"
 )
 
 type configCheckCommand struct {
@@ -42,7 +43,7 @@ func (c *configCheckCommand) Run(k *kong.Context) error {
 		return err
 	}
 	if c.Keys {
-		log := newLogger(loaded, os.Stderr)
+		log := logs.NewLogger(loaded, os.Stderr)
 		keys, err := loadKeys(loaded, log)
 		if err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"firn/internal/config"
 	"firn/internal/keyfile"
 	"firn/internal/localstore"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/internal/transfer"
 	"firn/nix"
@@ -50,7 +51,7 @@ func (c *exportCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	log := newLogger(cfg, os.Stderr)
+	log := logs.NewLogger(cfg, os.Stderr)
 	if c.Key != nil {
 		cfg.Key = c.Key
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"firn/internal/nixserve"
 	"fmt"
 	"math/rand/v2"
 	"net"
@@ -15,7 +16,7 @@ import (
 
 // TestMain puts the program itself, by both its names, into the PATH of all tests.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"firn": main, nixServe: main, crowd: crowdMain})
+	testscript.Main(m, map[string]func(){"firn": main, nixserve.Name: main, crowd: crowdMain})
 }
 
 // The scripts run the program as a person does, beside a real Nix.

@@ -11,6 +11,7 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/cache"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/internal/transfer"
 	"firn/nix"
@@ -57,7 +58,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	if err := checkOwner(filepath.Join(cfg.State, depotDir)); err != nil {
 		return err
 	}
-	log := newLogger(cfg, os.Stderr)
+	log := logs.NewLogger(cfg, os.Stderr)
 	if err := noBackup(cfg.State, log); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/config"
+	"firn/internal/nixserve"
 )
 
 // commandLine is what can be typed. Each command is a struct with a Run method, in a file of its own.
@@ -65,18 +66,18 @@ type commandLine struct {
 	Manual     manualCommand     `cmd:"" help:"Write the manual pages."`
 }
 
-// exitFailure and exitUsage are the exit codes: something went wrong, or was typed wrong.
+// Exit codes.
 const (
-	exitFailure = 1
-	exitUsage   = 2
-	exitDamaged = 3
-	exitUnknown = 4
+	exitFailure = 1 // something went wrong
+	exitUsage   = 2 // the command line is wrong
+	exitDamaged = 3 // firn verify or firn backup: something that is kept is damaged or gone
+	exitUnknown = 4 // firn doctor: nothing failed, but the main checks were skipped
 )
 
 func main() {
 	args := os.Args[1:]
-	if filepath.Base(os.Args[0]) == nixServe {
-		args = append([]string{nixServe}, args...)
+	if filepath.Base(os.Args[0]) == nixserve.Name {
+		args = append([]string{nixserve.Name}, args...)
 	}
 	os.Exit(run(args))
 }

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"os"
@@ -17,8 +16,7 @@ import (
 	"testing"
 	"time"
 
-	"firn/internal/certs"
-	"firn/internal/process"
+	"firn/internal/nixserve"
 )
 
 // A nixServeTester has a store with one path, and a key, that only this user may read.
@@ -83,7 +81,7 @@ func (n *nixServeTester) must(name string, args ...string) string {
 // mustFail runs nix-serve, which is to say that line and nothing else.
 func (n *nixServeTester) mustFail(want string, args ...string) {
 	n.Helper()
-	out, err := n.command(nixServe, args...).CombinedOutput()
+	out, err := n.command(nixserve.Name, args...).CombinedOutput()
 	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) || !strings.HasPrefix(string(out), want) || strings.Count(string(out), "\n") != 1 {
 		n.Errorf("nix-serve %q: %v, it says\n%swant one line, %q", args, err, out, want)
 	}
@@ -101,7 +99,7 @@ func (n *nixServeTester) pid(path string) int {
 		n.Fatal(err)
 	}
 	n.Cleanup(func() {
-		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(line, []byte(nixServe)) {
+		if line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)); err == nil && bytes.Contains(line, []byte(nixserve.Name)) {
 			syscall.Kill(pid, syscall.SIGKILL)
 		}
 	})
@@ -126,7 +124,7 @@ func (n *nixServeTester) other() (flags []string, uid, gid int) {
 	if os.Geteuid() != 0 {
 		return nil, os.Getuid(), os.Getgid()
 	}
-	u, err := process.FindUser("nobody", "")
+	u, err := nixserve.FindUser("nobody", "")
 	if err != nil {
 		n.Fatal(err)
 	}
@@ -139,7 +137,7 @@ func TestNixServeDaemon(t *testing.T) {
 	errorLog, pidFile := n.at("nix-serve.log"), n.at("nix-serve.pid")
 	user, uid, gid := n.other()
 	args := append([]string{"--listen", ":" + n.port, "--error-log", errorLog, "--pid", pidFile, "--daemonize", "--workers", "5"}, user...)
-	if out := n.must(nixServe, args...); out != "" {
+	if out := n.must(nixserve.Name, args...); out != "" {
 		t.Errorf("it prints %q", out)
 	}
 	pid := n.pid(pidFile) // is there when the command has returned, and so is the server
@@ -211,7 +209,7 @@ func TestNixServeDaemon(t *testing.T) {
 		t.Fatal(err)
 	}
 	args[5] = n.at("run/pid")
-	n.must(nixServe, args...)
+	n.must(nixserve.Name, args...)
 	pid = n.pid(args[5])
 	if err := syscall.Kill(pid, syscall.SIGQUIT); err != nil {
 		t.Fatal(err)
@@ -240,7 +238,7 @@ func TestNixServeAtDaemon(t *testing.T) {
 	defer daemon.Wait()
 	defer daemon.Process.Kill()
 	waitForSocket(t, socket)
-	n.must(nixServe, append([]string{"-D", "--listen", "127.0.0.1:" + n.port, "--pid", n.at("pid")}, user...)...)
+	n.must(nixserve.Name, append([]string{"-D", "--listen", "127.0.0.1:" + n.port, "--pid", n.at("pid")}, user...)...)
 	pid := n.pid(n.at("pid"))
 	log.wait(t, fmt.Sprintf("accepted connection from pid %d, user root", pid))
 	get(t, http.DefaultClient, n.url+"/"+filepath.Base(n.path)[:32]+".narinfo")
@@ -257,7 +255,7 @@ func TestNixServeUnreadableKey(t *testing.T) {
 	if err := errors.Join(os.Chmod(n.at("key"), 0o600), os.Chmod(n.at("cert"), 0o644)); err != nil {
 		t.Fatal(err)
 	}
-	n.must(nixServe, append([]string{"-D", "--listen", "127.0.0.1:" + n.port + ":ssl", "--ssl-cert", n.at("cert"), "--ssl-key", n.at("key"), "--error-log", n.at("log"), "--pid", n.at("pid")}, user...)...)
+	n.must(nixserve.Name, append([]string{"-D", "--listen", "127.0.0.1:" + n.port + ":ssl", "--ssl-cert", n.at("cert"), "--ssl-key", n.at("key"), "--error-log", n.at("log"), "--pid", n.at("pid")}, user...)...)
 	n.pid(n.at("pid"))
 	log, err := os.ReadFile(n.at("log"))
 	if err != nil {
@@ -267,29 +265,6 @@ func TestNixServeUnreadableKey(t *testing.T) {
 		if got := regexp.MustCompile(`level=WARN .* file=` + n.at(name) + ` `).Match(log); got != want {
 			t.Errorf("a warning of %s: %t, want %t\n%s", name, got, want, log)
 		}
-	}
-}
-
-// A certificate may come through a pipe, from which nobody sends anything any more.
-func TestNixServeKeyInPipe(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "key")
-	if err := syscall.Mkfifo(path, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	p := &nixServePlan{pairs: []certs.Pair{{Cert: path, Key: path}}}
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		p.warnOfUnreadable(slog.New(slog.DiscardHandler))
-	}()
-	select {
-	case <-done:
-	case <-time.After(10 * time.Second):
-		t.Error("it waits for the pipe")
-		if w, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
-			w.Close()
-		}
-		<-done
 	}
 }
 
@@ -314,7 +289,7 @@ func waitForSocket(t *testing.T, path string) {
 func TestNixServeRotation(t *testing.T) {
 	n := newNixServe(t)
 	user, _, _ := n.other()
-	n.must(nixServe, append([]string{"-D", "--listen", "127.0.0.1:" + n.port, "--error-log", n.at("nix-serve.log"), "--access-log", n.at("nix-serve-access.log"), "--pid", n.at("nix-serve.pid")}, user...)...)
+	n.must(nixserve.Name, append([]string{"-D", "--listen", "127.0.0.1:" + n.port, "--error-log", n.at("nix-serve.log"), "--access-log", n.at("nix-serve-access.log"), "--pid", n.at("nix-serve.pid")}, user...)...)
 	pid := n.pid(n.at("nix-serve.pid"))
 	get(t, http.DefaultClient, n.url+"/nix-cache-info")
 	waitFor(t, n.at("nix-serve-access.log"), func(text string) bool { return strings.Contains(text, "GET /nix-cache-info HTTP/1.1") })
@@ -410,7 +385,7 @@ func TestNixServeURLs(t *testing.T) {
 // Without a key nothing is signed, and none is made. A key that is wrong is no key.
 func TestNixServeWithoutKey(t *testing.T) {
 	n := newNixServe(t)
-	cmd := n.command(nixServe, "-p", n.port, "--host", "127.0.0.1", "--daemonize", "--pid", n.at("pid"))
+	cmd := n.command(nixserve.Name, "-p", n.port, "--host", "127.0.0.1", "--daemonize", "--pid", n.at("pid"))
 	cmd.Env = environment(t, "NIX_REMOTE="+n.at("root"))
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -430,7 +405,7 @@ func TestNixServeWithoutKey(t *testing.T) {
 	n.mustFail("firn: read signing key "+n.at("secret")+": ", "--daemonize", "--port", n.port)
 	n.mustFail("firn: open log: ", "--daemonize", "--error-log", n.at("no/log"))
 	n.mustFail("firn: find user no-such-user: ", "--user", "no-such-user")
-	if got := n.must(nixServe, "--version"); !strings.HasPrefix(got, "firn ") {
+	if got := n.must(nixserve.Name, "--version"); !strings.HasPrefix(got, "firn ") {
 		t.Errorf("its version is %q", got)
 	}
 }

@@ -43,48 +43,44 @@ type shownDeletion struct {
 }
 
 func (c *pathDeleteCommand) Run(k *kong.Context) error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	r, err := record(ctx, cat, c.Cache)
-	if err != nil {
-		return err
-	}
-	d := &catalog.Deletion{Cache: r.ID, DryRun: c.DryRun}
-	switch {
-	case c.KeepReferrers && !r.AllowMissingReferences:
-		return fmt.Errorf("--keep-referrers: all references in the cache %s are there, and stay so; delete what refers to them with --with-referrers, "+
-			"or allow missing references with firn cache set --allow-missing-references %s", r.Name, r.Name)
-	case c.KeepReferrers:
-		d.Referrers = catalog.KeepReferrers
-	case c.WithReferrers:
-		d.Referrers = catalog.DeleteReferrers
-	}
-	named := make(map[nix.PathHash]string)
-	for _, text := range c.Paths {
-		hash, err := pathHashOf(text)
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		r, err := record(ctx, cat, c.Cache)
 		if err != nil {
 			return err
 		}
-		named[hash] = text
-		d.Paths = append(d.Paths, hash)
-	}
-	if c.WithReferrers && !c.DryRun && !c.Yes {
-		if err := c.ask(ctx, cat, *d, len(named)); err != nil {
-			return err
+		d := &catalog.Deletion{Cache: r.ID, DryRun: c.DryRun}
+		switch {
+		case c.KeepReferrers && !r.AllowMissingReferences:
+			return fmt.Errorf("--keep-referrers: all references in the cache %s are there, and stay so; delete what refers to them with --with-referrers, "+
+				"or allow missing references with firn cache set --allow-missing-references %s", r.Name, r.Name)
+		case c.KeepReferrers:
+			d.Referrers = catalog.KeepReferrers
+		case c.WithReferrers:
+			d.Referrers = catalog.DeleteReferrers
 		}
-	}
-	gone, err := cat.DeletePaths(ctx, d)
-	if gone == nil {
-		return deletionAdvice(err, r.Name)
-	}
-	if err != nil {
-		err = fmt.Errorf("not all was deleted, and what is left lacks no reference; to go on, name what is still there: %w", err)
-	}
-	return errors.Join(c.print(k, gone), err)
+		named := make(map[nix.PathHash]string)
+		for _, text := range c.Paths {
+			hash, err := pathHashOf(text)
+			if err != nil {
+				return err
+			}
+			named[hash] = text
+			d.Paths = append(d.Paths, hash)
+		}
+		if c.WithReferrers && !c.DryRun && !c.Yes {
+			if err := c.ask(ctx, cat, *d, len(named)); err != nil {
+				return err
+			}
+		}
+		gone, err := cat.DeletePaths(ctx, d)
+		if gone == nil {
+			return deletionAdvice(err, r.Name)
+		}
+		if err != nil {
+			err = fmt.Errorf("not all was deleted, and what is left lacks no reference; to go on, name what is still there: %w", err)
+		}
+		return errors.Join(c.print(k, gone), err)
+	})
 }
 
 // ask asks whether to delete more than is named.

@@ -52,45 +52,41 @@ type listedPath struct {
 }
 
 func (c *pathListCommand) Run(k *kong.Context) (err error) {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	r, err := record(ctx, cat, c.Cache)
-	if err != nil {
-		return err
-	}
-	paths, err := sorted(listed(cat.AllPaths(ctx, r.ID, nix.PathHash{}, c.Withheld)), c.Sort)
-	if err != nil {
-		return err
-	}
-	w := bufio.NewWriter(k.Stdout)
-	defer func() { err = errors.Join(err, w.Flush()) }()
-	switch {
-	case c.JSON:
-		return writeJSONList(w, paths)
-	case c.Long:
-		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-		fmt.Fprintln(table, "PUBLISHED\tBY\tSIZE\tSERVED\tPATH")
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		r, err := record(ctx, cat, c.Cache)
+		if err != nil {
+			return err
+		}
+		paths, err := sorted(listed(cat.AllPaths(ctx, r.ID, nix.PathHash{}, c.Withheld)), c.Sort)
+		if err != nil {
+			return err
+		}
+		w := bufio.NewWriter(k.Stdout)
+		defer func() { err = errors.Join(err, w.Flush()) }()
+		switch {
+		case c.JSON:
+			return writeJSONList(w, paths)
+		case c.Long:
+			table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+			fmt.Fprintln(table, "PUBLISHED\tBY\tSIZE\tSERVED\tPATH")
+			for p, err := range paths {
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", p.Published.Format(time.RFC3339), nameOrQuoted(p.By), size(p.NARSize), size(p.Served), p.Path)
+			}
+			return table.Flush()
+		}
 		for p, err := range paths {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", p.Published.Format(time.RFC3339), nameOrQuoted(p.By), size(p.NARSize), size(p.Served), p.Path)
+			if _, err := fmt.Fprintln(w, p.Path); err != nil {
+				return nil // Flush says why
+			}
 		}
-		return table.Flush()
-	}
-	for p, err := range paths {
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintln(w, p.Path); err != nil {
-			return nil // Flush says why
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // nameOrQuoted is the name of a publisher, which may come from a certificate, so that it cannot

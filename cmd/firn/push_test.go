@@ -322,15 +322,15 @@ func TestSaysWhatWasDone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, step := range []struct{ command, want string }{
-		{"cache create team", "The cache team answers at /team/. Clients have to trust this:\n"},
-		{"cache set team --private --priority 20", "The cache team has changed: it is private; its priority is 20.\n"},
-		{"cache set team --private", "The cache team was like this before.\n"},
-		{"cache set team --host a.example --host b.example --allow-missing-references", "The cache team has changed: its host names are a.example, b.example; missing references are allowed.\n"},
-		{"sshkey add ci " + key + " --push team --read t*", "The holder of the key ci may do this from now on: read t*, push team.\n"},
-		{"sshkey revoke ci", "The key ci is good for nothing any more.\n"},
+		{"cache create team", "Cache team created. It answers at /team/. Clients have to trust this key:\n"},
+		{"cache set team --private --priority 20", "Cache team changed: it is private; its priority is 20.\n"},
+		{"cache set team --private", "Cache team unchanged.\n"},
+		{"cache set team --host a.example --host b.example --allow-missing-references", "Cache team changed: its host names are a.example, b.example; missing references are allowed.\n"},
+		{"sshkey add ci " + key + " --push team --read t*", "SSH key ci: may read t*, push team from now on.\n"},
+		{"sshkey revoke ci", "SSH key ci revoked.\n"},
 		{"token create --admin team ci", "This is the only time"},
-		{"token revoke ci", "The token ci is good for nothing any more.\n"},
-		{"cache delete --yes team", "The cache team is gone, with 0 paths.\n"},
+		{"token revoke ci", "Token ci revoked.\n"},
+		{"cache delete --yes team", "Cache team deleted, with 0 paths.\n"},
 	} {
 		if got := a.said(strings.Fields(step.command)...); !strings.HasPrefix(got, step.want) {
 			t.Errorf("firn %s says %q, want %q", step.command, got, step.want)

@@ -14,6 +14,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/certs"
 	"firn/internal/config"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/nix"
 )
@@ -28,7 +29,7 @@ func notifyHangups() chan os.Signal {
 	return signals
 }
 
-// settingsAgain reads the command line anew, with the file and the environment below it.
+// settingsAgain reads the command line again, with the file and the environment below it.
 func settingsAgain(k *kong.Context) (*config.Config, error) {
 	var line commandLine
 	if _, err := newParser(&line).Parse(k.Args); err != nil {
@@ -37,7 +38,7 @@ func settingsAgain(k *kong.Context) (*config.Config, error) {
 	return &line.Serve.Config, nil
 }
 
-// A reloader has a running server take settings, keys and certificates anew.
+// A reloader reloads the settings, keys and certificates of a running server.
 type reloader struct {
 	signals <-chan os.Signal
 	config  config.Config // in effect
@@ -46,18 +47,18 @@ type reloader struct {
 	caches  *registry.Registry
 	certs   *certs.Certs // nil: there is no TLS
 	log     *slog.Logger
-	logs    *serverLogs // opened anew
+	logs    *logs.Server // reopened too
 }
 
-// run reads the settings anew whenever it is told to, until ctx ends.
+// run reloads the settings at each signal, until ctx ends.
 func (r *reloader) run(ctx context.Context, told *watched) {
 	for {
 		select {
 		case <-r.signals:
 			done := told.manager.Reloading()
-			r.logs.reopen()
+			r.logs.Reopen()
 			if err := r.reload(ctx); err != nil {
-				r.log.Error("the settings could not be read anew; they stay as they were", "error", err)
+				r.log.Error("the settings could not be reloaded and stay as they were", "error", err)
 			}
 			done(told.status())
 		case <-ctx.Done():
@@ -138,5 +139,5 @@ func (r *reloader) tell(next *config.Config) {
 	if r.certs != nil {
 		r.config.TLSCert, r.config.TLSKey = next.TLSCert, next.TLSKey
 	}
-	r.log.Info("read settings, keys and certificates anew", "changed", changed)
+	r.log.Info("reloaded settings, keys and certificates", "changed", changed)
 }

@@ -5,26 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
 	"syscall"
-	"time"
 
 	"github.com/alecthomas/kong"
-	"golang.org/x/sync/errgroup"
 
-	"firn/internal/access"
-	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/config"
-	"firn/internal/depot"
 	"firn/internal/keyfile"
-	"firn/internal/listen"
 	"firn/internal/localstore"
 	"firn/internal/registry"
-	"firn/internal/server"
 	"firn/internal/zstdcache"
 	"firn/nix"
 )
@@ -34,9 +26,9 @@ type serveCommand struct {
 }
 
 func (*serveCommand) Help() string {
-	return `Served are the store of this machine, and what clients push: with a token, see firn token create.
-What is served, where, and the lines that clients need are printed at the start; logs go to standard error, or to files, which SIGUSR1 and SIGHUP have opened anew.
-SIGINT and SIGTERM let answers that are being sent end first; a second signal does not. SIGHUP has the settings, keys and certificates read anew.
+	return `This serves the store of this machine, and what clients push with a token (see firn token create).
+At the start it prints what it serves, where, and the lines that clients need; logs go to standard error, or to files, which SIGUSR1 and SIGHUP reopen.
+SIGINT and SIGTERM let answers that are being sent end first; a second signal does not. SIGHUP reloads settings, keys and certificates.
 
 Examples:
 
@@ -52,173 +44,25 @@ Examples:
 func (c *serveCommand) Run(k *kong.Context) (err error) {
 	ctx, cancel := untilSignal()
 	defer cancel()
-	hangups := notifyHangups() // from now on: one at the start is for the settings too
-	defer signal.Stop(hangups)
-	logs, err := openLogs(&c.Config, nil)
-	if err != nil {
-		return err
+	a := &app{
+		serveCommand: c,
+		hangups:      notifyHangups(), // from now on: one at the start is for the settings too
+		banner:       banner{version: version(), state: c.State},
 	}
-	defer func() { err = errors.Join(err, logs.Close()) }()
-	log := logs.log
-	a := announcement{version: version()}
-	keys, err := loadKeys(&c.Config, log)
-	if err != nil {
-		return err
-	}
-	warnUnused(&c.Config, keys, log)
-	local, closeLocal, err := c.local(ctx, log, &a)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, closeLocal()) }()
-	sockets, err := listen.Take()
-	if err != nil {
-		return err
-	}
-	defer sockets.Close()
-	listeners, err := open(ctx, sockets, listen.HTTP, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
-	if err != nil {
-		return err
-	}
-	defer closeAll(listeners) // of a start that fails; a server closes its own
-	https, err := c.openHTTPS(ctx, sockets)
-	if err != nil {
-		return err
-	}
-	defer closeAll(https)
-
-	encoder, err := c.encoder(log)
-	if err != nil {
-		return err
-	}
-	known := registry.Options{Local: local, Priority: int(c.Priority), RefuseUnknown: c.UnknownHost == config.UnknownRefuse, Logger: log}
-	audited := audit.New(audit.Options{Logger: log})
-	defer audited.Close()
-	opts := server.Options{Version: a.version, Logger: log, Requests: logs.requests, Audit: audited}
-	if encoder != nil {
-		defer func() { err = errors.Join(err, encoder.Close()) }()
-		known.Encoder, known.Compress = encoder, c.Compression == config.CompressionZstd
-		opts.Collectors = append(opts.Collectors, encoder)
-	}
-	if known.Compress && a.store != "" {
-		a.store += ", compressed with zstd,"
-	}
-	kept, err := serveDepot(ctx, &c.Config, log)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, kept.Close()) }()
-	tls, err := c.certificates(kept.catalog, listeners, log)
-	if err != nil {
-		return err
-	}
-	c.doorOptions(&opts, tls, https)
-	if err := prepare(ctx, kept, local); err != nil {
-		return err
-	}
-	if len(keys) == 0 { // last: a start that fails makes no key
-		key, err := c.ownKey(log, &a)
-		if err != nil {
+	a.onClose(func() error { signal.Stop(a.hangups); return nil })
+	defer func() { err = errors.Join(err, a.close()) }()
+	for _, open := range []func(context.Context) error{
+		a.openLogs, a.openStore, a.openListeners, a.openEncoder, a.openDepot, a.openKeys, a.openCaches, a.openSSH, a.openHTTP,
+	} {
+		if err := open(ctx); err != nil {
 			return err
 		}
-		keys = append(keys, key)
 	}
-	known.Keys = keys
-	all, err := registry.New(ctx, kept.catalog, kept.Depot, known)
-	if err != nil {
+	if err := a.announce(ctx, k.Stdout); err != nil {
 		return err
 	}
-	main, err := all.ByName(ctx, cache.Main)
-	if err != nil {
-		return err
-	}
-	present, err := main.Presence(ctx)
-	if err != nil {
-		return err
-	}
-	who := access.New(kept.catalog, kept.catalog, access.Options{})
-	opts.Access = who
-	opts.MaxUpload = c.MaxNARSize.Bytes()
-	sshDoor, sshListeners, err := c.sshDoor(ctx, sockets, all, who, audited, log, &a)
-	if err != nil {
-		return err
-	}
-	defer closeAll(sshListeners)
-	if sshDoor != nil {
-		opts.Collectors = append(opts.Collectors, sshDoor, sshDoor.operations)
-	}
-	opts.SSHPort = publicPort(sshListeners)
-	gauges := kept.Gauges()
-	opts.Inside = append(opts.Inside, gauges)
-	door := server.New(all, opts)
-
-	a.state, a.depot = c.State, present.Pushed
-	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()
-	if err := a.describe(ctx, kept.catalog, tls, all.Hosts(ctx)); err != nil {
-		return err
-	}
-	if err := a.print(k.Stdout); err != nil {
-		log.Warn("the start could not be announced", "error", err)
-	}
-	again := &reloader{
-		signals: hangups, config: c.Config, caches: all, certs: tls, log: log, logs: logs,
-		read: func() (*config.Config, error) { return settingsAgain(k) },
-		own:  func() (nix.SecretKey, error) { return c.ownKey(log, &announcement{}) },
-	}
-	told := watched{manager: listen.NewManager(log)}
-	told.add(listen.HTTP, listeners)
-	told.add(listen.HTTPS, https)
-	told.add(listen.SSH, sshListeners)
 	setCollector()
-	group, ctx := errgroup.WithContext(ctx)
-	// Also where one of what follows fails: the others end as after a signal.
-	context.AfterFunc(ctx, func() {
-		log.Info("ending as soon as all answers are sent; another signal ends at once")
-		told.end()
-	})
-	serveHTTP(ctx, group, door, listeners, https, tls)
-	if tls != nil {
-		group.Go(func() error { return certify(ctx, tls, all) })
-	}
-	for _, l := range sshListeners {
-		group.Go(func() error { return sshDoor.Serve(ctx, l) })
-	}
-	group.Go(func() error { return sweep(ctx, kept.Depot, all, log) })
-	group.Go(func() error { audited.Run(ctx); return nil })
-	group.Go(func() error {
-		who.RunUses(ctx, func(err error) { log.Error("when tokens and keys were used could not be noted", "error", err) })
-		return nil
-	})
-	group.Go(func() error {
-		gauges.Run(ctx, func(err error) { log.Error("what is kept could not be counted for /metrics", "error", err) })
-		return nil
-	})
-	group.Go(func() error { told.run(ctx, func() { again.run(ctx, &told) }); return nil })
-	return group.Wait()
-}
-
-// sweepInterval is the time between two sweeps of the depot. What they remove is a day old, so it is not urgent;
-// and what was deleted should not hold its disk for much longer than that.
-const sweepInterval = 10 * time.Minute
-
-// sweep lets the depot remove what nothing leads to, and the local store what no pushed path refers
-// to, now and then, until ctx ends.
-func sweep(ctx context.Context, d *depot.Depot, all *registry.Registry, log *slog.Logger) error {
-	ticker := time.NewTicker(sweepInterval)
-	defer ticker.Stop()
-	for {
-		if err := d.Tick(ctx); err != nil && ctx.Err() == nil {
-			log.Error("the depot could not be swept", "error", err)
-		}
-		if err := all.Tick(ctx); err != nil && ctx.Err() == nil {
-			log.Error("what pushed paths refer to may go with the next garbage collection of the store of this machine", "error", err)
-		}
-		select {
-		case <-ticker.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
+	return a.run(ctx, func() (*config.Config, error) { return settingsAgain(k) })
 }
 
 // untilSignal returns a context that SIGINT and SIGTERM end, once: a second signal does what it does by default.
@@ -235,7 +79,7 @@ func untilSignal() (context.Context, context.CancelFunc) {
 }
 
 // ownKey returns the signing key of the state directory, which the first start makes.
-func (c *serveCommand) ownKey(log *slog.Logger, a *announcement) (nix.SecretKey, error) {
+func (c *serveCommand) ownKey(log *slog.Logger, a *banner) (nix.SecretKey, error) {
 	hostname, err := os.Hostname()
 	if err != nil {
 		log.Warn("this machine has no name for a key", "error", err)
@@ -264,7 +108,7 @@ func (c *serveCommand) encoder(log *slog.Logger) (*zstdcache.Cache, error) {
 }
 
 // local opens the local store, and returns what closes it again. It may be nil, or one that is not there yet.
-func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *announcement) (cache.Source, func() error, error) {
+func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *banner) (cache.Source, func() error, error) {
 	if c.Store == config.StoreOff {
 		a.noStore = "that is off; name one with --store ROOT"
 		return nil, func() error { return nil }, nil
@@ -315,12 +159,6 @@ func localOptions(c *config.Config, log *slog.Logger) (localstore.Options, error
 		opts.StateDir, opts.LogDir, opts.DaemonSocket = env.StateDir, env.LogDir, env.DaemonSocket
 	}
 	return opts, nil
-}
-
-func closeAll(listeners []net.Listener) {
-	for _, l := range listeners {
-		l.Close()
-	}
 }
 
 // prepare prepares the cache main. Without a local store, the store directory is that of the

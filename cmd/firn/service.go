@@ -16,7 +16,7 @@ func open(ctx context.Context, sockets listen.Sockets, kind string, addresses []
 	if passed := sockets[kind]; len(passed) > 0 {
 		return passed, nil
 	}
-	return openAll(ctx, addresses, opts)
+	return listen.OpenAll(ctx, addresses, opts)
 }
 
 // A watched is what the service manager is told of.

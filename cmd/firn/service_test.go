@@ -220,7 +220,7 @@ func TestReload(t *testing.T) {
 	for _, wrong := range []string{"key = ['" + b + "']\npriority = 8\nno-such = 1\n", "key = ['" + file + "']\npriority = 8\n"} {
 		configure(wrong)
 		reload()
-		s.stderr.wait(t, "the settings could not be read anew; they stay as they were")
+		s.stderr.wait(t, "the settings could not be reloaded and stay as they were")
 		if got, want := signers(), "a-1 b-1 credential-1 "; got != want {
 			t.Errorf("with a mistake in the file, signed by %s, want %s", got, want)
 		}

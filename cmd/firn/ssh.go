@@ -24,8 +24,8 @@ const sshDir = "ssh"
 // The depot has room for both together.
 const sshTurns = 32
 
-// sshRooms is how many megabytes what clients ask over SSH may take in memory beside the first of each, half of them of one key or from one address:
-// as much as what they have sent and nobody has read. A question about a million paths, as of nix copy --all, takes some 150.
+// sshRooms is the memory for SSH requests in MiB, shared by all sessions, not counting each session's first MiB. One key or one
+// address gets at most half of it. A question about a million paths, as of nix copy --all, takes some 150.
 const sshRooms = 320
 
 // An sshServer is the door for SSH, with what is counted behind it.
@@ -35,7 +35,7 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *banner) (*sshServer, []net.Listener, error) {
 	if len(c.SSH) == 0 && len(sockets[listen.SSH]) == 0 {
 		return nil, nil, nil
 	}
@@ -45,7 +45,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 	}
 	keys, err := sshd.HostKeys(filepath.Join(c.State, sshDir), log)
 	if err != nil {
-		closeAll(listeners)
+		listen.CloseAll(listeners)
 		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
 	}
 	behind, operations := session.NewBehind(), &session.Operations{}
@@ -102,18 +102,4 @@ func publicPort(listeners []net.Listener) (port int) {
 		}
 	}
 	return port
-}
-
-// openAll opens all addresses, or none.
-func openAll(ctx context.Context, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
-	var listeners []net.Listener
-	for _, address := range addresses {
-		l, err := address.Open(ctx, opts)
-		if err != nil {
-			closeAll(listeners)
-			return nil, err
-		}
-		listeners = append(listeners, l)
-	}
-	return listeners, nil
 }

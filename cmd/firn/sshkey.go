@@ -20,7 +20,7 @@ type sshkeyAddCommand struct {
 	Name string `arg:"" help:"A name for the key, to revoke it by and to find it in logs: who or what holds it."`
 	File string `arg:"" placeholder:"KEY.pub" complete:"file" help:"The public key, a file such as id_ed25519.pub; - is standard input."`
 	rightsFlags
-	Authority  bool     `help:"This is the key of an authority, as ssh-keygen -s signs certificates with: whoever has a certificate may do this. It has to have the name of the cache as a principal."`
+	Authority  bool     `help:"This is the key of an authority, with which ssh-keygen -s signs certificates: clients with such a certificate get these rights. Each certificate needs the name of the cache as a principal."`
 	Principals []string `name:"principal" placeholder:"NAME" help:"Take certificates of the authority that have this principal, instead of the name of the cache. May be given several times."`
 }
 
@@ -47,28 +47,24 @@ func (c *sshkeyAddCommand) Run() error {
 	if err != nil {
 		return err
 	}
-	ctx := context.Background()
-	cat, err := c.makeCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	if err := cat.AddSSHKey(ctx, key); err != nil {
-		if errors.Is(err, catalog.ErrConflict) {
-			return fmt.Errorf("there is a key named %s already, or this very key under another name; firn sshkey list shows them, and firn sshkey revoke removes one", c.Name)
+	return withCatalog(c.makeCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		if err := cat.AddSSHKey(ctx, key); err != nil {
+			if errors.Is(err, catalog.ErrConflict) {
+				return fmt.Errorf("there is a key named %s already, or this very key under another name; firn sshkey list shows them, and firn sshkey revoke removes one", c.Name)
+			}
+			return err
 		}
-		return err
-	}
-	if err := warnUnmatched(ctx, cat, grants); err != nil {
-		return err
-	}
-	who := "The holder of the key"
-	if c.Authority {
-		who = "Whoever has a certificate of the authority"
-	}
-	say("%s %s may do this from now on: %s.", who, c.Name, grantsText(grants))
-	say("The user name is that of the cache: NIX_SSHOPTS='-p PORT' nix copy --to ssh-ng://%s@HOST PATH", exampleCache(grants))
-	return nil
+		if err := warnUnmatched(ctx, cat, grants); err != nil {
+			return err
+		}
+		who := "SSH key"
+		if c.Authority {
+			who = "Certificates of authority"
+		}
+		say("%s %s: may %s from now on.", who, c.Name, grantsText(grants))
+		say("The user name is that of the cache: NIX_SSHOPTS='-p PORT' nix copy --to ssh-ng://%s@HOST PATH", exampleCache(grants))
+		return nil
+	})
 }
 
 // readPublicKey reads the file of a public key.
@@ -114,41 +110,37 @@ type shownKey struct {
 }
 
 func (c *sshkeyListCommand) Run(k *kong.Context) error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	all, err := cat.SSHKeys(ctx)
-	if err != nil {
-		return err
-	}
-	shown := make([]shownKey, len(all))
-	for i, record := range all {
-		key, err := ssh.ParsePublicKey(record.Key)
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		all, err := cat.SSHKeys(ctx)
 		if err != nil {
-			return fmt.Errorf("read SSH key %s: %w", record.Name, err)
+			return err
 		}
-		shown[i] = shownKey{
-			shownToken: show(record.Name, record.Created, record.Expires, record.Used, record.Grants),
-			Authority:  record.Authority, Principals: record.Users,
-			Type: key.Type(), Fingerprint: ssh.FingerprintSHA256(key),
+		shown := make([]shownKey, len(all))
+		for i, record := range all {
+			key, err := ssh.ParsePublicKey(record.Key)
+			if err != nil {
+				return fmt.Errorf("read SSH key %s: %w", record.Name, err)
+			}
+			shown[i] = shownKey{
+				shownToken: show(record.Name, record.Created, record.Expires, record.Used, record.Grants),
+				Authority:  record.Authority, Principals: record.Users,
+				Type: key.Type(), Fingerprint: ssh.FingerprintSHA256(key),
+			}
 		}
-	}
-	if c.JSON {
-		return writeJSON(k.Stdout, shown)
-	}
-	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES\tKEY")
-	for _, s := range shown {
-		key := s.Fingerprint + " " + s.Type
-		if s.Authority {
-			key += " (authority)"
+		if c.JSON {
+			return writeJSON(k.Stdout, shown)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end(), key)
-	}
-	return w.Flush()
+		w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES\tKEY")
+		for _, s := range shown {
+			key := s.Fingerprint + " " + s.Type
+			if s.Authority {
+				key += " (authority)"
+			}
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end(), key)
+		}
+		return w.Flush()
+	})
 }
 
 type sshkeyRevokeCommand struct {
@@ -157,7 +149,7 @@ type sshkeyRevokeCommand struct {
 }
 
 func (*sshkeyRevokeCommand) Help() string {
-	return `The key is good for nothing from now on, also on a server that runs, and on connections that are open.
+	return `A running server refuses the key from now on, on open connections too.
 Revoking an authority revokes all of its certificates.
 
 Examples:
@@ -166,18 +158,14 @@ Examples:
 }
 
 func (c *sshkeyRevokeCommand) Run() error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		err := cat.RevokeSSHKey(ctx, c.Name)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return fmt.Errorf("there is no key named %s; firn sshkey list shows those that there are", c.Name)
+		}
+		if err == nil {
+			say("SSH key %s revoked.", c.Name)
+		}
 		return err
-	}
-	defer cat.Close()
-	err = cat.RevokeSSHKey(ctx, c.Name)
-	if errors.Is(err, catalog.ErrNotFound) {
-		return fmt.Errorf("there is no key named %s; firn sshkey list shows those that there are", c.Name)
-	}
-	if err == nil {
-		say("The key %s is good for nothing any more.", c.Name)
-	}
-	return err
+	})
 }

@@ -21,6 +21,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
+	"firn/internal/logs"
 	"firn/internal/registry"
 )
 
@@ -66,6 +67,16 @@ func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	return openCatalog(ctx, c.State)
 }
 
+// withCatalog opens a catalog, calls do, and closes the catalog.
+func withCatalog(open func(context.Context) (*sqlite.Catalog, error), do func(context.Context, catalog.Catalog) error) error {
+	ctx := context.Background()
+	cat, err := open(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(do(ctx, cat), cat.Close())
+}
+
 // makeDepot is openDepot as makeCatalog is openCatalog.
 func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
 	c, err := f.load()
@@ -75,7 +86,7 @@ func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
 	if err := sayNew(c.State); err != nil {
 		return nil, err
 	}
-	return openDepot(ctx, c, newLogger(c, os.Stderr))
+	return openDepot(ctx, c, logs.NewLogger(c, os.Stderr))
 }
 
 // sayNew says where there is no depot yet that one is made, unless the server could not read it.
@@ -99,7 +110,7 @@ func (f *stateFlags) openDepot(ctx context.Context) (*openedDepot, error) {
 	if !hasDepot(c.State) {
 		return nil, errNoDepot(ctx, c.State)
 	}
-	return openDepot(ctx, c, newLogger(c, os.Stderr))
+	return openDepot(ctx, c, logs.NewLogger(c, os.Stderr))
 }
 
 // hasDepot reports whether a state directory has, or may have, a depot, so that a word typed wrong does not make one.
@@ -129,7 +140,7 @@ func checkLost(ctx context.Context, state string) error {
 	if err := blobs.List(ctx, func(blob.Info) error { return found }); !errors.Is(err, found) {
 		return err
 	}
-	return fmt.Errorf("there is nothing in the catalog %s, and without it nobody can tell what is in %s: "+
+	return fmt.Errorf("there is nothing in the catalog %s, and without it there is no way to tell what is in %s: "+
 		"bring back both from one backup, with the catalog's -wal if that is there; or, if all that was pushed is to be forgotten, remove the packs",
 		filepath.Join(state, depotDir, catalogName), packs)
 }
@@ -143,7 +154,7 @@ func makePacks(ctx context.Context, state string) error {
 	return err
 }
 
-// checkOwner refuses to write, as root, into the state of a server that runs as somebody else, who could not read it.
+// checkOwner refuses to write, as root, into the state of a server that runs as another user, who could not read it.
 func checkOwner(path string) error {
 	info, err := os.Stat(path)
 	if err != nil {
@@ -181,23 +192,27 @@ const (
 
 // openCatalog opens, or makes, the catalog in a state directory, for a command that may run beside a server.
 func openCatalog(ctx context.Context, state string) (*sqlite.Catalog, error) {
-	c, err := openClaim(state)
+	at, err := makeDepot(state)
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close() // a command keeps nobody from anything
-	return openClaimed(ctx, state, c)
+	lock, err := sqlite.LockForCommand(at)
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	defer lock.Close() // a command keeps no other process from anything
+	return openLocked(ctx, state, lock)
 }
 
-// openClaimed opens, or makes, the catalog in a state directory.
-func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, error) {
+// openLocked opens, or makes, the catalog in a state directory.
+func openLocked(ctx context.Context, state string, lock *sqlite.SchemaLock) (*sqlite.Catalog, error) {
 	path, err := filepath.Abs(filepath.Join(state, depotDir, catalogName))
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w", err)
 	}
 	cat, err := sqlite.Open(ctx, path, sqlite.Options{
 		New:   func() error { return makePacks(ctx, state) },
-		Older: c.alone,
+		Older: lock.Alone,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
@@ -205,11 +220,23 @@ func openClaimed(ctx context.Context, state string, c *claim) (*sqlite.Catalog, 
 	return cat, nil
 }
 
+// makeDepot makes the directory of the depot in a state directory if it is not there, and returns it.
+func makeDepot(state string) (string, error) {
+	at := filepath.Join(state, depotDir)
+	if err := os.MkdirAll(state, stateMode); err != nil {
+		return "", fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	if err := os.MkdirAll(at, depotMode); err != nil {
+		return "", fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
+	return at, nil
+}
+
 // openedDepot is a depot with all that it rests on.
 type openedDepot struct {
 	*depot.Depot
 	catalog *sqlite.Catalog
-	claim   *claim // nil but for a server
+	lock    *sqlite.SchemaLock // nil but for a server
 }
 
 // openDepot opens, or makes, the depot in a state directory, for a command that may run beside a server.
@@ -223,30 +250,34 @@ func openDepot(ctx context.Context, c *config.Config, log *slog.Logger) (*opened
 
 // serveDepot opens, or makes, the depot in a state directory, for a server.
 func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *openedDepot, err error) {
-	claim, err := serverClaim(ctx, c.State, log)
+	at, err := makeDepot(c.State)
 	if err != nil {
 		return nil, err
 	}
+	lock, err := sqlite.LockForServer(ctx, at, log)
+	if err != nil {
+		return nil, fmt.Errorf("open depot: %w%s", err, stateAdvice(err))
+	}
 	defer func() {
 		if err != nil {
-			claim.Close()
+			lock.Close()
 		}
 	}()
 	if err := noBackup(c.State, log); err != nil {
 		return nil, err
 	}
-	cat, err := openClaimed(ctx, c.State, claim)
+	cat, err := openLocked(ctx, c.State, lock)
 	if err != nil {
 		return nil, err
 	}
-	if err := claim.share(ctx); err != nil {
+	if err := lock.Share(ctx); err != nil {
 		return nil, errors.Join(err, cat.Close())
 	}
 	d, err := openPacks(c, cat, log)
 	if err != nil {
 		return nil, err
 	}
-	d.claim = claim
+	d.lock = lock
 	return d, nil
 }
 
@@ -288,8 +319,8 @@ func openPacks(c *config.Config, cat *sqlite.Catalog, log *slog.Logger) (*opened
 // Close closes the depot, and then its catalog.
 func (d *openedDepot) Close() error {
 	err := errors.Join(d.Depot.Close(), d.catalog.Close())
-	if d.claim != nil {
-		err = errors.Join(err, d.claim.Close())
+	if d.lock != nil {
+		err = errors.Join(err, d.lock.Close())
 	}
 	return err
 }
@@ -305,38 +336,13 @@ func stateAdvice(err error) string {
 	return ""
 }
 
-// records are the records of all caches. That of main is made where a server has not made it yet.
-func records(ctx context.Context, cat catalog.Catalog) ([]*catalog.Cache, error) {
-	for {
-		all, err := cat.Caches(ctx)
-		if err != nil {
-			return nil, err
-		}
-		for _, c := range all {
-			if c.Name == cache.Main {
-				return all, nil
-			}
-		}
-		record := registry.Record(cache.Main)
-		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
-		if err := cat.AddCache(ctx, record); err != nil && !errors.Is(err, catalog.ErrConflict) {
-			return nil, err
-		}
-	}
-}
-
 // record is the record of one cache.
 func record(ctx context.Context, cat catalog.Catalog, name string) (*catalog.Cache, error) {
-	all, err := records(ctx, cat)
-	if err != nil {
-		return nil, err
+	r, err := registry.Find(ctx, cat, name)
+	if errors.Is(err, cache.ErrNotFound) {
+		return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)
 	}
-	for _, c := range all {
-		if c.Name == name {
-			return c, nil
-		}
-	}
-	return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)
+	return r, err
 }
 
 // say tells a person in one line what was done. Scripts read standard output.

@@ -10,6 +10,7 @@ import (
 	"github.com/dustin/go-humanize"
 
 	"firn/internal/catalog"
+	"firn/internal/registry"
 )
 
 type statsCommand struct {
@@ -62,7 +63,7 @@ func (c *statsCommand) Run(k *kong.Context) error {
 	}
 	defer d.Close()
 	cat := d.catalog
-	all, err := records(ctx, cat)
+	all, err := registry.Records(ctx, cat)
 	if err != nil {
 		return err
 	}

@@ -16,15 +16,16 @@ import (
 	"firn/internal/config"
 	"firn/internal/fairlimit"
 	"firn/internal/listen"
+	"firn/internal/logs"
 	"firn/internal/registry"
 	"firn/internal/session"
 )
 
-// cacheFlags name the cache that a command gives to whoever it serves, and what these may do with it.
+// cacheFlags name the cache that a command serves, and what its clients may do with it.
 type cacheFlags struct {
 	stateFlags
 	Cache    string `default:"main" placeholder:"NAME" complete:"@cache" help:"The cache to serve. By default main."`
-	ReadOnly bool   `help:"Let nobody push."`
+	ReadOnly bool   `help:"Refuse pushes."`
 }
 
 // open opens the cache, and returns what a conversation about it needs, and what closes it again.
@@ -36,17 +37,11 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if err := checkOwner(cfg.State); err != nil {
 		return session.Options{}, nil, err
 	}
-	log := newLogger(cfg, os.Stderr)
-	var closers []func() error
-	closing := func() (err error) {
-		for i := len(closers) - 1; i >= 0; i-- {
-			err = errors.Join(err, closers[i]())
-		}
-		return err
-	}
+	log := logs.NewLogger(cfg, os.Stderr)
+	var parts closers
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, closing())
+			err = errors.Join(err, parts.close())
 		}
 	}()
 	if !f.ReadOnly {
@@ -58,7 +53,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if err != nil {
 		return session.Options{}, nil, err
 	}
-	closers = append(closers, kept.Close)
+	parts.onClose(kept.Close)
 	keys, err := servingKeys(cfg, log)
 	if err != nil {
 		return session.Options{}, nil, err
@@ -70,7 +65,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 			return session.Options{}, nil, err
 		}
 		if local != nil {
-			closers = append(closers, local.Close)
+			parts.onClose(local.Close)
 			known.Local = local
 		}
 	}
@@ -94,10 +89,10 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 		By:      owner{}.Name(),
 		Version: "firn " + version(),
 		Logger:  log,
-	}, closing, nil
+	}, parts.close, nil
 }
 
-// An owner is whoever may read the state of the server: the files say what it may do.
+// An owner is a user who may read the state directory: the permissions of its files say what the user may do.
 type owner struct{ readOnly bool }
 
 func (owner) Name() string { return "this machine" }
@@ -125,7 +120,7 @@ type pipe struct {
 	io.Closer // of reading, as if nothing followed
 }
 
-// newPipe has somebody else read, so that Close can end a read: that of standard input itself goes on until something comes.
+// newPipe reads in a goroutine of its own, so that Close can end a read: a read of standard input itself goes on until something comes.
 func newPipe(in io.Reader, out io.Writer) pipe {
 	r, w := io.Pipe()
 	go func() {

@@ -24,14 +24,14 @@ import (
 )
 
 const (
-	// certificateInterval is the time between two looks at the files of certificates, and at what there is to be got and renewed.
+	// certificateInterval is the time between two looks at which certificates are to be got and renewed.
 	certificateInterval = 5 * time.Second
 
 	// maxRoots bounds the file of --acme-ca, in bytes.
 	maxRoots = 4 << 20
 )
 
-// defaultHTTPS is where HTTPS is, where there are certificates and nobody says it.
+// defaultHTTPS is the address for HTTPS where there are certificates and no --https.
 const defaultHTTPS = ":443"
 
 // openHTTPS opens the addresses for HTTPS: none without certificates.
@@ -57,7 +57,7 @@ func (c *serveCommand) openHTTPS(ctx context.Context, sockets listen.Sockets) ([
 	return listeners, nil
 }
 
-// certificates makes what has the certificates, nil if there are none to be had.
+// certificates returns the certificate store, nil if TLS is not configured.
 func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, log *slog.Logger) (*certs.Certs, error) {
 	if !c.HasTLS() {
 		return nil, nil
@@ -160,7 +160,7 @@ func serveHTTP(ctx context.Context, group *errgroup.Group, door *server.Server, 
 		group.Go(func() error { return door.ServeTLS(ctx, l, c.Config()) })
 	}
 	if c != nil {
-		group.Go(func() error { return follow(ctx, c) })
+		group.Go(func() error { c.Follow(ctx); return nil })
 	}
 }
 
@@ -172,20 +172,6 @@ func certify(ctx context.Context, c *certs.Certs, all *registry.Registry) error 
 		c.Tick(ctx, all.Hosts(ctx))
 		select {
 		case <-ticker.C:
-		case <-ctx.Done():
-			return nil
-		}
-	}
-}
-
-// follow reads the certificates in files that have changed, until ctx ends. It waits for no authority.
-func follow(ctx context.Context, c *certs.Certs) error {
-	ticker := time.NewTicker(certificateInterval)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ticker.C:
-			c.Reload()
 		case <-ctx.Done():
 			return nil
 		}

@@ -18,6 +18,7 @@ import (
 	"firn/internal/access"
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/registry"
 )
 
 func now() time.Time { return time.Now().UTC().Truncate(time.Second) }
@@ -26,7 +27,7 @@ type tokenCreateCommand struct {
 	stateFlags
 	Name string `arg:"" help:"A name for the token, to revoke it by and to find it in logs: who or what holds it."`
 	rightsFlags
-	Certificate string `placeholder:"FILE" complete:"file" help:"Instead of a secret that is printed, take the certificate in FILE: whoever shows it over TLS, to a server with --client-certs, may do this. If it is that of an authority, so may whoever shows one that it signed, followed by the authority's own."`
+	Certificate string `placeholder:"FILE" complete:"file" help:"Use the certificate in FILE instead of a secret: clients that present it over TLS, to a server with --client-certs, get these rights. If it belongs to an authority, so do clients that present a certificate that it signed, followed by the authority's own."`
 	JSON        bool   `name:"json" help:"Print JSON."`
 }
 
@@ -49,7 +50,7 @@ func (f *rightsFlags) grants(what string) (grants []catalog.Grant, expires time.
 		}
 	}
 	if len(grants) == 0 {
-		return nil, time.Time{}, fmt.Errorf("the %s would be good for nothing: say --push, --read or --admin with the name of a cache, such as --push main", what)
+		return nil, time.Time{}, fmt.Errorf("the %s would have no rights: say --push, --read or --admin with the name of a cache, such as --push main", what)
 	}
 	if f.Expires != "" {
 		d, err := parsePeriod(f.Expires)
@@ -90,38 +91,34 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	ctx := context.Background()
-	cat, err := c.makeCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	if err := cat.AddToken(ctx, token); err != nil {
-		if errors.Is(err, catalog.ErrConflict) && c.Certificate != "" {
-			return fmt.Errorf("there is a token named %s already, or one of this very certificate; firn token list shows them, and firn token revoke removes one", c.Name)
+	return withCatalog(c.makeCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		if err := cat.AddToken(ctx, token); err != nil {
+			if errors.Is(err, catalog.ErrConflict) && c.Certificate != "" {
+				return fmt.Errorf("there is a token named %s already, or one of this very certificate; firn token list shows them, and firn token revoke removes one", c.Name)
+			}
+			if errors.Is(err, catalog.ErrConflict) {
+				return fmt.Errorf("there is a token named %s already; choose another name, or revoke it with firn token revoke %s", c.Name, c.Name)
+			}
+			return err
 		}
-		if errors.Is(err, catalog.ErrConflict) {
-			return fmt.Errorf("there is a token named %s already; choose another name, or revoke it with firn token revoke %s", c.Name, c.Name)
+		if err := warnUnmatched(ctx, cat, grants); err != nil {
+			return err
 		}
+		if c.JSON {
+			return writeJSON(k.Stdout, struct {
+				shownToken
+				Secret string `json:"token,omitempty"` // empty: of a certificate
+			}{show(token.Name, token.Created, token.Expires, token.Used, token.Grants), secret})
+		}
+		if secret == "" {
+			say("Clients with the certificate in %s may, as %s: %s.", c.Certificate, c.Name, grantsText(grants))
+			return nil
+		}
+		fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
+			"    machine HOST login %s password TOKEN\n\n%s\n\n", c.Name, useOf(grants))
+		_, err = fmt.Fprintln(k.Stdout, secret)
 		return err
-	}
-	if err := warnUnmatched(ctx, cat, grants); err != nil {
-		return err
-	}
-	if c.JSON {
-		return writeJSON(k.Stdout, struct {
-			shownToken
-			Secret string `json:"token,omitempty"` // empty: of a certificate
-		}{show(token.Name, token.Created, token.Expires, token.Used, token.Grants), secret})
-	}
-	if secret == "" {
-		say("Whoever shows the certificate in %s may do this, as %s: %s.", c.Certificate, c.Name, grantsText(grants))
-		return nil
-	}
-	fmt.Fprintf(os.Stderr, "This is the only time that the token is shown. Put it into a file that only Nix can read, such as /etc/nix/netrc:\n\n"+
-		"    machine HOST login %s password TOKEN\n\n%s\n\n", c.Name, useOf(grants))
-	_, err = fmt.Fprintln(k.Stdout, secret)
-	return err
+	})
 }
 
 // useOf says what a client types who has these rights.
@@ -151,7 +148,7 @@ func mostUseful(grants []catalog.Grant) catalog.Grant {
 
 // warnUnmatched tells of patterns that match no cache, as a name that is typed wrong.
 func warnUnmatched(ctx context.Context, cat catalog.Catalog, grants []catalog.Grant) error {
-	all, err := records(ctx, cat)
+	all, err := registry.Records(ctx, cat)
 	if err != nil {
 		return err
 	}
@@ -206,29 +203,25 @@ type shownGrant struct {
 }
 
 func (c *tokenListCommand) Run(k *kong.Context) error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
-		return err
-	}
-	defer cat.Close()
-	all, err := cat.Tokens(ctx)
-	if err != nil {
-		return err
-	}
-	shown := make([]shownToken, len(all))
-	for i, t := range all {
-		shown[i] = show(t.Name, t.Created, t.Expires, t.Used, t.Grants)
-	}
-	if c.JSON {
-		return writeJSON(k.Stdout, shown)
-	}
-	w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES")
-	for _, s := range shown {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end())
-	}
-	return w.Flush()
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		all, err := cat.Tokens(ctx)
+		if err != nil {
+			return err
+		}
+		shown := make([]shownToken, len(all))
+		for i, t := range all {
+			shown[i] = show(t.Name, t.Created, t.Expires, t.Used, t.Grants)
+		}
+		if c.JSON {
+			return writeJSON(k.Stdout, shown)
+		}
+		w := tabwriter.NewWriter(k.Stdout, 0, 0, 2, ' ', 0)
+		fmt.Fprintln(w, "NAME\tRIGHTS\tCREATED\tLAST USED\tEXPIRES")
+		for _, s := range shown {
+			fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", s.Name, s.rights(), s.Created, s.used(), s.end())
+		}
+		return w.Flush()
+	})
 }
 
 func show(name string, created, expires, used time.Time, grants []catalog.Grant) shownToken {
@@ -290,7 +283,7 @@ type tokenRevokeCommand struct {
 }
 
 func (*tokenRevokeCommand) Help() string {
-	return `The token is good for nothing from now on, also on a server that runs.
+	return `A running server refuses the token from now on.
 
 Examples:
 
@@ -298,18 +291,14 @@ Examples:
 }
 
 func (c *tokenRevokeCommand) Run() error {
-	ctx := context.Background()
-	cat, err := c.openCatalog(ctx)
-	if err != nil {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+		err := cat.RevokeToken(ctx, c.Name)
+		if errors.Is(err, catalog.ErrNotFound) {
+			return fmt.Errorf("there is no token named %s; firn token list shows those that there are", c.Name)
+		}
+		if err == nil {
+			say("Token %s revoked.", c.Name)
+		}
 		return err
-	}
-	defer cat.Close()
-	err = cat.RevokeToken(ctx, c.Name)
-	if errors.Is(err, catalog.ErrNotFound) {
-		return fmt.Errorf("there is no token named %s; firn token list shows those that there are", c.Name)
-	}
-	if err == nil {
-		say("The token %s is good for nothing any more.", c.Name)
-	}
-	return err
+	})
 }

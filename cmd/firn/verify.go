@@ -116,7 +116,7 @@ func (c *verifyCommand) incomplete(ctx context.Context, d *openedDepot, path nix
 			err = fmt.Errorf("whether everything is there that paths refer to could not be told: %w", err)
 		}
 	}()
-	known, err := records(ctx, d.catalog)
+	known, err := registry.Records(ctx, d.catalog)
 	if err != nil {
 		return nil, err
 	}

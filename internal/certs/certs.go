@@ -7,7 +7,7 @@
 //	c.Tick(ctx, hosts) // now and then: gets and renews certificates
 //
 // The name that a client asks for chooses: first among the files, then among what the authority gave;
-// whoever asks for another name, or none, gets the first file, or the certificate of the first host.
+// a client that asks for another name, or none, gets the first file, or the certificate of the first host.
 package certs
 
 import (

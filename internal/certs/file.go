@@ -1,6 +1,7 @@
 package certs
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -102,6 +103,23 @@ func (c *Certs) Use(f *Files) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.pairs = pairs
+}
+
+// followInterval is the time between two looks at the files of certificates.
+const followInterval = 5 * time.Second
+
+// Follow reads the files that have changed, until ctx ends. It waits for no authority.
+func (c *Certs) Follow(ctx context.Context) {
+	ticker := time.NewTicker(followInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ticker.C:
+			c.Reload()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // Reload reads the files that have changed. What cannot be read is logged, and leaves what was read before.

@@ -56,7 +56,7 @@ func (s *Size) UnmarshalText(text []byte) error {
 func (s Size) Bytes() int64 {
 	n, err := humanize.ParseBytes(string(s))
 	if err != nil {
-		return 0 // of a Size that nobody has set
+		return 0 // not set
 	}
 	return int64(n)
 }

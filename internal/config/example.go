@@ -12,7 +12,7 @@ import (
 const exampleWidth = 100
 
 // Example writes a configuration file with every setting and what it is for.
-// What nobody set is commented out, so that the file says nothing but what c was told, and defaults may still change.
+// Settings that were not set are commented out, so that the file says only what c was told, and defaults may still change.
 func (c *Config) Example(w io.Writer, origins Origins) error {
 	var b strings.Builder
 	comment(&b, "The settings of firn, each with its default. Remove the # before one to change it. "+

@@ -245,7 +245,7 @@ func (c *converter) priority(s *harmoniaSettings) error {
 const maxLevel = 22
 
 func (c *converter) compression(s *harmoniaSettings) error {
-	const way = "harmonia compresses an answer while it sends it, each time anew, and such a download cannot be resumed. firn compresses a NAR once and keeps it, on disk, within cache-size"
+	const way = "harmonia compresses every answer while it sends it, and such a download cannot be resumed. firn compresses a NAR once and keeps it, on disk, within cache-size"
 	on := s.EnableCompression != nil && *s.EnableCompression
 	if !on && s.Zstd != nil && s.Zstd.Level != nil {
 		c.note("zstd.level = %d: that is compression-level, where there is compression.", *s.Zstd.Level)

@@ -26,7 +26,7 @@ const maxWrong = 20
 // "default", "firn.toml:3", "FIRN_LISTEN" or "--listen".
 type Origins map[string]string
 
-// fromDefault is the origin of what nobody set.
+// fromDefault is the origin of a setting that was not set.
 const fromDefault = "default"
 
 // Load returns the settings of the environment, over those of the file at path, over the defaults.

@@ -65,7 +65,7 @@ func (m *SocketMode) UnmarshalText(text []byte) error {
 func (m SocketMode) Mode() fs.FileMode {
 	n, err := strconv.ParseUint(string(m), 8, 16)
 	if err != nil {
-		return 0o666 // of one that nobody has set
+		return 0o666 // not set
 	}
 	return fs.FileMode(n)
 }
@@ -75,8 +75,8 @@ type Proxy string
 
 const (
 	ProxyLocal Proxy = "local" // this machine, over the network or a Unix socket
-	ProxyUnix  Proxy = "unix"  // whoever asks through a Unix socket
-	ProxyNone  Proxy = "none"  // nobody
+	ProxyUnix  Proxy = "unix"  // every client of a Unix socket
+	ProxyNone  Proxy = "none"  // no proxy
 )
 
 // UnmarshalText reads a word, an address or a range such as 10.0.0.0/8.

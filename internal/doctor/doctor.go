@@ -56,7 +56,7 @@ type Options struct {
 	Push bool
 	// UserAgent is who asks; "": firn.
 	UserAgent string
-	// Tell is told of each finding as soon as there is one. Nil: nobody is.
+	// Tell is called with each finding at once. Nil is not called.
 	Tell func(Finding)
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time

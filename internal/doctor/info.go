@@ -225,7 +225,7 @@ func (e *examination) checkRoom(ctx context.Context) Finding {
 	return Finding{Verdict: OK, Seen: "the server does not say that its disk is nearly full"}
 }
 
-// checkCredentials asks as somebody, and as nobody.
+// checkCredentials asks with the user name and password, and without.
 func (e *examination) checkCredentials(ctx context.Context) Finding {
 	if e.site.User == nil {
 		if e.cacheInfo == nil {

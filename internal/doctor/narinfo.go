@@ -124,7 +124,7 @@ func quirks(text []byte) (complaints []Finding) {
 			}
 		case "Sig":
 			if _, err := nix.ParseSignature(value); err != nil {
-				add(fail("a Sig is no signature: "+shown(value)+", so Nix since 2.34 refuses the whole narinfo", "take it out, or sign anew"))
+				add(fail("a Sig is no signature: "+shown(value)+", so Nix since 2.34 refuses the whole narinfo", "take it out, or sign again"))
 			}
 		case "URL":
 			if strings.HasPrefix(value, "/") {
@@ -167,7 +167,7 @@ func (e *examination) checkSignature(context.Context) Finding {
 			"the server has another key of the same name, or the narinfo was changed after it was signed: compare the public keys of server and client")
 	}
 	return fail(fmt.Sprintf("%s, and %s does not trust that", signedBy(info.Signatures), e.opts.TrustedBy),
-		"if you do, get the public key from whoever runs the cache and add it to nix.conf: extra-trusted-public-keys = "+keyName(info.Signatures[0].Name)+":…")
+		"if you do, get the public key from the administrator of the cache and add it to nix.conf: extra-trusted-public-keys = "+keyName(info.Signatures[0].Name)+":…")
 }
 
 // keyName is the name of a key, if that is harmless.

@@ -205,7 +205,7 @@ func (e *examination) certificateAt(ctx context.Context, address string) Finding
 	if _, err := leaf.Verify(x509.VerifyOptions{Roots: e.opts.Roots, Intermediates: pool, CurrentTime: now}); err != nil {
 		switch {
 		case leaf.CheckSignatureFrom(leaf) == nil, len(state.PeerCertificates) == 1 && leaf.Issuer.String() == leaf.Subject.String():
-			return fail("the certificate is signed by itself, so by nobody whom this machine trusts", "get one from an authority, or give it to clients with ssl-cert-file in nix.conf")
+			return fail("the certificate is signed by itself, not by an authority that this machine trusts", "get one from an authority, or give it to clients with ssl-cert-file in nix.conf")
 		case len(state.PeerCertificates) == 1:
 			return fail(fmt.Sprintf("the server sends one certificate, made by %s, and this machine does not know who that is", issuer),
 				"have the server send the certificates between its own and the authority's too (the full chain); or give the authority's to clients with ssl-cert-file in nix.conf")

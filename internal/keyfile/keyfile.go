@@ -33,7 +33,7 @@ const (
 )
 
 // Load reads a secret key. A file that everybody on the machine can read is a warning in log, not an error:
-// whoever put it there may have no other way.
+// the administrator may have no other way.
 func Load(path string, log *slog.Logger) (nix.SecretKey, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -116,7 +116,7 @@ func Ensure(dir, name string, log *slog.Logger) (key nix.SecretKey, made bool, e
 	if err != nil {
 		return nix.SecretKey{}, false, err
 	}
-	// Whoever finds no public key writes it: it is the same whoever does. A key that cannot be written down still signs.
+	// Every process that finds no public key writes it, and all write the same. A key that cannot be written still signs.
 	if _, err := os.Lstat(publicPath); errors.Is(err, fs.ErrNotExist) {
 		if err := create(publicPath, key.Public().String(), publicMode); err != nil && !errors.Is(err, fs.ErrExist) {
 			log.Warn("the public key could not be written beside the secret one", "error", err)
@@ -164,7 +164,7 @@ func NameFor(hostname, cache string) string {
 
 // create makes the file at path with all of its contents, durably, or not at all.
 // It is written beside its place and then linked there: a link, unlike a rename, never replaces what is there,
-// and nobody ever sees half a key.
+// and no process ever sees half a key.
 func create(path, contents string, mode fs.FileMode) error {
 	dir := filepath.Dir(path)
 	temp, err := stage(dir, contents, mode)

@@ -22,7 +22,7 @@ func (d Door) String() string { return d.Kind + " at " + d.Addr.String() }
 const question = "GET /nix-cache-info HTTP/1.1\r\nHost: localhost\r\nUser-Agent: firn, asking itself\r\nConnection: close\r\n\r\n"
 
 // ask asks whether the door answers. What it says does not matter, nor does it whether it hangs up, as one does that is overrun:
-// an error means that there was nobody until ctx ended, or no way there.
+// an error means that no server answered until ctx ended, or that there is no way to it.
 func (d Door) ask(ctx context.Context) error {
 	network, address := d.nearest()
 	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)

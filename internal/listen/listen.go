@@ -31,7 +31,7 @@ const (
 	// sun_path has 108 bytes on Linux and 104 on macOS, one of them for the final NUL.
 	maxSocketPath = 103
 
-	// socketMode lets every local user connect: what is served is public to whoever reaches the socket,
+	// socketMode lets every local user connect: what is served is public to everyone who reaches the socket,
 	// and who may reach it is decided by the permissions of its directory.
 	socketMode = 0o666
 )
@@ -136,7 +136,7 @@ func openUnix(ctx context.Context, lc net.ListenConfig, path string, mode fs.Fil
 	if err := removeStale(ctx, path); err != nil {
 		return nil, err
 	}
-	// Linux makes the socket with the mode of its descriptor, so that nobody can connect in between who may not, and less what the umask
+	// Linux makes the socket with the mode of its descriptor, so that no other user can connect in between, and less what the umask
 	// takes away. The path is not asked to change its mode: who may write to the directory could have put a link there, to any file.
 	umask.Lock()
 	defer umask.Unlock()
@@ -181,8 +181,8 @@ func ignoreInvalid(err error) error {
 // errNotSocket: there is a file at the path, and it is not ours to remove.
 var errNotSocket = errors.New("the path exists and is not a socket")
 
-// removeStale removes the socket at path when nobody listens on it.
-// It returns syscall.EADDRINUSE when somebody does, and errNotSocket when it is another kind of file.
+// removeStale removes the socket at path when no process listens on it.
+// It returns syscall.EADDRINUSE when one does, and errNotSocket when it is another kind of file.
 func removeStale(ctx context.Context, path string) error {
 	fi, err := os.Lstat(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -199,9 +199,9 @@ func removeStale(ctx context.Context, path string) error {
 	case err == nil:
 		conn.Close()
 		return syscall.EADDRINUSE
-	case errors.Is(err, syscall.ECONNREFUSED): // bound once, and nobody listens
+	case errors.Is(err, syscall.ECONNREFUSED): // bound once, and no process listens
 		return os.Remove(path)
-	case errors.Is(err, syscall.EAGAIN): // somebody listens, and is busy
+	case errors.Is(err, syscall.EAGAIN): // a process listens, and is busy
 		return syscall.EADDRINUSE
 	default:
 		return err
@@ -286,4 +286,25 @@ func URLOf(scheme, host string, port int) string {
 		return scheme + "://" + host
 	}
 	return scheme + "://" + net.JoinHostPort(host, strconv.Itoa(port))
+}
+
+// OpenAll opens all addresses, or none.
+func OpenAll(ctx context.Context, addresses []Address, opts Options) ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, address := range addresses {
+		l, err := address.Open(ctx, opts)
+		if err != nil {
+			CloseAll(listeners)
+			return nil, err
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// CloseAll closes listeners.
+func CloseAll(listeners []net.Listener) {
+	for _, l := range listeners {
+		l.Close()
+	}
 }

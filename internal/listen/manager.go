@@ -18,7 +18,7 @@ const (
 	// parts is how many times in its interval a watchdog is told that all is well: a quarter may be lost to a door that takes its time.
 	parts = 4
 
-	// margin is what an end may take beyond its limit: what is open is closed, and look-ups that nobody waits for any more come to their end.
+	// margin is what an end may take beyond its limit: what is open is closed, and look-ups whose client has gone come to their end.
 	margin = 30 * time.Second
 )
 
@@ -44,7 +44,7 @@ func (m *Manager) tell(state string) bool {
 }
 
 // Ready says that firn serves, as soon as all doors answer. One that cannot be asked, as behind a filter of packets that
-// keeps the machine from itself, is logged, and is nobody's reason to wait.
+// keeps the machine from itself, is logged, and holds up nothing.
 // The doors that have answered are what Watch asks.
 func (m *Manager) Ready(ctx context.Context, doors []Door, status string) {
 	if !m.tell("STATUS=starting") {
@@ -108,9 +108,9 @@ func (m *Manager) tick(ctx context.Context, limit time.Duration) {
 	m.tell(daemon.SdNotifyWatchdog)
 }
 
-// Reloading says that settings are being read anew. What is returned says that they have been.
+// Reloading says that the settings are being reloaded. The function that it returns says that they were.
 func (m *Manager) Reloading() (done func(status string)) {
-	m.tell(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec() + "STATUS=reading the settings anew")
+	m.tell(daemon.SdNotifyReloading + "\n" + daemon.SdNotifyMonotonicUsec() + "STATUS=reloading the settings")
 	return func(status string) { m.tell(daemon.SdNotifyReady + "\nSTATUS=" + status) }
 }
 

@@ -236,7 +236,7 @@ func TestReloading(t *testing.T) {
 	state := listenForState(t)
 	done := NewManager(nil).Reloading()
 	lines := strings.Split(heard(t, state), "\n")
-	if len(lines) != 3 || lines[0] != "RELOADING=1" || !strings.HasPrefix(lines[1], "MONOTONIC_USEC=") || lines[2] != "STATUS=reading the settings anew" {
+	if len(lines) != 3 || lines[0] != "RELOADING=1" || !strings.HasPrefix(lines[1], "MONOTONIC_USEC=") || lines[2] != "STATUS=reloading the settings" {
 		t.Errorf("said: %q", lines)
 	}
 	done("serving")

@@ -7,7 +7,7 @@ import (
 	"syscall"
 )
 
-// stdout is a link, to what the kernel keeps and nobody can replace.
+// stdout is a link, to a file that the kernel keeps and no user can replace.
 const stdout = "/dev/stdout"
 
 // errLinked: the log is also another file.
@@ -18,7 +18,7 @@ func (o *owner) open(path string) (*os.File, error) {
 	if path == stdout {
 		return os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
 	}
-	// A pipe that nobody reads is an error, and holds up nobody.
+	// A pipe without a reader is an error, and holds up nothing.
 	const flags = os.O_WRONLY | os.O_APPEND | syscall.O_NONBLOCK | syscall.O_NOCTTY
 	file, err := openNoLinks(path, flags|os.O_CREATE|os.O_EXCL, fileMode)
 	if err == nil {

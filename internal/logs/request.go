@@ -24,7 +24,7 @@ type Request struct {
 	Route    string // what was asked for, in the words of the metrics
 	Cache    string // "" if it was asked of none
 	Duration time.Duration
-	Aborted  string // who ended the answer before its end; "" if nobody did
+	Aborted  string // which side broke off the answer; "" if it is whole
 }
 
 // A Format is how a request is written.

@@ -74,14 +74,14 @@ func (r *Requests) Add(request *Request) {
 	before := len(r.waiting)
 	r.waiting = r.format.appendTo(r.waiting, request)
 	if before == 0 {
-		signal(r.wake)
+		wake(r.wake)
 	}
 	if before < writeSize && len(r.waiting) >= writeSize {
-		signal(r.full)
+		wake(r.full)
 	}
 }
 
-func signal(c chan struct{}) {
+func wake(c chan struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:

@@ -1,11 +1,11 @@
-// Package registry is the directory of the caches of a server: it makes of each record of the catalog a cache
-// on the depot, on the local store where there is one, or on both, and makes it anew when the record has changed.
+// Package registry finds the caches of a server. It makes a cache from each record of the catalog, on the depot,
+// on the local store where there is one, or on both, and replaces the cache when the record has changed.
 //
-//	err := caches.Prepare(ctx, cat, depot, store.StoreDir())
-//	d, err := caches.New(ctx, cat, depot, caches.Options{Local: store, Keys: keys})
-//	c, err := d.ByHost(ctx, request.Host)
+//	err := registry.Prepare(ctx, cat, depot, store.StoreDir())
+//	all, err := registry.New(ctx, cat, depot, registry.Options{Local: store, Keys: keys})
+//	c, err := all.ByHost(ctx, request.Host)
 //
-// Records change by commands that run beside the server. The version of the catalog says cheaply that nothing has changed;
+// Commands beside the server change records. The version of the catalog says cheaply that nothing has changed;
 // on a server that many push to, it says so rarely, and then the records are read at most ten times a second.
 package registry
 
@@ -41,7 +41,7 @@ const (
 	otherMemory = 4 << 20
 )
 
-// Options of a Directory. The zero Options will do.
+// Options of a Registry. The zero Options will do.
 type Options struct {
 	// Local is the source of the caches that have catalog.SourceLocal. Nil: there is none, and they go without.
 	Local cache.Source
@@ -122,7 +122,7 @@ func (d *Registry) Change(ctx context.Context, opts Options) error {
 	before := d.opts
 	d.opts.Keys, d.opts.Priority, d.opts.RefuseUnknown = opts.Keys, opts.Priority, opts.RefuseUnknown
 	last := *d.now.Load()
-	last.all = slices.DeleteFunc(slices.Clone(last.all), func(m *member) bool { return m.record.Name == cache.Main }) // to be built anew
+	last.all = slices.DeleteFunc(slices.Clone(last.all), func(m *member) bool { return m.record.Name == cache.Main }) // to be built again
 	s, err := d.make(ctx, &last)
 	if err != nil {
 		d.opts = before
@@ -154,15 +154,7 @@ func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.S
 }
 
 func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
-	record, err := Find(ctx, cat, cache.Main)
-	if errors.Is(err, cache.ErrNotFound) {
-		record = Record(cache.Main)
-		record.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
-		record.StoreDir = cmp.Or(dir, record.StoreDir)
-		if err = cat.AddCache(ctx, record); errors.Is(err, catalog.ErrConflict) { // another process was faster
-			record, err = Find(ctx, cat, cache.Main)
-		}
-	}
+	record, err := find(ctx, cat, cache.Main, dir)
 	if err != nil {
 		return err
 	}
@@ -185,17 +177,48 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.S
 	return prepare(ctx, cat, d, dir) // with what another process has made of it
 }
 
-// Find returns the record of a cache. cache.ErrNotFound if there is none of this name.
+// Records returns the records of all caches. It makes that of [cache.Main] if there is none.
+func Records(ctx context.Context, cat catalog.Caches) ([]*catalog.Cache, error) {
+	return records(ctx, cat, "")
+}
+
+// records is Records, with the store directory for the record of main if it makes that; "" is Nix's default.
+func records(ctx context.Context, cat catalog.Caches, dir nix.StoreDir) ([]*catalog.Cache, error) {
+	for {
+		all, err := cat.Caches(ctx)
+		if err != nil || named(all, cache.Main) != nil {
+			return all, err
+		}
+		main := Record(cache.Main)
+		main.Sources = []string{catalog.SourceLocal, catalog.SourceDepot}
+		main.StoreDir = cmp.Or(dir, main.StoreDir)
+		if err := cat.AddCache(ctx, main); err != nil && !errors.Is(err, catalog.ErrConflict) { // another process was faster
+			return nil, err
+		}
+	}
+}
+
+func named(all []*catalog.Cache, name string) *catalog.Cache {
+	if i := slices.IndexFunc(all, func(r *catalog.Cache) bool { return r.Name == name }); i >= 0 {
+		return all[i]
+	}
+	return nil
+}
+
+// Find returns the record of a cache. cache.ErrNotFound if there is none of this name; there is always one of main.
 func Find(ctx context.Context, cat catalog.Caches, name string) (*catalog.Cache, error) {
-	records, err := cat.Caches(ctx)
+	return find(ctx, cat, name, "")
+}
+
+func find(ctx context.Context, cat catalog.Caches, name string, dir nix.StoreDir) (*catalog.Cache, error) {
+	all, err := records(ctx, cat, dir)
 	if err != nil {
 		return nil, err
 	}
-	i := slices.IndexFunc(records, func(r *catalog.Cache) bool { return r.Name == name })
-	if i < 0 {
-		return nil, fmt.Errorf("find cache %q: %w", name, cache.ErrNotFound)
+	if r := named(all, name); r != nil {
+		return r, nil
 	}
-	return records[i], nil
+	return nil, fmt.Errorf("find cache %q: %w", name, cache.ErrNotFound)
 }
 
 // ByName returns the cache of this name. cache.ErrNotFound if there is none.
@@ -266,7 +289,7 @@ func (d *Registry) current(ctx context.Context, atOnce bool) *snapshot {
 	// The snapshot is for everybody: that this client goes away is no reason to do without.
 	next, err := d.make(context.WithoutCancel(ctx), s)
 	if err != nil {
-		d.log.Error("the caches could not be read anew; they go on as they were", "error", err)
+		d.log.Error("the caches could not be read again and stay as they were", "error", err)
 		again := *s
 		again.made, again.failed = time.Now(), true
 		next = &again

@@ -198,7 +198,7 @@ func TestChanges(t0 *testing.T) {
 		t.wantHost(d, host, cache.Main)
 	}
 
-	// A change makes that cache anew, and no other.
+	// A change replaces that cache, and no other.
 	r = t.set(r, func(r *catalog.Cache) { r.Private, r.Hosts = false, nil })
 	all, err := d.All(t.Context())
 	if err != nil || len(all) != 2 || all[0] != main || all[1] == team || all[1].Private() {

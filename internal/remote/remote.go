@@ -17,7 +17,7 @@ const maxRedirects = 10
 // A Site is where a cache is, and who asks it.
 type Site struct {
 	Base *url.URL      // ends with a slash; no user, or else errors would show it
-	User *url.Userinfo // nil: nobody in particular
+	User *url.Userinfo // nil: no user name
 }
 
 // ParseSite takes a URL apart. netrc is a file with users and passwords, as curl and Nix read it; "": none. What is in the URL wins.

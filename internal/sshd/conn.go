@@ -21,9 +21,9 @@ import (
 // whoKey is where the principal of a key is in the permissions.
 type whoKey struct{}
 
-// admit gives a new connection a place, if need be that of another. It returns nil if there is
-// none, and the connection is closed then. It is called in the order in which connections come: an
-// older one must not take the place of a newer one.
+// admit gives a new connection a place, if need be that of another one. It returns nil if there is no place,
+// and has closed the connection then. It is called in the order in which connections come in: an older
+// connection must not take the place of a newer one.
 func (s *Server) admit(nc net.Conn) *login {
 	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts}
 	remote := addrOf(nc)
@@ -141,7 +141,7 @@ func (s *Server) handshake(ctx context.Context, n *login, remote netip.Addr) (*s
 	if err := c.SetDeadline(n.began.Add(keysLimit)); err != nil {
 		return nil, nil, nil, err
 	}
-	stop := context.AfterFunc(ctx, func() { c.Close() }) // nobody is waiting for an answer yet
+	stop := context.AfterFunc(ctx, func() { c.Close() }) // no client waits for an answer yet
 	tried, waited := false, false
 	var wrong error // why the last key that was offered is; nil if it is right
 	var user string
@@ -154,7 +154,7 @@ func (s *Server) handshake(ctx context.Context, n *login, remote netip.Addr) (*s
 		tried, user, wrong = true, meta.User(), nil
 		if _, err := s.access.SSHKey(ctx, key, user); err != nil {
 			wrong = fmt.Errorf("%s: %w", ssh.FingerprintSHA256(key), err)
-			// Only those who are wrong wait, and the right key is good at once, whatever others behind the same address do.
+			// Only a wrong key waits. A right one is accepted at once, whatever other clients at the same address do.
 			if wait := min(maxWait, s.access.Wait(remote)); wait > 0 && !waited && errors.Is(err, cache.ErrUnauthenticated) {
 				waited = true
 				select {

@@ -40,8 +40,8 @@ var hostKeyTypes = []struct {
 	{"rsa", func() (crypto.PrivateKey, error) { return rsa.GenerateKey(rand.Reader, rsaBits) }},
 }
 
-// HostKeys returns the host keys in dir, which are files as ssh-keygen makes them: one of each type. Those that are not there are made.
-// Of several servers that start at once one makes them, and all return the same.
+// HostKeys returns the host keys in dir, files as ssh-keygen makes them, one of each type. It makes those that are missing.
+// Of several servers that start at once, one makes them, and all return the same.
 func HostKeys(dir string, log *slog.Logger) ([]ssh.Signer, error) {
 	if err := os.MkdirAll(dir, hostDirMode); err != nil {
 		return nil, fmt.Errorf("make SSH host keys: %w", err)
@@ -59,7 +59,7 @@ func HostKeys(dir string, log *slog.Logger) ([]ssh.Signer, error) {
 		if err != nil {
 			return nil, fmt.Errorf("read SSH host key: %w", err)
 		}
-		// Whoever finds no public half writes it: for people, and for known_hosts. Without it the server works as well.
+		// Every server that finds no public half writes it, for people and for known_hosts. The server works without it.
 		public := path + ".pub"
 		if _, err := os.Lstat(public); errors.Is(err, fs.ErrNotExist) {
 			if err := create(public, ssh.MarshalAuthorizedKey(key.PublicKey()), publicMode); err != nil && !errors.Is(err, fs.ErrExist) {

@@ -20,7 +20,7 @@ const (
 	exitFailure = 1
 )
 
-// noShell is for those who came with nothing but ssh.
+// noShell is the answer to a client that asks for a shell.
 const noShell = "hello: this is a Nix cache, and there is no shell. Use it with nix copy --to, or --from, ssh://%s@HOST or ssh-ng://%[1]s@HOST"
 
 // serveSession answers the one command of a session.
@@ -47,7 +47,7 @@ func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChan
 	command, ok := wanted(ctx, requests, l)
 	here, gone := context.WithCancel(ctx)
 	defer gone()
-	// The client may go on asking, as for a change of its window, and is refused.
+	// Further requests, such as a change of the window size, are refused.
 	rest.Go(func() {
 		defer gone()
 		ssh.DiscardRequests(requests)
@@ -92,8 +92,8 @@ func (c *channel) Close() error { return c.CloseWithError(errEnding) }
 
 var errEnding = errors.New("the server is ending")
 
-// CloseWithError ends all reading and writing, as soon as the client has heard of it, and says why.
-// A client that does not answer to that loses the connection: nothing else ends what is being read from it.
+// CloseWithError tells the client why, and ends all reads and writes once the client has confirmed the end.
+// A client that does not confirm it loses the connection: nothing else ends a read from it.
 func (c *channel) CloseWithError(reason error) error {
 	time.AfterFunc(goodbyeLimit, c.cut)
 	defer time.AfterFunc(goodbyeLimit, func() { c.Channel.Close() }).Stop() // of a client that does not read
@@ -104,7 +104,7 @@ func (c *channel) CloseWithError(reason error) error {
 // A command is what a client wants to run.
 type command struct {
 	line  string
-	shell string // what is said instead, of one who wants a shell
+	shell string // the message instead, for a client that wants a shell
 }
 
 func (c *command) run(answer func(line string) error) error {
@@ -114,7 +114,7 @@ func (c *command) run(answer func(line string) error) error {
 	return answer(c.line)
 }
 
-// wanted waits until a client says what it wants; ok is false if it does not.
+// wanted waits until a client sends its command. ok is false if the client sends none.
 func wanted(ctx context.Context, requests <-chan *ssh.Request, l *Login) (c *command, ok bool) {
 	timer := time.NewTimer(commandLimit)
 	defer timer.Stop()

@@ -1,12 +1,12 @@
-// Package sshd is the door for ssh:// and ssh-ng://: an SSH server that runs no program.
+// Package sshd is the front end for ssh:// and ssh-ng://: an SSH server that runs no program.
 //
-//	keys, made, err := sshd.HostKeys(dir)
-//	door := sshd.New(access, answer, sshd.Options{HostKeys: keys})
-//	err = door.Serve(ctx, listener)
+//	keys, err := sshd.HostKeys(dir, log)
+//	server := sshd.New(access, answer, sshd.Options{HostKeys: keys})
+//	err = server.Serve(ctx, listener)
 //
-// Clients log in with a public key, as a user who is named as a cache. All that they can do then is to say a command line,
-// any number of times on one connection: [Answer] reads what they send to it, and writes what they get.
-// There is no shell, no terminal, no forwarding and no environment.
+// Clients log in with a public key. The user name is the name of a cache. A client can only send a command
+// line, any number of times on one connection: [Answer] reads what the client sends to it, and writes the
+// answer. There is no shell, no terminal, no forwarding and no environment.
 package sshd
 
 import (
@@ -40,7 +40,7 @@ const (
 	// maxTries is how many keys a client may offer, as one with an agent does.
 	maxTries = 20
 
-	// maxWait bounds how long an answer is held back that says that a key is wrong. Longer waits are not slower for whoever comes back.
+	// maxWait bounds how long the answer to a wrong key is held back. A longer wait slows no client that connects again.
 	maxWait = 10 * time.Second
 
 	// graceLimit is how long connections may go on after they were asked to end, like those over HTTP.
@@ -49,9 +49,9 @@ const (
 
 // Access tells who a client is. All methods may be called at once.
 type Access interface {
-	// SSHKey tells who holds a key or a certificate, if it logs in as a user. cache.ErrUnauthenticated: nobody who may.
+	// SSHKey returns who holds a key or a certificate, and logs in as a user. cache.ErrUnauthenticated: the key may not log in.
 	SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error)
-	// Used notes that a client who has shown that a key is its own is doing something.
+	// Used notes that a client uses its key, after it has proved that the key is its own.
 	Used(who cache.Principal)
 	// Failed counts a connection from an address that did not log in.
 	Failed(remote netip.Addr)
@@ -64,7 +64,7 @@ type Login struct {
 	User   string     // as which it logged in
 	Remote netip.Addr // zero if there is none
 	Key    string     // the fingerprint of its key
-	// Who returns who it is now: cache.ErrUnauthenticated if its key was revoked or has expired since.
+	// Who returns who the client is now: cache.ErrUnauthenticated if its key was revoked or has expired since the login.
 	Who func(ctx context.Context) (cache.Principal, error)
 
 	owners []string // by which its places are counted
@@ -75,9 +75,9 @@ type Login struct {
 // Owners are the names by which the places are counted that the client takes, see [fairlimit.Slots].
 func (l *Login) Owners() []string { return l.owners }
 
-// Answer answers a command line that a client wants to run. It reads what the client sends to the command from conn, and writes what the client gets.
-// The text of its error is for the client. Once ctx ends it should find an end soon, where the conversation can be broken off.
-// Close of conn ends all reading and writing, and may be called while these go on.
+// Answer answers a command line of a client. It reads the client's standard input from conn, and writes the client's standard output.
+// The text of its error is for the client. Once ctx ends it should return soon, at a point where the conversation can be broken off.
+// Close of conn ends all reads and writes. It may be called while these go on.
 type Answer func(ctx context.Context, l *Login, command string, conn io.ReadWriteCloser) error
 
 // Options of a Server.
@@ -100,9 +100,9 @@ type Options struct {
 	// the oldest that is silent makes room. Each costs some milliseconds of a core and some 100
 	// KiB. If zero, what [fairlimit.Divide] gives them.
 	Logins int
-	// Audit is told whose key is refused. Nil: only a counter is kept.
+	// Audit records whose key is refused. Nil: only a counter is kept.
 	Audit *audit.Log
-	// Logger is told who comes. Nil discards.
+	// Logger logs connections and sessions. Nil discards.
 	Logger *slog.Logger
 
 	limits *limits // for tests with less than there is

@@ -3,7 +3,7 @@
 //
 //	store := protocol.Store{Paths: s, Pushes: s, Derivations: s}
 //	err := protocol.ServeLegacy(ctx, conn, store, protocol.Options{})
-//	err := protocol.ServeWorker(ctx, conn, store, protocol.Options{Version: "firn 1.0"})
+//	err = protocol.ServeWorker(ctx, conn, store, protocol.Options{Version: "firn 1.0"})
 //
 //	c, err := protocol.DialWorker(conn, nix.DefaultStoreDir)
 //	err = c.AddNAR(info, nar)

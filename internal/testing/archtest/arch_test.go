@@ -68,12 +68,12 @@ var rules = map[string]rule{
 
 	"internal/certs": {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},
 
-	"internal/config":  {rooms: []string{"internal/listen", "nix"}, libraries: true},
-	"internal/keyfile": {rooms: []string{"nix"}},
-	"internal/listen":  {libraries: true},
-	"internal/logs":    {libraries: true},
-	"internal/process": {},
-	"internal/cli":     {libraries: true},
+	"internal/config":   {rooms: []string{"internal/listen", "nix"}, libraries: true},
+	"internal/keyfile":  {rooms: []string{"nix"}},
+	"internal/listen":   {libraries: true},
+	"internal/logs":     {rooms: []string{"internal/config"}, libraries: true},
+	"internal/nixserve": {rooms: []string{"internal/cache", "internal/certs", "internal/config", "internal/keyfile", "internal/listen", "internal/localstore", "internal/logs", "internal/server", "nix"}, libraries: true},
+	"internal/cli":      {libraries: true},
 
 	"nixos": {}, // tests only
 

@@ -18,14 +18,15 @@ import (
 	"firn/internal/catalog"
 	"firn/internal/certs"
 	"firn/internal/listen"
+	"firn/internal/registry"
 	"firn/nix"
 )
 
 // clientUnknown stands for the URL of a server that listens on Unix sockets only.
 const clientUnknown = "http://… (the proxy in front of the socket)"
 
-// An announcement is what a person who starts the server wants to know.
-type announcement struct {
+// A banner is what a person who starts the server wants to know.
+type banner struct {
 	version   string
 	store     string   // is served: "the store /nix/store", empty if none is
 	noStore   string   // why none is served, and what to do
@@ -44,8 +45,8 @@ type announcement struct {
 
 // describe adds what the catalog and the certificates say. tls may be nil; hosts are those of all
 // caches.
-func (a *announcement) describe(ctx context.Context, cat catalog.Catalog, tls *certs.Certs, hosts []string) error {
-	all, err := records(ctx, cat)
+func (a *banner) describe(ctx context.Context, cat catalog.Catalog, tls *certs.Certs, hosts []string) error {
+	all, err := registry.Records(ctx, cat)
 	if err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func (a *announcement) describe(ctx context.Context, cat catalog.Catalog, tls *c
 }
 
 // print writes it, with the lines for clients ready to copy.
-func (a *announcement) print(w io.Writer) error {
+func (a *banner) print(w io.Writer) error {
 	var b strings.Builder
 	switch {
 	case a.store != "" && a.depot:
@@ -142,7 +143,7 @@ const maxNames = 5
 // secureURLs are the URLs of a listener with TLS that clients take: with the names that
 // certificates have. Where there is none, it is the one that clients would type, and missing is
 // true.
-func (a *announcement) secureURLs(l net.Listener, hostname string) (urls []string, missing bool) {
+func (a *banner) secureURLs(l net.Listener, hostname string) (urls []string, missing bool) {
 	addr, ok := l.Addr().(*net.TCPAddr)
 	if !ok {
 		return []string{""}, false
@@ -160,7 +161,7 @@ func (a *announcement) secureURLs(l net.Listener, hostname string) (urls []strin
 }
 
 // printSSH writes where SSH is to be had, and how clients know that it is this server.
-func (a *announcement) printSSH(b *strings.Builder, hostname string) {
+func (a *banner) printSSH(b *strings.Builder, hostname string) {
 	if len(a.ssh) == 0 {
 		return
 	}

@@ -1,4 +1,4 @@
-package main
+package nixserve
 
 import (
 	"errors"
@@ -13,12 +13,11 @@ import (
 	"firn/internal/config"
 	"firn/internal/listen"
 	"firn/internal/localstore"
-	"firn/internal/process"
 	"firn/nix"
 )
 
-// ignoredByNixServe are flags that say how the programs do their work which this one takes the place of. They are taken, and have no effect.
-type ignoredByNixServe struct {
+// ignored are flags that say how the programs do their work which this one takes the place of. They are taken, and have no effect.
+type ignored struct {
 	Workers           string   `placeholder:"N" help:"One process answers all."`
 	Backlog           string   `placeholder:"N" help:"It is what the system allows."`
 	MaxRequests       string   `placeholder:"N" help:"No process has to be replaced."`
@@ -41,8 +40,8 @@ type ignoredByNixServe struct {
 }
 
 // plan makes of flags and variables what they come to, and opens nothing.
-func (c *nixServeCommand) plan(lookup config.LookupEnv) (*nixServePlan, error) {
-	p := &nixServePlan{priority: c.Priority}
+func (c *Command) plan(lookup config.LookupEnv) (*plan, error) {
+	p := &plan{priority: c.Priority}
 	p.logs = config.Config{LogLevel: "info", LogFormat: config.LogText, AccessLogFormat: config.AccessCombined, LogFile: c.ErrorLog, AccessLog: c.AccessLog}
 	if err := c.addresses(p); err != nil {
 		return nil, err
@@ -67,7 +66,7 @@ func (c *nixServeCommand) plan(lookup config.LookupEnv) (*nixServePlan, error) {
 			return nil, err
 		}
 	}
-	p.user, err = process.FindUser(c.User, c.Group)
+	p.user, err = FindUser(c.User, c.Group)
 	return p, err
 }
 
@@ -80,7 +79,7 @@ func absolute(path string) (string, error) {
 }
 
 // addresses finds out where to listen, and whether with TLS: where :ssl says so, or else everywhere if there is a certificate.
-func (c *nixServeCommand) addresses(p *nixServePlan) error {
+func (c *Command) addresses(p *plan) error {
 	names := c.Listen
 	switch {
 	case len(names) > 0:
@@ -105,7 +104,7 @@ func (c *nixServeCommand) addresses(p *nixServePlan) error {
 	}
 	for _, name := range names {
 		bare, ssl := strings.CutSuffix(name, ":ssl")
-		address, err := nixServeAddress(bare)
+		address, err := address(bare)
 		switch {
 		case err != nil:
 			return err
@@ -123,8 +122,8 @@ func (c *nixServeCommand) addresses(p *nixServePlan) error {
 	return nil
 }
 
-// nixServeAddress reads HOST:PORT, :PORT, or the path of a socket. Hosts may be written as nix-serve-ng has them.
-func nixServeAddress(name string) (listen.Address, error) {
+// address reads HOST:PORT, :PORT, or the path of a socket. Hosts may be written as nix-serve-ng has them.
+func address(name string) (listen.Address, error) {
 	i := strings.LastIndexByte(name, ':')
 	if i < 0 || strings.ContainsRune(name, '/') {
 		path, err := absolute(strings.TrimPrefix(name, "unix:"))

@@ -1,25 +1,33 @@
-package main
+package nixserve
 
 import (
+	"log/slog"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/alecthomas/kong"
 	"github.com/google/go-cmp/cmp"
 
+	"firn/internal/certs"
 	"firn/internal/config"
 	"firn/internal/localstore"
 )
 
 // parseNixServe returns what a command line comes to.
-func parseNixServe(t *testing.T, args ...string) (*nixServePlan, error) {
+func parseNixServe(t *testing.T, args ...string) (*plan, error) {
 	t.Helper()
-	line := &commandLine{}
+	line := &struct {
+		NixServe Command `cmd:""`
+	}{}
 	parser, err := kong.New(line)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := parser.Parse(append([]string{nixServe}, args...)); err != nil {
+	if _, err := parser.Parse(append([]string{Name}, args...)); err != nil {
 		return nil, err
 	}
 	return line.NixServe.plan(func(string) (string, bool) { return "", false })
@@ -104,5 +112,28 @@ func TestStoreNamed(t *testing.T) {
 		if got, err := storeNamed(name, env); err == nil {
 			t.Errorf("%q is %+v", name, got)
 		}
+	}
+}
+
+// A certificate may come through a pipe, from which nobody sends anything any more.
+func TestNixServeKeyInPipe(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "key")
+	if err := syscall.Mkfifo(path, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &plan{pairs: []certs.Pair{{Cert: path, Key: path}}}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.warnOfUnreadable(slog.New(slog.DiscardHandler))
+	}()
+	select {
+	case <-done:
+	case <-time.After(10 * time.Second):
+		t.Error("it waits for the pipe")
+		if w, err := os.OpenFile(path, os.O_WRONLY|syscall.O_NONBLOCK, 0); err == nil {
+			w.Close()
+		}
+		<-done
 	}
 }

@@ -1,4 +1,4 @@
-package process
+package nixserve
 
 import (
 	"errors"
@@ -13,7 +13,7 @@ import (
 	"syscall"
 )
 
-// A PIDFile holds the number of this process while it runs. Nobody but the process that is in it has the lock on it.
+// A PIDFile holds the number of this process while it runs. Only the process whose number is in it has the lock on it.
 type PIDFile struct {
 	path string
 	file *os.File
@@ -120,7 +120,7 @@ func (p *PIDFile) Remove() error {
 		return nil
 	}
 	defer p.file.Close()
-	err := os.Remove(p.path) // nobody else has replaced it: we have the lock
+	err := os.Remove(p.path) // no other process has replaced it: we have the lock
 	if errors.Is(err, fs.ErrPermission) {
 		err = p.file.Truncate(0)
 	}

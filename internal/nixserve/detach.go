@@ -1,14 +1,4 @@
-// Package process makes a server what a daemon was before there was systemd: a process without a terminal, which writes
-// its process id into a file and gives up the rights of root.
-//
-//	starter := process.Started()
-//	if daemonize && starter == nil {
-//		return process.Detach(ctx) // runs this program again, and returns when that is ready, or with why it is not
-//	}
-//	…
-//	err := user.Assume()
-//	err = starter.Ready()
-package process
+package nixserve
 
 import (
 	"context"
@@ -78,7 +68,7 @@ func Detach(ctx context.Context) error {
 // A Starter is the process that has called Detach. The nil Starter is none, and is told nothing.
 type Starter struct {
 	pipe      *os.File
-	inherited []int // descriptors that this process has from whoever started that one
+	inherited []int // descriptors that this process inherited from the one that started the other
 }
 
 // Started returns the process that has started this one by Detach, nil if none has.
@@ -116,7 +106,7 @@ func inherited() (fds []int) {
 
 // Ready lets Detach return. An error says that it did not wait.
 //
-// It closes what was open in the process that called Detach: somebody may wait for a pipe to end, or for a lock.
+// It closes what was open in the process that called Detach: another process may wait for a pipe to end, or for a lock.
 // Until then it can be opened, as /dev/fd/63: a shell gives files by such names.
 func (s *Starter) Ready() error {
 	if s != nil {

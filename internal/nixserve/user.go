@@ -1,7 +1,8 @@
-package process
+package nixserve
 
 import (
 	"errors"
+	"firn/internal/logs"
 	"fmt"
 	"os"
 	"os/user"
@@ -129,4 +130,12 @@ func sameGroups(a, b []int) bool {
 	slices.Sort(a)
 	slices.Sort(b)
 	return slices.Equal(slices.Compact(a), slices.Compact(b))
+}
+
+// openLog opens a log that the user may write to.
+func (u *User) openLog(path string) (*logs.File, error) {
+	if u == nil {
+		return logs.Open(path)
+	}
+	return logs.OpenFor(path, u.UID, u.GID)
 }
