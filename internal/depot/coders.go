@@ -32,14 +32,14 @@ func (c *coders) work(f func()) {
 	f()
 }
 
-// each does something for each of the parts, at once as far as there are cores.
-func (c *coders) each(parts []part, f func(*part)) {
+// each does something for each of the shares, at once as far as there are cores.
+func (c *coders) each(shares []share, f func(*share)) {
 	var others sync.WaitGroup
-	for i := 1; i < len(parts); i++ {
-		others.Go(func() { c.work(func() { f(&parts[i]) }) })
+	for i := 1; i < len(shares); i++ {
+		others.Go(func() { c.work(func() { f(&shares[i]) }) })
 	}
-	if len(parts) > 0 {
-		c.work(func() { f(&parts[0]) })
+	if len(shares) > 0 {
+		c.work(func() { f(&shares[0]) })
 	}
 	others.Wait()
 }

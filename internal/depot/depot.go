@@ -75,7 +75,7 @@ type Depot struct {
 	log     *slog.Logger
 
 	coders   *coders
-	rooms    *rooms
+	buffers  *bufferPool
 	recipes  *recipes
 	packs    *packs
 	decoding *loans
@@ -102,7 +102,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		opts:     opts,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		coders:   newCoders(opts.Level),
-		rooms:    newRooms(runtime.GOMAXPROCS(0)),
+		buffers:  newBufferPool(runtime.GOMAXPROCS(0)),
 		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *kept](opts.RecipeMemory)},
 		packs:    newPacks(blobs),
 		decoding: newLoans(maxDecoding),

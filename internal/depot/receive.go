@@ -28,21 +28,21 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	}
 	in := p.d.newIngest(ctx, p.id, p.dir, u.NAR)
 	defer in.close()
+	known := false
 	if u.NARHash.Algorithm() == nix.SHA256 {
-		// A NAR that is there already is not cut, but read and checked nevertheless.
-		n, err := p.leadsTo(ctx, catalog.Sum(u.NARHash.Sum()))
+		// A NAR that is kept already is not cut, but read and checked nevertheless.
+		n, err := p.lookupReachable(ctx, catalog.Sum(u.NARHash.Sum()))
 		if err != nil {
 			return r, err
 		}
-		in.known = n != nil
+		known = n != nil
 	}
-	listing, err := in.parse()
+	in.cutting.known = known
+	listing, sum, err := in.read()
 	if err != nil {
 		return r, err
 	}
-	in.finish()
-	sum := in.sum()
-	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.size}
+	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.cutting.size}
 	r.FileHash, r.FileSize = r.NARHash, r.NARSize
 	r.Compression = u.Compression
 	if u.File != nil {
@@ -72,15 +72,15 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if err != nil || there {
 		return r, err
 	}
-	if in.known {
+	if known {
 		return r, fmt.Errorf("%w: the NAR was swept while it was sent", cache.ErrUnavailable)
 	}
 	return r, p.add(ctx, in, upload, listing)
 }
 
-// leadsTo returns a whole NAR that this cache leads to, or nil.
+// lookupReachable returns a whole NAR that this cache leads to, or nil.
 // What only other caches have costs as much as if nobody had it.
-func (p *View) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
+func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
 	n, err := p.d.catalog.NAR(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, nil
@@ -109,7 +109,7 @@ func (p *View) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, err
 
 // again adds an upload of a NAR that this cache leads to, and returns whether it does.
 func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
-	n, err := p.leadsTo(ctx, u.NARHash)
+	n, err := p.lookupReachable(ctx, u.NARHash)
 	if n == nil {
 		return false, err
 	}
@@ -123,27 +123,29 @@ func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
 
 // add keeps what was ingested.
 func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
-	if err := in.end(); err != nil {
+	if err := in.commit(); err != nil {
 		return err
 	}
-	u.Uses = in.uses
-	added, err := in.register(u, listing)
+	packed := &in.packing
+	u.Uses = packed.uses
+	added, err := packed.register(u, listing)
 	for range maxRelocations {
 		if !errors.Is(err, catalog.ErrGone) {
 			break
 		}
-		moved, failed := in.relocate()
+		moved, failed := packed.relocate(p.id)
 		if failed != nil || !moved {
 			break
 		}
-		added, err = in.register(u, listing)
+		added, err = packed.register(u, listing)
 	}
-	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds the pack.
-	if in.pack != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
-		p.d.discard(ctx, in.packName)
+	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds
+	// the pack.
+	if packed.pack.w != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
+		p.d.discard(ctx, packed.pack.name)
 	}
-	if in.pack == nil && in.decoy.w != nil {
-		p.d.discard(ctx, in.decoy.name)
+	if packed.pack.w == nil && packed.dummy.w != nil {
+		p.d.discard(ctx, packed.dummy.name)
 	}
 	if err == nil && added {
 		p.d.recipes.known.Remove(u.NARHash) // that of a NAR that was damaged
@@ -152,23 +154,23 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 }
 
 // register tells the catalog of what was ingested.
-func (in *ingest) register(u *catalog.Upload, listing []byte) (added bool, err error) {
+func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err error) {
 	n := &catalog.NewNAR{
-		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: in.packs},
-		Chunks:  in.chunks,
-		Built:   in.built,
+		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: p.packs},
+		Chunks:  p.chunks,
+		Built:   p.reused,
 		Listing: listing,
 		Upload:  u,
 	}
-	for _, f := range in.frames {
+	for _, f := range p.frames {
 		n.FileSize += int64(f.length)
 	}
-	n.Recipe = appendRecipe(nil, in.frames)
+	n.Recipe = appendRecipe(nil, p.frames)
 	n.Tag = newTag(n.Recipe, n.Packs)
-	if in.pack != nil {
-		n.Pack = &catalog.Pack{Name: in.packName, Size: in.packSize}
+	if p.pack.w != nil {
+		n.Pack = &catalog.Pack{Name: p.pack.name, Size: p.pack.size}
 	}
-	_, added, err = in.d.catalog.AddNAR(in.ctx, n)
+	_, added, err = p.d.catalog.AddNAR(p.ctx, n)
 	return added, err
 }
 
