@@ -43,9 +43,9 @@ type batch struct {
 
 // A piece is a part of a NAR that becomes one frame.
 type piece struct {
-	data   []byte // in the buffer of its batch
-	shared bool   // it is one chunk, and long enough to be looked up by its hash
-	sum    catalog.Sum
+	data   []byte         // in the buffer of its batch
+	shared bool           // it is one chunk, and long enough to be looked up by its hash
+	sum    catalog.Sum    // the hash of data
 	known  *catalog.Chunk // the chunk that is kept already, or nil
 	like   int            // the number of an earlier frame of the NAR with the same bytes, or -1
 	length int            // of its frame, if it has one

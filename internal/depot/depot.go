@@ -78,7 +78,7 @@ type Depot struct {
 	buffers  *bufferPool
 	recipes  *recipes
 	packs    *packs
-	decoding *loans
+	decoding *memoryBudget
 	logs     logRooms
 	sweeps   sweeps
 	absence  absence
@@ -103,9 +103,9 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		coders:   newCoders(opts.Level),
 		buffers:  newBufferPool(runtime.GOMAXPROCS(0)),
-		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *kept](opts.RecipeMemory)},
+		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *storedNAR](opts.RecipeMemory)},
 		packs:    newPacks(blobs),
-		decoding: newLoans(maxDecoding),
+		decoding: newMemoryBudget(maxDecoding),
 		logs:     newLogRooms(),
 	}
 }
@@ -115,15 +115,15 @@ func (d *Depot) Close() error { return d.packs.close() }
 
 // For returns the part of the depot that a cache sees. It reads only ID and StoreDir of the record.
 func (d *Depot) For(c *catalog.Cache) *View {
-	return &View{d: d, id: c.ID, dir: c.StoreDir, seen: lru.NewCache[nix.PathHash, sighting](maxSeen)}
+	return &View{d: d, id: c.ID, dir: c.StoreDir, published: lru.NewCache[nix.PathHash, published](maxPublished)}
 }
 
 // View is the part of a depot that one cache sees. It is safe for concurrent use.
 type View struct {
-	d    *Depot
-	id   catalog.CacheID
-	dir  nix.StoreDir
-	seen *lru.Cache[nix.PathHash, sighting]
+	d         *Depot
+	id        catalog.CacheID
+	dir       nix.StoreDir
+	published *lru.Cache[nix.PathHash, published]
 
 	there   atomic.Bool   // something was published in it once
 	missing atomic.Uint64 // one more than the version at which nothing was

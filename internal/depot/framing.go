@@ -45,9 +45,8 @@ func (f *framing) identify(b *batch) error {
 	b.divide(cap(f.d.coders.working))
 	f.d.coders.each(b.shares, func(s *share) {
 		for i := range s.pieces {
-			if p := &s.pieces[i]; p.shared {
-				p.sum = sha256.Sum256(p.data)
-			}
+			p := &s.pieces[i]
+			p.sum = sha256.Sum256(p.data)
 		}
 	})
 	if err := f.lookUp(b.pieces); err != nil {

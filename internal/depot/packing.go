@@ -101,7 +101,7 @@ func (p *packing) writeShare(s *share) error {
 	end := p.pack.size
 	for i := range s.pieces {
 		t := &s.pieces[i]
-		at := place{size: int32(len(t.data))}
+		at := place{size: int32(len(t.data)), sum: t.sum}
 		if t.shared && (t.isNew() || t.isUnseen()) {
 			p.uses = append(p.uses, t.sum)
 		}

@@ -87,8 +87,8 @@ type frameReader struct {
 	recipe *recipe
 	at     cursor // the next frame
 	weight int64
-	loan   *loan   // of the memory of packed and data
-	piece  *buffer // of what is being sent; nil until something is
+	memory *reservation // of the memory of packed and data
+	piece  *buffer      // of what is being sent; nil until something is
 
 	packed *buffer // nil, like data, when the loan was called in
 	read   []byte  // what was read of frames from at on
@@ -113,7 +113,7 @@ func (d *Depot) readFrames(ctx context.Context, r *recipe, off int64) (*frameRea
 	}
 	fr := &frameReader{d: d, recipe: r, at: r.find(off), weight: weight}
 	var err error
-	if fr.loan, err = d.decoding.take(ctx, weight, fr.drop); err != nil {
+	if fr.memory, err = d.decoding.reserve(ctx, weight, fr.drop); err != nil {
 		return nil, err
 	}
 	fr.fetch()
@@ -142,7 +142,7 @@ func (r *frameReader) close() {
 		r.d.packs.release(r.pack)
 	}
 	r.drop()
-	r.loan.end()
+	r.memory.end()
 	if r.piece != nil {
 		gathers.Put(r.piece)
 	}
@@ -158,9 +158,9 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error 
 	start := r.start
 	for n > 0 {
 		part := r.piece.buf[:copy(r.piece.buf, r.frame[skip:skip+n])]
-		r.loan.rest()
+		r.memory.pause()
 		_, err := w.Write(part)
-		held := r.loan.resume()
+		held := r.memory.resume()
 		if err != nil {
 			return err
 		}
@@ -168,7 +168,7 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error 
 		if held {
 			continue
 		}
-		if err := r.loan.renew(ctx, r.weight); err != nil {
+		if err := r.memory.renew(ctx, r.weight); err != nil {
 			return err
 		}
 		r.fetch()

@@ -19,7 +19,7 @@ func (p *View) Received(ctx context.Context, url string) (cache.Received, error)
 	if err != nil {
 		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
 	}
-	k, err := p.d.whole(ctx, u.NARHash)
+	k, err := p.d.lookupIntact(ctx, u.NARHash)
 	if err == nil {
 		err = p.d.checkIntact(ctx, k.hash, k.recipe)
 	}
@@ -47,7 +47,7 @@ func (p *View) Renew(ctx context.Context, url string) error {
 
 // OpenReceived opens a NAR that Received returned, to be decompressed while it is sent.
 func (p *View) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
-	k, err := p.own(ctx, r.NARHash)
+	k, err := p.lookupOwned(ctx, r.NARHash)
 	if err != nil {
 		return nil, fmt.Errorf("open NAR %v: %w", r.NARHash, err)
 	}
@@ -56,19 +56,19 @@ func (p *View) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, e
 
 // OpenReceivedCompressed opens the frames of a NAR that Received returned.
 func (p *View) OpenReceivedCompressed(ctx context.Context, r cache.Received) (cache.NAR, string, error) {
-	k, err := p.own(ctx, r.NARHash)
+	k, err := p.lookupOwned(ctx, r.NARHash)
 	if err != nil {
 		return nil, "", fmt.Errorf("open NAR %v: %w", r.NARHash, err)
 	}
 	return &frames{p.open(k)}, k.tag, nil
 }
 
-// own finds a NAR that was sent to this cache. Of others, it does not tell whether they are there.
-func (p *View) own(ctx context.Context, hash nix.Hash) (*kept, error) {
+// lookupOwned returns a NAR that was sent to this cache. Of others, it does not tell whether they are there.
+func (p *View) lookupOwned(ctx context.Context, hash nix.Hash) (*storedNAR, error) {
 	if hash.Algorithm() != nix.SHA256 {
 		return nil, fmt.Errorf("%w: it is no SHA-256", cache.ErrNotFound)
 	}
-	k, err := p.d.whole(ctx, catalog.Sum(hash.Sum()))
+	k, err := p.d.lookupIntact(ctx, catalog.Sum(hash.Sum()))
 	if err != nil {
 		return nil, err
 	}
@@ -92,7 +92,7 @@ func (p *View) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 }
 
 func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
-	k, err := p.own(ctx, info.NARHash)
+	k, err := p.lookupOwned(ctx, info.NARHash)
 	if err == nil {
 		err = p.d.checkIntact(ctx, k.hash, k.recipe)
 	}

@@ -133,9 +133,10 @@ func (d *Depot) hasRoom(ctx context.Context, size int64) error {
 	return nil
 }
 
-// live returns the frames of a pack that NARs refer to, by their offsets. One of a NAR that is withheld is left where it is, until that is repaired.
-func (d *Depot) live(ctx context.Context, pack string) (map[int64]frame, error) {
-	live := make(map[int64]frame)
+// live returns the frames of a pack that NARs refer to, by their offsets. It returns errUnsound if
+// one of these NARs is withheld: the pack is left as it is until that is repaired.
+func (d *Depot) live(ctx context.Context, pack string) (map[int64]place, error) {
+	live := make(map[int64]place)
 	for n, err := range d.catalog.NARsIn(ctx, pack) {
 		if err != nil {
 			return nil, failure("list NARs", err)
@@ -149,25 +150,11 @@ func (d *Depot) live(ctx context.Context, pack string) (map[int64]frame, error) 
 		}
 		for _, at := range places {
 			if n.Packs[at.pack] == pack {
-				live[at.off] = frame{uint32(at.size), uint32(at.length)}
+				live[at.off] = at
 			}
 		}
 	}
 	return live, nil
-}
-
-// placesOf returns where the frames of a NAR lie.
-func placesOf(n *catalog.NAR) ([]place, error) {
-	r, err := parseRecipe(n)
-	if err != nil {
-		return nil, err
-	}
-	places := make([]place, 0, len(r.frames))
-	for c := (cursor{off: r.extents[0].off}); c.frame < len(r.frames); r.advance(&c) {
-		f := r.frames[c.frame]
-		places = append(places, place{pack: int32(r.extents[c.extent].pack), off: c.off, size: int32(f.size), length: int32(f.length)})
-	}
-	return places, nil
 }
 
 // A rewriting is of one pack.
@@ -180,7 +167,7 @@ type rewriting struct {
 }
 
 // copy makes the new pack.
-func (r *rewriting) copy(ctx context.Context, live map[int64]frame) error {
+func (r *rewriting) copy(ctx context.Context, live map[int64]place) error {
 	from, err := r.d.packs.get(ctx, r.old)
 	if err != nil {
 		return err
@@ -202,23 +189,22 @@ func (r *rewriting) copy(ctx context.Context, live map[int64]frame) error {
 		if err := readFull(from, packed, off); err != nil {
 			return fmt.Errorf("read pack: %w", err)
 		}
-		sum, err := r.d.sumOf(packed, f)
-		if err != nil {
+		if err := r.d.checkFrame(packed, f); err != nil {
 			return err
 		}
 		if _, err := w.Write(packed); err != nil {
 			return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
 		}
-		// Of a frame that is no chunk, or not the one that it was, the catalog knows no chunk of this hash at this place.
-		r.chunks = append(r.chunks, catalog.MovedChunk{Hash: sum, From: off, To: r.to.Size})
+		// Of a frame that is no chunk, the catalog knows no chunk of this hash at this place.
+		r.chunks = append(r.chunks, catalog.MovedChunk{Hash: f.sum, From: off, To: r.to.Size})
 		r.at[off] = r.to.Size
 		r.to.Size += int64(f.length)
 	}
 	return commit(ctx, w)
 }
 
-// sumOf returns the hash of what a frame has.
-func (d *Depot) sumOf(packed []byte, f frame) (sum catalog.Sum, err error) {
+// checkFrame returns errUnsound if a frame has other contents than it should.
+func (d *Depot) checkFrame(packed []byte, f place) (err error) {
 	d.coders.work(func() {
 		z, failed := d.coders.decoder()
 		if failed != nil {
@@ -227,16 +213,14 @@ func (d *Depot) sumOf(packed []byte, f frame) (sum catalog.Sum, err error) {
 		}
 		defer d.coders.putDecoder(z)
 		data, failed := z.DecodeAll(packed, make([]byte, 0, f.size))
-		if failed == nil && len(data) != int(f.size) {
-			failed = fmt.Errorf("a frame has %d bytes, not %d", len(data), f.size)
+		if failed == nil && sha256.Sum256(data) != f.sum {
+			failed = fmt.Errorf("a frame of %d bytes at %d has another hash than it should", f.size, f.off)
 		}
 		if failed != nil {
 			err = fmt.Errorf("%w: %w", errUnsound, failed)
-			return
 		}
-		sum = sha256.Sum256(data)
 	})
-	return sum, err
+	return err
 }
 
 // move has the NARs refer to the new pack, and reports whether some still refer to the old one: such as came while it was copied.
@@ -318,9 +302,5 @@ func (r *rewriting) recipe(n *catalog.NAR) (moved catalog.MovedNAR, ok bool, err
 		}
 		at.off = to
 	}
-	moved = catalog.MovedNAR{ID: n.ID, Index: index, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}
-	if moved.Tag == "" { // the bytes are the same
-		moved.Tag = newTag(n.Recipe, n.Packs)
-	}
-	return moved, true, nil
+	return catalog.MovedNAR{ID: n.ID, Index: index, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}, true, nil
 }

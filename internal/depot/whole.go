@@ -70,7 +70,7 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 		return verdict{}, failure("withhold NAR", err)
 	}
 	if r != nil {
-		if err := d.forgetDamaged(ctx, r); err != nil {
+		if err := d.forgetDamaged(ctx, n, r); err != nil {
 			return verdict{}, err
 		}
 	}
@@ -170,64 +170,26 @@ func (d *Depot) compareListing(ctx context.Context, sum catalog.Sum, in io.Reade
 	return nil
 }
 
-// forgetDamaged has nothing new refer to frames of a NAR whose bytes cannot be told from damaged ones.
-func (d *Depot) forgetDamaged(ctx context.Context, r *recipe) error {
+// forgetDamaged forgets the chunks that are frames of a NAR and have other contents than they
+// should, so that nothing new refers to them.
+func (d *Depot) forgetDamaged(ctx context.Context, n *catalog.NAR, r *recipe) error {
 	fr, err := d.readFrames(ctx, r, 0)
 	if err != nil {
 		return err
 	}
 	defer fr.close()
-	bad := make(map[string][]int64)
-	type suspect struct {
-		pack string
-		off  int64
-	}
-	suspects := make(map[catalog.Sum][]suspect) // by the hash of their bytes
-	check := func() error {
-		sums := make([]catalog.Sum, 0, len(suspects))
-		for sum := range suspects {
-			sums = append(sums, sum)
-		}
-		if len(sums) == 0 {
-			return nil
-		}
-		known, err := d.catalog.Chunks(ctx, 0, sums)
-		if err != nil {
-			return failure("look up chunks", err)
-		}
-		for _, c := range known {
-			delete(suspects, c.Hash)
-		}
-		for _, all := range suspects {
-			for _, s := range all {
-				bad[s.pack] = append(bad[s.pack], s.off)
-			}
-		}
-		clear(suspects)
-		return nil
-	}
-	for fr.more() {
-		at := suspect{r.packs[r.extents[fr.at.extent].pack], fr.at.off}
+	damaged := make(map[string][]int64) // offsets, by pack
+	for _, f := range r.places(n.Recipe) {
 		err := fr.next(ctx)
 		switch {
-		case err == nil:
-			sum := sha256.Sum256(fr.frame)
-			suspects[sum] = append(suspects[sum], at)
-		case errors.Is(lost(err), errDamaged):
-			bad[at.pack] = append(bad[at.pack], at.off)
+		case err == nil && sha256.Sum256(fr.frame) == f.sum:
+		case err == nil || errors.Is(lost(err), errDamaged):
+			damaged[r.packs[f.pack]] = append(damaged[r.packs[f.pack]], f.off)
 		default:
 			return err
 		}
-		if len(suspects) == maxAsked {
-			if err := check(); err != nil {
-				return err
-			}
-		}
 	}
-	if err := check(); err != nil {
-		return err
-	}
-	for pack, offsets := range bad {
+	for pack, offsets := range damaged {
 		if err := d.catalog.ForgetChunks(ctx, pack, offsets); err != nil {
 			return failure("forget chunks", err)
 		}
