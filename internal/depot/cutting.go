@@ -53,7 +53,12 @@ func newCutting(d *Depot, ctx context.Context, dir nix.StoreDir, src io.Reader, 
 }
 
 // close gives back the last buffer, once its batch is through.
-func (c *cutting) close() { c.d.buffers.put(c.b) }
+func (c *cutting) close() {
+	if c.b != nil {
+		c.d.buffers.put(c.b)
+		c.b = nil
+	}
+}
 
 // parsers are what NARs are read with.
 var parsers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, 32<<10) }}

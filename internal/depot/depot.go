@@ -76,6 +76,7 @@ type Depot struct {
 
 	coders   *coders
 	buffers  *bufferPool
+	sharing  *sharing
 	recipes  *recipes
 	packs    *packs
 	decoding *memoryBudget
@@ -103,6 +104,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		coders:   newCoders(opts.Level),
 		buffers:  newBufferPool(runtime.GOMAXPROCS(0)),
+		sharing:  newSharing(),
 		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *storedNAR](opts.RecipeMemory)},
 		packs:    newPacks(blobs),
 		decoding: newMemoryBudget(maxDecoding),

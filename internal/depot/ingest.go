@@ -18,8 +18,10 @@ import (
 // A [batch] goes from stage to stage: a buffer of the NAR and its pieces. The goroutine that calls
 // parse is the first stage; each of the others has a goroutine, and the compression of each batch
 // another one, so that all cores have work. The buffers bound the memory: where there is no
-// further one, the first stage waits until its batch is through. A NAR of one batch goes through
-// the stages on the goroutine that it is on: the others would take longer to begin.
+// further one, the first stage waits until its batch is through.
+//
+// A NAR of one batch goes through the stages on one goroutine: to start others would take longer.
+// It is written once it is known to be what the client said, as it may share its pack with others.
 //
 // A stage that fails ends the context of the ingest. Batches go on through the stages, so that
 // their buffers come back, but no stage does anything with them.
@@ -33,6 +35,7 @@ type ingest struct {
 	packing packing
 
 	batches chan *batch // from cutting to framing; nil before the first batch
+	only    *batch      // of a NAR that has only one
 	work    sync.WaitGroup
 }
 
@@ -89,7 +92,8 @@ func (in *ingest) try(work func(*batch) error, b *batch) {
 	}
 }
 
-// read reads the whole NAR and returns its listing and its hash, once all frames are written.
+// read reads the whole NAR and returns its listing and its hash. All frames are made then, and
+// written unless the NAR has only one batch.
 func (in *ingest) read() (listing []byte, sum catalog.Sum, err error) {
 	if listing, err = in.cutting.parse(); err != nil {
 		return nil, sum, err
@@ -98,7 +102,7 @@ func (in *ingest) read() (listing []byte, sum catalog.Sum, err error) {
 	if last := in.cutting.b; in.batches == nil {
 		in.try(in.framing.identify, last)
 		in.try(in.framing.compress, last)
-		in.try(in.packing.write, last)
+		in.only = last
 	} else {
 		in.pass(last, func() {})
 	}
@@ -107,6 +111,17 @@ func (in *ingest) read() (listing []byte, sum catalog.Sum, err error) {
 		return nil, sum, context.Cause(in.ctx)
 	}
 	return listing, in.framing.sum(), nil
+}
+
+// commit makes the frames durable.
+func (in *ingest) commit() error {
+	if in.only != nil {
+		if err := in.d.sharing.write(&in.packing, in.only); err != nil {
+			return err
+		}
+		in.cutting.close()
+	}
+	return in.packing.commit(in.cutting.size)
 }
 
 // wait waits until all batches are through.
@@ -125,6 +140,3 @@ func (in *ingest) close() {
 	in.cutting.close()
 	in.packing.close()
 }
-
-// commit makes the frames durable.
-func (in *ingest) commit() error { return in.packing.commit(in.cutting.size) }

@@ -41,7 +41,7 @@ func TestFailedBatch(t *testing.T) {
 	if err := context.Cause(in.ctx); !errors.Is(err, errNoLook) {
 		t.Errorf("the ingest ended with: %v", err)
 	}
-	if len(in.packing.frames) != 0 || in.packing.pack.w != nil {
+	if len(in.packing.frames) != 0 || in.packing.to != nil {
 		t.Errorf("%d frames were written", len(in.packing.frames))
 	}
 	if passed.Load() != 2 {

@@ -2,13 +2,10 @@ package depot
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
-	"strings"
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/depot/blob"
 )
 
 // packing is the third stage of an ingest: it writes the frames of a NAR to a pack, and notes where
@@ -24,60 +21,8 @@ type packing struct {
 	reused  []catalog.Chunk // those that were kept already
 	uses    []catalog.Sum   // chunks that nothing of the cache has led to so far
 
-	pack  newPack
-	own   int32   // index of the pack in packs
-	dummy newPack // of frames that are thrown away
-}
-
-// A newPack is a pack that is being written. It begins with its first frame.
-type newPack struct {
-	w    blob.Writer // nil: nothing was written
-	name string
-	size int64
-}
-
-func newPackName() string { return strings.ToLower(rand.Text()) + ".pack" }
-
-// begin begins the pack, unless it is begun.
-func (p *newPack) begin(ctx context.Context, d *Depot) error {
-	if p.w != nil {
-		return nil
-	}
-	p.name = newPackName()
-	d.packs.pin([]string{p.name}) // until it is in a record, however old it is by then
-	w, err := d.blobs.Create(ctx, p.name)
-	if err != nil {
-		d.packs.unpin([]string{p.name})
-		return fmt.Errorf("create pack: %w", d.unavailable(ctx, err))
-	}
-	p.w = w
-	return nil
-}
-
-func (p *newPack) write(frames []byte) error {
-	if _, err := p.w.Write(frames); err != nil {
-		return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
-	}
-	p.size += int64(len(frames))
-	return nil
-}
-
-// commit makes the pack durable.
-func (p *newPack) commit(ctx context.Context) error { return commit(ctx, p.w) }
-
-func commit(ctx context.Context, w blob.Writer) error {
-	if err := w.Commit(ctx); err != nil {
-		return fmt.Errorf("commit pack: %w: %w", cache.ErrUnavailable, err)
-	}
-	return nil
-}
-
-// close removes the pack unless it was committed.
-func (p *newPack) close(d *Depot) {
-	if p.w != nil {
-		p.w.Abort()
-		d.packs.unpin([]string{p.name})
-	}
+	to  *newPack // nil: nothing was written
+	own int32    // its index in packs; less than 0: no frame is in it
 }
 
 // write notes where the frames of a batch lie, and writes those that are new. It takes the batches
@@ -92,13 +37,16 @@ func (p *packing) write(b *batch) error {
 }
 
 func (p *packing) writeShare(s *share) error {
+	if len(s.out)+len(s.unseen) > 0 && p.to == nil {
+		p.to = &newPack{d: p.d, users: 1, done: make(chan struct{})}
+	}
+	var end int64
 	if len(s.out) > 0 {
-		if err := p.pack.begin(p.ctx, p.d); err != nil {
+		if err := p.to.frames.begin(p.ctx, p.d); err != nil {
 			return err
 		}
-		p.own = p.index(p.pack.name)
+		p.own, end = p.index(p.to.frames.name), p.to.frames.size
 	}
-	end := p.pack.size
 	for i := range s.pieces {
 		t := &s.pieces[i]
 		at := place{size: int32(len(t.data)), sum: t.sum}
@@ -115,23 +63,23 @@ func (p *packing) writeShare(s *share) error {
 			at.pack, at.off, at.length = p.own, end, int32(t.length)
 			end += int64(t.length)
 			if t.shared {
-				p.chunks = append(p.chunks, catalog.Chunk{Hash: t.sum, Pack: p.pack.name, Offset: at.off, Length: int64(at.length), Size: int64(at.size)})
+				p.chunks = append(p.chunks, catalog.Chunk{Hash: t.sum, Pack: p.to.frames.name, Offset: at.off, Length: int64(at.length), Size: int64(at.size)})
 			}
 		}
 		p.frames = append(p.frames, at)
 	}
 	if len(s.unseen) > 0 {
-		if err := p.dummy.begin(p.ctx, p.d); err != nil {
+		if err := p.to.dummy.begin(p.ctx, p.d); err != nil {
 			return err
 		}
-		if err := p.dummy.write(s.unseen); err != nil {
+		if err := p.to.dummy.write(s.unseen); err != nil {
 			return err
 		}
 	}
 	if len(s.out) == 0 {
 		return nil
 	}
-	return p.pack.write(s.out)
+	return p.to.frames.write(s.out)
 }
 
 // index returns the index of a pack among those of the NAR.
@@ -148,26 +96,31 @@ func (p *packing) index(pack string) int32 {
 	return i
 }
 
-// commit makes the frames of a NAR of so many bytes durable, if they are all of it. The dummy is
-// committed only where no other pack is: the upload of a piece that is not new takes as long then
-// as that of a new one.
+// commit makes the frames of a NAR of so many bytes durable, if they are all of it.
 func (p *packing) commit(size int64) error {
 	for _, f := range p.frames {
 		size -= int64(f.size)
 	}
-	switch {
-	case size != 0:
+	if size != 0 {
 		return fmt.Errorf("%w: the frames and the NAR differ by %d bytes", cache.ErrUnavailable, size)
-	case p.pack.w != nil:
-		return p.pack.commit(p.ctx)
-	case p.dummy.w != nil:
-		return p.dummy.commit(p.ctx)
 	}
-	return nil
+	if p.to == nil {
+		return nil
+	}
+	return p.d.sharing.commit(p.ctx, p.to)
 }
 
-// close removes what was written, unless it was committed.
+// pack returns the pack that has the new frames, or nil if there are none.
+func (p *packing) pack() *catalog.Pack {
+	if p.own < 0 {
+		return nil
+	}
+	return &catalog.Pack{Name: p.to.frames.name, Size: p.to.frames.size}
+}
+
+// close removes what was written, unless a record may need it.
 func (p *packing) close() {
-	p.pack.close(p.d)
-	p.dummy.close(p.d)
+	if p.to != nil {
+		p.d.sharing.leave(p.ctx, p.to)
+	}
 }

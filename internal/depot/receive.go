@@ -141,11 +141,8 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	}
 	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds
 	// the pack.
-	if packed.pack.w != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
-		p.d.discard(ctx, packed.pack.name)
-	}
-	if packed.pack.w == nil && packed.dummy.w != nil {
-		p.d.discard(ctx, packed.dummy.name)
+	if packed.own >= 0 && (added || err != nil && !errors.Is(err, catalog.ErrGone)) {
+		p.d.sharing.need(packed.to)
 	}
 	if err == nil && added {
 		p.d.recipes.known.Remove(u.NARHash) // that of a NAR that was damaged
@@ -157,6 +154,7 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err error) {
 	n := &catalog.NewNAR{
 		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: p.packs},
+		Pack:    p.pack(),
 		Chunks:  p.chunks,
 		Built:   p.reused,
 		Listing: listing,
@@ -167,9 +165,6 @@ func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err e
 	}
 	n.Recipe = appendRecipe(nil, p.frames)
 	n.Tag = newTag(n.Recipe, n.Packs)
-	if p.pack.w != nil {
-		n.Pack = &catalog.Pack{Name: p.pack.name, Size: p.pack.size}
-	}
 	_, added, err = p.d.catalog.AddNAR(p.ctx, n)
 	return added, err
 }

@@ -378,3 +378,20 @@ func (s *suite) uploadsOfKnown() {
 	s.ok(err)
 	s.equal(u.FileSize, int64(77))
 }
+
+// sharedPacks: several NARs may bring the same new pack.
+func (s *suite) sharedPacks() {
+	cache := s.cache("main")
+	for _, name := range []string{"five", "six"} {
+		shared := newNAR(name, cache)
+		shared.Pack, shared.Packs, shared.Chunks = &catalog.Pack{Name: "pack-shared", Size: 7}, []string{"pack-shared"}, nil
+		_, _, err := s.c.AddNAR(s.Context(), shared)
+		s.ok(err)
+	}
+	var in []string
+	for n, err := range s.c.NARsIn(s.Context(), "pack-shared") {
+		s.ok(err)
+		in = append(in, string(n.Recipe))
+	}
+	s.equal(in, []string{"recipe of five", "recipe of six"})
+}
