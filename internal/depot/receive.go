@@ -10,10 +10,12 @@ import (
 	"firn/nix"
 )
 
-// Receive reads a NAR and keeps it. One that is kept already leaves nothing behind but its name.
+// Receive reads a NAR and stores it. Of a NAR that is stored already, only the name of the upload
+// is added.
 //
-// The order is that of the promises: the NAR is parsed and hashed to its end, what the client said of it is checked,
-// the pack becomes durable, and only then the catalog hears of it.
+// The order is that of the promises: the NAR is parsed and hashed to its end; it is compared with
+// what the client said of it; the pack becomes durable; and only then the NAR is added to the
+// catalog.
 func (p *View) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
 	r, err := p.receive(ctx, u)
 	if err != nil {
@@ -30,7 +32,7 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	defer in.close()
 	known := false
 	if u.NARHash.Algorithm() == nix.SHA256 {
-		// A NAR that is kept already is not cut, but read and checked nevertheless.
+		// A NAR that is stored already is not cut, but read and checked nevertheless.
 		n, err := p.lookupReachable(ctx, catalog.Sum(u.NARHash.Sum()))
 		if err != nil {
 			return r, err
@@ -68,18 +70,18 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if upload.Name == "" {
 		upload.Name = "nar/" + r.NARHash.Nix32() + ".nar"
 	}
-	there, err := p.again(ctx, upload)
+	there, err := p.addUpload(ctx, upload)
 	if err != nil || there {
 		return r, err
 	}
 	if known {
-		return r, fmt.Errorf("%w: the NAR was swept while it was sent", cache.ErrUnavailable)
+		return r, fmt.Errorf("%w: the NAR was removed while it was sent; send it again", cache.ErrUnavailable)
 	}
 	return r, p.add(ctx, in, upload, listing)
 }
 
-// lookupReachable returns a whole NAR that this cache leads to, or nil.
-// What only other caches have costs as much as if nobody had it.
+// lookupReachable returns an intact NAR that is reachable from this cache, or nil. A NAR that only
+// other caches have takes as long as one that no cache has.
 func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
 	n, err := p.d.catalog.NAR(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
@@ -107,8 +109,8 @@ func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*catalog.
 	return n, nil
 }
 
-// again adds an upload of a NAR that this cache leads to, and returns whether it does.
-func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
+// addUpload adds an upload of a NAR that is reachable from this cache, and reports whether it is.
+func (p *View) addUpload(ctx context.Context, u *catalog.Upload) (bool, error) {
 	n, err := p.lookupReachable(ctx, u.NARHash)
 	if n == nil {
 		return false, err
@@ -121,7 +123,7 @@ func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
 	return err == nil, failure("add upload", err)
 }
 
-// add keeps what was ingested.
+// add adds the NAR to the catalog, once its frames are durable.
 func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
 	if err := in.commit(); err != nil {
 		return err
@@ -139,8 +141,8 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 		}
 		added, err = packed.register(u, listing)
 	}
-	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds
-	// the pack.
+	// After any other error the NAR may be there, and need its pack. If it is not there, a sweep
+	// finds the pack.
 	if packed.own >= 0 && (added || err != nil && !errors.Is(err, catalog.ErrGone)) {
 		p.d.sharing.need(packed.to)
 	}
@@ -150,7 +152,7 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	return failure("add NAR", err)
 }
 
-// register tells the catalog of what was ingested.
+// register adds the NAR to the catalog, and reports whether it was not there before.
 func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err error) {
 	n := &catalog.NewNAR{
 		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: p.packs},
@@ -169,9 +171,9 @@ func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err e
 	return added, err
 }
 
-// discard deletes a pack that nobody needs.
+// discard deletes a pack that no record names.
 func (d *Depot) discard(ctx context.Context, name string) {
 	if err := d.blobs.Delete(context.WithoutCancel(ctx), name); err != nil {
-		d.log.Warn("a pack that nobody needs is left for the next sweep", "pack", name, "error", err)
+		d.log.Warn("could not delete an unneeded pack; the next sweep will", "pack", name, "error", err)
 	}
 }

@@ -17,7 +17,8 @@ const (
 	// recipeVersion is the first byte of a recipe.
 	recipeVersion = 1
 
-	// maxFrame bounds the length in bytes of a frame: zstd adds 3 bytes to 128 KiB that it cannot make smaller, and 18 around all.
+	// maxFrame bounds the length in bytes of a frame. To 128 KiB that it cannot make smaller, zstd
+	// adds 3 bytes, and 18 to all.
 	maxFrame = chunk.MaxSize + chunk.MaxSize>>8 + 64
 )
 
@@ -65,15 +66,15 @@ func appendRecipe(dst []byte, frames []place) []byte {
 
 func (p place) end() int64 { return p.off + int64(p.length) }
 
-// A recipe is what a NAR consists of. It does not change. The hashes of its frames are not in it, as
-// serving needs none: see places.
+// A recipe says where the frames of a NAR lie. It does not change. The hashes of the frames are not
+// in it, as serving needs none: see places.
 type recipe struct {
 	packs    []string
 	extents  []extent
 	frames   []frame // of all extents
 	size     int64   // of the NAR
 	fileSize int64   // of the frames
-	tag      string  // of all that decides which bytes the frames have
+	tag      string  // stays the same as long as the bytes of the frames do
 }
 
 // An extent is a run of frames that lie side by side in a pack.
@@ -87,7 +88,7 @@ type extent struct {
 
 type frame struct{ size, length uint32 }
 
-// parseRecipe parses what appendRecipe made for a NAR.
+// parseRecipe parses the recipe of a NAR, as appendRecipe has made it.
 func parseRecipe(n *catalog.NAR) (*recipe, error) {
 	r := &recipe{packs: n.Packs}
 	if err := r.parse(n.Recipe); err != nil {
@@ -214,12 +215,12 @@ func (r *recipe) places(text []byte) []place {
 	return places
 }
 
-// memSize is about how many bytes of memory it takes.
+// memSize returns about how many bytes of memory it takes.
 func (r *recipe) memSize() int64 {
 	return 256 + 8*int64(cap(r.frames)) + 40*int64(cap(r.extents)) + 64*int64(len(r.packs))
 }
 
-// length is how many bytes of the compressed NAR the i-th extent has.
+// length returns how many bytes of the compressed NAR the i-th extent has.
 func (r *recipe) length(i int) int64 {
 	if i+1 < len(r.extents) {
 		return r.extents[i+1].start - r.extents[i].start
@@ -240,7 +241,8 @@ type cursor struct {
 	raw    int64 // of the frame's first byte in the NAR
 }
 
-// find returns the place of the frame that has the byte at off of the NAR; behind the last frame if off is the size of the NAR.
+// find returns a cursor before the frame that has the byte at off of the NAR, or behind the last
+// frame if off is the size of the NAR.
 func (r *recipe) find(off int64) cursor {
 	i := sort.Search(len(r.extents), func(i int) bool { return r.extents[i].raw > off }) - 1
 	c := cursor{extent: i, frame: r.extents[i].first, off: r.extents[i].off, raw: r.extents[i].raw}
@@ -262,7 +264,7 @@ func (r *recipe) advance(c *cursor) {
 	}
 }
 
-// last is the index behind the last frame of the i-th extent.
+// last returns the index behind the last frame of the i-th extent.
 func (r *recipe) last(i int) int {
 	if i+1 < len(r.extents) {
 		return r.extents[i+1].first

@@ -4,11 +4,13 @@ import (
 	"firn/internal/catalog"
 )
 
-// maxRelocations is how often a NAR is told anew where its chunks lie, which takes a pack that is rewritten just then each time.
+// maxRelocations is how often a NAR is told again where its chunks lie. Each time takes a pack that
+// is rewritten just then.
 const maxRelocations = 3
 
-// relocate asks again where the chunks lie that were there when the NAR came in: their pack may have been rewritten meanwhile.
-// It reports whether some lie elsewhere now. Those that are not found may be where they were: nobody needed them when the others were moved.
+// relocate asks again where the chunks lie that were there when the NAR came in, as their pack may
+// have been rewritten in the meantime. It reports whether some lie elsewhere now. A chunk that is
+// not found may be where it was: no NAR needed it when the others were moved.
 func (p *packing) relocate(id catalog.CacheID) (bool, error) {
 	type old struct {
 		pack string
@@ -48,7 +50,7 @@ func (p *packing) relocate(id catalog.CacheID) (bool, error) {
 		return false, nil
 	}
 	packs := p.packs
-	p.packs, p.indices = nil, nil // those that no frame lies in any more are left out
+	p.packs, p.indices = nil, nil // packs without a frame of the NAR are left out
 	for i := range p.frames {
 		f := &p.frames[i]
 		name := packs[f.pack]

@@ -162,7 +162,8 @@ func (p *View) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, e
 	return l, nil
 }
 
-// WriteListing writes the listing of a published path as JSON. In memory is only the form in which it is kept, which takes a tenth.
+// WriteListing writes the listing of a published path as JSON. Only the stored form is in memory,
+// which is a tenth as large.
 func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	k, err := p.lookupNAR(ctx, info)
 	if err != nil {
@@ -193,7 +194,7 @@ func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, er
 // Compression returns zstd.
 func (p *View) Compression() nix.Compression { return nix.Zstd }
 
-// StatCompressed returns the size of the frames of a NAR, and a tag that is another one if they are others.
+// StatCompressed returns the size of the frames of a NAR, and their tag.
 func (p *View) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, string, error) {
 	s, err := p.lookupPublished(ctx, info)
 	return s.fileSize, s.tag, err
@@ -217,10 +218,10 @@ func (p *View) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, erro
 	return &plain{p.open(k)}, nil
 }
 
-// opened is a NAR that is open, and keeps its packs from being deleted.
+// opened is an open NAR. Its packs are not deleted before it is closed.
 type opened struct {
 	d     *Depot
-	cache catalog.CacheID // whose it is, of those that have it
+	cache catalog.CacheID // that opened it
 	*storedNAR
 	closed bool
 }
@@ -249,7 +250,7 @@ func (o *opened) describe(err error) error {
 // outside returns an error if a range is not within size bytes.
 func outside(off, n, size int64) error {
 	if off < 0 || n < 0 || off > size-n {
-		return fmt.Errorf("%d bytes from %d on are not within its %d bytes", n, off, size)
+		return fmt.Errorf("%d bytes from %d on are outside of its %d bytes", n, off, size)
 	}
 	return nil
 }

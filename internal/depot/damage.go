@@ -16,19 +16,20 @@ import (
 	"firn/nix/nar"
 )
 
-// A verdict is what became of a NAR.
+// A verdict is the result of verifying a NAR.
 type verdict struct {
-	gone   bool  // it was swept
-	fault  error // what is wrong with it; nil if it is whole
-	healed bool  // it is whole, and was withheld
+	gone   bool  // it was removed
+	fault  error // why it is damaged; nil if it is intact
+	healed bool  // it is intact, and was withheld
 }
 
-// errDamaged says that it is certain that bytes are lost.
+// errDamaged says that bytes are certainly lost.
 var errDamaged = errors.New("damaged")
 
-// verifyNAR reads a NAR as if to send it. With repair, it withholds one that is damaged and forgets what is damaged of it, or
-// serves one again that is whole. read is told how many bytes were read, unless it is nil.
-// An error says that nothing could be told.
+// verifyNAR reads a NAR as if to send it. With repair, it withholds a NAR that is damaged and
+// forgets its damaged chunks, or serves a withheld NAR again that is intact. It tells read how many
+// bytes were read, unless read is nil. It returns an error if it could not tell whether the NAR is
+// damaged.
 func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, read func(int64)) (verdict, error) {
 	n, err := d.catalog.NAR(ctx, sum)
 	if errors.Is(err, catalog.ErrNotFound) {
@@ -57,7 +58,7 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 		return verdict{}, nil
 	}
 	if _, err := d.catalog.NAR(ctx, sum); errors.Is(err, catalog.ErrNotFound) {
-		return verdict{gone: true}, nil // swept while it was read
+		return verdict{gone: true}, nil // removed while it was read
 	}
 	if !repair || !errors.Is(fault, errDamaged) {
 		return verdict{fault: fault}, nil
@@ -77,7 +78,7 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 	return verdict{fault: fault}, nil
 }
 
-// readNAR returns what is wrong with the bytes of a NAR, or with its listing.
+// readNAR returns an error if the bytes of a NAR are damaged, or differ from its listing.
 func (d *Depot) readNAR(ctx context.Context, sum catalog.Sum, r *recipe, read func(int64)) error {
 	fr, err := d.readFrames(ctx, r, 0)
 	if err != nil {
@@ -98,7 +99,7 @@ func (d *Depot) readNAR(ctx context.Context, sum catalog.Sum, r *recipe, read fu
 	return err
 }
 
-// lost marks an error as errDamaged unless another attempt may not have it.
+// lost marks an error as errDamaged if another attempt would certainly fail too.
 func lost(err error) error {
 	for _, sure := range []error{blob.ErrNotFound, errShort, nar.ErrMismatch, syscall.EIO} {
 		if errors.Is(err, sure) {
@@ -108,7 +109,7 @@ func lost(err error) error {
 	return err
 }
 
-// frameStream is an io.Reader of a NAR that hashes what is read.
+// frameStream is an io.Reader of a NAR. It hashes the bytes that are read.
 type frameStream struct {
 	ctx  context.Context
 	r    *frameReader
