@@ -98,7 +98,7 @@ func TestSSHSink(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() {
 		defer theirs.Close()
-		ended <- protocol.ServeWorker(t.Context(), theirs, store, protocol.Options{Version: "2.8.0"})
+		ended <- protocol.ServeWorker(t.Context(), theirs, protocol.Store{Paths: store, Pushes: store}, protocol.Options{Version: "2.8.0"})
 	}()
 	c, err := protocol.DialWorker(ours, nix.DefaultStoreDir)
 	if err != nil {

@@ -47,15 +47,15 @@ func serveSSHSink(ctx context.Context) error {
 	store := &sinkStore{infos: make(map[nix.StorePath]*nix.PathInfo)}
 	switch command := os.Getenv(commandVariable); {
 	case strings.Contains(command, "--serve"):
-		return protocol.ServeLegacy(ctx, conn, store, protocol.Options{Alone: func() bool { return true }})
+		return protocol.ServeLegacy(ctx, conn, protocol.Store{Paths: store, Pushes: store}, protocol.Options{})
 	case strings.Contains(command, "--stdio"):
-		return protocol.ServeWorker(ctx, conn, store, protocol.Options{Version: "2.8.0"})
+		return protocol.ServeWorker(ctx, conn, protocol.Store{Paths: store, Pushes: store}, protocol.Options{Version: "2.8.0"})
 	default:
 		return fmt.Errorf("%s is %q, which is not what Nix asks for", commandVariable, command)
 	}
 }
 
-// sinkStore is a protocol.Store of one conversation.
+// sinkStore is the paths and pushes of a [protocol.Store] of one conversation.
 type sinkStore struct {
 	infos map[nix.StorePath]*nix.PathInfo
 }
@@ -64,7 +64,7 @@ var errNothingKept = errors.New("nothing is kept here")
 
 func (*sinkStore) StoreDir() nix.StoreDir { return nix.DefaultStoreDir }
 
-func (s *sinkStore) ValidPaths(_ context.Context, paths []nix.StorePath, _ bool) (valid []nix.StorePath, err error) {
+func (s *sinkStore) ValidPaths(_ context.Context, paths []nix.StorePath) (valid []nix.StorePath, err error) {
 	for _, p := range paths {
 		if s.infos[p] != nil {
 			valid = append(valid, p)
@@ -100,23 +100,7 @@ func (*sinkStore) AllPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(func(nix.StorePath, error) bool) {}
 }
 
-func (*sinkStore) Closure(context.Context, []nix.StorePath, bool) ([]nix.StorePath, error) {
-	return nil, protocol.ErrNotFound
-}
-
-func (*sinkStore) Outputs(context.Context, nix.StorePath) (map[string]nix.StorePath, error) {
-	return nil, protocol.ErrNotFound
-}
-
-func (*sinkStore) DerivationHash(context.Context, nix.StorePath) (nix.Hash, error) {
-	return nix.Hash{}, protocol.ErrNotFound
-}
-
-func (*sinkStore) Realisation(context.Context, nix.RealisationID) (*nix.Realisation, error) {
-	return nil, protocol.ErrNotFound
-}
-
-func (*sinkStore) BuildTrace(context.Context, nix.StorePath, string) (*nix.BuildTrace, error) {
+func (*sinkStore) Closure(context.Context, []nix.StorePath) ([]nix.StorePath, error) {
 	return nil, protocol.ErrNotFound
 }
 

@@ -3,7 +3,7 @@ package main
 import (
 	"github.com/alecthomas/kong"
 
-	"firn/internal/completion"
+	"firn/internal/cli"
 )
 
 type completionCommand struct {
@@ -25,5 +25,5 @@ and for every shell of every user:
 }
 
 func (c *completionCommand) Run(k *kong.Context) error {
-	return completion.Write(k.Stdout, c.Shell, k.Model)
+	return cli.WriteCompletion(k.Stdout, c.Shell, k.Model)
 }

@@ -8,7 +8,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/harmonia"
+	"firn/internal/config"
 )
 
 type configImportCommand struct {
@@ -45,7 +45,7 @@ func (c *configImportCommand) Run(k *kong.Context) error {
 	if err != nil {
 		return fmt.Errorf("read configuration of harmonia %s: %w", c.File, err)
 	}
-	converted, err := harmonia.Convert(c.File, string(text), os.LookupEnv)
+	converted, err := config.FromHarmonia(c.File, string(text), os.LookupEnv)
 	if err != nil {
 		return err
 	}

@@ -21,7 +21,7 @@ import (
 	"firn/internal/config"
 	"firn/internal/doctor"
 	"firn/internal/localstore"
-	"firn/internal/nixconf"
+	"firn/internal/remote"
 	"firn/nix"
 )
 
@@ -249,7 +249,7 @@ func (c *doctorCommand) options(ctx context.Context) (doctor.Options, error) {
 	if c.NoNAR {
 		opts.MaxSize = -1
 	}
-	conf, err := nixconf.Load(os.LookupEnv)
+	conf, err := remote.LoadNixConf(os.LookupEnv)
 	if err != nil {
 		return opts, fmt.Errorf("read the configuration of Nix: %w", err)
 	}
@@ -261,7 +261,7 @@ func (c *doctorCommand) options(ctx context.Context) (doctor.Options, error) {
 	}
 	opts.Netrc = c.NetrcFile
 	if opts.Netrc == "" {
-		opts.Netrc = conf.Get("netrc-file", nixconf.Dir(os.LookupEnv)+"/netrc")
+		opts.Netrc = conf.Get("netrc-file", remote.NixConfDir(os.LookupEnv)+"/netrc")
 		if f, err := os.Open(opts.Netrc); err == nil {
 			f.Close()
 		} else {
@@ -298,7 +298,7 @@ func (c *doctorCommand) options(ctx context.Context) (doctor.Options, error) {
 }
 
 // keys finds the keys that are trusted.
-func (c *doctorCommand) keys(conf *nixconf.Conf, opts *doctor.Options) (err error) {
+func (c *doctorCommand) keys(conf *remote.NixConf, opts *doctor.Options) (err error) {
 	if c.TrustedPublicKeys != "" {
 		opts.TrustedBy = "--trusted-public-keys"
 		if opts.TrustedKeys, err = parsePublicKeys(c.TrustedPublicKeys); err == nil {

@@ -17,7 +17,7 @@ import (
 // namesTime bounds how long a shell waits for names.
 const namesTime = 2 * time.Second
 
-// namesCommand is for shells that complete a command line, see [completion.Asker].
+// namesCommand is for shells that complete a command line, see [cli.WriteCompletion].
 type namesCommand struct {
 	Kind  string   `arg:"" enum:"cache,token,sshkey,key"`
 	Words []string `arg:"" optional:""`

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,7 +9,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"slices"
 	"syscall"
 	"time"
 
@@ -19,7 +17,6 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/audit"
-	"firn/internal/awaited"
 	"firn/internal/cache"
 	"firn/internal/config"
 	"firn/internal/depot"
@@ -28,7 +25,6 @@ import (
 	"firn/internal/localstore"
 	"firn/internal/registry"
 	"firn/internal/server"
-	"firn/internal/service"
 	"firn/internal/zstdcache"
 	"firn/nix"
 )
@@ -75,12 +71,12 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, closeLocal()) }()
-	sockets, err := service.Take()
+	sockets, err := listen.Take()
 	if err != nil {
 		return err
 	}
 	defer sockets.Close()
-	listeners, err := open(ctx, sockets, service.HTTP, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
+	listeners, err := open(ctx, sockets, listen.HTTP, c.Listen, listen.Options{Mode: c.SocketMode.Mode()})
 	if err != nil {
 		return err
 	}
@@ -136,6 +132,10 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	present, err := main.Presence(ctx)
+	if err != nil {
+		return err
+	}
 	who := access.New(kept.catalog, kept.catalog.Version, access.Options{})
 	opts.Access = who
 	opts.MaxUpload = c.MaxNARSize.Bytes()
@@ -152,7 +152,7 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 	opts.Inside = append(opts.Inside, gauges)
 	door := server.New(all, opts)
 
-	a.state, a.depot = c.State, slices.Contains(main.Sources(), "depot")
+	a.state, a.depot = c.State, present.Pushed
 	a.listeners, a.https, a.keys = listeners, https, main.PublicKeys()
 	if err := a.describe(ctx, kept.catalog, tls, all.Hosts(ctx)); err != nil {
 		return err
@@ -165,10 +165,10 @@ func (c *serveCommand) Run(k *kong.Context) (err error) {
 		read: func() (*config.Config, error) { return settingsAgain(k) },
 		own:  func() (nix.SecretKey, error) { return c.ownKey(log, &announcement{}) },
 	}
-	told := watched{manager: service.NewManager(log)}
-	told.add(service.HTTP, listeners)
-	told.add(service.HTTPS, https)
-	told.add(service.SSH, sshListeners)
+	told := watched{manager: listen.NewManager(log)}
+	told.add(listen.HTTP, listeners)
+	told.add(listen.HTTPS, https)
+	told.add(listen.SSH, sshListeners)
 	setCollector()
 	group, ctx := errgroup.WithContext(ctx)
 	// Also where one of what follows fails: the others end as after a signal.
@@ -287,8 +287,7 @@ func (c *serveCommand) local(ctx context.Context, log *slog.Logger, a *announcem
 			a.noStore = err.Error() + "; it is served as soon as it can be read"
 			log.Error("the store cannot be served yet; pushed paths are", "error", err)
 		}
-		open := func(ctx context.Context) (awaited.Store, error) { return localstore.Open(ctx, opts) }
-		source := awaited.New("local store", cmp.Or(opts.StoreDir, nix.DefaultStoreDir), open, awaited.Options{Why: err, Logger: log})
+		source := localstore.Await(opts, err)
 		return source, source.Close, nil
 	}
 	a.store = fmt.Sprintf("the store %s", store.StoreDir())

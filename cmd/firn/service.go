@@ -8,12 +8,11 @@ import (
 
 	"firn/internal/listen"
 	"firn/internal/server"
-	"firn/internal/service"
 )
 
 // open opens the addresses for doors of a kind, all or none; those of the settings do not count where the service manager
 // has opened sockets for them.
-func open(ctx context.Context, sockets service.Sockets, kind string, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
+func open(ctx context.Context, sockets listen.Sockets, kind string, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
 	if passed := sockets[kind]; len(passed) > 0 {
 		return passed, nil
 	}
@@ -22,14 +21,14 @@ func open(ctx context.Context, sockets service.Sockets, kind string, addresses [
 
 // A watched is what the service manager is told of.
 type watched struct {
-	manager *service.Manager
-	doors   []service.Door
+	manager *listen.Manager
+	doors   []listen.Door
 }
 
 // add adds the doors of a kind.
 func (w *watched) add(kind string, listeners []net.Listener) {
 	for _, l := range listeners {
-		w.doors = append(w.doors, service.Door{Kind: kind, Addr: l.Addr()})
+		w.doors = append(w.doors, listen.Door{Kind: kind, Addr: l.Addr()})
 	}
 }
 

@@ -1,22 +1,18 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"path/filepath"
 
 	"firn/internal/access"
 	"firn/internal/audit"
 	"firn/internal/cache"
-	"firn/internal/config"
 	"firn/internal/fairlimit"
 	"firn/internal/listen"
-	"firn/internal/service"
 	"firn/internal/session"
 	"firn/internal/sshd"
 )
@@ -39,11 +35,11 @@ type sshServer struct {
 }
 
 // sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
-	if len(c.SSH) == 0 && len(sockets[service.SSH]) == 0 {
+func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *announcement) (*sshServer, []net.Listener, error) {
+	if len(c.SSH) == 0 && len(sockets[listen.SSH]) == 0 {
 		return nil, nil, nil
 	}
-	listeners, err := open(ctx, sockets, service.SSH, c.SSH, listen.Options{})
+	listeners, err := open(ctx, sockets, listen.SSH, c.SSH, listen.Options{})
 	if err != nil {
 		return nil, nil, fmt.Errorf("ssh: %w", err)
 	}
@@ -52,14 +48,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 		closeAll(listeners)
 		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
 	}
-	var daemon string
-	if c.SSHStore {
-		if daemon, err = daemonSocket(); err != nil {
-			closeAll(listeners)
-			return nil, nil, err
-		}
-	}
-	behind, clients, operations := session.NewBehind(), session.NewClients(), &session.Operations{}
+	behind, operations := session.NewBehind(), &session.Operations{}
 	turns, rooms := fairlimit.New(sshTurns), fairlimit.New(sshRooms)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
@@ -77,13 +66,11 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets service.Sockets, all
 			Name:       l.User,
 			Cache:      func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, l.User) },
 			Who:        l.Who,
-			Daemon:     daemon,
+			ToStore:    c.SSHStore,
 			Version:    "firn " + a.version,
 			Behind:     behind,
 			Turn:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
 			Room:       func() (func(), bool) { return rooms.TryTake(l.Owners()...) },
-			Client:     l.Key,
-			Clients:    clients,
 			Operations: operations,
 			By:         by,
 			Pushes:     pushes,
@@ -115,16 +102,6 @@ func publicPort(listeners []net.Listener) (port int) {
 		}
 	}
 	return port
-}
-
-// daemonSocket returns where the Nix daemon of this machine listens.
-func daemonSocket() (string, error) {
-	env, err := config.NixEnvironment(os.LookupEnv)
-	if err != nil {
-		return "", err
-	}
-	state := cmp.Or(env.StateDir, "/nix/var/nix")
-	return cmp.Or(env.DaemonSocket, filepath.Join(state, "daemon-socket", "socket")), nil
 }
 
 // openAll opens all addresses, or none.

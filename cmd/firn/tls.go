@@ -21,7 +21,6 @@ import (
 	"firn/internal/listen"
 	"firn/internal/registry"
 	"firn/internal/server"
-	"firn/internal/service"
 )
 
 const (
@@ -36,9 +35,9 @@ const (
 const defaultHTTPS = ":443"
 
 // openHTTPS opens the addresses for HTTPS: none without certificates.
-func (c *serveCommand) openHTTPS(ctx context.Context, sockets service.Sockets) ([]net.Listener, error) {
+func (c *serveCommand) openHTTPS(ctx context.Context, sockets listen.Sockets) ([]net.Listener, error) {
 	if !c.HasTLS() {
-		if len(sockets[service.HTTPS]) > 0 {
+		if len(sockets[listen.HTTPS]) > 0 {
 			return nil, errors.New("the service manager has opened a socket for https, and there is no certificate; name one with --tls-cert and --tls-key, or get one with --acme EMAIL")
 		}
 		return nil, nil
@@ -51,7 +50,7 @@ func (c *serveCommand) openHTTPS(ctx context.Context, sockets service.Sockets) (
 		}
 		addresses = []listen.Address{address}
 	}
-	listeners, err := open(ctx, sockets, service.HTTPS, addresses, listen.Options{Mode: c.SocketMode.Mode()})
+	listeners, err := open(ctx, sockets, listen.HTTPS, addresses, listen.Options{Mode: c.SocketMode.Mode()})
 	if err != nil {
 		return nil, fmt.Errorf("https: %w", err)
 	}

@@ -78,7 +78,6 @@ type principal struct {
 	name    string
 	expires time.Time // zero: never
 	grants  []catalog.Grant
-	version uint64 // of the catalog, at which it was read
 	shown   *credential
 }
 

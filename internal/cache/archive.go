@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"firn/nix"
 )
@@ -144,6 +145,12 @@ func (c *Cache) archiveInfo(e *entry, a Archive) ArchiveInfo {
 		tag += "-" + c.encoder.Version()
 	}
 	return ArchiveInfo{e.origin, tag}
+}
+
+// IsOwnURL reports whether the narinfos of this server give a path this URL, or could.
+func IsOwnURL(url string, info *nix.PathInfo) bool {
+	rest, ok := strings.CutPrefix(url, narURL(info))
+	return ok && (rest == "" || rest == suffix(nix.Zstd))
 }
 
 // narURL is where the NAR of a path is, relative to the cache:

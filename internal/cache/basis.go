@@ -80,11 +80,11 @@ type other struct {
 // long where much is missing, and then much is pushed again.
 func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
 	missing, others, err = c.referencesNotKept(ctx, info)
-	if err != nil || len(missing) == 0 || c.closures.tracker == nil {
+	if err != nil || len(missing) == 0 || !c.closures.checked {
 		return missing, others, err
 	}
 	// What was pushed just now may be what was missing.
-	if _, _, err := c.missingNow(ctx, true); err != nil {
+	if _, _, _, err := c.missingNow(ctx, true); err != nil {
 		return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
 	}
 	return c.referencesNotKept(ctx, info)
@@ -118,7 +118,7 @@ func (c *Cache) referencesNotKept(ctx context.Context, info *nix.PathInfo) (miss
 
 // sinkHas returns ErrNotFound unless the sink has a path, with all that it refers to.
 func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
-	_, done, _, err := c.pathInfo(ctx, c.sink, hash)
+	_, done, _, err := c.pathInfo(ctx, c.sink.Source, hash)
 	if err == nil {
 		done()
 	}
@@ -128,7 +128,7 @@ func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
 // announced returns which of at most maxBatch paths the sink has published and clients can fetch
 // with all that they refer to.
 func (c *Cache) announced(ctx context.Context, paths []nix.StorePath) (map[nix.StorePath]bool, error) {
-	m, _, err := c.missingNow(ctx, false)
+	m, _, _, err := c.missingNow(ctx, false)
 	if err != nil {
 		return nil, err
 	}
@@ -236,7 +236,7 @@ func (c *Cache) otherInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
 	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		if s == Source(c.sink) {
+		if c.isSink(s) {
 			return nil, ErrNotFound
 		}
 		return c.soundInfo(ctx, s, hash)
@@ -261,8 +261,8 @@ func (c *Cache) publishKeeping(ctx context.Context, info *nix.PathInfo, b *Basis
 			elsewhere = append(elsewhere, o.path)
 		}
 	}
-	if b.Awaited {
-		// A path that is not awaited closes no cycle: no other refers to it.
+	if b.Dangling {
+		// A path to which no other refers closes no cycle.
 		var err error
 		if b.Visited, err = c.visit(ctx, info); err != nil {
 			return err

@@ -62,7 +62,7 @@ func (s *shared) count() (asked, batches int) {
 func newShared(t *testing.T, opts cache.Options, before ...cache.Source) (*pushed, *shared) {
 	t.Helper()
 	s := &shared{Memory: cachetest.NewMemory()}
-	opts.Sink = s
+	opts.Sink = cache.SinkOf(s)
 	return &pushed{T: t, sink: s.Memory, key: newKey(t, "ours-1"), Cache: newCache(t, opts, append(before, s)...)}, s
 }
 
@@ -140,7 +140,7 @@ func TestPublishChanged(t *testing.T) {
 		c.publish(n)
 		n.Signatures = []nix.Signature{newKey(t, "theirs-1").Sign(n.AppendFingerprint(nil))}
 		s.between = sync.OnceFunc(func() { s.Remove(a.Info.Path) })
-		if _, err := c.Publish(t.Context(), n); !errors.Is(err, cache.ErrUnavailable) {
+		if _, err := put(t, c.Cache, n); !errors.Is(err, cache.ErrUnavailable) {
 			t.Errorf("Publish: %v, want ErrUnavailable", err)
 		}
 		wantMissing(t, c.Cache, n.Path.Hash())
@@ -168,7 +168,7 @@ func TestPublishChanged(t *testing.T) {
 			s.Remove(b.Info.Path)
 			publishDirectly(t, s, b)
 		}
-		if _, err := c.Publish(t.Context(), n); !errors.Is(err, cache.ErrUnavailable) {
+		if _, err := put(t, c.Cache, n); !errors.Is(err, cache.ErrUnavailable) {
 			t.Errorf("Publish: %v, want ErrUnavailable", err)
 		}
 		if tries < 10 || tries > 1000 {
@@ -273,7 +273,7 @@ func TestPublishBesideSlowSearch(t *testing.T) {
 	s.between = sync.OnceFunc(func() { close(searched); <-goOn })
 	published := make(chan error)
 	go func() {
-		_, err := c.Publish(t.Context(), n)
+		_, err := put(t, c.Cache, n)
 		published <- err
 	}()
 	<-searched

@@ -13,7 +13,7 @@
 // because a client remembers a miss for an hour.
 //
 // Narinfos are signed when they are served, and then remembered
-// for as long as their sources say that nothing has changed (see [Versioned]).
+// for as long as their sources say that nothing has changed (see [memo.Changes]).
 package cache
 
 import (
@@ -29,8 +29,8 @@ import (
 
 	"golang.org/x/sync/singleflight"
 
+	"firn/internal/memo"
 	"firn/nix"
-	"firn/nix/nar"
 )
 
 const (
@@ -54,7 +54,7 @@ type Options struct {
 	// Private lets nobody read but who may; see [Cache.Allow].
 	Private bool
 
-	// Sink keeps what is pushed. It is one of the sources. Nil: nothing can be pushed.
+	// Sink keeps what is pushed. It is one of the sources. The zero Sink: nothing can be pushed.
 	Sink Sink
 
 	// AllowMissingReferences publishes a path whose references are not in the cache.
@@ -95,17 +95,17 @@ type Options struct {
 type Cache struct {
 	name    string
 	private bool
-	sink    Sink // nil: nothing can be pushed
+	sink    Sink // the zero Sink: nothing can be pushed
 	partial bool // references may be missing
 
-	sources   []Source
-	versioned []Versioned // the same sources; nil unless all are Versioned
-	keys      []nix.SecretKey
-	reserved  func(name string) bool // never nil
-	info      nix.CacheInfo
-	encoder   Encoder // nil: none
-	compress  bool    // narinfos point to what encoder gives
-	log       *slog.Logger
+	sources  []Source
+	changes  []memo.Changes // the same sources
+	keys     []nix.SecretKey
+	reserved func(name string) bool // never nil
+	info     nix.CacheInfo
+	encoder  Encoder // nil: none
+	compress bool    // narinfos point to what encoder gives
+	log      *slog.Logger
 
 	closures closures
 	taking   chan struct{} // holds something while paths of other sources are taken into the sink
@@ -113,8 +113,8 @@ type Cache struct {
 
 	pushes  atomic.Uint64 // how often something was published here
 	looks   *LookMemory
-	found   *memory[*entry]
-	missing *memory[uint64] // the version at which it was missing
+	found   *memo.Memo[nix.PathHash, *entry]
+	missing *memo.Memo[nix.PathHash, struct{}]
 	asking  singleflight.Group
 }
 
@@ -136,8 +136,8 @@ func New(sources []Source, opts Options) (*Cache, error) {
 		compress: opts.Compress,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		looks:    opts.Looks,
-		found:    newMemory[*entry](cmp.Or(opts.Memory, defaultMemory), 4*LargeInfo),
-		missing:  newMemory[uint64](missMemory, 1),
+		found:    memo.New[nix.PathHash, *entry](cmp.Or(opts.Memory, defaultMemory)),
+		missing:  memo.New[nix.PathHash, struct{}](missMemory),
 	}
 	if c.looks == nil {
 		c.looks = NewLookMemory()
@@ -145,12 +145,10 @@ func New(sources []Source, opts Options) (*Cache, error) {
 	if c.reserved == nil {
 		c.reserved = func(string) bool { return false }
 	}
-	if c.sink != nil && !slices.Contains(c.sources, Source(c.sink)) {
+	if c.Keeps() && !slices.Contains(c.sources, c.sink.Source) {
 		return nil, fmt.Errorf("make cache: %w: its sink is none of its sources", ErrInvalid)
 	}
-	if tracker, ok := c.sink.(ReferenceTracker); ok && !c.partial && !opts.SourcesLeftOut {
-		c.closures.tracker = tracker
-	}
+	c.closures.checked = c.Keeps() && !c.partial && !opts.SourcesLeftOut
 	if c.compress && c.encoder == nil {
 		return nil, fmt.Errorf("make cache: %w: there is no encoder to compress with", ErrInvalid)
 	}
@@ -162,12 +160,11 @@ func New(sources []Source, opts Options) (*Cache, error) {
 			return nil, fmt.Errorf("make cache: %w: %s keeps %s and %s keeps %s",
 				ErrInvalid, sources[0].Name(), c.info.StoreDir, s.Name(), dir)
 		}
-		if v, ok := s.(Versioned); ok {
-			c.versioned = append(c.versioned, v)
+		changes, ok := s.(memo.Changes)
+		if !ok {
+			changes = unversioned{}
 		}
-	}
-	if len(c.versioned) != len(c.sources) {
-		c.versioned = nil
+		c.changes = append(c.changes, changes)
 	}
 	for i, k := range c.keys {
 		if slices.ContainsFunc(c.keys[:i], func(other nix.SecretKey) bool { return other.Name() == k.Name() }) {
@@ -184,7 +181,10 @@ func (c *Cache) Name() string { return c.name }
 func (c *Cache) Private() bool { return c.private }
 
 // Keeps reports whether it keeps what is pushed to it.
-func (c *Cache) Keeps() bool { return c.sink != nil }
+func (c *Cache) Keeps() bool { return c.sink.Source != nil }
+
+// isSink reports whether a source is the one that keeps what is pushed.
+func (c *Cache) isSink(s Source) bool { return s == c.sink.Source }
 
 // Allow returns nil if p has all of these rights in the cache, else ErrDenied. Everybody may read a cache that is not private.
 func (c *Cache) Allow(p Principal, r Rights) error {
@@ -206,35 +206,64 @@ func (c *Cache) PublicKeys() []nix.PublicKey {
 	return public
 }
 
-// Sources returns the names of the sources, in order, of those that are there.
-func (c *Cache) Sources() []string {
-	var names []string
+// Presence says which sources of a cache are there.
+type Presence struct {
+	Sources []string // their names, in order
+	Pushed  bool     // something was pushed to the cache
+	Missing bool     // another source than the one that keeps what is pushed is not there yet
+}
+
+// Presence returns which sources are there. It is an error if that could not be told.
+func (c *Cache) Presence(ctx context.Context) (p Presence, err error) {
 	for _, s := range c.sources {
-		if a, ok := s.(Awaited); !ok || a.IsThere() {
-			names = append(names, s.Name())
+		there, err := isThere(ctx, s)
+		switch {
+		case err != nil:
+			return Presence{}, err
+		case there:
+			p.Sources = append(p.Sources, s.Name())
+			p.Pushed = p.Pushed || c.isSink(s)
+		case !c.isSink(s):
+			p.Missing = true
 		}
 	}
-	return names
+	return p, nil
 }
 
-// HasSources reports whether there is anything in Sources.
-func (c *Cache) HasSources() bool {
-	return slices.ContainsFunc(c.sources, func(s Source) bool {
-		a, ok := s.(Awaited)
-		return !ok || a.IsThere()
-	})
+// FirstAdder returns the first source that is there, if that takes paths; else nil.
+func (c *Cache) FirstAdder(ctx context.Context) (Adder, error) {
+	for _, s := range c.sources {
+		if there, err := isThere(ctx, s); there || err != nil {
+			adder, _ := s.(Adder)
+			return adder, err
+		}
+	}
+	return nil, nil
 }
 
-// AwaitsOthers reports whether a source is not there yet beside the one that keeps what is pushed.
-func (c *Cache) AwaitsOthers() bool {
-	return slices.ContainsFunc(c.sources, func(s Source) bool {
-		a, ok := s.(Awaited)
-		return ok && s != Source(c.sink) && !a.IsThere()
-	})
+// HasSources reports whether any source is there.
+func (c *Cache) HasSources(ctx context.Context) (bool, error) {
+	for _, s := range c.sources {
+		if there, err := isThere(ctx, s); there || err != nil {
+			return there, err
+		}
+	}
+	return false, nil
+}
+
+func isThere(ctx context.Context, s Source) (bool, error) {
+	a, ok := s.(Absent)
+	if !ok {
+		return true, nil
+	}
+	there, err := a.IsThere(ctx)
+	if err != nil {
+		err = fmt.Errorf("look for %s: %w", s.Name(), err)
+	}
+	return there, err
 }
 
 // NARInfo returns the text of a narinfo, which the caller must not change.
-// A miss is ErrNotFound itself, without words around it: misses are most of what a cache is asked.
 func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {
 	e, err := c.find(ctx, hash)
 	if err != nil {
@@ -244,7 +273,7 @@ func (c *Cache) NARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) 
 }
 
 // PlainNARInfo returns the text of a narinfo that leads to the NAR uncompressed, whatever NARInfo does,
-// for clients that cannot read what that leads to. A miss is ErrNotFound itself.
+// for clients that cannot read what that leads to.
 func (c *Cache) PlainNARInfo(ctx context.Context, hash nix.PathHash) ([]byte, error) {
 	e, err := c.find(ctx, hash)
 	if err != nil {
@@ -267,40 +296,20 @@ func (c *Cache) Lookup(ctx context.Context, hash nix.PathHash) (*nix.NARInfo, er
 	return e.info, nil
 }
 
-// Listing returns the listing of the NAR of a store path, with narOffset. The caller must not change it.
-func (c *Cache) Listing(ctx context.Context, hash nix.PathHash) (*nar.Listing, error) {
-	e, err := c.findNAR(ctx, hash)
-	if err != nil {
-		return nil, err
-	}
-	from, ok := e.from.(Lister)
-	if !ok {
-		return nil, fmt.Errorf("list %s: %w: %s has no listings", e.origin.Path, ErrNotFound, e.from.Name())
-	}
-	listing, err := from.Listing(ctx, e.origin)
-	if err != nil {
-		return nil, fmt.Errorf("list %s: %w", e.origin.Path, err)
-	}
-	return listing, nil
-}
-
 // WriteListing writes the JSON form of the listing of the NAR of a store path, with narOffset. It writes nothing when it fails with ErrNotFound.
 func (c *Cache) WriteListing(ctx context.Context, hash nix.PathHash, w io.Writer) error {
 	e, err := c.findNAR(ctx, hash)
 	if err != nil {
 		return err
 	}
-	if from, ok := e.from.(ListingWriter); ok {
-		if err := from.WriteListing(ctx, e.origin, w); err != nil {
-			return fmt.Errorf("list %s: %w", e.origin.Path, err)
-		}
-		return nil
+	from, ok := e.from.(Lister)
+	if !ok {
+		return fmt.Errorf("list %s: %w: %s has no listings", e.origin.Path, ErrNotFound, e.from.Name())
 	}
-	listing, err := c.Listing(ctx, hash)
-	if err != nil {
-		return err
+	if err := from.WriteListing(ctx, e.origin, w); err != nil {
+		return fmt.Errorf("list %s: %w", e.origin.Path, err)
 	}
-	return nar.WriteListing(w, listing.All())
+	return nil
 }
 
 // OpenLog opens the build log of a derivation, which the caller closes.
@@ -400,16 +409,16 @@ func (c *Cache) Check(ctx context.Context) error {
 // Room returns how many bytes there is room for, of what is pushed, and how many there could be in
 // all; 0 in all if that cannot be told.
 func (c *Cache) Room(ctx context.Context) (free, all int64, err error) {
-	if m, ok := c.sink.(Measured); ok {
-		return m.Room(ctx)
+	if !c.Keeps() {
+		return 0, 0, nil
 	}
-	return 0, 0, nil
+	return c.sink.Room(ctx)
 }
 
 // Verified returns how many NARs were compared with their hashes and were right, and how many were wrong.
 func (c *Cache) Verified() (right, wrong int64) {
 	for _, s := range c.sources {
-		if v, ok := s.(Verifier); ok {
+		if v, ok := s.(Checker); ok {
 			r, w := v.Verified()
 			right, wrong = right+r, wrong+w
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -14,6 +15,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -70,7 +72,7 @@ func wantMissing(t *testing.T, c *cache.Cache, hash nix.PathHash) {
 	if _, _, err := c.OpenNAR(t.Context(), cache.Archive{Path: hash}); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("OpenNAR: %v, want ErrNotFound", err)
 	}
-	if _, err := c.Listing(t.Context(), hash); !errors.Is(err, cache.ErrNotFound) {
+	if err := c.WriteListing(t.Context(), hash, io.Discard); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("Listing: %v, want ErrNotFound", err)
 	}
 }
@@ -213,6 +215,52 @@ func TestRemembered(t *testing.T) {
 	}
 	m.Remove(p.Info.Path)
 	wantMissing(t, c, hash)
+}
+
+// A source behind one that has a path does not keep its narinfo from being remembered, whether or not
+// it can tell when it changes.
+func TestRememberedBeforeUnversioned(t *testing.T) {
+	p, q := hello(t), cachetest.NewPath(t, nix.DefaultStoreDir, "other", "")
+	m, pushed, behind := cachetest.NewMemory(p), cachetest.NewMemory(), cachetest.NewMemory(q)
+	c := newCache(t, cache.Options{Sink: cache.SinkOf(pushed)}, m, pushed, unversioned{behind})
+	for range 3 {
+		wantNARInfo(t, c, p.Info.Path.Hash())
+	}
+	if got := m.Asked(); got != 1 {
+		t.Errorf("the first source was asked %d times, want once", got)
+	}
+	for range 3 {
+		wantNARInfo(t, c, q.Info.Path.Hash())
+	}
+	if got := behind.Asked(); got != 6 {
+		t.Errorf("the source that cannot tell was asked %d times, want each time", got)
+	}
+}
+
+// delayed is a source that hears of its changes a little later.
+type delayed struct {
+	*cachetest.Memory
+	heard memo.Version
+}
+
+func (d *delayed) Version(context.Context) memo.Version { return d.heard }
+
+// Of a source that may be behind, hits are remembered and misses are not.
+func TestRecent(t *testing.T) {
+	p, q := hello(t), cachetest.NewPath(t, nix.DefaultStoreDir, "other", "")
+	d := &delayed{cachetest.NewMemory(p), memo.Version{Number: 1, Freshness: memo.Recent}}
+	c := newCache(t, cache.Options{}, d)
+	wantNARInfo(t, c, p.Info.Path.Hash())
+	wantMissing(t, c, q.Info.Path.Hash())
+	d.Remove(p.Info.Path)
+	d.Add(q)
+	wantNARInfo(t, c, p.Info.Path.Hash()) // not heard of yet
+	wantNARInfo(t, c, q.Info.Path.Hash())
+	d.heard.Number++
+	wantMissing(t, c, p.Info.Path.Hash())
+	d.heard.Freshness = memo.Unknown
+	d.Remove(q.Info.Path)
+	wantMissing(t, c, q.Info.Path.Hash())
 }
 
 // unversioned hides that a source can tell when nothing has changed.

@@ -5,25 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"sync"
 	"time"
 
+	"firn/internal/memo"
 	"firn/nix"
 )
-
-// A ReferenceTracker is a Sink that remembers which references of what it has published it does not
-// have itself.
-type ReferenceTracker interface {
-	Sink
-
-	// DanglingReferences iterates over the paths that were elsewhere when paths were published
-	// which refer to them, and are not published now, each once.
-	DanglingReferences(ctx context.Context) iter.Seq2[Reference, error]
-
-	// WithheldPaths iterates over the paths that are published and cannot be had, as their bytes
-	// are damaged.
-	WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
-}
 
 // A Reference is that of one path to another.
 type Reference struct {
@@ -55,14 +43,15 @@ const (
 // closures knows what published paths refer to and no source has. A path that leads to such a
 // reference is not announced: no client could fetch its closure.
 type closures struct {
-	tracker ReferenceTracker // nil: what is published counts as whole
-	walking chan struct{}    // holds something while a closure is walked
+	checked bool          // else what is published counts as whole
+	walking chan struct{} // holds something while a closure is walked
 
 	mu      sync.Mutex
 	known   bool
-	sure    bool   // all sources could tell when they were last asked
-	sink    uint64 // the version of the sink when it was last asked
-	others  uint64 // and that of the other sources
+	sure    bool         // all sources could tell when they were last asked
+	leans   bool         // published paths need something of the other sources
+	sink    memo.Version // that of the sink before it was last asked
+	others  memo.Version // and that of the other sources
 	asked   time.Time
 	took    time.Duration
 	missing *missing // does not change
@@ -74,58 +63,60 @@ type missing struct {
 	// walked remembers of a published path what it leads to that is missing; zero: nothing. That is
 	// right for as long as no more is missing, the other for as long as what it says is missing is,
 	// and no path was published again with other references.
-	walked *memory[nix.StorePath]
+	walked *memo.Memo[nix.PathHash, nix.StorePath]
 }
 
 // lacking returns what is missing of the closure of a path that the sink has published; zero:
-// nothing. current says that nothing has changed since that was found out.
-func (c *Cache) lacking(ctx context.Context, info *nix.PathInfo) (lacks nix.StorePath, current bool, err error) {
-	m, current, err := c.missingNow(ctx, false)
+// nothing. current says that nothing has changed since that was found out, and leans that it depends
+// on the other sources too.
+func (c *Cache) lacking(ctx context.Context, info *nix.PathInfo) (lacks nix.StorePath, current, leans bool, err error) {
+	m, current, leans, err := c.missingNow(ctx, false)
 	if err != nil || m == nil || len(m.refs) == 0 {
-		return nix.StorePath{}, current, err
+		return nix.StorePath{}, current, leans, err
 	}
 	lacks, err = c.walk(ctx, m, info)
-	return lacks, current, err
+	return lacks, current, leans, err
 }
 
 // missingNow returns what published paths lack. It is looked for again when a source has changed;
 // unless it is urgent, not too often.
-func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, current bool, err error) {
+func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, current, leans bool, err error) {
 	s := &c.closures
-	if s.tracker == nil {
-		return nil, true, nil
+	if !s.checked {
+		return nil, true, false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	// Before they are asked.
-	sink, sinkOK := versionOf(ctx, s.tracker)
-	others, othersOK := c.othersVersion(ctx)
-	current = sinkOK && othersOK
-	sameOthers := s.known && s.sure && othersOK && others == s.others
+	sink, others := c.changes[slices.Index(c.sources, c.sink.Source)].Version(ctx), c.othersVersion(ctx)
+	sameOthers := s.known && s.sure && s.others.Hit(others)
 	switch {
-	case sameOthers && sinkOK && sink == s.sink:
-		return s.missing, true, nil
+	case (sameOthers || s.known && !s.leans) && s.sink.Hit(sink):
+		return s.missing, true, s.leans, nil
 	case s.known && !urgent && s.took > quickEnough && time.Since(s.asked) < restFactor*s.took:
-		return s.missing, false, nil
+		return s.missing, false, s.leans, nil
 	}
 	began := time.Now()
-	next, sure, err := c.findMissing(ctx, sameOthers && len(c.sources) > 1)
+	next, leans, sure, err := c.findMissing(ctx, sameOthers && len(c.sources) > 1)
 	if err != nil {
-		return nil, false, fmt.Errorf("look for missing references: %w", err)
+		return nil, false, false, fmt.Errorf("look for missing references: %w", err)
 	}
 	c.replaceMissing(next)
-	s.known, s.sure, s.sink, s.others = true, sure, sink, others
+	s.known, s.sure, s.leans, s.sink, s.others = true, sure, leans, sink, others
 	s.asked = time.Now()
 	s.took = s.asked.Sub(began)
-	return s.missing, current && sure, nil
+	current = sure && sink.Hit(sink) && (!leans || others.Hit(others))
+	return s.missing, current, leans, nil
 }
 
 // findMissing asks the sources what is missing. With sameOthers, those besides the sink are as they
-// were: what paths were published with since then was there. sure says that all could tell.
-func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.PathHash]Reference, sure bool, err error) {
+// were: what paths were published with since then was there. leans says that published paths need
+// something of these, and sure that all could tell.
+func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.PathHash]Reference, leans, sure bool, err error) {
 	s := &c.closures
-	refs, sure = map[nix.PathHash]Reference{}, true
+	refs, leans, sure = map[nix.PathHash]Reference{}, sameOthers, true
 	add := func(r Reference) {
+		leans = true
 		hash := r.To.Hash()
 		there, err := c.elsewhere(ctx, r.To)
 		if err != nil {
@@ -142,27 +133,27 @@ func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.
 			if r.From.IsZero() {
 				continue // it may not be withheld any more
 			}
-			if _, err := s.tracker.PathInfo(ctx, hash); errors.Is(err, ErrNotFound) {
+			if _, err := c.sink.Source.PathInfo(ctx, hash); errors.Is(err, ErrNotFound) {
 				refs[hash] = r
 			} else if err != nil {
-				return nil, false, err
+				return nil, false, false, err
 			}
 		}
 	} else {
-		for r, err := range s.tracker.DanglingReferences(ctx) {
+		for r, err := range c.sink.DanglingReferences(ctx) {
 			if err != nil {
-				return nil, false, err
+				return nil, false, false, err
 			}
 			add(r)
 		}
 	}
-	for path, err := range s.tracker.WithheldPaths(ctx) {
+	for path, err := range c.sink.WithheldPaths(ctx) {
 		if err != nil {
-			return nil, false, err
+			return nil, false, false, err
 		}
 		add(Reference{To: path})
 	}
-	return refs, sure, nil
+	return refs, leans, sure, nil
 }
 
 // replaceMissing records what is missing now, and logs what has changed.
@@ -202,7 +193,7 @@ func (c *Cache) replaceMissing(refs map[nix.PathHash]Reference) {
 
 // forget forgets which paths were walked, for all who walk from now on.
 func (s *closures) forget() {
-	s.missing = &missing{refs: s.missing.refs, walked: newMemory[nix.StorePath](maxWalked, 1)}
+	s.missing = &missing{refs: s.missing.refs, walked: memo.New[nix.PathHash, nix.StorePath](maxWalked)}
 }
 
 // published notes that a path was published here, perhaps with other references than it had.
@@ -245,12 +236,12 @@ func (c *Cache) walk(ctx context.Context, m *missing, info *nix.PathInfo) (lacks
 		next = next[:len(next)-1]
 		hash := ref.Hash()
 		if r, ok := m.refs[hash]; ok {
-			m.walked.put(own, r.To, 1)
+			m.walked.Put(own, r.To, memo.Version{}, 1)
 			return r.To, nil
 		}
 		lacks, known := m.verdict(hash)
 		if !lacks.IsZero() {
-			m.walked.put(own, lacks, 1)
+			m.walked.Put(own, lacks, memo.Version{}, 1)
 			return lacks, nil
 		}
 		if known {
@@ -259,7 +250,7 @@ func (c *Cache) walk(ctx context.Context, m *missing, info *nix.PathInfo) (lacks
 		if there, err := c.elsewhere(ctx, ref); err == nil && there {
 			continue // with all that it refers to
 		}
-		there, err := c.soundInfo(ctx, c.sink, hash)
+		there, err := c.soundInfo(ctx, c.sink.Source, hash)
 		switch {
 		case err == nil:
 			add(there.References)
@@ -268,14 +259,14 @@ func (c *Cache) walk(ctx context.Context, m *missing, info *nix.PathInfo) (lacks
 		}
 	}
 	for hash := range seen {
-		m.walked.put(hash, nix.StorePath{}, 1)
+		m.walked.Put(hash, nix.StorePath{}, memo.Version{}, 1)
 	}
 	return nix.StorePath{}, nil
 }
 
 // verdict is what is remembered of a path.
 func (m *missing) verdict(hash nix.PathHash) (lacks nix.StorePath, known bool) {
-	lacks, known = m.walked.get(hash)
+	lacks, _, known = m.walked.Get(hash)
 	if known && !lacks.IsZero() {
 		if _, still := m.refs[lacks.Hash()]; !still {
 			return nix.StorePath{}, false
@@ -288,7 +279,7 @@ func (m *missing) verdict(hash nix.PathHash) (lacks nix.StorePath, known bool) {
 func (c *Cache) elsewhere(ctx context.Context, path nix.StorePath) (there bool, err error) {
 	var unsure error
 	for _, s := range c.sources {
-		if s == Source(c.sink) {
+		if c.isSink(s) {
 			continue
 		}
 		info, err := c.soundInfo(ctx, s, path.Hash())
@@ -302,36 +293,21 @@ func (c *Cache) elsewhere(ctx context.Context, path nix.StorePath) (there bool, 
 	return false, unsure
 }
 
-// othersVersion is one number for the versions of the sources besides the sink.
-func (c *Cache) othersVersion(ctx context.Context) (version uint64, ok bool) {
-	for _, s := range c.sources {
-		if s == Source(c.sink) {
-			continue
+// othersVersion is one version for the sources besides the sink.
+func (c *Cache) othersVersion(ctx context.Context) memo.Version {
+	all := memo.Exactly(0, true)
+	for i, s := range c.sources {
+		if !c.isSink(s) {
+			all = all.And(c.changes[i].Version(ctx))
 		}
-		if a, ok := s.(Awaited); ok && !a.IsThere() {
-			continue // it has nothing, and is another one as soon as it is there
-		}
-		v, ok := versionOf(ctx, s)
-		if !ok {
-			return 0, false
-		}
-		version = mix(version+1, v)
 	}
-	return version, true
-}
-
-func versionOf(ctx context.Context, s Source) (version uint64, ok bool) {
-	v, ok := s.(Versioned)
-	if !ok {
-		return 0, false
-	}
-	return v.Version(ctx)
+	return all
 }
 
 // CheckReferences looks for what pushed paths refer to and no source has, so that it is logged also
 // where no client asks for them.
 func (c *Cache) CheckReferences(ctx context.Context) error {
-	m, _, err := c.missingNow(ctx, true)
+	m, _, _, err := c.missingNow(ctx, true)
 	if err == nil && m != nil && len(m.refs) > 0 {
 		c.closures.mu.Lock()
 		c.closures.forget() // other processes publish too
@@ -345,12 +321,12 @@ func (c *Cache) CheckReferences(ctx context.Context) error {
 // as something is missing that they refer to, however indirectly: that is To.
 func (c *Cache) Incomplete(ctx context.Context) iter.Seq2[Reference, error] {
 	return func(yield func(Reference, error) bool) {
-		m, _, err := c.missingNow(ctx, true)
+		m, _, _, err := c.missingNow(ctx, true)
 		if err != nil {
 			yield(Reference{}, err)
 			return
 		}
-		lister, ok := c.sink.(PathLister)
+		lister, ok := c.sink.Source.(Enumerator)
 		if m == nil || len(m.refs) == 0 || !ok {
 			return
 		}
@@ -384,11 +360,10 @@ func (c *Cache) Incomplete(ctx context.Context) iter.Seq2[Reference, error] {
 // have it, as far as it is there.
 func (c *Cache) OnlyElsewhere(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
-		tracker, ok := c.sink.(ReferenceTracker)
-		if !ok {
+		if !c.Keeps() {
 			return
 		}
-		for r, err := range tracker.DanglingReferences(ctx) {
+		for r, err := range c.sink.DanglingReferences(ctx) {
 			if !yield(r.To, err) || err != nil {
 				return
 			}

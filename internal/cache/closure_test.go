@@ -247,10 +247,10 @@ func TestPublishedAgainWithout(t *testing.T) {
 
 	// By another process, that is noticed with the next tick.
 	l.sink.Remove(other.Info.Path)
-	again := newCache(t, cache.Options{Sink: l.sink}, l.store, l.sink)
+	again := newCache(t, cache.Options{Sink: cache.SinkOf(l.sink)}, l.store, l.sink)
 	alone := tree(t, "other")
 	n := l.upload(alone)
-	if _, err := again.Publish(t.Context(), n); err != nil {
+	if _, err := put(t, again, n); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := l.NARInfo(t.Context(), alone.Info.Path.Hash()); err != nil && !errors.Is(err, cache.ErrNotFound) {
@@ -278,7 +278,7 @@ func (l *lossy) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, erro
 func TestPublishWhereMuchIsMissing(t *testing.T) {
 	sink := &lossy{Memory: cachetest.NewMemory()}
 	store := cachetest.NewMemory()
-	p := &pushed{T: t, Cache: newCache(t, cache.Options{Sink: sink}, store, sink), sink: sink.Memory}
+	p := &pushed{T: t, Cache: newCache(t, cache.Options{Sink: cache.SinkOf(sink)}, store, sink), sink: sink.Memory}
 	last := tree(t, "p0")
 	p.publish(p.upload(last))
 	before := sink.listed.Load()
@@ -336,7 +336,7 @@ func TestTakeIn(t *testing.T) {
 	app := tree(t, "app", lib)
 	l := newLeaning(t, cache.Options{}, base, lib)
 	l.store.FailKeep(fmt.Errorf("later: %w", cache.ErrUnavailable))
-	if _, err := l.Publish(t.Context(), l.upload(app)); !errors.Is(err, cache.ErrUnavailable) {
+	if _, err := put(l, l.Cache, l.upload(app)); !errors.Is(err, cache.ErrUnavailable) {
 		t.Errorf("Publish: %v, want ErrUnavailable", err)
 	}
 	l.wantAnnounced("before", []cachetest.Path{base, lib, app}, "base", "lib")

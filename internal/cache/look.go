@@ -2,17 +2,20 @@ package cache
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
 
+	"firn/internal/memo"
 	"firn/nix"
 )
 
 // entry is a narinfo as it is served. It does not change.
 type entry struct {
-	version uint64 // of the sources, and what was pushed, when this was last known to be right
-	vouched bool   // the sources vouch for it as long as their version stays
+	// depends is how many sources, from the first on, it depends on: it is right for as long as
+	// these do not change.
+	depends int
 	text    []byte
 	info    *nix.NARInfo
 	from    Source
@@ -29,7 +32,7 @@ type pushedToo struct {
 
 // pushedTo returns what the sink has of what another source answered.
 func (c *Cache) pushedTo(ctx context.Context, from Source, info *nix.PathInfo) (p pushedToo, err error) {
-	if c.sink == nil || from == Source(c.sink) {
+	if !c.Keeps() || c.isSink(from) {
 		return p, nil
 	}
 	p.signatures, p.extra, err = c.sink.Endorsements(ctx, info)
@@ -44,24 +47,21 @@ type file struct {
 
 // find returns the narinfo of a path: remembered, where that is still right, or asked for.
 func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
-	version, vouched := c.version(ctx)
-	if vouched {
-		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return c.measured(hash, e), nil
-		}
-		if v, ok := c.missing.get(hash); ok && v == version {
-			return nil, ErrNotFound
-		}
+	if e, at, ok := c.found.Get(hash); ok && at.Hit(c.version(ctx, e.depends)) {
+		return c.measured(hash, e, at), nil
+	}
+	now := c.version(ctx, len(c.sources))
+	if _, at, ok := c.missing.Get(hash); ok && at.Miss(now) {
+		return nil, ErrNotFound
 	}
 
-	// Who asks meanwhile waits for the same answer, unless the sources have changed since it was asked for.
+	// Others who ask wait for the same answer, unless the sources have changed since it was asked for.
 	// It must not fail because the first who asked went away, so that one's context does not end it.
-	key := append(hash[:], byte(version), byte(version>>8), byte(version>>16), byte(version>>24),
-		byte(version>>32), byte(version>>40), byte(version>>48), byte(version>>56))
+	key := binary.LittleEndian.AppendUint64(hash[:], now.Number)
 	e, err, _ := c.asking.Do(string(key), func() (any, error) {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), askLimit)
 		defer cancel()
-		return c.ask(ctx, hash, version, vouched)
+		return c.ask(ctx, hash)
 	})
 	if err != nil {
 		return nil, err
@@ -69,15 +69,23 @@ func (c *Cache) find(ctx context.Context, hash nix.PathHash) (*entry, error) {
 	return e.(*entry), nil
 }
 
-// ask asks the sources for a path, and remembers the answer:
-// a narinfo always, so that it is signed once, a miss only if the sources vouch for it.
-// version was read before they are asked, so an answer is never older than the version it is kept under.
-func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouched bool) (*entry, error) {
+// ask asks the sources for a path, and remembers the answer.
+// A narinfo is remembered even if it cannot be told for how long it is right, so that it is signed once.
+func (c *Cache) ask(ctx context.Context, hash nix.PathHash) (*entry, error) {
+	// Before they are asked, so that an answer is never older than the version that it is kept under.
+	before := make([]memo.Version, len(c.sources)+1)
+	before[0] = c.version(ctx, 0)
+	for i, s := range c.changes {
+		before[i+1] = before[i].And(s.Version(ctx))
+	}
 	var kept file        // of the source that answers
+	depends := 0         // of the sources that are asked, the most
 	release := func() {} // the memory of its answer
 	a, err := first(c, func(s Source) (info *nix.PathInfo, err error) {
-		info, done, current, err := c.pathInfo(ctx, s, hash)
-		vouched = vouched && current
+		info, done, needs, err := c.pathInfo(ctx, s, hash)
+		if depends = max(depends, needs); needs == unknown {
+			clear(before)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -98,9 +106,9 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 	})
 	defer release()
 	switch {
-	case err == ErrNotFound:
-		if vouched {
-			c.missing.put(hash, version, 1)
+	case errors.Is(err, ErrNotFound):
+		if at := before[len(c.sources)]; at.Freshness != memo.Unknown {
+			c.missing.Put(hash, struct{}{}, at, 1)
 		}
 		return nil, err
 	case err != nil:
@@ -113,32 +121,34 @@ func (c *Cache) ask(ctx context.Context, hash nix.PathHash, version uint64, vouc
 		c.log.Warn("could not look up pushed signatures and fields of a path", "path", a.value.Path.String(), "error", err)
 		a.unsure = true
 	}
-	e := &entry{version: version, vouched: vouched && !a.unsure, from: a.from, origin: a.value, pushed: pushed, file: kept}
-	if old, ok := c.found.get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) &&
+	at := before[depends]
+	if a.unsure {
+		at = memo.Version{}
+	}
+	e := &entry{depends: depends, from: a.from, origin: a.value, pushed: pushed, file: kept}
+	if old, _, ok := c.found.Get(hash); ok && old.from == e.from && old.file == e.file && equal(old.origin, e.origin) &&
 		slices.Equal(old.pushed.signatures, pushed.signatures) && slices.Equal(old.pushed.extra, pushed.extra) {
 		e.info, e.text = old.info, old.text
-		e = c.measured(hash, e)
+		e = c.measured(hash, e, at)
 	} else {
 		e.info = c.render(e)
 		e.text = e.info.AppendText(nil)
 	}
-	c.found.put(hash, e, e.cost())
+	c.remember(hash, e, at)
 	return e, nil
+}
+
+func (c *Cache) remember(hash nix.PathHash, e *entry, at memo.Version) {
+	if cost := e.cost(); cost <= 4*LargeInfo {
+		c.found.Put(hash, e, at, cost)
+	}
 }
 
 // origin returns what the first source that has a path knows of it, without making a narinfo of it.
 // It must be dropped when done is called.
 func (c *Cache) origin(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, done func(), err error) {
-	info, _, done, err = c.originFrom(ctx, hash)
-	return info, done, err
-}
-
-// originFrom is origin that returns the source as well.
-func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (info *nix.PathInfo, from Source, done func(), err error) {
-	if version, vouched := c.version(ctx); vouched {
-		if e, ok := c.found.get(hash); ok && e.vouched && e.version == version {
-			return e.origin, e.from, func() {}, nil
-		}
+	if e, at, ok := c.found.Get(hash); ok && at.Hit(c.version(ctx, e.depends)) {
+		return e.origin, func() {}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
@@ -146,7 +156,7 @@ func (c *Cache) originFrom(ctx context.Context, hash nix.PathHash) (info *nix.Pa
 		info, done, _, err = c.pathInfo(ctx, s, hash)
 		return info, err
 	})
-	return a.value, a.from, done, err
+	return a.value, done, err
 }
 
 // answer is what a source answered.
@@ -157,7 +167,7 @@ type answer[T any] struct {
 }
 
 // first asks the sources that are an S, in order, until one has an answer.
-// The error is ErrNotFound itself, or wraps ErrUnavailable when one of them could not tell.
+// The error is ErrNotFound, or wraps ErrUnavailable when one of them could not tell.
 func first[S Source, T any](c *Cache, ask func(S) (T, error)) (answer[T], error) {
 	var unsure error
 	for _, s := range c.sources {
@@ -182,44 +192,51 @@ func first[S Source, T any](c *Cache, ask func(S) (T, error)) (answer[T], error)
 	return answer[T]{}, ErrNotFound
 }
 
-// version returns one number for the versions of all sources. It is another one after a push in any case,
+// version returns one version for the first n sources. It is another one after a push in any case,
 // so that who asks then does not get an answer that was asked for before.
-func (c *Cache) version(ctx context.Context) (version uint64, ok bool) {
-	version = c.pushes.Load()
-	if len(c.versioned) != len(c.sources) {
-		return version, false
+func (c *Cache) version(ctx context.Context, n int) memo.Version {
+	v := memo.Exactly(c.pushes.Load(), true)
+	for _, s := range c.changes[:n] {
+		v = v.And(s.Version(ctx))
 	}
-	for _, s := range c.versioned {
-		v, ok := s.Version(ctx)
-		if !ok {
-			return version, false
-		}
-		version = mix(version, v)
-	}
-	return version, true
+	return v
 }
 
-// mix makes one number of two versions. Those that count up from anywhere near zero never meet
-// after this; any others do once in 2⁶⁴ changes.
-func mix(a, b uint64) uint64 { return a*0x9e3779b97f4a7c15 + b }
+// unversioned is the version of a source that cannot tell whether it has changed.
+type unversioned struct{}
+
+func (unversioned) Version(context.Context) memo.Version { return memo.Version{} }
+
+// unknown is the number of sources that an answer depends on which must not be remembered.
+const unknown = -1
 
 // pathInfo asks one source for a path. One that cannot be used, as something that it refers to is
-// missing, is not there. current says that nothing has changed since that was found out.
-// What is returned must be dropped when done is called.
-func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, done func(), current bool, err error) {
-	info, done, err = c.heldInfo(ctx, s, hash)
-	if err != nil || s != Source(c.sink) {
-		return info, done, true, err
+// missing, is not there. depends is how many sources, from the first on, the answer depends on, or
+// unknown. What is returned must be dropped when done is called.
+func (c *Cache) pathInfo(ctx context.Context, s Source, hash nix.PathHash) (info *nix.PathInfo, done func(), depends int, err error) {
+	depends = 1 + slices.Index(c.sources, s)
+	if c.Keeps() { // which has signatures of what others have
+		depends = max(depends, 1+slices.Index(c.sources, c.sink.Source))
 	}
-	lacks, current, err := c.lacking(ctx, info)
+	info, done, err = c.heldInfo(ctx, s, hash)
+	if err != nil || !c.isSink(s) {
+		return info, done, depends, err
+	}
+	lacks, current, leans, err := c.lacking(ctx, info)
+	switch {
+	case !current:
+		depends = unknown
+	case leans:
+		depends = len(c.sources)
+	}
 	if err == nil && !lacks.IsZero() {
 		err = ErrNotFound
 	}
 	if err != nil {
 		done()
-		return nil, nil, current, err
+		return nil, nil, depends, err
 	}
-	return info, done, current, nil
+	return info, done, depends, nil
 }
 
 // soundInfo asks one source for a path, whatever that refers to. It may be large: who asks drops it
@@ -287,7 +304,7 @@ func plain(info *nix.NARInfo, origin *nix.PathInfo) {
 // measured returns e with the size of its compressed NAR, once that is known;
 // clients add the sizes up to say how much they will download.
 // An entry of which it is known already costs nothing here.
-func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
+func (c *Cache) measured(hash nix.PathHash, e *entry, at memo.Version) *entry {
 	if e.info.FileSize > 0 {
 		return e
 	}
@@ -298,7 +315,7 @@ func (c *Cache) measured(hash nix.PathHash, e *entry) *entry {
 	sized, info := *e, *e.info
 	info.FileSize = size
 	sized.info, sized.text = &info, info.AppendText(nil)
-	c.found.put(hash, &sized, sized.cost())
+	c.remember(hash, &sized, at)
 	return &sized
 }
 
@@ -370,10 +387,10 @@ func equal(a, b *nix.PathInfo) bool {
 
 // WithOrigin has f look at what the first source that has a path knows of it, which f must not
 // change, and not keep where it is large: as Lookup, for those who need neither the signatures of
-// the cache nor a narinfo. A miss is ErrNotFound itself.
+// the cache nor a narinfo.
 func (c *Cache) WithOrigin(ctx context.Context, hash nix.PathHash, f func(*nix.PathInfo) error) error {
 	info, done, err := c.origin(ctx, hash)
-	if err == ErrNotFound {
+	if errors.Is(err, ErrNotFound) {
 		return err
 	}
 	if err != nil {

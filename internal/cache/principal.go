@@ -34,8 +34,8 @@ func WithPublisher(ctx context.Context, name string) context.Context {
 	return context.WithValue(ctx, publisherKey{}, strings.ToValidUTF8(name[:min(len(name), maxPublisher)], ""))
 }
 
-// Publisher returns who publishes in ctx, for a [Sink]; "" if that is not known.
-func Publisher(ctx context.Context) string {
+// PublishedBy returns who publishes in ctx, for a [Sink]; "" if that is not known.
+func PublishedBy(ctx context.Context) string {
 	name, _ := ctx.Value(publisherKey{}).(string)
 	return name
 }

@@ -19,7 +19,7 @@ var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to i
 
 // Receive keeps a NAR, unpublished, see [Sink].
 func (c *Cache) Receive(ctx context.Context, u Upload) (Received, error) {
-	if c.sink == nil {
+	if !c.Keeps() {
 		return Received{}, errNoSink
 	}
 	return c.sink.Receive(ctx, u)
@@ -27,7 +27,7 @@ func (c *Cache) Receive(ctx context.Context, u Upload) (Received, error) {
 
 // Received returns what was uploaded under a URL, or ErrNotFound.
 func (c *Cache) Received(ctx context.Context, url string) (Received, error) {
-	if c.sink == nil {
+	if !c.Keeps() {
 		return Received{}, fmt.Errorf("find upload %s: %w", url, ErrNotFound)
 	}
 	r, err := c.sink.Received(ctx, url)
@@ -39,7 +39,7 @@ func (c *Cache) Received(ctx context.Context, url string) (Received, error) {
 
 // Renew has what was uploaded under a URL, and now came once more, wait for its narinfo for as long as if it were new.
 func (c *Cache) Renew(ctx context.Context, url string) error {
-	if c.sink == nil {
+	if !c.Keeps() {
 		return errNoSink
 	}
 	err := c.sink.Renew(ctx, url)
@@ -68,7 +68,7 @@ func (c *Cache) OpenReceived(ctx context.Context, url string) (NAR, Received, er
 // OpenReceivedAs opens what OpenReceived has opened, in a compression in which it is kept, and returns a tag of its bytes.
 // ok is false if it is not kept so. The caller closes the NAR.
 func (c *Cache) OpenReceivedAs(ctx context.Context, r Received, compression nix.Compression) (n NAR, tag string, ok bool, err error) {
-	s, able := c.sink.(CompressedSink)
+	s, able := c.sink.Source.(CompressedReceiver)
 	if !able || s.Compression() != compression {
 		return nil, "", false, nil
 	}
@@ -78,31 +78,41 @@ func (c *Cache) OpenReceivedAs(ctx context.Context, r Received, compression nix.
 	return n, r.NARHash.Nix32() + "-" + tag, true, nil
 }
 
-// Publish makes a store path visible that a client describes, after its NAR was received, and reports whether it was not there before.
-// If it is there with the same NAR, new signatures are added; with another NAR, which happens when two machines build the same
-// and it is not reproducible, what is there stays, and that is no error.
+// Publish makes a store path visible that a client describes, with the NAR that Receive or Received
+// returned, and reports whether the path was not there before. If it is there with the same NAR, new
+// signatures are added; with another NAR, which happens when two machines build the same and it is not
+// reproducible, what is there stays, and that is no error.
+//
+// The zero Received stands for the NAR that the path has: only signatures are added. ErrNotFound if
+// the path is not there then.
 //
 // What is wrong is refused with a text for the client, and changes nothing.
-func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err error) {
-	if c.sink == nil {
+func (c *Cache) Publish(ctx context.Context, n *nix.PathInfo, r Received) (added bool, err error) {
+	if !c.Keeps() {
 		return false, errNoSink
 	}
 	if err := c.checkInfo(n); err != nil {
 		return false, err
 	}
+	onlySigned := r == (Received{})
 	there, same, err := c.look(ctx, n, c.origin)
-	if err == nil && there == nil && strings.HasPrefix(n.URL, narURL(&n.PathInfo)) {
-		// It was announced, as the client knows the URL that we gave it, and may be again by now.
-		if _, _, err = c.missingNow(ctx, true); err == nil {
+	if err == nil && there == nil && onlySigned {
+		// It was announced, as the client knows of it, and may be again by now.
+		if _, _, _, err = c.missingNow(ctx, true); err == nil {
 			there, same, err = c.look(ctx, n, c.origin)
 		}
 	}
-	if err != nil {
+	switch {
+	case err != nil:
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
-	}
-	r, err := c.uploadOf(ctx, n, there)
-	if err != nil {
-		return false, err
+	case onlySigned && there == nil:
+		return false, fmt.Errorf("publish %s: %w", n.Path, ErrNotFound)
+	case onlySigned && (there.NARHash != n.NARHash || there.NARSize != n.NARSize):
+		return false, Refuse(ErrConflict, "NarHash: %s is there with NarHash %s and NarSize %d", n.Path, there.NARHash, there.NARSize)
+	case !onlySigned && r.NARHash != n.NARHash:
+		return false, Refuse(ErrInvalid, "NarHash: it is %s, and the NAR that was uploaded has %s", n.NARHash, r.NARHash)
+	case !onlySigned && r.NARSize != n.NARSize:
+		return false, Refuse(ErrInvalid, "NarSize: it is %d, and the NAR that was uploaded has %d bytes", n.NARSize, r.NARSize)
 	}
 	if there != nil {
 		if there.NARHash != n.NARHash {
@@ -115,12 +125,12 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 		}
 	}
 	kept, same, err := c.look(ctx, n, func(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, func(), error) {
-		return c.heldInfo(ctx, c.sink, hash)
+		return c.heldInfo(ctx, c.sink.Source, hash)
 	})
 	if err != nil {
 		return false, fmt.Errorf("publish %s: %w", n.Path, err)
 	}
-	if kept != nil && there == nil && c.closures.tracker != nil {
+	if kept != nil && there == nil && c.closures.checked {
 		of := *kept
 		if same {
 			of.References = n.References
@@ -151,23 +161,23 @@ func (c *Cache) Publish(ctx context.Context, n *nix.NARInfo) (added bool, err er
 			return false, err
 		}
 		return false, c.publish(ctx, &info, Basis{}) // if it was deleted by now, ErrChanged
-	case r == (Received{}):
+	case onlySigned:
 		return false, c.endorse(ctx, n, there)
 	}
-	if err := c.checkContents(ctx, &n.PathInfo, r); err != nil {
+	if err := c.checkContents(ctx, n, r); err != nil {
 		return false, err
 	}
-	info := n.PathInfo
+	info := *n
 	return there == nil, c.publishChecked(ctx, &info)
 }
 
 // endorse keeps the signatures of a path that only another source has, to be served with it.
-func (c *Cache) endorse(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo) error {
+func (c *Cache) endorse(ctx context.Context, n *nix.PathInfo, there *nix.PathInfo) error {
 	kept, _, err := c.sink.Endorsements(ctx, there)
 	if err != nil {
 		return fmt.Errorf("publish %s: %w", n.Path, err)
 	}
-	all := n.PathInfo
+	all := *n
 	all.Signatures = slices.Concat(there.Signatures, kept)
 	more := c.newSignatures(&all, n.Signatures)
 	if more == nil {
@@ -188,7 +198,7 @@ func (c *Cache) endorse(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo
 
 // look looks a path up that is pushed. It returns nil if it is not there, and whether it is there
 // with the same references. Of many only the first few are left in the result.
-func (c *Cache) look(ctx context.Context, n *nix.NARInfo, find func(context.Context, nix.PathHash) (*nix.PathInfo, func(), error)) (there *nix.PathInfo, same bool, err error) {
+func (c *Cache) look(ctx context.Context, n *nix.PathInfo, find func(context.Context, nix.PathHash) (*nix.PathInfo, func(), error)) (there *nix.PathInfo, same bool, err error) {
 	info, done, err := find(ctx, n.Path.Hash())
 	if errors.Is(err, ErrNotFound) {
 		return nil, false, nil
@@ -212,21 +222,21 @@ func (c *Cache) checkSigned(info *nix.PathInfo, there []nix.Signature) error {
 	if len(all.Signatures) > maxSignatures {
 		return Refuse(ErrInvalid, "Sig: with these, %s would have more than %d signatures", info.Path, maxSignatures)
 	}
-	return c.checkSize(&nix.NARInfo{PathInfo: all})
+	return c.checkSize(&all)
 }
 
 // checkSize checks that a narinfo is not longer than clients read, signed by our own keys. Over SSH
 // a path comes without one.
-func (c *Cache) checkSize(n *nix.NARInfo) error {
+func (c *Cache) checkSize(n *nix.PathInfo) error {
 	const url, signature = 256, 700 // our own
-	if size := n.TextSize() + url + signature*len(c.keys); size > nix.MaxNARInfoSize {
+	if size := int(infoSize(n)) + url + signature*len(c.keys); size > nix.MaxNARInfoSize {
 		return Refuse(ErrTooLarge, "References: with %d of them and %d signatures, the narinfo of %s has %d bytes, more than %d", len(n.References), len(n.Signatures), n.Path, size, nix.MaxNARInfoSize)
 	}
 	return nil
 }
 
 // checkInfo checks what a narinfo shows by itself.
-func (c *Cache) checkInfo(n *nix.NARInfo) error {
+func (c *Cache) checkInfo(n *nix.PathInfo) error {
 	switch dir := c.info.StoreDir; {
 	case n.Path.Dir() != dir:
 		return Refuse(ErrInvalid, "StorePath: %s is not in %s, the store directory of this cache", n.Path, dir)
@@ -273,38 +283,9 @@ func (c *Cache) Others(sigs []nix.Signature, fingerprint []byte) []nix.Signature
 	})
 }
 
-// uploadOf returns the upload that the URL of a narinfo leads to, and checks that it is what the narinfo says.
-// It returns none where the URL is the one that we gave the path, which is there: so a narinfo comes back to which signatures were added.
-func (c *Cache) uploadOf(ctx context.Context, n *nix.NARInfo, there *nix.PathInfo) (Received, error) {
-	if own := narURL(&n.PathInfo); there != nil && strings.HasPrefix(n.URL, own) && slices.Contains([]string{"", ".zst"}, n.URL[len(own):]) {
-		if there.NARHash != n.NARHash || there.NARSize != n.NARSize {
-			return Received{}, Refuse(ErrConflict, "NarHash: %s is there with NarHash %s and NarSize %d", n.Path, there.NARHash, there.NARSize)
-		}
-		return Received{}, nil
-	}
-	r, err := c.sink.Received(ctx, n.URL)
-	switch {
-	case errors.Is(err, ErrNotFound):
-		return Received{}, Refuse(ErrInvalid, "URL: nothing was uploaded to this cache as %s; the NAR comes first, then the narinfo", n.URL)
-	case err != nil:
-		return Received{}, fmt.Errorf("publish %s: %w", n.Path, err)
-	case r.NARHash != n.NARHash:
-		return Received{}, Refuse(ErrInvalid, "NarHash: it is %s, and the NAR that was uploaded as %s has %s", n.NARHash, n.URL, r.NARHash)
-	case r.NARSize != n.NARSize:
-		return Received{}, Refuse(ErrInvalid, "NarSize: it is %d, and the NAR that was uploaded as %s has %d bytes", n.NARSize, n.URL, r.NARSize)
-	case !n.FileHash.IsZero() && r.FileHash != n.FileHash:
-		return Received{}, Refuse(ErrInvalid, "FileHash: it is %s, and what was uploaded as %s has %s", n.FileHash, n.URL, r.FileHash)
-	case n.FileSize != 0 && r.FileSize != n.FileSize:
-		return Received{}, Refuse(ErrInvalid, "FileSize: it is %d, and what was uploaded as %s has %d bytes", n.FileSize, n.URL, r.FileSize)
-	case n.Compression == nix.None && r.FileHash != r.NARHash:
-		return Received{}, Refuse(ErrInvalid, "Compression: it is none, and what was uploaded as %s is compressed", n.URL)
-	}
-	return r, nil
-}
-
 // PutLog keeps a build log, in the place of an older one.
 func (c *Cache) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
-	if c.sink == nil {
+	if !c.Keeps() {
 		return errNoSink
 	}
 	if err := c.sink.PutLog(ctx, drv, log); err != nil {
@@ -332,7 +313,7 @@ func (c *Cache) PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error {
 
 // putOutput checks what is said of the output of a derivation, and has put keep it.
 func (c *Cache) putOutput(ctx context.Context, out nix.StorePath, sigs []nix.Signature, fingerprint []byte, put func(Basis) error) error {
-	if c.sink == nil {
+	if !c.Keeps() {
 		return errNoSink
 	}
 	if err := c.checkSignatures(sigs, fingerprint); err != nil {

@@ -9,15 +9,35 @@ import (
 	"firn/nix"
 )
 
-// A Sink is a source that keeps what is pushed: the part of the depot that one cache sees.
+// A Sink keeps what is pushed to a cache: a source, usually the part of the depot that one cache
+// sees, by its ports. The zero Sink keeps nothing. [SinkOf] makes one.
 //
-// Nothing is published before all its bytes are verified and durable. Whatever a method has acknowledged with nil stays,
-// whatever happens then. All methods may be called at once, and again with the same arguments: nothing is kept twice.
-// A method that fails keeps nothing that can be seen. Besides the errors of a Source,
-// ErrInvalid says in its text, for the client, what is wrong with what was sent, and ErrTooLarge that it exceeds a limit.
-type Sink interface {
-	Source
+// Nothing is published before all its bytes are verified and durable. What a method has acknowledged
+// with nil stays, whatever happens then. All methods may be called at once, and again with the same
+// arguments: nothing is kept twice. A method that fails keeps nothing that can be seen. Besides the
+// errors of a Source, ErrInvalid says in its text, for the client, what is wrong with what was sent,
+// and ErrTooLarge that it exceeds a limit.
+type Sink struct {
+	Source Source
+	Receiver
+	Publisher
+	Endorser
+	Recorder
+}
 
+// SinkOf returns the sink whose ports are all one value.
+func SinkOf(s interface {
+	Source
+	Receiver
+	Publisher
+	Endorser
+	Recorder
+}) Sink {
+	return Sink{s, s, s, s, s}
+}
+
+// A Receiver keeps NARs that no path leads to yet.
+type Receiver interface {
 	// Receive reads a NAR to its end and keeps it, unpublished.
 	// Receive reads u.NAR from one goroutine, which is not reading any more when it returns.
 	Receive(ctx context.Context, u Upload) (Received, error)
@@ -25,30 +45,29 @@ type Sink interface {
 	// Received returns what was kept from an upload under this URL, or ErrNotFound.
 	Received(ctx context.Context, url string) (Received, error)
 
-	// Renew has an upload that Received knows, and that came once more, stay for as long as one that is new. ErrNotFound if it is gone.
+	// Renew keeps an upload that Received knows, and that came once more, for as long as a new one.
+	// ErrNotFound if it is gone.
 	Renew(ctx context.Context, url string) error
 
 	// OpenReceived opens what Received returns, uncompressed.
 	OpenReceived(ctx context.Context, r Received) (NAR, error)
 
-	// Publish makes a store path visible: info with the NAR that was received with its NARHash and NARSize.
-	// The hall has checked info by then. ErrNotFound if that NAR was not received by this cache.
-	// If the path is there already, with the same NAR, new signatures are added to it; with another NAR, it stays as it is.
-	// If it is not, and what it was checked for has changed since, it is ErrChanged: see [Basis].
-	// The result is what is there then.
+	// Room returns how many bytes can be kept still, and how many there could be in all, including
+	// those that others keep; 0 in all if that cannot be told.
+	Room(ctx context.Context) (free, all int64, err error)
+}
+
+// A Publisher makes store paths visible, and knows what they refer to.
+type Publisher interface {
+	// Publish makes a store path visible: info with the NAR that was received with its NARHash and
+	// NARSize. The cache has checked info by then. ErrNotFound if that NAR was not received by this
+	// cache. If the path is there already, with the same NAR, new signatures are added to it; with
+	// another NAR, it stays as it is. If it is not there, and what it was checked for has changed
+	// since, it is ErrChanged: see [Basis]. The result is what is there then.
 	//
 	// elsewhere are those of its references that another source of the cache has, and the sink
-	// has not, see [ReferenceTracker].
+	// has not, see DanglingReferences.
 	Publish(ctx context.Context, info *nix.PathInfo, b Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error)
-
-	// Endorse keeps signatures of a path with this NAR that another source has. They are added to
-	// those that were kept of that NAR.
-	Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error
-
-	// Endorsements returns what was pushed of a path with the NAR of info, which another source
-	// has: signatures that Endorse has kept, and those and the unknown fields that came with the
-	// path itself. Nothing is no error.
-	Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error)
 
 	// Basis returns what Publish, PutRealisation and PutBuildTrace of this path, or output,
 	// compare, as it is now.
@@ -59,6 +78,29 @@ type Sink interface {
 	// time: each may have many references.
 	References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[Referrer, error]
 
+	// DanglingReferences iterates over the paths that were elsewhere when paths were published
+	// which refer to them, and are not published now, each once.
+	DanglingReferences(ctx context.Context) iter.Seq2[Reference, error]
+
+	// WithheldPaths iterates over the paths that are published and cannot be had, as their bytes
+	// are damaged.
+	WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
+}
+
+// An Endorser keeps what was pushed of paths that another source has.
+type Endorser interface {
+	// Endorse keeps signatures of a path with this NAR that another source has. They are added to
+	// those that were kept of that NAR.
+	Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error
+
+	// Endorsements returns what was pushed of a path with the NAR of info, which another source
+	// has: signatures that Endorse has kept, and those and the unknown fields that came with the
+	// path itself. Nothing is no error.
+	Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error)
+}
+
+// A Recorder keeps build logs, and what derivations were built to.
+type Recorder interface {
 	// PutLog keeps a build log, in the place of an older one.
 	PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error
 
@@ -79,11 +121,11 @@ var ErrChanged = fmt.Errorf("%w: others have just changed what this depends on",
 type Basis struct {
 	// Paths and Deletions say how much had been published and deleted. The sink sets them.
 	Paths, Deletions int64
-	// Awaited says that others may refer to the path already, so that it may close a cycle.
-	// The sink sets it. It may be true of a path that nothing refers to any more.
-	Awaited bool
+	// Dangling says that others may refer to the path before it is published, so that it may close a
+	// cycle. The sink sets it. It may be true of a path that nothing refers to any more.
+	Dangling bool
 	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if
-	// none were. An awaited path is published only with this, and if none of these paths was
+	// none were. A path with Dangling is published only with this, and if none of these paths was
 	// published since.
 	Visited map[nix.PathHash]bool
 	// Partial says that references and outputs may be missing. Else nothing is kept that refers to
@@ -143,18 +185,8 @@ type Compressed interface {
 	OpenCompressed(ctx context.Context, info *nix.PathInfo) (NAR, error)
 }
 
-// Measured is a Sink that knows how much room it has.
-type Measured interface {
-	Sink
-
-	// Room returns how many bytes can be kept still, and how many there could be in all, those of
-	// others included; 0 in all if that cannot be told.
-	Room(ctx context.Context) (free, all int64, err error)
-}
-
-// A CompressedSink is a Sink that keeps NARs in a compressed form.
-type CompressedSink interface {
-	Sink
+// A CompressedReceiver is a Receiver that keeps NARs in a compressed form.
+type CompressedReceiver interface {
 	Compressed
 
 	// OpenReceivedCompressed opens what Received returns, compressed, and returns its tag, which is that of StatCompressed.

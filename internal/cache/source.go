@@ -6,7 +6,6 @@ import (
 	"io"
 
 	"firn/nix"
-	"firn/nix/nar"
 )
 
 // The errors a source and the hall answer with,
@@ -35,7 +34,8 @@ var (
 // All methods are safe for concurrent use and return soon after their context ends.
 // There, not there and could-not-tell are three answers: a value, ErrNotFound, and any other error
 // (ErrUnavailable where asking again may help).
-// What only some sources can do is an optional interface below.
+// What only some sources can do is an optional interface below, or [firn/internal/memo.Changes], which
+// is about PathInfo.
 type Source interface {
 	// Name is a short constant name for logs and metrics, such as "local store".
 	Name() string
@@ -73,31 +73,12 @@ type NAR interface {
 	Close() error
 }
 
-// Versioned is a Source that can tell cheaply (in a few hundred nanoseconds) that nothing has changed.
-type Versioned interface {
-	Source
-
-	// Version returns a number that is another one whenever an answer of PathInfo may be another one,
-	// an ErrNotFound included: as long as it stays the same,
-	// earlier answers of PathInfo, got after this version was read, are right.
-	// ok is false when the source cannot vouch for that now.
-	Version(ctx context.Context) (version uint64, ok bool)
-}
-
 // Lister is a Source that can list the files of a NAR.
 type Lister interface {
 	Source
 
-	// Listing returns the listing, with narOffset, of a path info that this source gave.
-	// ErrNotFound if the path has gone meanwhile. The caller must not change the result.
-	Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error)
-}
-
-// ListingWriter is a Lister that can write a listing without having all of it in memory.
-type ListingWriter interface {
-	Lister
-
-	// WriteListing writes what nar.WriteListing does of what Listing returns. It writes nothing when it fails with ErrNotFound.
+	// WriteListing writes the listing, with narOffset, of a path info that this source gave, as
+	// nar.WriteListing does. ErrNotFound if the path has gone; it writes nothing then.
 	WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error
 }
 
@@ -131,12 +112,16 @@ type Realiser interface {
 	BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error)
 }
 
-// Checker is a Source that can fail as a whole.
+// Checker is a Source that can fail as a whole, and that compares the bytes it sends with their NAR
+// hashes.
 type Checker interface {
 	Source
 
 	// Check really asks what the source rests on, such as its database, and returns why it cannot serve.
 	Check(ctx context.Context) error
+
+	// Verified returns how many NARs were right, and how many were wrong and are withheld, since the source was opened.
+	Verified() (right, wrong int64)
 }
 
 // Keeper is a Source whose paths may go at any time, and that can keep some of them.
@@ -157,18 +142,25 @@ type Keeper interface {
 	KeepOnly(ctx context.Context, needed func(ctx context.Context) ([]nix.StorePath, error)) error
 }
 
-// Verifier is a Source that compares the bytes it sends with their NAR hashes.
-type Verifier interface {
+// Adder is a Source that takes paths, such as a Nix store through its daemon. It checks their
+// signatures by its own settings.
+type Adder interface {
 	Source
 
-	// Verified returns how many NARs were right, and how many were wrong and are withheld, since the source was opened.
-	Verified() (right, wrong int64)
+	// AddNAR adds a path. It reads r to its end, unless it objects before. ErrInvalid says in its text
+	// why the store refuses the path.
+	AddNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) error
+
+	// AddSignatures adds signatures to a path that is there. ErrInvalid is as above.
+	AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error
 }
 
-// Awaited is a Source that may not be there yet.
-type Awaited interface {
+// Absent is a Source that may not be there yet, such as a store on a machine without Nix, or a
+// depot to which nothing was pushed.
+type Absent interface {
 	Source
 
-	// IsThere reports whether it is: until then, the source has nothing.
-	IsThere() bool
+	// IsThere reports whether it is there: until then, the source has nothing. It is an error if that
+	// could not be told.
+	IsThere(ctx context.Context) (bool, error)
 }

@@ -15,7 +15,7 @@ import (
 // cycle.
 func TestCycleThroughWithheld(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
-	c, err := cache.New([]cache.Source{t.View}, cache.Options{Sink: t.View, AllowMissingReferences: true})
+	c, err := cache.New([]cache.Source{t.View}, cache.Options{Sink: cache.SinkOf(t.View), AllowMissingReferences: true})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -24,11 +24,11 @@ func TestCycleThroughWithheld(tt *testing.T) {
 		t.Helper()
 		info := infoOf(t, nar)
 		info.References = []nix.StorePath{infoOf(t, ref).Path}
-		url := "nar/" + info.NARHash.Nix32() + ".nar"
-		if _, err := c.Receive(t.Context(), cache.Upload{URL: url, NAR: bytes.NewReader(nar)}); err != nil {
+		received, err := c.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(nar)})
+		if err != nil {
 			t.Fatal(err)
 		}
-		_, err := c.Publish(t.Context(), &nix.NARInfo{PathInfo: *info, URL: url, Compression: nix.None, FileHash: info.NARHash, FileSize: info.NARSize})
+		_, err = c.Publish(t.Context(), info, received)
 		return err
 	}
 	if err := publish(one, two); err != nil {

@@ -34,7 +34,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/internal/depot/blob"
-	"firn/internal/lru"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -85,7 +85,7 @@ type Depot struct {
 	coders   *coders
 	buffers  *bufferPool
 	sharing  *sharing
-	recipes  *recipes
+	recipes  *memo.Memo[catalog.Sum, *storedNAR] // costs are bytes
 	packs    *packs
 	decoding *memoryBudget
 	logs     logMemory
@@ -113,7 +113,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		coders:   newCoders(opts.Level),
 		buffers:  newBufferPool(runtime.GOMAXPROCS(0)),
 		sharing:  newSharing(),
-		recipes:  &recipes{known: lru.NewCache[catalog.Sum, *storedNAR](opts.RecipeMemory)},
+		recipes:  memo.New[catalog.Sum, *storedNAR](opts.RecipeMemory),
 		packs:    newPacks(blobs),
 		decoding: newMemoryBudget(maxDecoding),
 		logs:     newLogMemory(),
@@ -125,7 +125,7 @@ func (d *Depot) Close() error { return d.packs.close() }
 
 // For returns the view of the depot that a cache has. It reads only ID and StoreDir of the record.
 func (d *Depot) For(c *catalog.Cache) *View {
-	return &View{d: d, id: c.ID, dir: c.StoreDir, published: lru.NewCache[nix.PathHash, published](maxPublished)}
+	return &View{d: d, id: c.ID, dir: c.StoreDir, published: memo.New[nix.PathHash, published](maxPublished), empty: memo.New[struct{}, struct{}](2)}
 }
 
 // View is the part of a depot that one cache sees. It is safe for concurrent use.
@@ -133,25 +133,27 @@ type View struct {
 	d         *Depot
 	id        catalog.CacheID
 	dir       nix.StoreDir
-	published *lru.Cache[nix.PathHash, published]
+	published *memo.Memo[nix.PathHash, published]
 
-	there   atomic.Bool   // something was published in it once
-	missing atomic.Uint64 // one more than the version at which nothing was
+	there atomic.Bool                    // something was published in it once
+	empty *memo.Memo[struct{}, struct{}] // nothing was
 }
 
 var (
-	_ cache.CompressedSink = (*View)(nil)
-	_ cache.Measured       = (*View)(nil)
-	_ cache.Versioned      = (*View)(nil)
-	_ cache.ListingWriter  = (*View)(nil)
-	_ cache.Logger         = (*View)(nil)
-	_ cache.Realiser       = (*View)(nil)
-	_ cache.Checker        = (*View)(nil)
-	_ cache.Verifier       = (*View)(nil)
-	_ cache.Awaited        = (*View)(nil)
-	_ cache.DebugInformer  = (*View)(nil)
+	_ cache.Receiver  = (*View)(nil)
+	_ cache.Publisher = (*View)(nil)
+	_ cache.Endorser  = (*View)(nil)
+	_ cache.Recorder  = (*View)(nil)
 
-	_ cache.ReferenceTracker = (*View)(nil)
+	_ cache.CompressedReceiver = (*View)(nil)
+	_ memo.Changes             = (*View)(nil)
+	_ cache.Lister             = (*View)(nil)
+	_ cache.Logger             = (*View)(nil)
+	_ cache.Realiser           = (*View)(nil)
+	_ cache.Checker            = (*View)(nil)
+	_ cache.Absent             = (*View)(nil)
+	_ cache.Enumerator         = (*View)(nil)
+	_ cache.DebugInformer      = (*View)(nil)
 )
 
 // Name returns "depot".
@@ -162,10 +164,15 @@ func (p *View) StoreDir() nix.StoreDir { return p.dir }
 
 // Version changes with every commit to the catalog. It is not known while the packs are not there,
 // so that nothing is answered from memory then.
-func (p *View) Version(context.Context) (uint64, bool) {
-	version, ok := p.d.catalog.Version()
-	return version, ok && !p.d.absence.known.Load()
+func (p *View) Version(context.Context) memo.Version {
+	if p.d.absence.known.Load() {
+		return memo.Version{}
+	}
+	return p.d.version()
 }
+
+// version returns the version of the catalog.
+func (d *Depot) version() memo.Version { return memo.Exactly(d.catalog.Version()) }
 
 // Check asks the catalog, and looks whether the packs are there.
 func (p *View) Check(ctx context.Context) error {
@@ -184,27 +191,20 @@ func (p *View) Room(ctx context.Context) (free, all int64, err error) { return p
 func (p *View) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
 
 // IsThere reports whether something is or was published.
-func (p *View) IsThere() bool {
+func (p *View) IsThere(ctx context.Context) (bool, error) {
 	if p.there.Load() {
-		return true
+		return true, nil
 	}
-	version, ok := p.d.catalog.Version()
-	if ok && p.missing.Load() == version+1 {
-		return false
+	now := p.d.version()
+	if _, at, ok := p.empty.Get(struct{}{}); ok && at.Miss(now) {
+		return false, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-	defer cancel()
 	for _, err := range p.d.catalog.AllPaths(ctx, p.id, nix.PathHash{}, false) {
-		if err != nil {
-			return false
-		}
-		p.there.Store(true)
-		return true
+		p.there.Store(err == nil)
+		return err == nil, failure("list paths", err)
 	}
-	if ok {
-		p.missing.Store(version + 1)
-	}
-	return false
+	p.empty.Put(struct{}{}, struct{}{}, now, 1)
+	return false, nil
 }
 
 // full marks an error that was caused by a full disk or quota as ErrFull.

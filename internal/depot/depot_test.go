@@ -65,7 +65,7 @@ func TestSource(t *testing.T) {
 }
 
 func TestSink(t *testing.T) {
-	cachetest.TestSink(t, func(tb testing.TB) cache.Sink { return newTester(tb, depot.Options{}).View })
+	cachetest.TestSink(t, func(tb testing.TB) cache.Sink { return cache.SinkOf(newTester(tb, depot.Options{}).View) })
 }
 
 // shapes are NARs of many shapes.
@@ -153,11 +153,11 @@ func (t *tester) wantListing(info *nix.PathInfo, archive []byte) {
 		}
 		want = append(want, *h)
 	}
-	got, err := t.Listing(t.Context(), info)
-	if err != nil {
+	var got strings.Builder
+	if err := t.WriteListing(t.Context(), info, &got); err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got.Entries); diff != "" {
+	if diff := cmp.Diff(string((&nar.Listing{Entries: want}).AppendJSON(nil)), got.String()); diff != "" {
 		t.Errorf("listing (-want +got):\n%s", diff)
 	}
 }
@@ -314,9 +314,8 @@ func TestCachesShareNothing(tt *testing.T) {
 		_, err = open(t.Context(), info)
 		wantError(t, what, err, cache.ErrNotFound)
 	}
-	if other.IsThere() || !t.IsThere() {
-		t.Error("IsThere is wrong")
-	}
+	wantThere(t, other, false)
+	wantThere(t, t.View, true)
 	// Once it has been sent there too, it is.
 	if _, err := other.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(nar)}); err != nil {
 		t.Fatal(err)
@@ -327,9 +326,7 @@ func TestCachesShareNothing(tt *testing.T) {
 	if names, _ := t.packs(); len(names) != 1 {
 		t.Errorf("there are %d packs", len(names))
 	}
-	if !other.IsThere() {
-		t.Error("IsThere is false")
-	}
+	wantThere(t, other, true)
 }
 
 // TestConcurrent pushes systems from several clients at once, and reads meanwhile.
@@ -613,4 +610,12 @@ func TestOnDisk(tt *testing.T) {
 		t.wantNAR(info, nar)
 	}
 	t.wantClean()
+}
+
+// wantThere checks whether a view says that something was published in it.
+func wantThere(t *tester, v *depot.View, want bool) {
+	t.Helper()
+	if there, err := v.IsThere(t.Context()); there != want || err != nil {
+		t.Errorf("IsThere: %t, %v, want %t", there, err, want)
+	}
 }

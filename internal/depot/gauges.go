@@ -9,6 +9,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/depot/blob"
+	"firn/internal/memo"
 )
 
 const (
@@ -29,8 +30,7 @@ type Gauges struct {
 	counts  catalog.Counts
 	at      time.Time     // when these were right; zero: never
 	took    time.Duration // to count them
-	version uint64        // of the catalog just before; known says if that could be told
-	known   bool
+	version memo.Version  // of the catalog just before
 }
 
 // Gauges returns the gauges of the depot. They show only the room on the disk until they are
@@ -55,14 +55,14 @@ func (g *Gauges) Run(ctx context.Context, failed func(error)) {
 // may call it at a time.
 func (g *Gauges) Tick(ctx context.Context) error {
 	g.mu.Lock()
-	at, took, version, known := g.at, g.took, g.version, g.known
+	at, took, version := g.at, g.took, g.version
 	g.mu.Unlock()
 	begun := g.d.opts.Now()
 	if !at.IsZero() && begun.Sub(at) < max(countEvery, countShare*took) {
 		return nil
 	}
-	now, ok := g.d.catalog.Version()
-	if !at.IsZero() && known && ok && now == version {
+	now := g.d.version()
+	if !at.IsZero() && version.Hit(now) {
 		g.mu.Lock()
 		g.at = begun
 		g.mu.Unlock()
@@ -74,7 +74,7 @@ func (g *Gauges) Tick(ctx context.Context) error {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.counts, g.at, g.took, g.version, g.known = counts, begun, g.d.opts.Now().Sub(begun), now, ok
+	g.counts, g.at, g.took, g.version = counts, begun, g.d.opts.Now().Sub(begun), now
 	return nil
 }
 

@@ -8,13 +8,15 @@ import (
 	"testing"
 
 	"firn/internal/depot"
+	"firn/nix/nar"
 )
 
 // TestLargeListing: to write a listing takes little memory, however many files there are, and gives what there would be all at once.
 func TestLargeListing(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
 	objects := []object{dir("")}
-	for i := range 200_000 {
+	const files = 200_000
+	for i := range files {
 		objects = append(objects, link(fmt.Sprintf("a-name-that-is-not-short-%08d", i), "somewhere else"))
 	}
 	info := t.push(archive(t, objects...))
@@ -28,9 +30,9 @@ func TestLargeListing(tt *testing.T) {
 	if most := int64(8 << 20); w.most-before > most {
 		t.Errorf("it takes %d bytes of memory, want at most %d", w.most-before, most)
 	}
-	l, err := t.Listing(t.Context(), info)
-	if err != nil {
-		t.Fatal(err)
+	l := nar.Listing{Entries: []nar.Header{{Type: nar.TypeDirectory}}}
+	for i := range files {
+		l.Entries = append(l.Entries, nar.Header{Path: fmt.Sprintf("a-name-that-is-not-short-%08d", i), Type: nar.TypeSymlink, Target: "somewhere else"})
 	}
 	if want := sha256.Sum256(l.AppendJSON(nil)); [32]byte(w.hash().Sum(nil)) != want {
 		t.Error("it is not the listing")

@@ -4,13 +4,7 @@ import (
 	"context"
 	"iter"
 
-	"firn/internal/cache"
 	"firn/nix"
-)
-
-var (
-	_ cache.PathLister = (*View)(nil)
-	_ cache.FileLister = (*View)(nil)
 )
 
 // Paths iterates over what is published in the cache, without what is damaged.

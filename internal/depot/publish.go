@@ -108,7 +108,7 @@ func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 	if err != nil {
 		return nil, err
 	}
-	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.Publisher(ctx)}, debug, catalog.Basis(b))
+	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.PublishedBy(ctx)}, debug, basisOf(b))
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	}
@@ -134,7 +134,12 @@ func (p *View) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Sign
 // Basis returns what is compared when something is kept.
 func (p *View) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
 	b, err := p.d.catalog.Basis(ctx, p.id, hash)
-	return cache.Basis(b), failure("look up references to "+hash.String(), err)
+	return cache.Basis{Paths: b.Paths, Deletions: b.Deletions, Dangling: b.Awaited}, failure("look up references to "+hash.String(), err)
+}
+
+// basisOf is b as the catalog says it.
+func basisOf(b cache.Basis) catalog.Basis {
+	return catalog.Basis{Paths: b.Paths, Deletions: b.Deletions, Awaited: b.Dangling, Visited: b.Visited, Partial: b.Partial}
 }
 
 // References returns what published paths refer to.

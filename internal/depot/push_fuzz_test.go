@@ -85,11 +85,20 @@ func FuzzPush(f *testing.F) {
 			if how&fuzzURL != 0 {
 				n.URL = url
 			}
-			c, err := cache.New([]cache.Source{t.View}, cache.Options{Name: "main", Sink: t.View, AllowMissingReferences: how&fuzzPartial != 0 && i == 0})
+			c, err := cache.New([]cache.Source{t.View}, cache.Options{Name: "main", Sink: cache.SinkOf(t.View), AllowMissingReferences: how&fuzzPartial != 0 && i == 0})
 			if err != nil {
 				t.Fatal(err)
 			}
-			added, err := c.Publish(t.Context(), n)
+			var upload cache.Received // none, where the narinfo has come back
+			if !cache.IsOwnURL(n.URL, &n.PathInfo) {
+				if upload, err = c.Received(t.Context(), n.URL); errors.Is(err, cache.ErrNotFound) || t.refused("Received", err) {
+					continue
+				}
+			}
+			added, err := c.Publish(t.Context(), &n.PathInfo, upload)
+			if upload == (cache.Received{}) && errors.Is(err, cache.ErrNotFound) {
+				continue
+			}
 			if t.refused("Publish", err) || !added {
 				continue
 			}

@@ -147,7 +147,7 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 		p.d.sharing.need(packed.to)
 	}
 	if err == nil && added {
-		p.d.recipes.known.Remove(u.NARHash) // that of a NAR that was damaged
+		p.d.recipes.Remove(u.NARHash) // that of a NAR that was damaged
 	}
 	return failure("add NAR", err)
 }

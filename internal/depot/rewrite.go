@@ -253,7 +253,7 @@ func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
 			return failure("move frames", err)
 		}
 		for _, hash := range hashes {
-			r.d.recipes.known.Remove(hash)
+			r.d.recipes.Remove(hash)
 		}
 		first, m.Chunks, m.NARs, hashes, size = false, nil, nil, nil, 0
 		return nil

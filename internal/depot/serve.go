@@ -7,11 +7,9 @@ import (
 	"io"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/lru"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -21,32 +19,25 @@ const maxPublished = 16 << 10
 
 // published is the NAR of a published path.
 type published struct {
-	version  uint64 // of the catalog
 	nar      catalog.Sum
 	fileSize int64
 	tag      string
 }
 
-// recipes remembers the recipes of NARs.
-type recipes struct {
-	known *lru.Cache[catalog.Sum, *storedNAR]
-}
-
 // A storedNAR is a NAR that was found in the catalog.
 type storedNAR struct {
 	*recipe
-	id      catalog.NARID
-	hash    catalog.Sum
-	fault   catalog.Fault
-	version atomic.Uint64 // of the catalog, when this was last known to be right
-	right   sync.Map      // the caches for which this process has compared it with its hash
+	id    catalog.NARID
+	hash  catalog.Sum
+	fault catalog.Fault
+	right sync.Map // the caches for which this process has compared it with its hash
 }
 
 // lookup returns what is known of a NAR, which may be damaged.
 func (d *Depot) lookup(ctx context.Context, hash catalog.Sum) (*storedNAR, error) {
-	version, ok := d.catalog.Version()
-	k, known := d.recipes.known.Get(hash)
-	if known && ok && k.version.Load() == version {
+	now := d.version()
+	k, at, known := d.recipes.Get(hash)
+	if known && at.Hit(now) {
 		return k, nil
 	}
 	n, err := d.catalog.NAR(ctx, hash)
@@ -58,15 +49,10 @@ func (d *Depot) lookup(ctx context.Context, hash catalog.Sum) (*storedNAR, error
 		return nil, err
 	}
 	// The tag stays when frames are moved.
-	if known && k.id == n.ID && k.tag == r.tag && k.fault == n.Fault && slices.Equal(k.packs, r.packs) && slices.Equal(k.extents, r.extents) {
-		k.version.Store(version)
-		return k, nil
+	if !known || k.id != n.ID || k.tag != r.tag || k.fault != n.Fault || !slices.Equal(k.packs, r.packs) || !slices.Equal(k.extents, r.extents) {
+		k = &storedNAR{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
 	}
-	k = &storedNAR{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
-	k.version.Store(version)
-	if ok {
-		d.recipes.known.Put(hash, k, r.memSize())
-	}
+	d.recipes.Put(hash, k, now, r.memSize())
 	return k, nil
 }
 
@@ -97,15 +83,13 @@ func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 // lookupPath asks the catalog for a path, and remembers its NAR: a client that asks for a path info
 // asks for the NAR next.
 func (p *View) lookupPath(ctx context.Context, hash nix.PathHash) (*catalog.Path, published, error) {
-	version, ok := p.d.catalog.Version()
+	now := p.d.version()
 	path, err := p.d.catalog.Path(ctx, p.id, hash)
 	if err != nil {
 		return nil, published{}, err
 	}
-	s := published{version, catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
-	if ok {
-		p.published.Put(hash, s, 1)
-	}
+	s := published{catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
+	p.published.Put(hash, s, now, 1)
 	return path, s, nil
 }
 
@@ -116,9 +100,8 @@ func (p *View) lookupPublished(ctx context.Context, info *nix.PathInfo) (publish
 		return published{}, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
 	}
 	hash := info.Path.Hash()
-	version, ok := p.d.catalog.Version()
-	s, known := p.published.Get(hash)
-	if !known || !ok || s.version != version {
+	s, at, known := p.published.Get(hash)
+	if !known || !at.Hit(p.d.version()) {
 		var err error
 		if _, s, err = p.lookupPath(ctx, hash); err != nil {
 			return published{}, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
@@ -149,19 +132,6 @@ func (p *View) lookupNAR(ctx context.Context, info *nix.PathInfo) (*storedNAR, e
 	return k, nil
 }
 
-// Listing returns the listing of a published path.
-func (p *View) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
-	k, err := p.lookupNAR(ctx, info)
-	if err != nil {
-		return nil, err
-	}
-	l, err := p.d.listing(ctx, k.hash)
-	if err != nil {
-		return nil, fmt.Errorf("list NAR of %v: %w", info.Path, err)
-	}
-	return l, nil
-}
-
 // WriteListing writes the listing of a published path as JSON. Only the stored form is in memory,
 // which is a tenth as large.
 func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
@@ -174,21 +144,6 @@ func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer
 		return fmt.Errorf("list NAR of %v: %w", info.Path, failure("read listing", err))
 	}
 	return nar.WriteListing(w, p.d.coders.entries(text))
-}
-
-func (d *Depot) listing(ctx context.Context, hash catalog.Sum) (*nar.Listing, error) {
-	text, err := d.catalog.Listing(ctx, hash)
-	if err != nil {
-		return nil, failure("read listing", err)
-	}
-	l := &nar.Listing{}
-	for h, err := range d.coders.entries(text) {
-		if err != nil {
-			return nil, err
-		}
-		l.Entries = append(l.Entries, *h)
-	}
-	return l, nil
 }
 
 // Compression returns zstd.

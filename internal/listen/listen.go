@@ -1,9 +1,8 @@
-// Package listen opens the addresses that a server answers on:
-// TCP in both IP families, and Unix sockets.
+// Package listen opens the addresses that a server answers on, TCP in both IP families and Unix sockets,
+// and speaks with a service manager such as systemd: about sockets that were opened for the server, about
+// its start, its end and its settings, and about whether it still answers.
 //
-//	addr, err := listen.ParseAddress("unix:/run/firn/firn.sock")
-//	ln, err := addr.Open(ctx)
-//	defer ln.Close() // removes the socket
+// Without a service manager, [Take] returns no sockets, and a [Manager] does nothing.
 package listen
 
 import (

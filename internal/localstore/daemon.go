@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"firn/internal/cache"
 	"firn/nix"
 	"firn/nix/protocol"
 )
@@ -111,6 +112,35 @@ func (d *daemon) findsRoot(ctx context.Context, link string) (found bool, err er
 		return err
 	})
 	return found, err
+}
+
+// AddNAR adds a path through the daemon.
+func (s *Store) AddNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) error {
+	return s.daemon.add(ctx, func(c *protocol.WorkerClient) error { return c.AddNAR(info, r) })
+}
+
+// AddSignatures adds signatures to a path through the daemon.
+func (s *Store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error {
+	return s.daemon.add(ctx, func(c *protocol.WorkerClient) error { return c.AddSignatures(path, sigs) })
+}
+
+// add runs one exchange that may take as long as it likes, on a connection of its own: what it has
+// sent cannot be sent again, should a connection that was kept be dead.
+func (d *daemon) add(ctx context.Context, exchange func(*protocol.WorkerClient) error) error {
+	c, err := d.dial(ctx)
+	if err != nil {
+		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Time{}); err != nil {
+		return err
+	}
+	defer context.AfterFunc(ctx, func() { c.Close() })()
+	err = exchange(c.client)
+	if answer, ok := errors.AsType[*protocol.AnswerError](err); ok {
+		err = cache.Refuse(cache.ErrInvalid, "the Nix daemon of the server: %s", answer.Message)
+	}
+	return err
 }
 
 // do runs one exchange on a connection, once more on a fresh one when a kept one turns out to be dead.

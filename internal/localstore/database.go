@@ -16,6 +16,7 @@ import (
 	_ "modernc.org/sqlite" // the driver "sqlite"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/internal/sqlitex"
 	"firn/nix"
 )
@@ -37,6 +38,9 @@ const (
 	// so that waiting for a locked database does not hold up one request after the other.
 	openPause = time.Second
 )
+
+// maxConfirmed bounds the absent paths that are remembered as such, at some 100 bytes each.
+const maxConfirmed = 1 << 16
 
 // errAskDaemon says that this process cannot read the database right, but the daemon can.
 var errAskDaemon = errors.New("the database cannot be read directly")
@@ -389,7 +393,8 @@ func (s *Store) askDaemon(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 // not write the WAL index cannot mark what it reads, and SQLite does not promise it the newest snapshot.
 // A daemon that is there and does not answer leaves it open: a client remembers a miss for an hour, and asks again at once otherwise.
 func (s *Store) confirmMiss(ctx context.Context, version uint64, hash nix.PathHash, miss error) (*nix.PathInfo, error) {
-	if s.confirmed.has(version, hash) {
+	now := memo.Exactly(version, true)
+	if _, at, ok := s.confirmed.Get(hash); ok && at.Miss(now) {
 		return nil, miss
 	}
 	done, ok := s.daemon.try()
@@ -400,7 +405,7 @@ func (s *Store) confirmMiss(ctx context.Context, version uint64, hash nix.PathHa
 	done()
 	switch {
 	case err == nil && info == nil:
-		s.confirmed.add(version, hash)
+		s.confirmed.Put(hash, struct{}{}, now, 1)
 		return nil, miss
 	case err == nil:
 		return info, nil
@@ -415,32 +420,6 @@ func (s *Store) confirmMiss(ctx context.Context, version uint64, hash nix.PathHa
 		return nil, miss
 	}
 	return nil, fmt.Errorf("confirm that path hash %v is absent: %w: %w", hash, cache.ErrUnavailable, err)
-}
-
-// maxConfirmed bounds the absent paths remembered as such, at some 10 bytes each.
-const maxConfirmed = 1 << 16
-
-// confirmed are absent paths at one version of the database.
-type confirmed struct {
-	mu      sync.Mutex
-	version uint64
-	hashes  hashSet
-}
-
-func (c *confirmed) has(version uint64, hash nix.PathHash) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.version == version && c.hashes.has(filterKey(hash))
-}
-
-func (c *confirmed) add(version uint64, hash nix.PathHash) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.version != version || c.hashes.len() >= maxConfirmed {
-		c.version, c.hashes = version, hashSet{}
-	}
-	c.hashes = c.hashes.withRoom(1)
-	c.hashes.add(filterKey(hash))
 }
 
 // splitLines splits the references that the query joined: a store directory may have spaces in its name, but no line end.

@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -111,7 +112,7 @@ func TestLockedAndGone(t *testing.T) {
 	if err := s.Check(t.Context()); !errors.Is(err, cache.ErrUnavailable) {
 		t.Errorf("Check while it is locked: %v, want ErrUnavailable", err)
 	}
-	if _, ok := s.Version(t.Context()); ok {
+	if s.Version(t.Context()).Freshness != memo.Unknown {
 		t.Error("it vouches for a version while the database is locked")
 	}
 	db.Close()
@@ -166,7 +167,7 @@ func TestReplaced(t *testing.T) {
 	if err := waitForFilter(s); err != nil {
 		t.Fatal(err)
 	}
-	before, _ := s.Version(t.Context())
+	before := s.Version(t.Context())
 	if _, err := s.PathInfo(t.Context(), second.Hash()); err != nil {
 		t.Fatal(err)
 	}
@@ -179,7 +180,7 @@ func TestReplaced(t *testing.T) {
 		os.Remove(n.dbPath() + suffix)
 	}
 	s.db.forgetIdentity()
-	if after, ok := s.Version(t.Context()); ok && after == before {
+	if before.Hit(s.Version(t.Context())) {
 		t.Error("the version is the same though the database was replaced")
 	}
 	if _, err := s.PathInfo(t.Context(), first.Hash()); err != nil {
@@ -226,7 +227,8 @@ func TestVersion(t *testing.T) {
 		if _, err := s.PathInfo(t.Context(), path.Hash()); err != nil {
 			t.Fatal(err)
 		}
-		v, ok := s.Version(t.Context())
+		at := s.Version(t.Context())
+		v, ok := at.Number, at.Freshness == memo.Current
 		if !ok {
 			t.Fatal("it does not vouch for its version")
 		}
@@ -295,19 +297,18 @@ func TestVersionWhileNixWrites(t *testing.T) {
 		done <- err
 	}()
 	type answer struct{ found bool }
-	answers := map[uint64]answer{}
+	answers := map[memo.Version]answer{}
 	flips := 0
 	for {
-		before, ok := s.Version(t.Context())
+		before := s.Version(t.Context())
 		_, err := s.PathInfo(t.Context(), path.Hash())
 		if err != nil && !errors.Is(err, cache.ErrNotFound) {
 			t.Fatal(err)
 		}
-		after, still := s.Version(t.Context())
-		if ok && still && before == after {
+		if before.Hit(s.Version(t.Context())) {
 			got := answer{err == nil}
 			if was, known := answers[before]; known && was != got {
-				t.Fatalf("two answers at version %d", before)
+				t.Fatalf("two answers at version %v", before)
 			} else if !known {
 				answers[before] = got
 				flips++
@@ -396,7 +397,7 @@ func TestWithoutWAL(t *testing.T) {
 	if err := s.Check(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, ok := s.Version(t.Context()); ok {
+	if s.Version(t.Context()).Freshness != memo.Unknown {
 		t.Error("it vouches for a version of a database that it does not read")
 	}
 	if _, err := s.Realisation(t.Context(), nix.RealisationID{}); !errors.Is(err, cache.ErrNotFound) {

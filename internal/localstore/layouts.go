@@ -2,11 +2,10 @@ package localstore
 
 import (
 	"context"
-	"sync/atomic"
 
 	"golang.org/x/sync/singleflight"
 
-	"firn/internal/lru"
+	"firn/internal/memo"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -23,10 +22,6 @@ func keyOf(info *nix.PathInfo) layoutKey { return layoutKey{info.Path, info.NARH
 type plan struct {
 	*nar.Layout
 	key layoutKey
-
-	// valid is a version of the store at which the path was seen to be valid.
-	// (Zero is one like any other; the first look at it only costs a query.)
-	valid atomic.Uint64
 }
 
 // planOverhead is what the cache itself takes for a layout: map, list, plan and key. Bytes, estimated from above.
@@ -37,22 +32,22 @@ func (p *plan) cost() int64 { return p.MemSize() + planOverhead }
 // layouts keeps the layouts that were used last. It is safe for concurrent use.
 type layouts struct {
 	walks singleflight.Group
-	known *lru.Cache[layoutKey, *plan] // costs are bytes
+	known *memo.Memo[layoutKey, *plan] // each at a version at which the path was valid; costs are bytes
 }
 
 // newLayouts returns layouts that take limit bytes.
 func newLayouts(limit int64) *layouts {
-	return &layouts{known: lru.NewCache[layoutKey, *plan](limit)}
+	return &layouts{known: memo.New[layoutKey, *plan](limit)}
 }
 
 // get returns the layout of the tree at realPath, walking it if it is not kept. Who asks for a tree that is just
 // being walked waits for that walk, which goes on even when the one that began it goes away.
 func (l *layouts) get(ctx context.Context, key layoutKey, realPath string) (*plan, error) {
-	if p, ok := l.known.Get(key); ok {
+	if p, _, ok := l.known.Get(key); ok {
 		return p, nil
 	}
 	walk := l.walks.DoChan(key.path.String()+" "+key.hash.String(), func() (any, error) {
-		if p, ok := l.known.Get(key); ok {
+		if p, _, ok := l.known.Get(key); ok {
 			return p, nil
 		}
 		layout, err := nar.NewLayout(context.WithoutCancel(ctx), realPath)
@@ -60,7 +55,7 @@ func (l *layouts) get(ctx context.Context, key layoutKey, realPath string) (*pla
 			return nil, err
 		}
 		p := &plan{Layout: layout, key: key}
-		l.known.Put(key, p, p.cost())
+		l.put(p, memo.Version{})
 		return p, nil
 	})
 	select {
@@ -73,6 +68,10 @@ func (l *layouts) get(ctx context.Context, key layoutKey, realPath string) (*pla
 		return result.Val.(*plan), nil
 	}
 }
+
+// put keeps a layout, of a path that was valid at a version of the store or later; the zero Version if
+// that is not known.
+func (l *layouts) put(p *plan, at memo.Version) { l.known.Put(p.key, p, at, p.cost()) }
 
 // remove forgets a layout that turned out to be wrong.
 func (l *layouts) remove(key layoutKey) { l.known.Remove(key) }

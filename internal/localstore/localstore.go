@@ -32,6 +32,7 @@ import (
 	"sync/atomic"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -124,18 +125,19 @@ type Store struct {
 	closed bool
 	failed failure
 
-	// confirmed are absent paths of which the daemon has said so, at one version of the database.
-	confirmed confirmed
+	// confirmed are absent paths of which the daemon has said so.
+	confirmed *memo.Memo[nix.PathHash, struct{}]
 }
 
 var (
-	_ cache.Source    = (*Store)(nil)
-	_ cache.Versioned = (*Store)(nil)
-	_ cache.Lister    = (*Store)(nil)
-	_ cache.Logger    = (*Store)(nil)
-	_ cache.Realiser  = (*Store)(nil)
-	_ cache.Checker   = (*Store)(nil)
-	_ cache.Keeper    = (*Store)(nil)
+	_ cache.Source   = (*Store)(nil)
+	_ memo.Changes   = (*Store)(nil)
+	_ cache.Lister   = (*Store)(nil)
+	_ cache.Logger   = (*Store)(nil)
+	_ cache.Realiser = (*Store)(nil)
+	_ cache.Checker  = (*Store)(nil)
+	_ cache.Keeper   = (*Store)(nil)
+	_ cache.Adder    = (*Store)(nil)
 )
 
 // Open opens the store. ErrNoStore if there is none; the context bounds the opening.
@@ -154,6 +156,8 @@ func Open(ctx context.Context, opts Options) (*Store, error) {
 		daemon:   newDaemon(opts.DaemonSocket, opts.StoreDir),
 		layouts:  newLayouts(opts.LayoutMemory),
 		bzip2:    make(chan struct{}, maxBzip2),
+
+		confirmed: memo.New[nix.PathHash, struct{}](maxConfirmed),
 	}
 	s.verdicts = newVerdicts()
 	s.roots = newProtector(opts.StateDir, s.daemon, opts.Logger)
@@ -214,8 +218,11 @@ func (s *Store) Close() error {
 // a process that has become another user calls this before anything else is asked of the store.
 func (s *Store) Disconnect() { s.daemon.close() }
 
+// name is that of this source.
+const name = "local store"
+
 // Name returns "local store".
-func (s *Store) Name() string { return "local store" }
+func (s *Store) Name() string { return name }
 
 // StoreDir returns the store directory of the paths, which with another root is not where the files are.
 func (s *Store) StoreDir() nix.StoreDir { return s.storeDir }
@@ -272,14 +279,14 @@ func (e missError) Error() string { return fmt.Sprintf("look up path hash %v: no
 func (e missError) Unwrap() error { return cache.ErrNotFound }
 
 // Version changes with every commit to the database, and with every path that is withheld.
-func (s *Store) Version(context.Context) (version uint64, ok bool) {
+func (s *Store) Version(context.Context) memo.Version {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
 	if s.db == nil {
-		return 0, false
+		return memo.Version{}
 	}
-	version, ok = s.db.version()
-	return version + s.verdicts.changes.Load(), ok
+	version, ok := s.db.version()
+	return memo.Exactly(version+s.verdicts.changes.Load(), ok)
 }
 
 // Check reads from the database, or asks the daemon where that stands in for it.

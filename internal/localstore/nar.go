@@ -34,8 +34,8 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 		return nil, err
 	}
 	// The path may have gone before it was protected.
-	version, ok := s.Version(ctx)
-	if ok && n.plan.valid.Load() == version {
+	version := s.Version(ctx)
+	if _, at, ok := s.layouts.known.Get(n.plan.key); ok && at.Hit(version) {
 		return n, nil
 	}
 	now, err := s.PathInfo(ctx, info.Path.Hash())
@@ -51,20 +51,18 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 		s.withhold(info, err)
 		return nil, notFoundBecause(err)
 	}
-	if ok {
-		n.plan.valid.Store(version)
-	}
+	s.layouts.put(n.plan, version)
 	return n, nil
 }
 
-// Listing lists the files of a path.
-func (s *Store) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
+// WriteListing lists the files of a path.
+func (s *Store) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	n, err := s.openNAR(ctx, info)
 	if err != nil {
-		return nil, fmt.Errorf("list %v: %w", info.Path, err)
+		return fmt.Errorf("list %v: %w", info.Path, err)
 	}
 	defer n.Close()
-	return n.plan.Listing(), nil
+	return nar.WriteListing(w, n.plan.Listing().All())
 }
 
 // errFilesGone is why a path is withheld that somebody other than Nix removed.

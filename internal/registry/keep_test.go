@@ -24,12 +24,11 @@ func (t *tester) push(c *cache.Cache, name string, refs ...cachetest.Path) cache
 		info.References = append(info.References, ref.Info.Path)
 	}
 	p.Info = &info
-	url := cachetest.URL(p.NAR, "")
-	if _, err := c.Receive(t.Context(), cache.Upload{URL: url, NAR: bytes.NewReader(p.NAR)}); err != nil {
+	received, err := c.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(p.NAR)})
+	if err != nil {
 		t.Fatal(err)
 	}
-	n := &nix.NARInfo{PathInfo: info, URL: url, Compression: nix.None, FileHash: info.NARHash, FileSize: info.NARSize}
-	if _, err := c.Publish(t.Context(), n); err != nil {
+	if _, err := c.Publish(t.Context(), &info, received); err != nil {
 		t.Fatal(err)
 	}
 	return p

@@ -169,7 +169,11 @@ func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.S
 	if dir == "" || !slices.Contains(record.Sources, catalog.SourceLocal) || dir == record.StoreDir {
 		return nil
 	}
-	if d.For(record).IsThere() {
+	there, err := d.For(record).IsThere(ctx)
+	if err != nil {
+		return err
+	}
+	if there {
 		return fmt.Errorf("it keeps paths of %s, and the store directory of this machine is %s: serve another store with --store, set NIX_STORE_DIR, or use another state directory with --state",
 			record.StoreDir, dir)
 	}
@@ -367,7 +371,7 @@ func (d *Registry) build(r *catalog.Cache) (*cache.Cache, error) {
 		switch {
 		case name == catalog.SourceDepot:
 			part := d.depot.For(r)
-			opts.Sink = part
+			opts.Sink = cache.SinkOf(part)
 			sources = append(sources, part)
 		case name == catalog.SourceLocal && d.opts.Local == nil:
 		case name == catalog.SourceLocal && d.opts.Local.StoreDir() != r.StoreDir:

@@ -235,7 +235,7 @@ func TestSources(t0 *testing.T) {
 		if c == nil {
 			t.Fatalf("there is no cache %s", name)
 		}
-		if has := slices.Contains(c.Sources(), local.Name()); has != want.local || c.Keeps() != want.keeps {
+		if has := slices.Contains(t.sources(c), local.Name()); has != want.local || c.Keeps() != want.keeps {
 			t.Errorf("cache %s has the local store: %t, keeps: %t, want %+v", name, has, c.Keeps(), want)
 		}
 	}
@@ -245,8 +245,8 @@ func TestSources(t0 *testing.T) {
 
 	// Without a local store they do without.
 	d = t.mustOpen(registry.Options{})
-	if c := t.named(d, "store"); len(c.Sources()) != 0 || c.Keeps() {
-		t.Errorf("without a local store, the cache of it has %v", c.Sources())
+	if c := t.named(d, "store"); len(t.sources(c)) != 0 || c.Keeps() {
+		t.Errorf("without a local store, the cache of it has %v", t.sources(c))
 	}
 }
 
@@ -264,8 +264,8 @@ func TestStoreDir(t0 *testing.T) {
 	t.set(records[0], func(r *catalog.Cache) { r.StoreDir = "/other/store" })
 	d := t.mustOpen(registry.Options{Local: local})
 	c := t.named(d, cache.Main)
-	if got := c.Info().StoreDir; got != nix.DefaultStoreDir || len(c.Sources()) != 1 {
-		t.Errorf("with a local store it is %s, of %v", got, c.Sources())
+	if got := c.Info().StoreDir; got != nix.DefaultStoreDir || len(t.sources(c)) != 1 {
+		t.Errorf("with a local store it is %s, of %v", got, t.sources(c))
 	}
 
 	t.set(records[0], func(r *catalog.Cache) { r.StoreDir = "/other/store" })
@@ -279,13 +279,11 @@ func TestStoreDir(t0 *testing.T) {
 
 func push(t *tester, c *cache.Cache, p cachetest.Path) {
 	t.Helper()
-	url := cachetest.URL(p.NAR, "")
-	got, err := c.Receive(t.Context(), cache.Upload{URL: url, NAR: bytes.NewReader(p.NAR)})
+	received, err := c.Receive(t.Context(), cache.Upload{NAR: bytes.NewReader(p.NAR)})
 	if err != nil {
 		t.Fatal(err)
 	}
-	info := nix.NARInfo{PathInfo: *p.Info, URL: url, Compression: nix.None, FileHash: got.FileHash, FileSize: got.FileSize}
-	if _, err := c.Publish(t.Context(), &info); err != nil {
+	if _, err := c.Publish(t.Context(), p.Info, received); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -446,4 +444,14 @@ func TestKeysOfOthers(t0 *testing.T) {
 			t.Errorf("the cache %s takes %v", name, left)
 		}
 	}
+}
+
+// sources returns the names of the sources of a cache that are there.
+func (t *tester) sources(c *cache.Cache) []string {
+	t.Helper()
+	p, err := c.Presence(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p.Sources
 }

@@ -1,9 +1,5 @@
-// Package remote has what all that reads from other binary caches over HTTP does alike: where a cache is, who asks it,
-// where a narinfo may lead, and which redirects are followed.
-//
-//	site, err := remote.ParseSite(u, "/etc/nix/netrc")
-//	client := &http.Client{CheckRedirect: remote.CheckRedirect}
-//	u, err := site.Resolve(info.URL)
+// Package remote has what every client of other binary caches needs: where a cache is, who asks it, where
+// a narinfo may lead, which redirects are followed, and what this machine's Nix is configured to use.
 package remote
 
 import (

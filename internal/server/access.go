@@ -162,10 +162,16 @@ func (s *Server) fromHere(x *exchange) bool {
 	return s.originOf(x.r).addr.IsLoopback()
 }
 
-// missing returns an ErrNotFound that says what is not there.
+// missing returns an ErrNotFound that says what is not there, unless it cannot be told whether
+// anything is.
 func (x *exchange) missing(what string) error {
-	if x.cache != nil && !x.cache.HasSources() {
-		what += "; this cache has nothing to serve yet"
+	if x.cache != nil {
+		switch any, err := x.cache.HasSources(x.r.Context()); {
+		case err != nil:
+			return err // clients would remember a miss
+		case !any:
+			what += "; this cache has nothing to serve yet"
+		}
 	}
 	return cache.Refuse(cache.ErrNotFound, "%s", what)
 }

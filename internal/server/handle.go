@@ -45,10 +45,12 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		narInfo = x.cache.PlainNARInfo
 	}
 	text, err := narInfo(x.r.Context(), hash)
-	if err == cache.ErrNotFound && x.cache.HasSources() {
-		// What fail would answer, without its detours: most of what is asked of many caches is not there.
-		s.metrics.lookups[lookupMiss].Inc()
-		return x.answer(http.StatusNotFound, typeText, cacheMiss, []byte(noPathText(x.target.name)+"\n"))
+	if errors.Is(err, cache.ErrNotFound) {
+		if any, err := x.cache.HasSources(x.r.Context()); any && err == nil {
+			// What fail would answer, without its detours: most of what is asked of many caches is not there.
+			s.metrics.lookups[lookupMiss].Inc()
+			return x.answer(http.StatusNotFound, typeText, cacheMiss, []byte(noPathText(x.target.name)+"\n"))
+		}
 	}
 	if err := s.lookedUp(x, err); err != nil {
 		return err

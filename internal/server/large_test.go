@@ -47,7 +47,7 @@ func newForgetful(t *testing.T, size int) *pushTester {
 	p.source = cachetest.NewMemory()
 	sink := &forgetful{p.source, cachetest.LongReferences(size / cachetest.ReferenceSize)}
 	var err error
-	if p.cache, err = cache.New([]cache.Source{sink}, cache.Options{Sink: sink, AllowMissingReferences: true}); err != nil {
+	if p.cache, err = cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink), AllowMissingReferences: true}); err != nil {
 		t.Fatal(err)
 	}
 	owners := guard{}

@@ -45,6 +45,10 @@ const sshPort = 22
 // servePage answers with the front page: what this is, and the lines that a client needs.
 func (s *Server) servePage(x *exchange) error {
 	info := x.cache.Info()
+	present, err := x.cache.Presence(x.r.Context())
+	if err != nil {
+		return err
+	}
 	data := struct {
 		Name     string // "" at the root
 		URL      string
@@ -64,10 +68,10 @@ func (s *Server) servePage(x *exchange) error {
 		URL:      s.shownURL(x.r),
 		Private:  x.secret,
 		Keeps:    x.cache.Keeps(),
-		NoStore:  x.cache.AwaitsOthers(),
+		NoStore:  present.Missing,
 		StoreDir: string(info.StoreDir),
 		Priority: info.Priority,
-		Sources:  x.cache.Sources(),
+		Sources:  present.Sources,
 		Version:  s.version,
 	}
 	if name := x.target.cache; name != "" {

@@ -108,7 +108,7 @@ func newCaches(t *testing.T, opts Options) *pushTester {
 		sink := cachetest.NewMemory(paths...)
 		c.Keys = []nix.SecretKey{key}
 		if c.Name != "fixed" {
-			p.sinks[c.Name], c.Sink = sink, sink
+			p.sinks[c.Name], c.Sink = sink, cache.SinkOf(sink)
 		}
 		if all.caches[c.Name], err = cache.New([]cache.Source{sink}, c); err != nil {
 			t.Fatal(err)
@@ -401,6 +401,7 @@ func TestHostileUploads(t *testing.T) {
 			n.NARHash, n.CA, n.FileHash = other.Info.NARHash, nix.ContentAddress{}, nix.Hash{}
 		}), nil, 400, "NarHash"},
 		{"NAR size", target, spoiled(func(n *nix.NARInfo) { n.NARSize += 8; n.FileSize = 0 }), nil, 400, "NarSize"},
+		{"file size", target, spoiled(func(n *nix.NARInfo) { n.FileSize++ }), nil, 400, "FileSize"},
 		{"file hash", target, spoiled(func(n *nix.NARInfo) { n.FileHash = other.Info.NARHash }), nil, 400, "FileHash"},
 		{"missing reference", target, spoiled(func(n *nix.NARInfo) {
 			n.References, n.CA = []nix.StorePath{other.Info.Path}, nix.ContentAddress{}

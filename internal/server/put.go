@@ -218,7 +218,14 @@ func (s *Server) putNARInfo(x *exchange, text []byte) error {
 	if n.Path.Hash() != hash {
 		return cache.Refuse(cache.ErrInvalid, "StorePath: this is the narinfo of %s, and was uploaded as %s.narinfo", n.Path, hash)
 	}
-	added, err := x.cache.Publish(cache.WithPublisher(x.r.Context(), x.who.Name()), n)
+	received, err := x.received(n)
+	if err != nil {
+		return err
+	}
+	added, err := x.cache.Publish(cache.WithPublisher(x.r.Context(), x.who.Name()), &n.PathInfo, received)
+	if received == (cache.Received{}) && errors.Is(err, cache.ErrNotFound) {
+		return notReceived(n)
+	}
 	if err != nil {
 		return err
 	}
@@ -227,6 +234,33 @@ func (s *Server) putNARInfo(x *exchange, text []byte) error {
 		s.log.Debug("published", "path", n.Path.String(), "cache", x.cache.Name(), "by", x.who.Name())
 	}
 	return x.kept(added)
+}
+
+// received returns what was uploaded under the URL of a narinfo, and checks that it is the file that
+// the narinfo describes. It returns none if the URL is the one that this server gives the path: a
+// narinfo comes back with it when signatures were added.
+func (x *exchange) received(n *nix.NARInfo) (cache.Received, error) {
+	if cache.IsOwnURL(n.URL, &n.PathInfo) {
+		return cache.Received{}, nil
+	}
+	r, err := x.cache.Received(x.r.Context(), n.URL)
+	switch {
+	case errors.Is(err, cache.ErrNotFound):
+		return r, notReceived(n)
+	case err != nil:
+		return r, err
+	case !n.FileHash.IsZero() && r.FileHash != n.FileHash:
+		return r, cache.Refuse(cache.ErrInvalid, "FileHash: it is %s, and what was uploaded as %s has %s", n.FileHash, n.URL, r.FileHash)
+	case n.FileSize != 0 && r.FileSize != n.FileSize:
+		return r, cache.Refuse(cache.ErrInvalid, "FileSize: it is %d, and what was uploaded as %s has %d bytes", n.FileSize, n.URL, r.FileSize)
+	case n.Compression == nix.None && r.FileHash != r.NARHash:
+		return r, cache.Refuse(cache.ErrInvalid, "Compression: it is none, and what was uploaded as %s is compressed", n.URL)
+	}
+	return r, nil
+}
+
+func notReceived(n *nix.NARInfo) error {
+	return cache.Refuse(cache.ErrInvalid, "URL: nothing was uploaded to this cache as %s; the NAR comes first, then the narinfo", n.URL)
 }
 
 func (s *Server) putRealisation(x *exchange, text []byte) error {

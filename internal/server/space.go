@@ -11,7 +11,7 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/lru"
+	"firn/internal/memo"
 )
 
 const (
@@ -34,7 +34,7 @@ const (
 type space struct {
 	mu      sync.Mutex
 	coming  map[string]int64 // bytes that uploads have still to bring, by who sends them
-	refused *lru.Map[putKey, *refusedPut]
+	refused *memo.Memo[putKey, *refusedPut]
 }
 
 // A putKey is the SHA-256 of what tells an upload from others: who sends it, to which cache, and
@@ -51,7 +51,7 @@ type refusedPut struct {
 var remembered = []error{cache.ErrFull, errSlow, cache.ErrUnavailable}
 
 func newSpace() *space {
-	return &space{coming: make(map[string]int64), refused: lru.NewMap[putKey, *refusedPut]()}
+	return &space{coming: make(map[string]int64), refused: memo.New[putKey, *refusedPut](maxRefused)}
 }
 
 // A share is the room that an upload has taken.
@@ -91,7 +91,7 @@ func (s *share) arrived(bytes int64) {
 func (s *space) again(key putKey) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	p, ok := s.refused.Peek(key)
+	p, _, ok := s.refused.Get(key)
 	if !ok {
 		return nil
 	}
@@ -107,11 +107,7 @@ func (s *space) again(key putKey) error {
 func (s *space) refuse(key putKey, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.refused.Put(key, &refusedPut{err: err, until: time.Now().Add(refusedTime)}, 1)
-	for s.refused.Len() > maxRefused {
-		oldest, _ := s.refused.Oldest()
-		s.refused.Remove(oldest)
-	}
+	s.refused.Put(key, &refusedPut{err: err, until: time.Now().Add(refusedTime)}, memo.Version{}, 1)
 }
 
 // hasRoom returns an error if an upload is to be refused before any of its body is read. done is

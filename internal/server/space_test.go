@@ -40,7 +40,7 @@ func (n *narrow) Receive(ctx context.Context, u cache.Upload) (cache.Received, e
 func inNarrow(t *testing.T, test func(t *uploadTester, sink *narrow)) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
 		sink := &narrow{Memory: cachetest.NewMemory(), free: 1 << 40, all: 1 << 41}
-		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
 		if err != nil {
 			t.Fatal(err)
 		}

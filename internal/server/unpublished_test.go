@@ -134,7 +134,7 @@ func TestHeadRenews(t *testing.T) {
 	p := newPushTester(t)
 	var urls []string
 	sink := renewed{cachetest.NewMemory(), &urls}
-	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
 	if err != nil {
 		t.Fatal(err)
 	}

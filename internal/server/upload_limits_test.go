@@ -469,7 +469,7 @@ func (t *uploadTester) wantPutIn(name, target, body string) {
 func TestUploadsTakeTurns(t *testing.T) {
 	inUploadBubble(t, Options{Uploads: 1}, func(t *uploadTester) {
 		sink := waiting{cachetest.NewMemory(), make(chan struct{}, 2), make(chan struct{})}
-		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -577,7 +577,7 @@ func TestWaitingOpensNothing(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
 		t.server.readers = fairlimit.New(8)
 		sink := &opening{Memory: cachetest.NewMemory()}
-		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -56,13 +56,13 @@ func TestOutputs(t *testing.T) {
 			t.Errorf("%v is built to %v, %v, want %v", drv, outputs, err, want)
 		}
 	}
-	closure, err := s.Closure(t.Context(), []nix.StorePath{known.Info.Path, built.Info.Path}, true)
+	closure, err := s.ClosureWithOutputs(t.Context(), []nix.StorePath{known.Info.Path, built.Info.Path})
 	if err != nil || len(closure) != 2 { // what it was built to is not there
 		t.Errorf("with what they were built to they are %v, %v", closure, err)
 	}
 	whole := derivationOf(t, "whole", file.Info.Path.String())
 	source.Add(whole)
-	if closure, err := s.Closure(t.Context(), []nix.StorePath{whole.Info.Path}, true); err != nil || len(closure) != 2 {
+	if closure, err := s.ClosureWithOutputs(t.Context(), []nix.StorePath{whole.Info.Path}); err != nil || len(closure) != 2 {
 		t.Errorf("with what it was built to it is %v, %v", closure, err)
 	}
 

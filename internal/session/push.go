@@ -68,9 +68,7 @@ type pushes struct {
 
 // A push is one path on its way in.
 type push struct {
-	read    bool          // to its end, so that the client may be told that it is there
 	settled chan struct{} // closed when it is published, or has failed
-	err     error         // why it has, once settled is closed
 }
 
 // ReadNAR reads a NAR, and returns when it is read: it is published by and by, after those that were read before it and to which it refers.
@@ -113,7 +111,6 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 		<-p.settled // until then the client has the room that it took for this
 	}
 	s.Behind.wait(info.NARSize, p.settled)
-	s.push.read(p) // before it is known whether it is answered early
 	return ended.err
 }
 
@@ -151,16 +148,15 @@ func (s *store) Settle(context.Context) error {
 // keep receives a NAR and publishes it after those that were read before it and to which it refers.
 func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r io.Reader, before []*push) error {
 	ctx = cache.WithPublisher(ctx, s.By)
-	if s.daemon != nil {
-		err := s.daemon.addNAR(ctx, info, s.vouched(ctx, r))
+	if s.adder != nil {
+		err := s.adder.AddNAR(ctx, info, s.vouched(ctx, r))
 		if err == nil {
 			s.Pushes.Received()
 			s.Pushes.Published()
 		}
 		return err
 	}
-	url := "nar/" + info.NARHash.Nix32() + ".nar" // as it would be called over HTTP
-	got, err := c.Receive(ctx, cache.Upload{URL: url, NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
+	received, err := c.Receive(ctx, cache.Upload{NAR: r, NARHash: info.NARHash, NARSize: info.NARSize})
 	if err != nil {
 		return err
 	}
@@ -172,12 +168,7 @@ func (s *store) keep(ctx context.Context, c *cache.Cache, info *nix.PathInfo, r 
 	if c, err = s.open(ctx, cache.Push); err != nil {
 		return err
 	}
-	added, err := c.Publish(ctx, &nix.NARInfo{
-		PathInfo: *info,
-		URL:      url,
-		// What was sent is the NAR itself.
-		Compression: nix.None, FileHash: got.NARHash, FileSize: got.NARSize,
-	})
+	added, err := c.Publish(ctx, info, received)
 	if added {
 		s.Pushes.Published()
 		s.Logger.Debug("published", "path", info.Path.String(), "cache", c.Name())
@@ -239,28 +230,7 @@ func (p *pushes) settle(path nix.StorePath, own *push, err error) {
 	if p.failed == nil {
 		p.failed = err
 	}
-	own.err = err
 	close(own.settled)
-}
-
-// read notes that a path was read to its end.
-func (p *pushes) read(own *push) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	own.read = true
-}
-
-// early returns those that may have been answered and are not settled, and the failure of one that the client has not heard of.
-// They settle whatever the client does; what is still being read may not.
-func (p *pushes) early() (early []*push, failed error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for _, own := range p.paths {
-		if own.read {
-			early = append(early, own)
-		}
-	}
-	return early, p.failed
 }
 
 // A paced is a reader that calls slow when it has waited for too long. What else happens between two reads is not the client's fault.

@@ -47,18 +47,12 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		return s.tell(err)
 	}
 	s.dir = c.Info().StoreDir
-	if s.daemon = newDaemon(c, opts.Daemon); s.daemon != nil {
-		defer s.daemon.close()
-	}
-	heard := &heard{Reader: conn, Writer: conn, broke: &s.broke}
-	if opts.Clients != nil && command.Protocol == Legacy && !command.ReadOnly { // only there paths are answered early
-		leave, r, err := opts.Clients.begin(ctx, opts.Client, s, conn)
-		if err != nil {
+	if opts.ToStore {
+		if s.adder, err = c.FirstAdder(ctx); err != nil {
 			return s.tell(err)
 		}
-		defer leave()
-		heard.Reader = r
 	}
+	heard := &heard{Reader: conn, Writer: conn, broke: &s.broke}
 	heard.now()
 	work, cancel := context.WithCancel(context.WithoutCancel(ctx)) // ending ctx ends the acceptance of questions, not the answers
 	defer cancel()
@@ -80,11 +74,12 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		}
 	})()
 
-	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Alone: s.alone.Load, Room: opts.Room}
+	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Room: opts.Room}
+	answers := protocol.Store{Paths: s, Pushes: s, Derivations: s}
 	if command.Protocol == Legacy {
-		err = protocol.ServeLegacy(work, heard, s, options)
+		err = protocol.ServeLegacy(work, heard, answers, options)
 	} else {
-		err = protocol.ServeWorker(work, heard, s, options)
+		err = protocol.ServeWorker(work, heard, answers, options)
 	}
 	if err != nil { // what was read is kept, also of a client that has gone, unless that takes long
 		defer time.AfterFunc(stuckTime, cancel).Stop()

@@ -49,7 +49,7 @@ func start(t *testing.T) *tester {
 	s := &tester{T: t, sink: cachetest.NewMemory(), ended: make(chan error, 1)}
 	s.rights.now.Store(uint32(cache.Read | cache.Push))
 	var err error
-	if s.cache, err = cache.New([]cache.Source{s.sink}, cache.Options{Sink: s.sink, Private: true}); err != nil {
+	if s.cache, err = cache.New([]cache.Source{s.sink}, cache.Options{Sink: cache.SinkOf(s.sink), Private: true}); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
@@ -275,7 +275,7 @@ func TestPaced(t *testing.T) {
 func TestPacedLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		sink := cachetest.NewMemory()
-		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -34,9 +34,9 @@ type Options struct {
 	Name string
 	// Version is told to clients as that of Nix, such as "firn 1.0".
 	Version string
-	// Daemon is the socket of the Nix daemon. Where the cache is first of all the store of this machine, what is pushed is put there.
-	// Empty: into the sink of the cache.
-	Daemon string
+	// ToStore adds what is pushed to the first source of the cache that is there, where that takes
+	// paths, as the store of this machine does. Else it goes into the sink of the cache.
+	ToStore bool
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
 	// Turn waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
@@ -44,10 +44,6 @@ type Options struct {
 	Turn func(ctx context.Context) (done func(), err error)
 	// Room takes room in memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
 	Room func() (done func(), ok bool)
-	// Client is who the client is, the same in all its conversations, and Clients, which is shared by all, knows these: a path that a client
-	// pushes in its only one may be answered before it is published, as long as others follow. Nil: none is.
-	Client  string
-	Clients *Clients
 	// By is who pushes, for the catalog.
 	By string
 	// Pushes counts what is pushed. Nil does not.
@@ -68,15 +64,12 @@ type Options struct {
 type store struct {
 	Options
 	dir    nix.StoreDir
-	daemon *daemon      // nil: paths go into the sink
+	adder  cache.Adder  // nil: paths go into the sink
 	busy   atomic.Int32 // questions that are being answered
-	alone  atomic.Bool  // it is known to be the only one of its client
 	push   pushes
 	hangUp func()      // ends the connection, of a client that is too slow
 	broke  atomic.Bool // the connection has, so that what fails then is nobody's fault
 }
-
-var _ protocol.Store = (*store)(nil)
 
 // StoreDir returns the store directory of the cache, as it was at the beginning.
 func (s *store) StoreDir() nix.StoreDir { return s.dir }
@@ -128,7 +121,7 @@ func (s *store) kept(err error) error {
 }
 
 // ValidPaths returns which of the paths are there. There is nothing to substitute: what a cache can get, it has.
-func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath, _ bool) ([]nix.StorePath, error) {
+func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
 	c, done, err := s.begin(ctx, opValidPaths, cache.Read)
 	if err != nil {
 		return nil, err
@@ -208,9 +201,18 @@ func (s *store) AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	}
 }
 
-// Closure returns the paths with all that they refer to, however indirectly, and with outputs what derivations were built to, in any order.
+// Closure returns the paths with all that they refer to, however indirectly, in any order.
 // protocol.ErrNotFound if one of the paths is not there.
-func (s *store) Closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
+func (s *store) Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	return s.closure(ctx, paths, false)
+}
+
+// ClosureWithOutputs returns what Closure does, and what derivations among these were built to.
+func (s *store) ClosureWithOutputs(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	return s.closure(ctx, paths, true)
+}
+
+func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
 	c, done, err := s.begin(ctx, opClosure, cache.Read)
 	if err != nil {
 		return nil, err
@@ -305,8 +307,8 @@ func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []ni
 		return err
 	}
 	defer done()
-	if s.daemon != nil {
-		return s.tell(s.daemon.addSignatures(ctx, path, sigs))
+	if s.adder != nil {
+		return s.tell(s.adder.AddSignatures(ctx, path, sigs))
 	}
 	info, err := c.Lookup(ctx, path.Hash())
 	if err != nil {
@@ -315,9 +317,9 @@ func (s *store) AddSignatures(ctx context.Context, path nix.StorePath, sigs []ni
 	if info.Path != path {
 		return protocol.ErrNotFound
 	}
-	n := *info // its URL is our own, under which a narinfo comes back with more signatures
-	n.Signatures = sigs
-	_, err = c.Publish(ctx, &n)
+	signed := info.PathInfo
+	signed.Signatures = sigs
+	_, err = c.Publish(ctx, &signed, cache.Received{})
 	return s.tell(err)
 }
 

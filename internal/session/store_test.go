@@ -65,13 +65,13 @@ func TestClosure(t *testing.T) {
 		{[]nix.StorePath{a.Info.Path}, []nix.StorePath{a.Info.Path}},
 		{[]nix.StorePath{c.Info.Path, a.Info.Path, c.Info.Path}, []nix.StorePath{a.Info.Path, b.Info.Path, c.Info.Path}},
 	} {
-		got, err := s.Closure(t.Context(), test.of, false)
+		got, err := s.Closure(t.Context(), test.of)
 		if err != nil || !slices.Equal(nix.SortPaths(got), nix.SortPaths(test.want)) {
 			t.Errorf("the closure of %v is %v, %v, want %v", test.of, got, err, test.want)
 		}
 	}
 	for _, of := range [][]nix.StorePath{{missing[1]}, {a.Info.Path, missing[0]}, {missing[0], a.Info.Path}} {
-		if got, err := s.Closure(t.Context(), of, false); !errors.Is(err, protocol.ErrNotFound) {
+		if got, err := s.Closure(t.Context(), of); !errors.Is(err, protocol.ErrNotFound) {
 			t.Errorf("the closure of %v is %v, %v", of, got, err)
 		}
 	}
@@ -91,7 +91,7 @@ func TestRoomForClosure(t *testing.T) {
 			left--
 			return func() { left++ }, true
 		}
-		if _, err := s.Closure(t.Context(), []nix.StorePath{p.Info.Path}, false); !errors.Is(err, want) || left != free {
+		if _, err := s.Closure(t.Context(), []nix.StorePath{p.Info.Path}); !errors.Is(err, want) || left != free {
 			t.Errorf("with %d: %v, and there are %d in the end", free, err, left)
 		}
 	}
@@ -105,7 +105,7 @@ func BenchmarkClosureMissing(b *testing.B) {
 			p.Info.References, p.Info.CA = numbered(b, n), nix.ContentAddress{}
 			s := readerOf(b, p)
 			for b.Loop() {
-				if all, err := s.Closure(b.Context(), []nix.StorePath{p.Info.Path}, false); err != nil || len(all) != 1 {
+				if all, err := s.Closure(b.Context(), []nix.StorePath{p.Info.Path}); err != nil || len(all) != 1 {
 					b.Fatal(len(all), err)
 				}
 			}

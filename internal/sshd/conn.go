@@ -25,7 +25,7 @@ type whoKey struct{}
 // none, and the connection is closed then. It is called in the order in which connections come: an
 // older one must not take the place of a newer one.
 func (s *Server) admit(nc net.Conn) *login {
-	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts, backlog: s.unread.backlog()}
+	c := &idleConn{Conn: nc, idle: s.idle, counts: &s.counts}
 	remote := addrOf(nc)
 	n := s.newLogin(c, remote)
 	if !n.begin() {
@@ -71,7 +71,11 @@ func (s *Server) serveConn(ctx, work context.Context, n *login) {
 	s.counts.loggedIn.Add(1)
 	s.counts.open.Add(1)
 	defer s.counts.open.Add(-1)
-	l := &Login{owners: owners, hangUp: func() { sc.Close() }, backlog: c.backlog,
+	defer s.limits.join(owners[0])()
+	unread := newUnread(func() int64 { return s.limits.of(owners[0]) })
+	defer unread.close()
+	c.unread.Store(unread)
+	l := &Login{owners: owners, hangUp: func() { sc.Close() }, unread: unread,
 		User: sc.User(), Remote: remote, Key: ssh.FingerprintSHA256(key), Who: func(ctx context.Context) (cache.Principal, error) {
 			who, err := s.access.SSHKey(ctx, key, sc.User())
 			if err == nil {
@@ -201,11 +205,16 @@ func (s *Server) serveChannels(ctx, work context.Context, l *Login, channels <-c
 				n.Reject(ssh.ConnectionFailed, "the server is ending")
 			case n.ChannelType() != "session":
 				n.Reject(ssh.Prohibited, "this is a Nix cache: it forwards nothing")
-			case !hasPlace(&open, ended):
-				n.Reject(ssh.ResourceShortage, "too many sessions on one connection")
 			default:
+				backlog := l.unread.backlog() // a client may send data before it is told that it may
+				if !hasPlace(&open, ended, channels) {
+					n.Reject(ssh.ResourceShortage, "too many sessions on one connection")
+					backlog.remove()
+					continue
+				}
 				open.Add(1)
 				sessions.Go(func() {
+					defer backlog.remove()
 					defer func() {
 						open.Add(-1)
 						select {
@@ -213,7 +222,7 @@ func (s *Server) serveChannels(ctx, work context.Context, l *Login, channels <-c
 						default:
 						}
 					}()
-					s.serveSession(ctx, work, l, n, log)
+					s.serveSession(ctx, work, l, n, backlog, log)
 				})
 			}
 		case <-done:
@@ -233,9 +242,14 @@ const (
 	endingTime = time.Second
 )
 
-// hasPlace reports whether a connection may have one more session. It waits for those that are about to end: a client may begin the next one before they have.
-func hasPlace(open *atomic.Int64, ended <-chan struct{}) bool {
+// hasPlace reports whether a connection may have one more session. It waits for a session that is about
+// to end, because a client may begin the next one before that. It does not wait while further channels
+// queue up behind this one: the library keeps what is sent to them as well.
+func hasPlace(open *atomic.Int64, ended <-chan struct{}, queue <-chan ssh.NewChannel) bool {
 	for late := time.After(endingTime); open.Load() >= maxChannels; {
+		if len(queue) > 0 {
+			return false
+		}
 		select {
 		case <-ended:
 		case <-late:
@@ -256,10 +270,10 @@ func addrOf(nc net.Conn) netip.Addr {
 // An idleConn is a connection that ends when nothing was sent in either direction for a while, once it has begun.
 type idleConn struct {
 	net.Conn
-	counts  *counts
-	idle    time.Duration
-	backlog *backlog
-	next    atomic.Int64 // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
+	counts *counts
+	idle   time.Duration
+	unread atomic.Pointer[unread] // nil until it has logged in
+	next   atomic.Int64           // when the deadline is to be moved, in nanoseconds since 1970; 0: it has not begun
 }
 
 // deadlineSteps is how often the deadline is moved while idle passes: not with every packet.
@@ -282,19 +296,24 @@ func (c *idleConn) touch() {
 }
 
 func (c *idleConn) Close() error {
-	c.backlog.close()
+	if u := c.unread.Load(); u != nil {
+		u.close()
+	}
 	return c.Conn.Close()
 }
 
 func (c *idleConn) Read(p []byte) (int, error) {
-	if c.backlog.isFull() {
-		if err := c.backlog.wait(c.idle); err != nil {
+	u := c.unread.Load()
+	if u != nil {
+		if err := u.wait(c.idle); err != nil {
 			return 0, err
 		}
 	}
 	n, err := c.Conn.Read(p)
 	if n > 0 {
-		c.backlog.add(n)
+		if u != nil {
+			u.received(n)
+		}
 		c.counts.received.Add(int64(n))
 		c.touch()
 		acknowledge(c.Conn, n)

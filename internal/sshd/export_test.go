@@ -1,11 +1,7 @@
 package sshd
 
-// TakeLittle has a server take little of a connection before it is read.
-func (o Options) TakeLittle(most, least int64) Options {
-	o.unread = newUnread()
-	o.unread.most, o.unread.least = most, least
+// TakeLittle has a server take fewer bytes of a connection, and of all connections of a key, before they are read.
+func (o Options) TakeLittle(connection, key int64) Options {
+	o.limits = newLimits(connection, key)
 	return o
 }
-
-// Unread is what all connections have sent and nobody has read.
-func (s *Server) Unread() int64 { return s.unread.all.Load() }

@@ -24,24 +24,25 @@ const (
 const noShell = "hello: this is a Nix cache, and there is no shell. Use it with nix copy --to, or --from, ssh://%s@HOST or ssh-ng://%[1]s@HOST"
 
 // serveSession answers the one command of a session.
-func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChannel, log *slog.Logger) {
+func (s *Server) serveSession(ctx, work context.Context, l *Login, n ssh.NewChannel, backlog *backlog, log *slog.Logger) {
 	accepted, requests, err := n.Accept()
 	if err != nil {
 		return
 	}
 	running, ended := context.WithCancel(context.Background())
 	defer ended()
-	ch := l.backlog.channel(accepted, func() {
+	ch := newChannel(accepted, func() {
 		if running.Err() == nil {
 			l.hangUp()
 		}
 	})
-	defer ch.gone()
 	var rest sync.WaitGroup
 	defer rest.Wait()
-	// What a client sends for no one is read, until it has closed the channel as well: else it would wait, and so might what is behind it.
+	// Both are read until the client has closed the channel as well: else it would wait, and so might
+	// what is behind it.
 	rest.Go(func() { _, _ = io.Copy(io.Discard, ch.Stderr()) })
-	defer rest.Go(func() { _, _ = io.Copy(io.Discard, ch) })
+	rest.Go(func() { ch.pump(backlog) })
+	defer ch.in.Close()
 	defer ch.Channel.Close()
 	command, ok := wanted(ctx, requests, l)
 	here, gone := context.WithCancel(ctx)

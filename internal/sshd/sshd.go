@@ -67,9 +67,9 @@ type Login struct {
 	// Who returns who it is now: cache.ErrUnauthenticated if its key was revoked or has expired since.
 	Who func(ctx context.Context) (cache.Principal, error)
 
-	owners  []string // by which its places are counted
-	hangUp  func()   // ends the connection
-	backlog *backlog // of it
+	owners []string // by which its places are counted
+	hangUp func()   // ends the connection
+	unread *unread  // of it
 }
 
 // Owners are the names by which the places are counted that the client takes, see [fairlimit.Slots].
@@ -105,7 +105,7 @@ type Options struct {
 	// Logger is told who comes. Nil discards.
 	Logger *slog.Logger
 
-	unread *unread // for tests with less than there is
+	limits *limits // for tests with less than there is
 }
 
 // Server is an SSH server, and a prometheus.Collector of what it does. It is safe for concurrent use.
@@ -117,7 +117,7 @@ type Server struct {
 	sessions *fairlimit.Slots
 	open     *fairlimit.Slots         // for connections that have logged in
 	logins   *fairlimit.Seats[*login] // for those that have not
-	unread   *unread
+	limits   *limits
 	audit    *audit.Log
 	log      *slog.Logger
 	counts   counts
@@ -138,7 +138,7 @@ func New(access Access, answer Answer, opts Options) *Server {
 		logins:   fairlimit.NewSeats[*login](cmp.Or(opts.Logins, files.SSHLogins)),
 		audit:    opts.Audit,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
-		unread:   cmp.Or(opts.unread, newUnread()),
+		limits:   cmp.Or(opts.limits, newLimits(maxUnread, keyUnread)),
 	}
 	s.config = ssh.ServerConfig{
 		Config:                  algorithms(),

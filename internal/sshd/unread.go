@@ -1,243 +1,197 @@
 package sshd
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/crypto/ssh"
 )
 
-// The SSH library lets a client send 2 MiB on a channel before anybody reads them, and keeps each packet by itself: in packets of one byte
-// these take 100 MB. It cannot be told otherwise, so what is taken from a connection is bounded: by its bytes on the wire that nobody has read yet.
+// The SSH library lets a client send 2 MiB on a channel before the server reads any of it, and keeps
+// each packet by itself: packets of one byte take 48 bytes of heap and 36 on the wire, so that one
+// channel takes 100 MB. The window cannot be set. So a connection is not read on while one of its
+// channels may hold too many unread bytes, counted as bytes on the wire.
 //
-// How many these are is not to be seen. What comes in is counted, what is read is taken off, and what is left is the cost of packets, and what
-// is for the library itself. So now and then it is looked whether all channels are empty: then nothing is unread. A channel is empty when a read
-// from it gives less than there is space for, or waits.
+// The library does not say how many bytes of a channel are unread. But a read that returns less than
+// it has space for, or that waits, has found the channel empty. A pump therefore reads each channel
+// ahead of its session, and each channel counts the bytes on the wire since it was last found empty.
 const (
-	// maxUnread is what one connection has at most: all windows of its channels, and a fifth more.
+	// maxUnread is the limit of a connection: the windows of all its channels and a fifth more, so
+	// that only a client that sends small packets meets it.
 	maxUnread = 24 << 20
-	// allUnread is what all connections have together, from which on each has leastUnread.
-	allUnread   = 256 << 20
-	leastUnread = 256 << 10
-	// shareOfRest is the part of what is left of allUnread that one connection may have.
-	shareOfRest = 4
-	// enough is from how much on it is looked whether nothing is unread, when a channel has become empty.
-	enough = 1 << 20
-
-	// settleTime is how long a read waits that finds nothing: the library returns what there is at once.
-	settleTime = 5 * time.Millisecond
-	// maxLook is how many bytes are read of a channel before its session wants them, to see whether there are any; lookSize how many at once.
-	maxLook, lookSize = 128 << 10, 32 << 10
+	// keyUnread is what all connections of one key share. It costs at most 130 MB of heap.
+	keyUnread = 96 << 20
+	// pumpSize is how many bytes a pump reads ahead.
+	pumpSize = 32 << 10
 )
 
-// unread counts, in bytes on the wire, what clients have sent.
+// A limits is how many unread bytes a connection may have.
+type limits struct {
+	connection, key int64
+
+	mu   sync.Mutex
+	open map[string]int64 // connections by key
+}
+
+func newLimits(connection, key int64) *limits {
+	return &limits{connection: connection, key: key, open: map[string]int64{}}
+}
+
+// join counts a connection of a key until leave is called.
+func (l *limits) join(key string) (leave func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open[key]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.open[key]--; l.open[key] == 0 {
+			delete(l.open, key)
+		}
+	}
+}
+
+// of returns the limit of one connection of a key.
+func (l *limits) of(key string) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return min(l.connection, l.key/max(1, l.open[key]))
+}
+
+// An unread counts what a connection has received since its channels were last found empty.
 type unread struct {
-	all                atomic.Int64 // of all connections
-	most, least, whole int64
+	limit   func() int64
+	changed chan struct{} // holds something when a channel was read from since it was last looked at
+	closed  chan struct{}
+	close   func() // closes closed, once
+
+	mu       sync.Mutex
+	channels map[*backlog]bool
 }
 
-func newUnread() *unread { return &unread{most: maxUnread, least: leastUnread, whole: allUnread} }
+func newUnread(limit func() int64) *unread {
+	u := &unread{limit: limit, changed: make(chan struct{}, 1), closed: make(chan struct{}), channels: map[*backlog]bool{}}
+	u.close = sync.OnceFunc(func() { close(u.closed) })
+	return u
+}
 
-// A backlog is what one connection has of it.
+// A backlog is what one channel may hold. The mutex of its unread guards it.
 type backlog struct {
-	of   *unread
-	held atomic.Int64  // changed with count held
-	read chan struct{} // holds something when a channel was read from since it was last looked at
-	over chan struct{} // closed when the connection is
-
-	count  sync.Mutex
-	closed bool
-
-	mu       sync.Mutex // before that of a channel
-	channels map[*channel]struct{}
+	of      *unread
+	held    int64 // at most so many bytes on the wire
+	reading bool  // the pump reads, so that nothing stays in the channel
 }
 
+// backlog counts what a channel holds from now on, until it is removed.
 func (u *unread) backlog() *backlog {
-	return &backlog{of: u, read: make(chan struct{}, 1), over: make(chan struct{}), channels: map[*channel]struct{}{}}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	b := &backlog{of: u}
+	u.channels[b] = true
+	return b
 }
 
-func (b *backlog) add(n int) { b.change(func(held int64) int64 { return held + int64(n) }) }
+func (b *backlog) remove() {
+	b.change(func() { delete(b.of.channels, b) })
+}
 
-// take takes off what was read.
-func (b *backlog) take(n int) {
-	b.change(func(held int64) int64 { return max(0, held-int64(n)) })
+// change changes what is counted, and has wait look again.
+func (b *backlog) change(do func()) {
+	b.of.mu.Lock()
+	do()
+	b.of.mu.Unlock()
 	select {
-	case b.read <- struct{}{}:
+	case b.of.changed <- struct{}{}:
 	default:
 	}
 }
 
-func (b *backlog) reset() { b.change(func(int64) int64 { return 0 }) }
-
-func (b *backlog) change(to func(held int64) int64) {
-	b.count.Lock()
-	defer b.count.Unlock()
-	if b.closed {
-		return
-	}
-	held := b.held.Load()
-	now := to(held)
-	b.held.Store(now)
-	b.of.all.Add(now - held)
-}
-
-func (b *backlog) close() {
-	b.count.Lock()
-	defer b.count.Unlock()
-	if !b.closed {
-		b.of.all.Add(-b.held.Swap(0))
-		b.closed = true
-		close(b.over)
+// received adds bytes that came in, for whichever channel.
+func (u *unread) received(n int) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for b := range u.channels {
+		b.held += int64(n)
 	}
 }
 
-func (b *backlog) isFull() bool {
-	return b.held.Load() >= max(b.of.least, min(b.of.most, (b.of.whole-b.of.all.Load())/shareOfRest))
+// read notes that n bytes were read from the channel. empty: there were no more.
+func (b *backlog) read(n int, empty bool) {
+	b.change(func() {
+		b.reading = false
+		if empty {
+			b.held = 0
+		}
+		for other := range b.of.channels { // each has counted these bytes
+			other.held = max(0, other.held-int64(n))
+		}
+	})
 }
 
-// wait waits until more may be taken from the connection, for so long at most.
-func (b *backlog) wait(limit time.Duration) error {
-	begun := time.Now()
-	for b.isFull() {
-		if b.isEmpty(begun, nil) {
-			b.reset()
-			return nil
+func (u *unread) isFull() bool {
+	limit := u.limit()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for b := range u.channels {
+		if b.held >= limit && !b.reading {
+			return true
 		}
-		if time.Since(begun) > limit {
-			return fmt.Errorf("nobody reads what the client sends: %w", os.ErrDeadlineExceeded)
-		}
+	}
+	return false
+}
+
+// wait waits until more may be taken from the connection, and fails after limit.
+func (u *unread) wait(limit time.Duration) error {
+	if !u.isFull() {
+		return nil
+	}
+	late := time.NewTimer(limit)
+	defer late.Stop()
+	for u.isFull() {
 		select {
-		case <-b.read:
-		case <-time.After(settleTime):
-		case <-b.over:
+		case <-u.changed:
+		case <-late.C:
+			return fmt.Errorf("what the client sends is not read: %w", os.ErrDeadlineExceeded)
+		case <-u.closed:
 			return net.ErrClosed
 		}
 	}
 	return nil
 }
 
-// isEmpty reports whether all channels, but maybe one, have been empty since a time at which nothing was taken from the connection any more.
-// The zero time: whether they are now, as far as that is known.
-func (b *backlog) isEmpty(since time.Time, but *channel) bool {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	empty := true
-	for c := range b.channels {
-		if c != but && !c.isEmpty(since) {
-			empty = false // the others are looked at as well
-		}
-	}
-	return empty
-}
-
 // A channel is what an answer reads and writes.
 type channel struct {
 	ssh.Channel
-	backlog *backlog
-	cut     func() // ends the connection
-
-	mu      sync.Mutex
-	looked  sync.Cond // that looking has ended
-	reading bool      // the session is
-	looking bool      // somebody is who wants to know whether there is something
-	begun   time.Time // when either of them began
-	emptied time.Time // when it was last seen that there was nothing left
-	ended   bool      // the client has said that nothing follows
-	ahead   []byte    // what was found when it was looked
+	in  *io.PipeReader // what the pump has read
+	out *io.PipeWriter
+	cut func() // ends the connection
 }
 
-// channel returns a channel of the connection, which counts until it is closed.
-func (b *backlog) channel(of ssh.Channel, cut func()) *channel {
-	c := &channel{Channel: of, backlog: b, cut: cut}
-	c.looked.L = &c.mu
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	b.channels[c] = struct{}{}
+func newChannel(of ssh.Channel, cut func()) *channel {
+	c := &channel{Channel: of, cut: cut}
+	c.in, c.out = io.Pipe()
 	return c
 }
 
-// gone says that both ends have closed the channel.
-func (c *channel) gone() {
-	c.backlog.mu.Lock()
-	defer c.backlog.mu.Unlock()
-	delete(c.backlog.channels, c)
+// pump reads the channel until the client has closed it. It drops what the session does not want, so
+// that the client goes on.
+func (c *channel) pump(b *backlog) {
+	p := make([]byte, pumpSize)
+	for {
+		b.change(func() { b.reading = true })
+		n, err := c.Channel.Read(p)
+		b.read(n, n < len(p))
+		_, _ = c.out.Write(p[:n]) // fails once the session reads no more
+		if err != nil {
+			c.out.CloseWithError(err)
+			return
+		}
+	}
 }
 
 // Read reads for the session.
-func (c *channel) Read(p []byte) (int, error) {
-	c.mu.Lock()
-	for c.looking {
-		c.looked.Wait()
-	}
-	if n := copy(p, c.ahead); n > 0 {
-		c.ahead = c.ahead[n:]
-		c.mu.Unlock()
-		return n, nil
-	}
-	if c.ended {
-		c.mu.Unlock()
-		return 0, io.EOF
-	}
-	c.reading, c.begun = true, time.Now()
-	c.mu.Unlock()
-	n, err := c.Channel.Read(p)
-	c.mu.Lock()
-	c.reading = false
-	short := c.seen(n, len(p), err)
-	c.mu.Unlock()
-	c.backlog.take(n)
-	if short && c.backlog.held.Load() > enough && c.backlog.isEmpty(time.Time{}, c) {
-		c.backlog.reset()
-	}
-	return n, err
-}
-
-// seen notes what a read into size bytes came to. It is called with mu held.
-func (c *channel) seen(n, size int, err error) (short bool) {
-	c.ended = c.ended || errors.Is(err, io.EOF)
-	if short = n < size; short {
-		c.emptied = time.Now()
-	}
-	return short
-}
-
-// isEmpty reports whether the channel has been empty since a time. Where that cannot be told yet, it is looked.
-func (c *channel) isEmpty(since time.Time) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	switch {
-	case c.ended:
-		// What comes after the end is nobody's, and reading it does not wait.
-		_, _ = io.Copy(io.Discard, c.Channel)
-		_, _ = io.Copy(io.Discard, c.Stderr())
-		return true
-	case !since.IsZero() && c.emptied.After(since):
-		return true
-	case c.reading, c.looking:
-		return time.Since(c.begun) >= settleTime
-	case since.IsZero() || len(c.ahead) > maxLook-lookSize:
-		return false
-	}
-	c.looking, c.begun = true, time.Now()
-	go c.look()
-	return false
-}
-
-// look reads what there is, for the session to have when it wants it.
-func (c *channel) look() {
-	p := make([]byte, lookSize)
-	n, err := c.Channel.Read(p)
-	c.mu.Lock()
-	c.looking = false
-	c.ahead = append(c.ahead, p[:n]...)
-	c.seen(n, len(p), err)
-	c.looked.Broadcast()
-	c.mu.Unlock()
-	c.backlog.take(n)
-}
+func (c *channel) Read(p []byte) (int, error) { return c.in.Read(p) }

@@ -140,7 +140,7 @@ func TestImportLargeNARInfos(t *testing.T) {
 	}
 	_, _, dir := exportedOf(t, source)
 	sink := cachetest.NewMemory()
-	into, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink, AllowMissingReferences: true})
+	into, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink), AllowMissingReferences: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package transfer
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -167,15 +168,20 @@ func (e *exporter) nar(ctx context.Context, info *nix.NARInfo) (wrote bool, err 
 
 // listing writes the listing of a path, and where the debug information in it is.
 func (e *exporter) listing(ctx context.Context, info *nix.NARInfo) error {
-	listing, err := e.cache.Listing(ctx, info.Path.Hash())
+	var text bytes.Buffer
+	err := e.cache.WriteListing(ctx, info.Path.Hash(), &text)
 	if errors.Is(err, cache.ErrNotFound) {
 		return nil // a source without listings
 	}
 	if err != nil {
 		return err
 	}
-	if _, err := e.target.put(info.Path.Hash().String()+".ls", listing.AppendJSON(nil)); err != nil {
+	if _, err := e.target.put(info.Path.Hash().String()+".ls", text.Bytes()); err != nil {
 		return fmt.Errorf("write listing of %s: %w", info.Path, err)
+	}
+	listing, err := nar.ParseListing(text.Bytes())
+	if err != nil {
+		return fmt.Errorf("read listing of %s: %w", info.Path, err)
 	}
 	for _, entry := range listing.Entries {
 		id := buildID.FindStringSubmatch(entry.Path)

@@ -142,12 +142,12 @@ func TestExport(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		listing, err := c.Listing(t.Context(), hash)
-		if err != nil {
+		var listing strings.Builder
+		if err := c.WriteListing(t.Context(), hash, &listing); err != nil {
 			t.Fatal(err)
 		}
 		want[hash.String()+".narinfo"] = string(text)
-		want[hash.String()+".ls"] = string(listing.AppendJSON(nil))
+		want[hash.String()+".ls"] = listing.String()
 		want[info.URL] = string(p.NAR)
 	}
 	for _, name := range source.files {

@@ -377,37 +377,36 @@ func (i *importer) trust(info *nix.NARInfo) error {
 
 // publish makes a path visible with its NAR, which it fetches unless it was before.
 func (i *importer) publish(ctx context.Context, info *nix.NARInfo, await func() error) (added bool, err error) {
-	kept, err := i.cache.Kept(ctx, info.Path.Hash())
+	pushed, err := i.cache.Pushed(ctx, info.Path.Hash())
 	if err != nil && !errors.Is(err, cache.ErrNotFound) {
 		return false, err
 	}
 	if err == nil {
-		isNew := func(s nix.Signature) bool { return !slices.Contains(kept.Signatures, s) }
-		if kept.NARHash != info.NARHash || !slices.ContainsFunc(info.Signatures, isNew) {
+		isNew := func(s nix.Signature) bool { return !slices.Contains(pushed.Signatures, s) }
+		if pushed.NARHash != info.NARHash || !slices.ContainsFunc(info.Signatures, isNew) {
 			return false, nil
 		}
 		there, err := i.cache.Lookup(ctx, info.Path.Hash())
 		if err != nil || there.NARHash != info.NARHash {
 			return false, err
 		}
-		signed := *there
+		signed := there.PathInfo
 		signed.Signatures = info.Signatures
-		return i.cache.Publish(ctx, &signed)
+		return i.cache.Publish(ctx, &signed, cache.Received{})
 	}
 
-	sent := i.asSent(info)
-	received, err := i.cache.Received(ctx, sent.URL)
+	name := uploadName(info)
+	received, err := i.cache.Received(ctx, name)
 	if errors.Is(err, cache.ErrNotFound) || err == nil && (received.NARHash != info.NARHash || received.NARSize != info.NARSize) {
-		received, err = i.receive(ctx, info, sent)
+		received, err = i.receive(ctx, info, name)
 	}
 	if err != nil {
 		return false, err
 	}
-	sent.FileHash, sent.FileSize = received.FileHash, received.FileSize
 	if err := await(); err != nil {
 		return false, err
 	}
-	return i.cache.Publish(ctx, sent)
+	return i.cache.Publish(ctx, &info.PathInfo, received)
 }
 
 var (
@@ -417,19 +416,18 @@ var (
 	ownNARURL = regexp.MustCompile(`^nar/[0-9a-z]{32}(-[0-9a-z]{52})?\.`)
 )
 
-// asSent returns the narinfo as if a client pushed it. The URL stays, so that it goes on to lead to the NAR
-// for clients that remember it, where that server is replaced by this one.
-// If it cannot, the NAR is taken for one that is sent uncompressed.
-func (i *importer) asSent(info *nix.NARInfo) *nix.NARInfo {
-	sent := *info
+// uploadName returns the name under which a NAR is kept: the URL that it had, so that this goes on
+// to lead to the NAR for clients that remember it, where that server is replaced by this one. If it
+// cannot, it is the name of a NAR that is sent uncompressed.
+func uploadName(info *nix.NARInfo) string {
 	if !anyNARURL.MatchString(info.URL) || ownNARURL.MatchString(info.URL) {
-		sent.URL, sent.Compression = "nar/"+info.NARHash.Nix32()+".nar", nix.None
+		return "nar/" + info.NARHash.Nix32() + ".nar"
 	}
-	return &sent
+	return info.URL
 }
 
-// receive fetches a NAR.
-func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.Received, error) {
+// receive fetches a NAR, and keeps it under a name.
+func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string) (cache.Received, error) {
 	body, encoding, err := i.origin.open(ctx, info.URL)
 	if err != nil {
 		return cache.Received{}, err
@@ -449,7 +447,7 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 		return cache.Received{}, err
 	}
 	defer plain.Close()
-	upload := cache.Upload{URL: sent.URL, NAR: &counted{plain, info.NARSize, i}, NARHash: info.NARHash, NARSize: info.NARSize,
+	upload := cache.Upload{URL: name, NAR: &counted{plain, info.NARSize, i}, NARHash: info.NARHash, NARSize: info.NARSize,
 		Compression: cmp.Or(info.Compression, nix.None)}
 	check := func() (nix.Hash, int64, error) {
 		sum := nix.SHA256Sum([sha256.Size]byte(file.sum.Sum(nil)))
@@ -462,7 +460,7 @@ func (i *importer) receive(ctx context.Context, info, sent *nix.NARInfo) (cache.
 		return sum, file.size, nil
 	}
 	upload.File = check
-	if sent.URL != info.URL { // as if it came uncompressed
+	if name != info.URL { // as if it came uncompressed
 		upload.File = func() (nix.Hash, int64, error) {
 			_, _, err := check()
 			return info.NARHash, info.NARSize, err

@@ -43,7 +43,7 @@ func exported(t *testing.T) (c *cache.Cache, source *listed, dir string) {
 func newSink(t *testing.T) (*cache.Cache, *cachetest.Memory) {
 	t.Helper()
 	sink := cachetest.NewMemory()
-	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink})
+	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,6 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/fairlimit"
-	"firn/internal/lru"
 	"firn/nix"
 )
 
@@ -72,9 +71,9 @@ type dir struct {
 	moving sync.Mutex
 
 	mu        sync.Mutex
-	files     *lru.Map[nix.Hash, *file] // costs are bytes on disk
-	tiny      *lru.Map[nix.Hash, []byte]
-	idle      *lru.Map[*os.File, *file] // open and not in use, which saves the next who asks a fifth of the time of a request for a file of some 10 KB
+	files     *lru[nix.Hash, *file] // costs are bytes on disk
+	tiny      *lru[nix.Hash, []byte]
+	idle      *lru[*os.File, *file] // open and not in use, which saves the next who asks a fifth of the time of a request for a file of some 10 KB
 	maxIdle   int64
 	making    int64 // bytes on disk of files that are not whole yet
 	made      int   // how many were ever begun, for their names
@@ -102,7 +101,7 @@ func openDir(path, version string, limit int64, now func() time.Time, log *slog.
 	}
 	d := &dir{
 		root: root, version: version, limit: limit, now: now, log: log,
-		files: lru.NewMap[nix.Hash, *file](), tiny: lru.NewMap[nix.Hash, []byte](), idle: lru.NewMap[*os.File, *file](),
+		files: newLRU[nix.Hash, *file](), tiny: newLRU[nix.Hash, []byte](), idle: newLRU[*os.File, *file](),
 		maxIdle: int64(fairlimit.OfProcess().IdleNARs), scanned: make(chan struct{}),
 	}
 	defer func() {

@@ -12,7 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"firn/internal/lru"
 	"firn/nix"
 )
 
@@ -89,7 +88,7 @@ func TestRestart(t *testing.T) {
 				h.pass(time.Minute)
 			}
 			if crash { // as if it never had the time to write its times
-				h.Cache.dir.files = lru.NewMap[nix.Hash, *file]()
+				h.Cache.dir.files = newLRU[nix.Hash, *file]()
 			}
 			h.restart()
 			for _, i := range order {

@@ -68,7 +68,7 @@ func findBuilt(ctx context.Context, store Store, text string) (*built, error) {
 
 // areThere is ErrNotFound for the first path that is not there.
 func areThere(ctx context.Context, store Store, paths ...nix.StorePath) error {
-	valid, err := store.ValidPaths(ctx, paths, true)
+	valid, err := store.ValidPaths(ctx, paths)
 	if err != nil {
 		return err
 	}

@@ -40,19 +40,14 @@ type legacyServer struct {
 	dir     nix.StoreDir
 	opts    Options
 	version uint64
-	coming  coming
-	asked   *room // that coming has
 }
 
 // ServeLegacy answers the serve protocol until the client ends it, which is nil. There is no way to tell the client of a failure
 // in this protocol: it is for the caller to show the error on standard error, and to end the connection.
 func ServeLegacy(ctx context.Context, conn io.ReadWriter, store Store, opts Options) error {
 	s := &legacyServer{wire: newWire(conn), store: store, dir: store.StoreDir(), opts: opts}
-	s.room, s.asked = newRoom(opts.Room), newRoom(opts.Room)
-	defer func() {
-		s.room.clear()
-		s.asked.clear()
-	}()
+	s.room = newRoom(opts.Room)
+	defer s.room.clear()
 	if err := s.handshake(); err != nil {
 		return err
 	}
@@ -91,13 +86,6 @@ func (s *legacyServer) answer(ctx context.Context, op uint64) error {
 	}
 	var err error
 	switch op {
-	case legacyAddToStoreNar, legacyQueryPathInfos: // those that come between the paths of a copy
-	default:
-		if err := s.settle(ctx); err != nil {
-			return err
-		}
-	}
-	switch op {
 	case legacyQueryValidPaths:
 		err = s.queryValidPaths(ctx)
 	case legacyQueryPathInfos:
@@ -126,39 +114,27 @@ func (s *legacyServer) answer(ctx context.Context, op uint64) error {
 
 func (s *legacyServer) queryValidPaths(ctx context.Context) error {
 	s.bool() // lock: whether to keep them from being collected
-	substitute := s.bool()
+	s.bool() // substitute: whether to get those that are not there
 	paths := s.paths(s.dir)
 	if s.err != nil {
 		return s.err
 	}
-	valid, err := s.store.ValidPaths(ctx, paths, substitute)
+	valid, err := s.store.ValidPaths(ctx, paths)
 	if err != nil {
 		return err
 	}
-	s.coming.asked(paths, valid)
-	s.room, s.asked = s.asked, s.room // until it asks again
 	s.putPaths(valid)
 	return nil
 }
 
 func (s *legacyServer) queryPathInfos(ctx context.Context) error {
 	for _, p := range s.paths(s.dir) {
-		if s.coming.sent[p] {
-			if err := s.settle(ctx); err != nil {
-				return err
-			}
-		}
 		info, err := s.store.PathInfo(ctx, p)
 		if errors.Is(err, ErrNotFound) {
 			continue
 		}
 		if err != nil {
 			return err
-		}
-		if s.coming.gone(p) { // somebody else has sent it, and this client will not
-			if err := s.settle(ctx); err != nil {
-				return err
-			}
 		}
 		if err := s.room.hold(info); err != nil {
 			return err
@@ -227,7 +203,11 @@ func (s *legacyServer) queryClosure(ctx context.Context) error {
 	if s.err != nil {
 		return s.err
 	}
-	closure, err := s.store.Closure(ctx, paths, outputs)
+	find := s.store.Closure
+	if outputs {
+		find = s.store.ClosureWithOutputs
+	}
+	closure, err := find(ctx, paths)
 	if err != nil {
 		return err
 	}
@@ -292,19 +272,12 @@ func (s *legacyServer) addToStoreNar(ctx context.Context) error {
 	if err := s.store.ReadNAR(ctx, info, exactly(s.r, info.NARSize)); err != nil {
 		return err
 	}
-	if last := s.coming.read(info.Path); last || s.opts.Alone == nil || !s.opts.Alone() {
-		if err := s.settle(ctx); err != nil {
-			return err
-		}
+	// The answer promises that the path is published: the protocol has no later moment to report a failure.
+	if err := s.store.Settle(ctx); err != nil {
+		return err
 	}
 	s.putUint(1)
 	return nil
-}
-
-// settle waits until all that was read is published.
-func (s *legacyServer) settle(ctx context.Context) error {
-	clear(s.coming.sent)
-	return s.store.Settle(ctx)
 }
 
 // exactly is a reader of n bytes of r, which fails where r has fewer.

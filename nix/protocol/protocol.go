@@ -1,8 +1,9 @@
 // Package protocol has the two protocols that Nix speaks with another machine, or with the daemon of its own:
 // the serve protocol, of ssh:// and `nix-store --serve`, and the worker protocol, of ssh-ng:// and the daemon's socket.
 //
-//	err := protocol.ServeLegacy(ctx, conn, store, protocol.Options{Write: true})
-//	err := protocol.ServeWorker(ctx, conn, store, protocol.Options{Write: true, Version: "firn 1.0"})
+//	store := protocol.Store{Paths: s, Pushes: s, Derivations: s}
+//	err := protocol.ServeLegacy(ctx, conn, store, protocol.Options{})
+//	err := protocol.ServeWorker(ctx, conn, store, protocol.Options{Version: "firn 1.0"})
 //
 //	c, err := protocol.DialWorker(conn, nix.DefaultStoreDir)
 //	err = c.AddNAR(info, nar)
@@ -24,31 +25,54 @@ import (
 // ErrNotFound says that a store does not have something.
 var ErrNotFound = errors.New("not found")
 
-// A Store is what the server ends answer from. Methods are called by one goroutine for each connection.
-// The text of an error goes to the client. An error that is ErrNotFound says that what was asked for is surely not there.
-type Store interface {
+// A Store is what the server ends answer from, by its ports. Methods are called by one goroutine for
+// each connection. The text of an error goes to the client. An error that is ErrNotFound says that
+// what was asked for is surely not there.
+type Store struct {
+	Paths
+	Pushes
+	Derivations
+}
+
+// Paths are the store paths that are there.
+type Paths interface {
 	// StoreDir is the store directory of all paths.
 	StoreDir() nix.StoreDir
-	// ValidPaths returns which of the paths are there, in their order. With substitute it may get them first.
-	ValidPaths(ctx context.Context, paths []nix.StorePath, substitute bool) ([]nix.StorePath, error)
+	// ValidPaths returns which of the paths are there, in their order.
+	ValidPaths(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error)
 	// PathInfo returns what is known of a path, ErrNotFound if it is not there.
 	PathInfo(ctx context.Context, path nix.StorePath) (*nix.PathInfo, error)
 	// PathFromHash returns what is known of the path with a path hash, ErrNotFound if there is none.
 	PathFromHash(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error)
 	// WriteNAR writes the NAR of a path info that the store gave.
 	WriteNAR(ctx context.Context, w io.Writer, info *nix.PathInfo) error
-	// ReadNAR reads a NAR from r to io.EOF, or fails. It is verified and published by and by, in an order that leaves no reference missing
-	// that was read before. What r fails with, it fails with.
+	// AllPaths iterates over all paths. One may come twice.
+	AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
+	// Closure returns the paths with all that they refer to, however indirectly, as far as it is
+	// there, each once. ErrNotFound if one of the paths is not there.
+	Closure(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error)
+}
+
+// Pushes is what changes a store.
+type Pushes interface {
+	// ReadNAR reads a NAR from r to io.EOF, or fails. The path is verified and published later, in an
+	// order that leaves no reference missing that was read before. What r fails with, it fails with.
 	ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) error
 	// Settle waits until all that ReadNAR has read is published, and returns the first failure since it was last called.
 	Settle(ctx context.Context) error
 	// AddSignatures adds signatures to a path that is there.
 	AddSignatures(ctx context.Context, path nix.StorePath, sigs []nix.Signature) error
-	// AllPaths iterates over all paths. One may come twice.
-	AllPaths(ctx context.Context) iter.Seq2[nix.StorePath, error]
-	// Closure returns the paths with all that they refer to, however indirectly, and with outputs also what derivations among them were built to,
-	// as far as it is there, each once. ErrNotFound if one of the paths is not there.
-	Closure(ctx context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error)
+	// PutRealisation and PutBuildTrace keep what a derivation output was built to.
+	PutRealisation(ctx context.Context, r *nix.Realisation) error
+	PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error
+	// PutBuildLog reads the build log of a derivation to io.EOF and keeps it.
+	PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader) error
+}
+
+// Derivations is what is known of derivations.
+type Derivations interface {
+	// ClosureWithOutputs returns what Closure does, and what derivations among these were built to.
+	ClosureWithOutputs(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error)
 	// Outputs returns the outputs of a derivation by their names, whether they are there or not; a zero path stands for one that is not known.
 	// ErrNotFound if the derivation is not there.
 	Outputs(ctx context.Context, drv nix.StorePath) (map[string]nix.StorePath, error)
@@ -57,11 +81,6 @@ type Store interface {
 	// Realisation and BuildTrace return what a derivation output was built to, ErrNotFound if that is not known.
 	Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error)
 	BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error)
-	// PutRealisation and PutBuildTrace keep it.
-	PutRealisation(ctx context.Context, r *nix.Realisation) error
-	PutBuildTrace(ctx context.Context, t *nix.BuildTrace) error
-	// PutBuildLog reads the build log of a derivation to io.EOF and keeps it.
-	PutBuildLog(ctx context.Context, drv nix.StorePath, r io.Reader) error
 }
 
 // Options of a server end.
@@ -70,9 +89,6 @@ type Options struct {
 	ReadOnly bool
 	// Version is told to clients of the worker protocol as that of Nix, such as "firn 1.0".
 	Version string
-	// Alone reports whether this is the only conversation of its client, so that all paths of a copy come in it. Those that are pushed
-	// by the serve protocol are then answered while they are being kept, except for the last. Nil: it never is.
-	Alone func() bool
 	// Room takes room in memory for another megabyte of a question, of which the first is free. ok is false if there is none, and then the question
 	// is refused; done gives it back. Nil: there always is.
 	Room func() (done func(), ok bool)

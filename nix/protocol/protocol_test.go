@@ -39,9 +39,12 @@ func newMemory() *memory {
 	}
 }
 
+// store is m as a server end takes it.
+func (m *memory) store() Store { return Store{m, m, m} }
+
 func (m *memory) StoreDir() nix.StoreDir { return dir }
 
-func (m *memory) ValidPaths(_ context.Context, paths []nix.StorePath, _ bool) (valid []nix.StorePath, err error) {
+func (m *memory) ValidPaths(_ context.Context, paths []nix.StorePath) (valid []nix.StorePath, err error) {
 	for _, p := range paths {
 		if m.paths[p] != nil {
 			valid = append(valid, p)
@@ -115,13 +118,16 @@ func (m *memory) AllPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	}
 }
 
-func (m *memory) Closure(_ context.Context, paths []nix.StorePath, outputs bool) ([]nix.StorePath, error) {
+func (m *memory) ClosureWithOutputs(ctx context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
 	all := slices.Clone(paths)
-	if outputs {
-		for _, p := range paths {
-			all = slices.AppendSeq(all, maps.Values(m.built[p]))
-		}
+	for _, p := range paths {
+		all = slices.AppendSeq(all, maps.Values(m.built[p]))
 	}
+	return m.Closure(ctx, all)
+}
+
+func (m *memory) Closure(_ context.Context, paths []nix.StorePath) ([]nix.StorePath, error) {
+	all := slices.Clone(paths)
 	for i := 0; i < len(all); i++ {
 		info := m.paths[all[i]]
 		if info == nil {
@@ -295,7 +301,7 @@ func filled() *memory {
 
 func talkLegacy(t *testing.T, m *memory, opts Options, minor uint64) *peer {
 	t.Helper()
-	p := talk(t, func(conn net.Conn) error { return ServeLegacy(t.Context(), conn, m, opts) })
+	p := talk(t, func(conn net.Conn) error { return ServeLegacy(t.Context(), conn, m.store(), opts) })
 	p.putUint(legacyMagicClient)
 	p.putUint(2<<8 | minor)
 	p.wantUint(legacyMagicServer)
@@ -432,110 +438,42 @@ func TestLegacyAdd(t0 *testing.T) {
 	t = talkLegacy(t0, m, Options{ReadOnly: true}, 7)
 	t.put(legacyAddToStoreNar)
 	t.wantEnd("may only read")
-	t = talk(t0, func(conn net.Conn) error { return ServeLegacy(t0.Context(), conn, m, Options{}) })
+	t = talk(t0, func(conn net.Conn) error { return ServeLegacy(t0.Context(), conn, m.store(), Options{}) })
 	t.putUint(workerMagicClient)
 	t.wantEnd("not the serve protocol")
 }
 
-// Each path of a copy is answered while it is being kept, and the last one when all are.
+// Each path of a copy is answered when it is published.
 func TestLegacyCopy(t0 *testing.T) {
-	pathC, narC := path('c', "other"), []byte("the NAR of c")
-	alone := true
-	begin := func(m *memory) *peer {
-		t := talkLegacy(t0, m, Options{Alone: func() bool { return alone }}, 7)
-		t.put(legacyQueryValidPaths, 0, 0)
-		t.putPaths([]nix.StorePath{pathA, pathB, pathC})
-		t.wantPaths()
-		t.putLegacyNAR(infoOf(pathB, narB), narB)
-		t.wantUint(1)
-		if len(m.paths) != 0 {
-			t.Errorf("there are %v before it was asked for", m.paths)
-		}
-		return t
-	}
-	ask := func(t *peer, p nix.StorePath) {
-		t.put(legacyQueryPathInfos)
-		t.putPaths([]nix.StorePath{p})
-	}
-	want := func(m *memory, n int) {
-		t0.Helper()
-		if len(m.paths) != n {
-			t0.Errorf("there are %v, want %d", m.paths, n)
-		}
-	}
-
 	m := newMemory()
-	t := begin(m)
-	ask(t, pathA) // as Nix does before it sends a path
-	t.wantString("")
-	t.putLegacyNAR(infoOf(pathA, narA, pathB), narA)
-	t.wantUint(1)
-	want(m, 0)
-	t.putLegacyNAR(infoOf(pathC, narC), narC)
-	t.wantUint(1)
-	want(m, 3)
-	t.wantEnd("")
-
-	m = newMemory() // what was read is asked for
-	t = begin(m)
-	ask(t, pathB)
-	t.wantString(pathB.String())
-	want(m, 1)
-	t.conn.Close()
-	<-t.ended
-
-	m = newMemory() // somebody else sends the others
-	t = begin(m)
-	m.paths[pathA], m.paths[pathC] = infoOf(pathA, narA), infoOf(pathC, narC)
-	ask(t, pathA)
-	t.wantString(pathA.String())
-	want(m, 2)
-	t.conn.Close()
-	<-t.ended
-	m = newMemory()
-	t = begin(m)
-	m.paths[pathA], m.paths[pathC] = infoOf(pathA, narA), infoOf(pathC, narC)
-	t.put(legacyQueryPathInfos)
-	t.putPaths([]nix.StorePath{pathA, pathC})
-	t.wantString(pathA.String())
-	t.conn.Close()
-	<-t.ended
-	want(m, 3)
-
-	for _, other := range []func(t *peer){ // another question, and a path that was not asked for
-		func(t *peer) { t.put(legacyQueryClosure, 0); t.putPaths([]nix.StorePath{pathB}); t.wantPaths(pathB) },
-		func(t *peer) { t.putLegacyNAR(infoOf(absent, narC), narC); t.wantUint(1); delete(m.paths, absent) },
-	} {
-		m = newMemory()
-		t = begin(m)
-		other(t)
-		want(m, 1)
-		t.wantEnd("")
-	}
-
-	m = newMemory() // the client has begun another conversation
-	t = begin(m)
-	alone = false
-	t.putLegacyNAR(infoOf(pathA, narA, pathB), narA)
-	t.wantUint(1)
-	want(m, 2)
-	t.wantEnd("")
-	alone = true
-
-	m = newMemory() // what turns out to be wrong is told with the next answer
-	t = talkLegacy(t0, m, Options{Alone: func() bool { return true }}, 7)
+	t := talkLegacy(t0, m, Options{}, 7)
 	t.put(legacyQueryValidPaths, 0, 0)
 	t.putPaths([]nix.StorePath{pathA, pathB})
 	t.wantPaths()
-	t.putLegacyNAR(infoOf(pathB, narA), bytes.ToUpper(narA))
+	t.putLegacyNAR(infoOf(pathB, narB), narB)
 	t.wantUint(1)
-	t.putLegacyNAR(infoOf(pathA, narA), narA)
+	if m.paths[pathB] == nil {
+		t.Errorf("%s is answered, and is not published", pathB)
+	}
+	t.put(legacyQueryPathInfos) // as Nix asks before it sends a path
+	t.putPaths([]nix.StorePath{pathA})
+	t.wantString("")
+	t.putLegacyNAR(infoOf(pathA, narA, pathB), narA)
+	t.wantUint(1)
+	if m.paths[pathA] == nil {
+		t.Errorf("%s is answered, and is not published", pathA)
+	}
+	t.wantEnd("")
+
+	m = newMemory() // a wrong NAR gets no answer
+	t = talkLegacy(t0, m, Options{}, 7)
+	t.putLegacyNAR(infoOf(pathB, narA), bytes.ToUpper(narA))
 	t.wantEnd("the NAR of " + pathB.String())
 }
 
 func TestClient(t0 *testing.T) {
 	m := newMemory()
-	p := talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, m, Options{Version: "test"}) })
+	p := talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, m.store(), Options{Version: "test"}) })
 	c, err := DialWorker(p.conn, dir)
 	if err != nil {
 		t0.Fatal(err)

@@ -100,7 +100,6 @@ func TestRoomIsGivenBack(t0 *testing.T) {
 	t.wantFree(l, 2)
 	t.wantEnd("")
 
-	// What a copy to ssh:// asked at first is remembered, and has its room for as long.
 	t = talkLegacy(t0, filled(), Options{Room: l.room}, 7)
 	for range 3 {
 		t.put(legacyQueryValidPaths, 0, 0)
@@ -109,10 +108,9 @@ func TestRoomIsGivenBack(t0 *testing.T) {
 		t.put(legacyQueryPathInfos)
 		t.putPaths([]nix.StorePath{absent})
 		t.wantString("")
-		t.wantFree(l, 1)
+		t.wantFree(l, 2)
 	}
 	t.wantEnd("")
-	t.wantFree(l, 2)
 }
 
 // As many paths as there are can be copied by their names.

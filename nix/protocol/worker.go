@@ -310,7 +310,7 @@ func (s *workerServer) isValidPath(ctx context.Context) error {
 	p := s.path(s.dir)
 	var valid []nix.StorePath
 	err := s.ask(func() (err error) {
-		valid, err = s.store.ValidPaths(ctx, []nix.StorePath{p}, false)
+		valid, err = s.store.ValidPaths(ctx, []nix.StorePath{p})
 		return err
 	})
 	return s.result(err, func() { s.putBool(len(valid) > 0) })
@@ -318,10 +318,12 @@ func (s *workerServer) isValidPath(ctx context.Context) error {
 
 func (s *workerServer) queryValidPaths(ctx context.Context) error {
 	paths := s.paths(s.dir)
-	substitute := s.has(27) && s.bool()
+	if s.has(27) {
+		s.bool() // substitute: whether to get those that are not there
+	}
 	var valid []nix.StorePath
 	err := s.ask(func() (err error) {
-		valid, err = s.store.ValidPaths(ctx, paths, substitute)
+		valid, err = s.store.ValidPaths(ctx, paths)
 		return err
 	})
 	return s.result(err, func() { s.putPaths(valid) })
@@ -490,22 +492,22 @@ func (s *workerServer) queryOutputs(ctx context.Context, op uint64) error {
 }
 
 func (s *workerServer) queryMissing(ctx context.Context) error {
-	wanted := s.derivedPaths()
-	var missing []nix.StorePath
-	err := s.ask(func() error {
-		for _, text := range wanted {
-			p, err := s.dir.ParsePath(text)
-			if err != nil { // an output of a derivation, which is not known here
-				continue
-			}
-			switch valid, err := s.store.ValidPaths(ctx, []nix.StorePath{p}, true); {
-			case err != nil:
-				return err
-			case len(valid) == 0:
-				missing = append(missing, p)
-			}
+	var paths, missing []nix.StorePath
+	for _, text := range s.derivedPaths() {
+		if p, err := s.dir.ParsePath(text); err == nil { // else an output of a derivation, which is not known here
+			paths = append(paths, p)
 		}
-		return nil
+	}
+	err := s.ask(func() error {
+		valid, err := s.store.ValidPaths(ctx, paths)
+		missing = slices.DeleteFunc(paths, func(p nix.StorePath) bool {
+			there := len(valid) > 0 && valid[0] == p // they are in the order of paths
+			if there {
+				valid = valid[1:]
+			}
+			return there
+		})
+		return err
 	})
 	return s.result(err, func() {
 		s.putUint(0) // to build

@@ -17,7 +17,7 @@ import (
 func talkWorker(t *testing.T, m *memory, opts Options, minor uint64, features ...string) *peer {
 	t.Helper()
 	opts.Version = "firn test"
-	p := talk(t, func(conn net.Conn) error { return ServeWorker(t.Context(), conn, m, opts) })
+	p := talk(t, func(conn net.Conn) error { return ServeWorker(t.Context(), conn, m.store(), opts) })
 	p.put(workerMagicClient, 1<<8|minor) // as new clients do; old ones wait for the answer
 	p.wantUint(workerMagicServer)
 	p.wantUint(workerVersion)
@@ -444,10 +444,10 @@ func TestWorkerMalformed(t0 *testing.T) {
 		t.wantError(38, want)
 		t.wantEnd(want)
 	}
-	t := talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, newMemory(), Options{}) })
+	t := talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, newMemory().store(), Options{}) })
 	t.putUint(legacyMagicClient)
 	t.wantEnd("not the worker protocol")
-	t = talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, newMemory(), Options{}) })
+	t = talk(t0, func(conn net.Conn) error { return ServeWorker(t0.Context(), conn, newMemory().store(), Options{}) })
 	t.put(workerMagicClient, 1<<8|20)
 	t.wantUint(workerMagicServer)
 	t.wantUint(workerVersion)
@@ -481,7 +481,7 @@ func fuzz(f *testing.F, begin []uint64, serve func(ctx context.Context, conn io.
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			serve(t.Context(), conn, filled(), Options{Room: func() (func(), bool) { return nil, false }})
+			serve(t.Context(), conn, filled().store(), Options{Room: func() (func(), bool) { return nil, false }})
 		}()
 		select {
 		case <-done:

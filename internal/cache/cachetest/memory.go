@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -59,7 +60,7 @@ type Memory struct {
 	paths        map[nix.PathHash]Path
 	rows         map[nix.PathHash]int64 // the version with which a path was published
 	removed      int64                  // paths
-	awaited      map[nix.PathHash]bool  // what others refer to, or did, and what was removed
+	dangling     map[nix.PathHash]bool  // what others refer to, or did, and what was removed
 	logs         map[nix.StorePath][]byte
 	realisations map[nix.RealisationID]*nix.Realisation
 	traces       map[string]*nix.BuildTrace
@@ -74,11 +75,11 @@ type Memory struct {
 }
 
 var (
-	_ cache.Versioned = (*Memory)(nil)
-	_ cache.Lister    = (*Memory)(nil)
-	_ cache.Logger    = (*Memory)(nil)
-	_ cache.Realiser  = (*Memory)(nil)
-	_ cache.Checker   = (*Memory)(nil)
+	_ memo.Changes   = (*Memory)(nil)
+	_ cache.Lister   = (*Memory)(nil)
+	_ cache.Logger   = (*Memory)(nil)
+	_ cache.Realiser = (*Memory)(nil)
+	_ cache.Checker  = (*Memory)(nil)
 )
 
 // NewMemory returns a source of the given paths, which lie in [nix.DefaultStoreDir].
@@ -87,7 +88,7 @@ func NewMemory(paths ...Path) *Memory {
 		dir:          nix.DefaultStoreDir,
 		paths:        make(map[nix.PathHash]Path),
 		rows:         make(map[nix.PathHash]int64),
-		awaited:      make(map[nix.PathHash]bool),
+		dangling:     make(map[nix.PathHash]bool),
 		logs:         make(map[nix.StorePath][]byte),
 		realisations: make(map[nix.RealisationID]*nix.Realisation),
 		traces:       make(map[string]*nix.BuildTrace),
@@ -114,7 +115,7 @@ func (m *Memory) add(p Path) {
 	m.paths[p.Info.Path.Hash()], m.rows[p.Info.Path.Hash()] = p, int64(m.version)
 	for _, ref := range p.Info.References {
 		if ref != p.Info.Path {
-			m.awaited[ref.Hash()] = true
+			m.dangling[ref.Hash()] = true
 		}
 	}
 }
@@ -124,7 +125,7 @@ func (m *Memory) Remove(path nix.StorePath) {
 	m.change(func() {
 		delete(m.paths, path.Hash())
 		m.removed++
-		m.awaited[path.Hash()] = true
+		m.dangling[path.Hash()] = true
 	})
 }
 
@@ -175,11 +176,11 @@ func (m *Memory) Name() string { return "memory" }
 // StoreDir implements [cache.Source].
 func (m *Memory) StoreDir() nix.StoreDir { return m.dir }
 
-// Version implements [cache.Versioned].
-func (m *Memory) Version(context.Context) (uint64, bool) {
+// Version implements [memo.Changes].
+func (m *Memory) Version(context.Context) memo.Version {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.version, m.failure == nil
+	return memo.Exactly(m.version, m.failure == nil)
 }
 
 // PathInfo implements [cache.Source].
@@ -203,13 +204,17 @@ func (m *Memory) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, er
 	return &memoryNAR{m, p}, nil
 }
 
-// Listing implements [cache.Lister].
-func (m *Memory) Listing(ctx context.Context, info *nix.PathInfo) (*nar.Listing, error) {
+// WriteListing implements [cache.Lister].
+func (m *Memory) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
 	p, err := get(ctx, m, m.paths, info.Path.Hash())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return list(p.NAR)
+	listing, err := list(p.NAR)
+	if err != nil {
+		return err
+	}
+	return nar.WriteListing(w, listing.All())
 }
 
 // OpenLog implements [cache.Logger].
@@ -237,6 +242,9 @@ func (m *Memory) Check(context.Context) error {
 	defer m.mu.Unlock()
 	return m.failure
 }
+
+// Verified implements [cache.Checker]: nothing is compared.
+func (m *Memory) Verified() (right, wrong int64) { return 0, 0 }
 
 // get returns what m, whose map from is, has under a key.
 func get[K comparable, V any](ctx context.Context, m *Memory, from map[K]V, key K) (V, error) {

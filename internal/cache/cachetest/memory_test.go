@@ -31,7 +31,7 @@ func TestMemory(t *testing.T) {
 }
 
 func TestMemorySink(t *testing.T) {
-	cachetest.TestSink(t, func(testing.TB) cache.Sink { return cachetest.NewMemory() })
+	cachetest.TestSink(t, func(testing.TB) cache.Sink { return cache.SinkOf(cachetest.NewMemory()) })
 }
 
 // The spec's vector: this very file, added by Nix 2.8.

@@ -6,15 +6,15 @@ import (
 	"iter"
 	"maps"
 	"slices"
+	"strings"
 
 	"firn/internal/cache"
 	"firn/nix"
 )
 
 var (
-	_ cache.Keeper           = (*Memory)(nil)
-	_ cache.ReferenceTracker = (*Memory)(nil)
-	_ cache.PathLister       = (*Memory)(nil)
+	_ cache.Keeper     = (*Memory)(nil)
+	_ cache.Enumerator = (*Memory)(nil)
 )
 
 // Keep implements [cache.Keeper]. Remove removes what is kept all the same.
@@ -66,7 +66,7 @@ func (m *Memory) Kept() (names []string) {
 	return names
 }
 
-// DanglingReferences implements [cache.ReferenceTracker].
+// DanglingReferences implements [cache.Publisher].
 func (m *Memory) DanglingReferences(context.Context) iter.Seq2[cache.Reference, error] {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -86,12 +86,12 @@ func (m *Memory) DanglingReferences(context.Context) iter.Seq2[cache.Reference, 
 	}
 }
 
-// WithheldPaths implements [cache.ReferenceTracker]: nothing is.
+// WithheldPaths implements [cache.Publisher]: nothing is.
 func (m *Memory) WithheldPaths(context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(func(nix.StorePath, error) bool) {}
 }
 
-// Paths implements [cache.PathLister].
+// Paths implements [cache.Enumerator].
 func (m *Memory) Paths(context.Context) iter.Seq2[*nix.PathInfo, error] {
 	return func(yield func(*nix.PathInfo, error) bool) {
 		m.mu.Lock()
@@ -99,6 +99,30 @@ func (m *Memory) Paths(context.Context) iter.Seq2[*nix.PathInfo, error] {
 		m.mu.Unlock()
 		for _, p := range all {
 			if !yield(p.Info, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Files implements [cache.Enumerator].
+func (m *Memory) Files(_ context.Context, prefix string) iter.Seq2[string, error] {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var names []string
+	for drv := range m.logs {
+		names = append(names, "log/"+drv.Base())
+	}
+	for id := range m.realisations {
+		names = append(names, "realisations/"+id.String()+".doi")
+	}
+	for key := range m.traces {
+		drv, output, _ := strings.Cut(key, "!")
+		names = append(names, "build-trace-v2/"+drv+"/"+output+".doi")
+	}
+	return func(yield func(string, error) bool) {
+		for _, name := range names {
+			if strings.HasPrefix(name, prefix) && !yield(name, nil) {
 				return
 			}
 		}

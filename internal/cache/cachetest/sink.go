@@ -17,11 +17,14 @@ import (
 )
 
 var (
-	_ cache.Sink          = (*Memory)(nil)
+	_ cache.Receiver      = (*Memory)(nil)
+	_ cache.Publisher     = (*Memory)(nil)
+	_ cache.Endorser      = (*Memory)(nil)
+	_ cache.Recorder      = (*Memory)(nil)
 	_ cache.DebugInformer = (*Memory)(nil)
 )
 
-// Receive implements [cache.Sink].
+// Receive implements [cache.Receiver].
 func (m *Memory) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
 	archive, err := readNAR(ctx, u)
 	if err != nil {
@@ -77,7 +80,7 @@ func readNAR(ctx context.Context, u cache.Upload) ([]byte, error) {
 	}
 }
 
-// Received implements [cache.Sink].
+// Received implements [cache.Receiver].
 func (m *Memory) Received(ctx context.Context, url string) (cache.Received, error) {
 	r, err := get(ctx, m, m.uploads, url)
 	if err != nil {
@@ -91,13 +94,13 @@ func (m *Memory) Received(ctx context.Context, url string) (cache.Received, erro
 	return r, nil
 }
 
-// Renew implements [cache.Sink]. Nothing goes by itself.
+// Renew implements [cache.Receiver]. Nothing goes by itself.
 func (m *Memory) Renew(ctx context.Context, url string) error {
 	_, err := m.Received(ctx, url)
 	return err
 }
 
-// OpenReceived implements [cache.Sink].
+// OpenReceived implements [cache.Receiver].
 func (m *Memory) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
 	archive, err := get(ctx, m, m.nars, r.NARHash)
 	if err != nil {
@@ -109,7 +112,10 @@ func (m *Memory) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR,
 	return &memoryNAR{m, Path{new(nix.PathInfo), archive}}, nil
 }
 
-// Publish implements [cache.Sink].
+// Room implements [cache.Receiver]: it cannot be told.
+func (m *Memory) Room(context.Context) (free, all int64, err error) { return 0, 0, nil }
+
+// Publish implements [cache.Publisher].
 func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
 	archive, err := get(ctx, m, m.nars, info.NARHash)
 	if err != nil {
@@ -143,7 +149,7 @@ func (m *Memory) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis,
 	return info, nil
 }
 
-// Endorse implements [cache.Sink].
+// Endorse implements [cache.Endorser].
 func (m *Memory) Endorse(_ context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -163,7 +169,7 @@ func (m *Memory) Endorse(_ context.Context, info *nix.PathInfo, sigs []nix.Signa
 	return nil
 }
 
-// Endorsements implements [cache.Sink].
+// Endorsements implements [cache.Endorser].
 func (m *Memory) Endorsements(_ context.Context, info *nix.PathInfo) (sigs []nix.Signature, fields []nix.Field, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -183,7 +189,7 @@ func (m *Memory) differs(info *nix.PathInfo, b cache.Basis) bool {
 			return true
 		}
 	}
-	return b.Visited == nil && m.awaited[info.Path.Hash()] || slices.ContainsFunc(info.References, func(ref nix.StorePath) bool {
+	return b.Visited == nil && m.dangling[info.Path.Hash()] || slices.ContainsFunc(info.References, func(ref nix.StorePath) bool {
 		return ref != info.Path && m.lacks(ref, b)
 	})
 }
@@ -195,17 +201,17 @@ func (m *Memory) lacks(path nix.StorePath, b cache.Basis) bool {
 	return !there && !b.Partial && b.Deletions != m.removed
 }
 
-// Basis implements [cache.Sink].
+// Basis implements [cache.Publisher].
 func (m *Memory) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
 	if err := ctx.Err(); err != nil {
 		return cache.Basis{}, err
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return cache.Basis{Paths: int64(m.version), Deletions: m.removed, Awaited: m.awaited[hash]}, m.failure
+	return cache.Basis{Paths: int64(m.version), Deletions: m.removed, Dangling: m.dangling[hash]}, m.failure
 }
 
-// References implements [cache.Sink].
+// References implements [cache.Publisher].
 func (m *Memory) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
 	return func(yield func(cache.Referrer, error) bool) {
 		for _, hash := range hashes {
@@ -235,7 +241,7 @@ func merge(old, more []nix.Signature) []nix.Signature {
 	return all
 }
 
-// PutLog implements [cache.Sink].
+// PutLog implements [cache.Recorder].
 func (m *Memory) PutLog(_ context.Context, drv nix.StorePath, log io.Reader) error {
 	text, err := io.ReadAll(log)
 	if err != nil {
@@ -245,7 +251,7 @@ func (m *Memory) PutLog(_ context.Context, drv nix.StorePath, log io.Reader) err
 	return nil
 }
 
-// PutRealisation implements [cache.Sink].
+// PutRealisation implements [cache.Recorder].
 func (m *Memory) PutRealisation(_ context.Context, r *nix.Realisation, b cache.Basis) error {
 	return m.put(r.OutPath, b, func() {
 		if old, ok := m.realisations[r.ID]; ok {
@@ -260,7 +266,7 @@ func (m *Memory) PutRealisation(_ context.Context, r *nix.Realisation, b cache.B
 	})
 }
 
-// PutBuildTrace implements [cache.Sink].
+// PutBuildTrace implements [cache.Recorder].
 func (m *Memory) PutBuildTrace(_ context.Context, t *nix.BuildTrace, b cache.Basis) error {
 	return m.put(t.OutPath, b, func() {
 		key := t.Drv.Base() + "!" + t.Output

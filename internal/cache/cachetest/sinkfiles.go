@@ -17,7 +17,7 @@ import (
 )
 
 func testPutLog(t *sinkTester) {
-	logger, ok := t.sink.(cache.Logger)
+	logger, ok := t.sink.Source.(cache.Logger)
 	if !ok {
 		t.Fatal("the sink keeps logs and does not give them")
 	}
@@ -36,7 +36,7 @@ func testPutLog(t *sinkTester) {
 }
 
 func testPutRealisation(t *sinkTester) {
-	realiser, ok := t.sink.(cache.Realiser)
+	realiser, ok := t.sink.Source.(cache.Realiser)
 	if !ok {
 		t.Fatal("the sink keeps realisations and does not give them")
 	}
@@ -69,11 +69,11 @@ func testPutRealisation(t *sinkTester) {
 			t.Errorf("Realisation (-want +got):\n%s", diff)
 		}
 	}
-	testRealiser(t.T, Fixture{Source: t.sink})
+	testRealiser(t.T, Fixture{Source: t.sink.Source})
 }
 
 func testPutBuildTrace(t *sinkTester) {
-	realiser, ok := t.sink.(cache.Realiser)
+	realiser, ok := t.sink.Source.(cache.Realiser)
 	if !ok {
 		t.Fatal("the sink keeps build traces and does not give them")
 	}
@@ -113,7 +113,7 @@ func testPutBuildTrace(t *sinkTester) {
 var tagPattern = regexp.MustCompile(`^[A-Za-z0-9-]+$`)
 
 func testCompressed(t *sinkTester) {
-	s, ok := t.sink.(cache.Compressed)
+	s, ok := t.sink.Source.(cache.Compressed)
 	if !ok {
 		return // it keeps NARs as they are
 	}
@@ -161,7 +161,7 @@ func testCompressed(t *sinkTester) {
 			off := random.Int64N(size)
 			wantRange(t.T, n, compressed, off, random.Int64N(size-off+1))
 		}
-		if s, ok := s.(cache.CompressedSink); ok {
+		if s, ok := s.(cache.CompressedReceiver); ok {
 			again, againTag, err := s.OpenReceivedCompressed(t.Context(), cache.Received{NARHash: p.Info.NARHash, NARSize: p.Info.NARSize})
 			if err != nil || againTag != tag {
 				t.Fatalf("OpenReceivedCompressed of %s: %v, the tag is %q and not %q", p.Info.Path, err, againTag, tag)
@@ -181,7 +181,7 @@ func testCompressed(t *sinkTester) {
 }
 
 func testDebugInfo(t *sinkTester) {
-	s, ok := t.sink.(cache.DebugInformer)
+	s, ok := t.sink.Source.(cache.DebugInformer)
 	if !ok {
 		return // it knows none
 	}

@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"firn/internal/cache"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -51,7 +52,7 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		{"Ranges", testRanges},
 		{"FailingWriter", testFailingWriter},
 		{"Concurrent", testConcurrent},
-		{"Versioned", testVersioned},
+		{"Changes", testChanges},
 		{"Removed", testRemoved},
 		{"Lister", testLister},
 		{"Logger", testLogger},
@@ -255,18 +256,26 @@ func testConcurrent(t *testing.T, f Fixture) {
 	wg.Wait()
 }
 
-func testVersioned(t *testing.T, f Fixture) {
-	s, ok := f.Source.(cache.Versioned)
+func testChanges(t *testing.T, f Fixture) {
+	s, ok := f.Source.(memo.Changes)
 	if !ok {
-		return // the source is not Versioned
+		return // the source cannot tell
 	}
-	before, vouched := s.Version(t.Context())
+	before := s.Version(t.Context())
 	testPathInfo(t, f)
 	testAbsent(t, f)
-	after, still := s.Version(t.Context())
-	if vouched && still && before != after {
-		t.Errorf("Version went from %d to %d though nothing changed", before, after)
+	after := s.Version(t.Context())
+	if before.Freshness != memo.Unknown && after.Freshness != memo.Unknown && !before.Hit(after) {
+		t.Errorf("Version went from %v to %v though nothing changed", before, after)
 	}
+}
+
+// version returns the version of a source, which is Unknown of one that cannot tell.
+func version(t testing.TB, s cache.Source) memo.Version {
+	if changes, ok := s.(memo.Changes); ok {
+		return changes.Version(t.Context())
+	}
+	return memo.Version{}
 }
 
 func testRemoved(t *testing.T, f Fixture) {
@@ -278,18 +287,10 @@ func testRemoved(t *testing.T, f Fixture) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var before, after uint64
-	var vouched, still bool
-	s, versioned := f.Source.(cache.Versioned)
-	if versioned {
-		before, vouched = s.Version(t.Context())
-	}
+	before := version(t, f.Source)
 	f.Remove(t, p.Info.Path)
-	if versioned {
-		after, still = s.Version(t.Context())
-		if vouched && still && before == after {
-			t.Errorf("Version stayed %d though %s was removed", before, p.Info.Path)
-		}
+	if before.Hit(version(t, f.Source)) {
+		t.Errorf("Version stayed %v though %s was removed", before, p.Info.Path)
 	}
 	if _, err := f.Source.OpenNAR(t.Context(), info); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("OpenNAR of a path that was removed after its look-up: %v, want ErrNotFound", err)
@@ -309,33 +310,21 @@ func testLister(t *testing.T, f Fixture) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := s.Listing(t.Context(), info)
-		if err != nil {
-			t.Errorf("Listing of %s: %v", p.Info.Path, err)
-			continue
-		}
 		want, err := list(p.NAR)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("Listing of %s (-want +got):\n%s", p.Info.Path, diff)
-		}
-		if w, ok := s.(cache.ListingWriter); ok {
-			var text bytes.Buffer
-			if err := w.WriteListing(t.Context(), info, &text); err != nil || text.String() != string(want.AppendJSON(nil)) {
-				t.Errorf("WriteListing of %s: %s, %v", p.Info.Path, &text, err)
-			}
-		}
-	}
-	if w, ok := s.(cache.ListingWriter); ok {
 		var text bytes.Buffer
-		if err := w.WriteListing(t.Context(), absentInfo(t, s), &text); !errors.Is(err, cache.ErrNotFound) || text.Len() > 0 {
-			t.Errorf("WriteListing of what is not there: %s, %v, want ErrNotFound", &text, err)
+		if err := s.WriteListing(t.Context(), info, &text); err != nil {
+			t.Errorf("WriteListing of %s: %v", p.Info.Path, err)
+		}
+		if diff := cmp.Diff(string(want.AppendJSON(nil)), text.String()); diff != "" {
+			t.Errorf("WriteListing of %s (-want +got):\n%s", p.Info.Path, diff)
 		}
 	}
-	if _, err := s.Listing(t.Context(), absentInfo(t, s)); !errors.Is(err, cache.ErrNotFound) {
-		t.Errorf("Listing of what is not there: %v, want ErrNotFound", err)
+	var text bytes.Buffer
+	if err := s.WriteListing(t.Context(), absentInfo(t, s), &text); !errors.Is(err, cache.ErrNotFound) || text.Len() > 0 {
+		t.Errorf("WriteListing of what is not there: %s, %v, want ErrNotFound", &text, err)
 	}
 }
 

@@ -25,7 +25,7 @@ func NewServer() (*Server, error) {
 		return nil, err
 	}
 	sink := cachetest.NewMemory()
-	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: sink, Keys: []nix.SecretKey{key}})
+	c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink), Keys: []nix.SecretKey{key}})
 	return &Server{c}, err
 }
 

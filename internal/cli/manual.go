@@ -1,6 +1,4 @@
-// Package manual writes the manual pages of a command line: one of the program, one of each command,
-// all made of kong's model of it, so that they say what --help says.
-package manual
+package cli
 
 import (
 	"fmt"

@@ -1,15 +1,4 @@
-// Package service is what a service manager such as systemd and firn say to each other:
-// sockets that were opened for firn; when it is ready, reads its settings anew, and ends; and that it still answers.
-//
-//	sockets, err := service.Take()
-//	…
-//	manager := service.NewManager(log)
-//	manager.Ready(ctx, doors, "serving")
-//	manager.Watch(ctx) // until ctx ends
-//	manager.Stopping("ending", limit)
-//
-// Without a service manager there are no sockets, and nobody is told anything.
-package service
+package listen
 
 import (
 	"errors"

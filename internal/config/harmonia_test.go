@@ -1,4 +1,4 @@
-package harmonia
+package config
 
 import (
 	"flag"
@@ -8,8 +8,6 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-
-	"firn/internal/config"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -18,8 +16,8 @@ var update = flag.Bool("update", false, "write the golden files anew")
 func nothing(string) (string, bool) { return "", false }
 
 // Every example becomes the configuration beside it, and that is one of firn.
-func TestConvert(t *testing.T) {
-	examples, err := filepath.Glob("testdata/*.toml")
+func TestFromHarmonia(t *testing.T) {
+	examples, err := filepath.Glob("testdata/harmonia/*.toml")
 	if err != nil || len(examples) == 0 {
 		t.Fatal("no examples", err)
 	}
@@ -37,11 +35,11 @@ func TestConvert(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := Convert("settings.toml", string(text), lookup)
+			got, err := FromHarmonia("settings.toml", string(text), lookup)
 			if err != nil {
 				t.Fatal(err)
 			}
-			golden := "testdata/" + name + ".golden"
+			golden := "testdata/harmonia/" + name + ".golden"
 			if *update {
 				if err := os.WriteFile(golden, []byte(got), 0o644); err != nil {
 					t.Fatal(err)
@@ -58,7 +56,7 @@ func TestConvert(t *testing.T) {
 			if err := os.WriteFile(file, []byte(got), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			c, _, err := config.Load(file, nothing)
+			c, _, err := Load(file, nothing)
 			if err == nil {
 				c.State = "/state"
 				err = c.Check()
@@ -78,7 +76,7 @@ func TestConvertErrors(t *testing.T) {
 		"tls_key_path = \"k\"\n": "f: tls_cert_path and tls_key_path: there is one without the other",
 		"bind='unix:/s'\ntls_key_path='k'\ntls_cert_path='c'": "f: bind: harmonia serves no Unix socket over TLS",
 	} {
-		if _, err := Convert("f", text, nothing); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, err := FromHarmonia("f", text, nothing); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		}
 	}
@@ -89,7 +87,7 @@ func FuzzConvert(f *testing.F) {
 	f.Add("bind = \"unix:\\u0000\\n\"\n\"a\\nlisten\" = 1\n")
 	f.Add("virtual_nix_store = \"/x\\n\"\nreal_nix_store = \"\\\"\"\nsign_key_path = \"\"\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		got, err := Convert("f\n", text, nothing)
+		got, err := FromHarmonia("f\n", text, nothing)
 		if err != nil {
 			return
 		}

@@ -1,4 +1,4 @@
-package lru
+package zstdcache
 
 import (
 	"maps"
@@ -8,7 +8,7 @@ import (
 )
 
 // inOrder are the keys of a map, the one used last first.
-func inOrder[V any](m *Map[string, V]) string {
+func inOrder[V any](m *lru[string, V]) string {
 	var keys []string
 	for key := range m.All() {
 		keys = append(keys, key)
@@ -16,8 +16,8 @@ func inOrder[V any](m *Map[string, V]) string {
 	return strings.Join(keys, " ")
 }
 
-func TestMap(t *testing.T) {
-	m := NewMap[string, int]()
+func TestLRU(t *testing.T) {
+	m := newLRU[string, int]()
 	if _, ok := m.Oldest(); ok {
 		t.Error("an empty map has an oldest value")
 	}
@@ -46,30 +46,5 @@ func TestMap(t *testing.T) {
 	}
 	if got := slices.Sorted(maps.Keys(maps.Collect(m.All()))); strings.Join(got, " ") != "a b" {
 		t.Errorf("all are %s", got)
-	}
-}
-
-func TestCache(t *testing.T) {
-	c := NewCache[string, int](100)
-	for i, key := range []string{"a", "b", "c"} {
-		c.Put(key, i, 30)
-	}
-	c.Get("a")
-	c.Put("d", 3, 40)
-	if got := inOrder(c.all); got != "d a c" || c.all.Cost() != 100 {
-		t.Errorf("remembered are %s, which cost %d; want d a c, 100", got, c.all.Cost())
-	}
-	c.Put("e", 4, 101)
-	if got := inOrder(c.all); got != "d a c" {
-		t.Errorf("a value too large displaced others: %s", got)
-	}
-	c.Put("d", 5, 101)
-	if _, ok := c.Get("d"); ok {
-		t.Error("a value is remembered that was replaced by one too large")
-	}
-	c.Remove("a")
-	c.Remove("a")
-	if got := inOrder(c.all); got != "c" {
-		t.Errorf("remembered are %s, want c", got)
 	}
 }

@@ -1,10 +1,11 @@
-package awaited
+package localstore
 
 import (
 	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"strings"
@@ -17,21 +18,29 @@ import (
 	"firn/nix"
 )
 
-// memory is a store in memory that has verified some NARs, and counts how often it is closed.
-type memory struct {
+// memoryStore is a store in memory that has verified some NARs, and counts how often it is closed.
+type memoryStore struct {
 	*cachetest.Memory
 	closed int
 }
 
-func (m *memory) Verified() (right, wrong int64) { return 3, 1 }
+func (m *memoryStore) Verified() (right, wrong int64) { return 3, 1 }
 
-func (m *memory) Close() error {
+func (m *memoryStore) AddNAR(context.Context, *nix.PathInfo, io.Reader) error {
+	return errors.ErrUnsupported
+}
+
+func (m *memoryStore) AddSignatures(context.Context, nix.StorePath, []nix.Signature) error {
+	return errors.ErrUnsupported
+}
+
+func (m *memoryStore) Close() error {
 	m.closed++
 	return nil
 }
 
 // Once the store is there, the source is that.
-func TestSource(t *testing.T) {
+func TestAwaitedSource(t *testing.T) {
 	cachetest.Run(t, func(t *testing.T) cachetest.Fixture {
 		paths := []cachetest.Path{
 			cachetest.NewPath(t, nix.DefaultStoreDir, "small", "snow"),
@@ -41,9 +50,9 @@ func TestSource(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		store := &memory{Memory: cachetest.NewMemory(paths...)}
+		store := &memoryStore{Memory: cachetest.NewMemory(paths...)}
 		store.AddLog(drv, []byte("it snows\n"))
-		s := newSource("memory", nix.DefaultStoreDir, func(context.Context) (Store, error) { return store, nil }, Options{})
+		s := await(Options{}, nil, func(context.Context) (openable, error) { return store, nil })
 		if !s.tick(t.Context()) {
 			t.Fatal("the store is not there")
 		}
@@ -59,18 +68,18 @@ func TestSource(t *testing.T) {
 // A cache of a source that is not there yet has nothing, remembers no miss, and has the paths as soon as they are there.
 func TestAwaited(t *testing.T) {
 	path := cachetest.NewPath(t, nix.DefaultStoreDir, "snow", "snow")
-	store := &memory{Memory: cachetest.NewMemory(path)}
+	store := &memoryStore{Memory: cachetest.NewMemory(path)}
 	why := fs.ErrNotExist
 	var log bytes.Buffer
-	s := newSource("local store", nix.DefaultStoreDir, func(context.Context) (Store, error) { return store, why },
-		Options{Why: why, Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	s := await(Options{Logger: slog.New(slog.NewTextHandler(&log, nil))}, why, func(context.Context) (openable, error) { return store, why })
 	c, err := cache.New([]cache.Source{s}, cache.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 
-	if s.tick(t.Context()) || s.IsThere() || len(c.Sources()) != 0 {
-		t.Error("it is there")
+	present, err := c.Presence(t.Context())
+	if s.tick(t.Context()) || err != nil || len(present.Sources) != 0 || !present.Missing {
+		t.Errorf("it is there: %v, %v", present, err)
 	}
 	wantNothing(t, s, path.Info)
 	if _, err := c.NARInfo(t.Context(), path.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
@@ -112,14 +121,14 @@ func TestAwaited(t *testing.T) {
 }
 
 // wantNothing asks for one of everything.
-func wantNothing(t *testing.T, s *Source, info *nix.PathInfo) {
+func wantNothing(t *testing.T, s *AwaitedStore, info *nix.PathInfo) {
 	t.Helper()
 	id := nix.RealisationID{DrvHash: nix.SHA256Sum(sha256.Sum256(nil)), Output: "out"}
 	for what, ask := range map[string]func() error{
 		"PathInfo":    func() error { _, err := s.PathInfo(t.Context(), info.Path.Hash()); return err },
 		"Keep":        func() error { _, err := s.Keep(t.Context(), info.Path); return err },
 		"OpenNAR":     func() error { _, err := s.OpenNAR(t.Context(), info); return err },
-		"Listing":     func() error { _, err := s.Listing(t.Context(), info); return err },
+		"Listing":     func() error { return s.WriteListing(t.Context(), info, io.Discard) },
 		"OpenLog":     func() error { _, err := s.OpenLog(t.Context(), info.Path); return err },
 		"Realisation": func() error { _, err := s.Realisation(t.Context(), id); return err },
 		"BuildTrace":  func() error { _, err := s.BuildTrace(t.Context(), info.Path, "out"); return err },
@@ -131,18 +140,19 @@ func wantNothing(t *testing.T, s *Source, info *nix.PathInfo) {
 }
 
 // It waits by itself, opens the store once, and closes it.
-func TestNew(t *testing.T) {
+func TestAwaitStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		store := &memory{Memory: cachetest.NewMemory()}
+		store := &memoryStore{Memory: cachetest.NewMemory()}
 		const tries = 3
 		opened := 0
-		s := New("local store", nix.DefaultStoreDir, func(context.Context) (Store, error) {
+		s := await(Options{}, nil, func(context.Context) (openable, error) {
 			if opened++; opened < tries {
 				return nil, fs.ErrNotExist
 			}
 			return store, nil
-		}, Options{})
-		time.Sleep(10 * tries * interval) // on the clock of synctest
+		})
+		s.start()
+		time.Sleep(10 * tries * awaitInterval) // on the clock of synctest
 		synctest.Wait()
 		if err := s.Close(); err != nil || opened != tries || store.closed != 1 {
 			t.Errorf("opened %d times and closed %d times, %v", opened, store.closed, err)
@@ -153,10 +163,11 @@ func TestNew(t *testing.T) {
 // Closing ends the waiting, also while the store is being opened.
 func TestCloseWhileWaiting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		s := New("local store", nix.DefaultStoreDir, func(ctx context.Context) (Store, error) {
+		s := await(Options{}, nil, func(ctx context.Context) (openable, error) {
 			<-ctx.Done()
 			return nil, ctx.Err()
-		}, Options{})
+		})
+		s.start()
 		synctest.Wait()
 		if err := s.Close(); err != nil {
 			t.Error(err)

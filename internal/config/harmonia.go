@@ -1,5 +1,4 @@
-// Package harmonia reads the configuration of harmonia, another server of Nix stores, and says the same in firn's.
-package harmonia
+package config
 
 import (
 	"errors"
@@ -14,27 +13,27 @@ import (
 	"github.com/BurntSushi/toml"
 )
 
-// settings are the keys of harmonia's file, those of earlier versions too. What is not in the file is nil.
-type settings struct {
-	Bind              *string  `toml:"bind"`
-	Workers           *int64   `toml:"workers"`
-	MaxConnectionRate *int64   `toml:"max_connection_rate"`
-	MaxConnections    *int64   `toml:"max_connections"`
-	Priority          *int64   `toml:"priority"`
-	VirtualNixStore   *string  `toml:"virtual_nix_store"`
-	RealNixStore      *string  `toml:"real_nix_store"`
-	NixDBPath         *string  `toml:"nix_db_path"`
-	DaemonSocket      *string  `toml:"daemon_socket"`
-	PoolSize          *int64   `toml:"pool_size"`
-	EnableCompression *bool    `toml:"enable_compression"`
-	SignKeyPath       *string  `toml:"sign_key_path"`
-	SignKeyPaths      []string `toml:"sign_key_paths"`
-	TLSCertPath       *string  `toml:"tls_cert_path"`
-	TLSKeyPath        *string  `toml:"tls_key_path"`
-	Zstd              *zstd    `toml:"zstd"`
+// harmoniaSettings are the keys of harmonia's file, those of earlier versions too. What is not in the file is nil.
+type harmoniaSettings struct {
+	Bind              *string       `toml:"bind"`
+	Workers           *int64        `toml:"workers"`
+	MaxConnectionRate *int64        `toml:"max_connection_rate"`
+	MaxConnections    *int64        `toml:"max_connections"`
+	Priority          *int64        `toml:"priority"`
+	VirtualNixStore   *string       `toml:"virtual_nix_store"`
+	RealNixStore      *string       `toml:"real_nix_store"`
+	NixDBPath         *string       `toml:"nix_db_path"`
+	DaemonSocket      *string       `toml:"daemon_socket"`
+	PoolSize          *int64        `toml:"pool_size"`
+	EnableCompression *bool         `toml:"enable_compression"`
+	SignKeyPath       *string       `toml:"sign_key_path"`
+	SignKeyPaths      []string      `toml:"sign_key_paths"`
+	TLSCertPath       *string       `toml:"tls_cert_path"`
+	TLSKeyPath        *string       `toml:"tls_key_path"`
+	Zstd              *harmoniaZstd `toml:"zstd"`
 }
 
-type zstd struct {
+type harmoniaZstd struct {
 	Level        *int64 `toml:"level"`
 	LongDistance *bool  `toml:"long_distance_matching"`
 	WindowLog    *int64 `toml:"window_log"`
@@ -46,10 +45,10 @@ const (
 	defaultStore = "/nix/store"
 )
 
-// Convert reads the text of a configuration file, which is named in errors and in what it returns: one of firn, with a comment for
+// FromHarmonia reads the text of a configuration file, which is named in errors and in what it returns: one of firn, with a comment for
 // all that has no counterpart there, and why. lookup has the variables that harmonia reads as well.
-func Convert(name, text string, lookup func(string) (string, bool)) (string, error) {
-	var s settings
+func FromHarmonia(name, text string, lookup func(string) (string, bool)) (string, error) {
+	var s harmoniaSettings
 	meta, err := toml.Decode(text, &s)
 	if err != nil {
 		var parse toml.ParseError
@@ -59,7 +58,7 @@ func Convert(name, text string, lookup func(string) (string, bool)) (string, err
 		return "", fmt.Errorf("%s: %w", name, err)
 	}
 	c := &converter{}
-	for _, step := range []func(*settings) error{c.listen, c.keys(lookup), c.store, c.priority, c.compression} {
+	for _, step := range []func(*harmoniaSettings) error{c.listen, c.keys(lookup), c.store, c.priority, c.compression} {
 		if err := step(&s); err != nil {
 			return "", fmt.Errorf("%s: %w", name, err)
 		}
@@ -148,7 +147,7 @@ func value(s *string, fallback string) string {
 }
 
 // listen takes over where harmonia listens: in one place, with TLS or without.
-func (c *converter) listen(s *settings) error {
+func (c *converter) listen(s *harmoniaSettings) error {
 	bind, from := value(s.Bind, defaultBind), "bind"
 	if s.Bind == nil {
 		from = "harmonia's default"
@@ -177,8 +176,8 @@ func (c *converter) listen(s *settings) error {
 }
 
 // keys takes over the signing keys: those of the file, and of the variables in which systemd units have them.
-func (c *converter) keys(lookup func(string) (string, bool)) func(*settings) error {
-	return func(s *settings) error {
+func (c *converter) keys(lookup func(string) (string, bool)) func(*harmoniaSettings) error {
+	return func(s *harmoniaSettings) error {
 		paths, from := slices.Clone(s.SignKeyPaths), []string(nil)
 		if len(paths) > 0 {
 			from = append(from, "sign_key_paths")
@@ -206,7 +205,7 @@ func (c *converter) keys(lookup func(string) (string, bool)) func(*settings) err
 }
 
 // store takes over which store is served.
-func (c *converter) store(s *settings) error {
+func (c *converter) store(s *harmoniaSettings) error {
 	virtual := value(s.VirtualNixStore, defaultStore)
 	physical := value(s.RealNixStore, virtual)
 	root, below := strings.CutSuffix(path.Clean(physical), defaultStore)
@@ -231,7 +230,7 @@ func (c *converter) store(s *settings) error {
 	return nil
 }
 
-func (c *converter) priority(s *settings) error {
+func (c *converter) priority(s *harmoniaSettings) error {
 	switch {
 	case s.Priority == nil: // 30, as firn's
 	case *s.Priority < 0 || *s.Priority > math.MaxUint16:
@@ -245,7 +244,7 @@ func (c *converter) priority(s *settings) error {
 // maxLevel is the highest level of zstd.
 const maxLevel = 22
 
-func (c *converter) compression(s *settings) error {
+func (c *converter) compression(s *harmoniaSettings) error {
 	const way = "harmonia compresses an answer while it sends it, each time anew, and such a download cannot be resumed. firn compresses a NAR once and keeps it, on disk, within cache-size"
 	on := s.EnableCompression != nil && *s.EnableCompression
 	if !on && s.Zstd != nil && s.Zstd.Level != nil {
@@ -273,7 +272,7 @@ func (c *converter) compression(s *settings) error {
 }
 
 // others says what becomes of the rest.
-func (c *converter) others(s *settings) {
+func (c *converter) others(s *harmoniaSettings) {
 	number := func(key string, n *int64, why string) {
 		if n != nil {
 			c.note("%s = %d: %s", key, *n, why)

@@ -1,4 +1,4 @@
-package nixconf
+package remote
 
 import (
 	"os"
@@ -57,7 +57,7 @@ netrc-file = /etc/one
 			for _, v := range test.vars {
 				vars = append(vars, strings.ReplaceAll(v, "DIR", dir))
 			}
-			conf, err := Load(lookup(vars))
+			conf, err := LoadNixConf(lookup(vars))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -108,7 +108,7 @@ func TestBroken(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
 			write(t, dir, map[string]string{"nix.conf": test.text})
-			_, err := Load(lookup([]string{"NIX_CONF_DIR=" + dir, "HOME=" + dir}))
+			_, err := LoadNixConf(lookup([]string{"NIX_CONF_DIR=" + dir, "HOME=" + dir}))
 			if err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want it to say %q", err, test.want)
 			}

@@ -1,4 +1,4 @@
-package completion
+package cli
 
 import (
 	"bytes"
@@ -50,7 +50,7 @@ func script(t *testing.T, shell string) string {
 		t.Fatal(err)
 	}
 	var b strings.Builder
-	if err := Write(&b, shell, parser.Model); err != nil {
+	if err := WriteCompletion(&b, shell, parser.Model); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -116,12 +116,12 @@ func TestBash(t *testing.T) {
 	if err := os.WriteFile(fake, []byte("#!/bin/sh\necho no >&2\n[ \"$1 $3\" = 'names --' ] || exit 1\nkind=$2\nshift 3\necho \"$kind-of-$(echo \"$*\" | tr ' ' -)\"\necho two\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	program.WriteString("PATH=" + quote(filepath.Dir(fake)) + ":$PATH\n")
+	program.WriteString("PATH=" + bashQuote(filepath.Dir(fake)) + ":$PATH\n")
 	for _, test := range tests {
 		var quoted []string
 		typed := strings.Split(test.typed, "|")
 		for _, word := range typed {
-			quoted = append(quoted, quote(word))
+			quoted = append(quoted, bashQuote(word))
 		}
 		fmt.Fprintf(&program, "COMP_WORDS=(%s) COMP_CWORD=%d\n_tool\nprintf '%%s\\t' ${COMPREPLY[@]+\"${COMPREPLY[@]}\"}; echo\n",
 			strings.Join(quoted, " "), len(typed)-1)
@@ -175,7 +175,7 @@ func TestContents(t *testing.T) {
 			t.Errorf("the script for %s shows what is hidden", shell)
 		}
 	}
-	if err := Write(&bytes.Buffer{}, "csh", nil); err == nil {
+	if err := WriteCompletion(&bytes.Buffer{}, "csh", nil); err == nil {
 		t.Error("a script for csh: no error")
 	}
 }

@@ -1,8 +1,4 @@
-// Package nixconf reads the configuration of this machine's Nix, from the files and variables that Nix reads, without running it.
-//
-//	conf, err := nixconf.Load(os.LookupEnv)
-//	keys := conf.List("trusted-public-keys", "cache.nixos.org-1:…")
-package nixconf
+package remote
 
 import (
 	"errors"
@@ -22,8 +18,8 @@ const (
 	maxDepth = 16
 )
 
-// Conf is what the configuration says. The zero value says nothing.
-type Conf struct {
+// NixConf is what the configuration says. The zero value says nothing.
+type NixConf struct {
 	// Files are those that were read, in order; NIX_CONFIG is among them where it is set.
 	Files []string
 
@@ -37,16 +33,16 @@ var aliases = map[string]string{
 	"binary-cache-public-keys": "trusted-public-keys",
 }
 
-// Load reads nix.conf, the files of the user, and NIX_CONFIG, later ones winning. A file that is not there says nothing.
-func Load(lookup func(string) (string, bool)) (*Conf, error) {
-	c := &Conf{values: map[string]string{}, extra: map[string][]string{}}
+// LoadNixConf reads nix.conf, the files of the user, and NIX_CONFIG, later ones winning. A file that is not there says nothing.
+func LoadNixConf(lookup func(string) (string, bool)) (*NixConf, error) {
+	c := &NixConf{values: map[string]string{}, extra: map[string][]string{}}
 	get := func(name, otherwise string) string {
 		if value, ok := lookup(name); ok && value != "" {
 			return value
 		}
 		return otherwise
 	}
-	files := []string{filepath.Join(Dir(lookup), "nix.conf")}
+	files := []string{filepath.Join(NixConfDir(lookup), "nix.conf")}
 	home := get("HOME", "")
 	var user []string // the first wins, so it is read last
 	if list := get("NIX_USER_CONF_FILES", ""); list != "" {
@@ -78,15 +74,15 @@ func Load(lookup func(string) (string, bool)) (*Conf, error) {
 	return c, nil
 }
 
-// Dir is the directory of the configuration of the whole machine.
-func Dir(lookup func(string) (string, bool)) string {
+// NixConfDir is the directory of the configuration of the whole machine.
+func NixConfDir(lookup func(string) (string, bool)) string {
 	if dir, _ := lookup("NIX_CONF_DIR"); dir != "" {
 		return dir
 	}
 	return "/etc/nix"
 }
 
-func (c *Conf) file(path string, depth int) error {
+func (c *NixConf) file(path string, depth int) error {
 	if depth > maxDepth {
 		return fmt.Errorf("read %s: files include each other more than %d deep", path, maxDepth)
 	}
@@ -107,7 +103,7 @@ func (c *Conf) file(path string, depth int) error {
 }
 
 // text reads the text of a file: words in lines, of which a # begins a comment.
-func (c *Conf) text(name, dir, text string, depth int) error {
+func (c *NixConf) text(name, dir, text string, depth int) error {
 	number := 0
 	for line := range strings.Lines(text) {
 		number++
@@ -133,7 +129,7 @@ func (c *Conf) text(name, dir, text string, depth int) error {
 	return nil
 }
 
-func (c *Conf) set(name, value string) {
+func (c *NixConf) set(name, value string) {
 	plain, extra := strings.CutPrefix(name, "extra-")
 	if other, ok := aliases[plain]; ok {
 		plain = other
@@ -147,7 +143,7 @@ func (c *Conf) set(name, value string) {
 }
 
 // Get returns a setting that is one value, or what it is by default.
-func (c *Conf) Get(name, byDefault string) string {
+func (c *NixConf) Get(name, byDefault string) string {
 	if value, ok := c.values[name]; ok {
 		return value
 	}
@@ -155,7 +151,7 @@ func (c *Conf) Get(name, byDefault string) string {
 }
 
 // List returns a setting that is a list, with what extra-… adds, or what it is by default.
-func (c *Conf) List(name string, byDefault ...string) []string {
+func (c *NixConf) List(name string, byDefault ...string) []string {
 	list := byDefault
 	if value, ok := c.values[name]; ok {
 		list = strings.Fields(value)

@@ -1,4 +1,4 @@
-package completion
+package cli
 
 import (
 	"fmt"
@@ -26,7 +26,7 @@ _%[1]s__names() { # KIND: what only the program knows
 			b.WriteString(" \\\n        " + zshFlag(f))
 		}
 		for _, arg := range c.args {
-			fmt.Fprintf(&b, " \\\n        %s", quote("::"+zshEscape(arg.placeholder)+":"+zshAction(arg)))
+			fmt.Fprintf(&b, " \\\n        %s", bashQuote("::"+zshEscape(arg.placeholder)+":"+zshAction(arg)))
 		}
 		if len(c.subcommands) == 0 {
 			b.WriteString("\n}\n")
@@ -34,7 +34,7 @@ _%[1]s__names() { # KIND: what only the program knows
 		}
 		b.WriteString(" \\\n        ':command:->command' '*:: :->rest'\n    case $state in\n    command)\n        local -a commands=(\n")
 		for _, sub := range c.subcommands {
-			fmt.Fprintf(&b, "            %s\n", quote(sub.name+":"+strings.ReplaceAll(sub.help, ":", `\:`)))
+			fmt.Fprintf(&b, "            %s\n", bashQuote(sub.name+":"+strings.ReplaceAll(sub.help, ":", `\:`)))
 		}
 		b.WriteString("        )\n        _describe command commands\n        ;;\n    rest)\n        case $line[1] in\n")
 		for _, sub := range c.subcommands {
@@ -67,7 +67,7 @@ func zshFlag(f flag) string {
 		if f.takes {
 			spec += ":" + zshEscape(f.value.placeholder) + ":" + zshAction(f.value)
 		}
-		specs = append(specs, quote(spec))
+		specs = append(specs, bashQuote(spec))
 	}
 	return strings.Join(specs, " ")
 }

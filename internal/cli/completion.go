@@ -1,10 +1,10 @@
-// Package completion writes the scripts with which shells complete a command line.
-// They are made of kong's model of it, so that they know every command, flag and argument.
+// Package cli makes completion scripts and manual pages from kong's model of a command line, so that they
+// know every command, flag and argument, and say what --help says.
 //
-// What a value is says its tag complete: "file", "dir", words separated by commas, or "@" with the
-// name of a kind of things that only the program knows, such as "@cache". These the scripts ask of
-// the hidden command names, with all that was typed.
-package completion
+// The tag complete of a flag or an argument says what its value is: "file", "dir", words separated by
+// commas, or "@" with the name of a kind of things that only the program knows, such as "@cache". The
+// scripts ask the hidden command names for these, with all that was typed.
+package cli
 
 import (
 	"fmt"
@@ -14,11 +14,11 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// Shells are the shells that Write knows.
+// Shells are the shells that WriteCompletion knows.
 func Shells() []string { return []string{"bash", "zsh", "fish"} }
 
-// Write writes the script for a shell.
-func Write(w io.Writer, shell string, app *kong.Application) error {
+// WriteCompletion writes the script for a shell.
+func WriteCompletion(w io.Writer, shell string, app *kong.Application) error {
 	script, ok := map[string]func(string, []command) string{"bash": bash, "zsh": zsh, "fish": fish}[shell]
 	if !ok {
 		return fmt.Errorf("there is no completion for the shell %q; there is for %s", shell, strings.Join(Shells(), ", "))
@@ -71,7 +71,7 @@ const programMark = "@PROGRAM@"
 
 // walk lists a node and all below it, each after its parent. inherited are the flags of the nodes above.
 func walk(node *kong.Node, inherited []flag) []command {
-	c := command{path: node.FullPath(), name: node.Name, help: sentence(node.Help), flags: inherited}
+	c := command{path: node.FullPath(), name: node.Name, help: firstSentence(node.Help), flags: inherited}
 	for _, f := range node.Flags {
 		if !f.Hidden {
 			c.flags = append(c.flags[:len(c.flags):len(c.flags)], newFlag(f))
@@ -99,7 +99,7 @@ func newFlag(f *kong.Flag) flag {
 	}
 	return flag{
 		names: append(names, "--"+f.Name),
-		help:  sentence(f.Help),
+		help:  firstSentence(f.Help),
 		value: newValue(f.Value, f.FormatPlaceHolder()),
 		takes: !f.IsBool() && !f.IsCounter(),
 		list:  f.IsCumulative(),
@@ -123,8 +123,8 @@ func newValue(v *kong.Value, placeholder string) value {
 	return result
 }
 
-// sentence returns the first sentence of a help text, without its full stop and in one line.
-func sentence(help string) string {
+// firstSentence returns the first sentence of a help text, without its full stop and in one line.
+func firstSentence(help string) string {
 	first, _, _ := strings.Cut(strings.Join(strings.Fields(help), " "), ". ")
 	return strings.TrimSuffix(first, ".")
 }

@@ -1,4 +1,4 @@
-package completion
+package cli
 
 import (
 	"fmt"
@@ -41,7 +41,7 @@ func bash(name string, commands []command) string {
 `, name, fn)
 	for _, c := range commands {
 		for _, sub := range c.subcommands {
-			fmt.Fprintf(&b, "            %s) path=%s ;;\n", quote(sub.path), quote(sub.path))
+			fmt.Fprintf(&b, "            %s) path=%s ;;\n", bashQuote(sub.path), bashQuote(sub.path))
 		}
 	}
 	for _, c := range commands {
@@ -75,7 +75,7 @@ func bash(name string, commands []command) string {
 			names = append(names, f.names...)
 		}
 		if len(names) > 0 {
-			fmt.Fprintf(&b, "            %s) %s_offer -W %s ;;\n", quote(c.path), fn, quote(strings.Join(names, " ")))
+			fmt.Fprintf(&b, "            %s) %s_offer -W %s ;;\n", bashQuote(c.path), fn, bashQuote(strings.Join(names, " ")))
 		}
 	}
 	b.WriteString(`        esac
@@ -89,11 +89,11 @@ func bash(name string, commands []command) string {
 			for _, sub := range c.subcommands {
 				names = append(names, sub.name)
 			}
-			fmt.Fprintf(&b, "        %s) %s ;;\n", quote(c.path+" 0"), bashOffer(fn, value{kind: words, words: names}))
+			fmt.Fprintf(&b, "        %s) %s ;;\n", bashQuote(c.path+" 0"), bashOffer(fn, value{kind: words, words: names}))
 		}
 		for i, arg := range c.args {
 			if arg.kind != nothing {
-				fmt.Fprintf(&b, "        %s) %s ;;\n", quote(fmt.Sprintf("%s %d", c.path, i)), bashOffer(fn, arg))
+				fmt.Fprintf(&b, "        %s) %s ;;\n", bashQuote(fmt.Sprintf("%s %d", c.path, i)), bashOffer(fn, arg))
 			}
 		}
 	}
@@ -110,7 +110,7 @@ func bashOffer(fn string, v value) string {
 	case asked:
 		return fn + "_names " + v.words[0]
 	default:
-		return fn + "_offer -W " + quote(strings.Join(v.words, " "))
+		return fn + "_offer -W " + bashQuote(strings.Join(v.words, " "))
 	}
 }
 
@@ -128,10 +128,10 @@ func valueFlags(c command) string {
 func patterns(c command, f flag) string {
 	var all []string
 	for _, name := range f.names {
-		all = append(all, quote(c.path+" "+name))
+		all = append(all, bashQuote(c.path+" "+name))
 	}
 	return strings.Join(all, " | ")
 }
 
 // quote quotes a word for bash and zsh.
-func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
+func bashQuote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
