@@ -58,6 +58,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"missing packs", (*suite).missing},
 		{"uploads", (*suite).uploads},
 		{"packs of several NARs", (*suite).sharedPacks},
+		{"listings of several NARs", (*suite).sharedListings},
 		{"uploads of NARs that are there", (*suite).uploadsOfKnown},
 		{"uses of chunks", (*suite).usesOfChunks},
 		{"NARs built on chunks", (*suite).builtNARs},
