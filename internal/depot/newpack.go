@@ -21,11 +21,13 @@ type packWriter struct {
 	size int64
 }
 
-// begin begins the pack, unless it is begun.
+// begin begins the pack, unless it is begun. That does not end with ctx: other NARs may be in the
+// pack, and one that leaves must not take them with it.
 func (p *packWriter) begin(ctx context.Context, d *Depot) error {
 	if p.w != nil {
 		return nil
 	}
+	ctx = context.WithoutCancel(ctx)
 	name := newPackName()
 	d.packs.pin([]string{name}) // until it is in a record, however old it is by then
 	w, err := d.blobs.Create(ctx, name)
