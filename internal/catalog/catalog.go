@@ -267,7 +267,7 @@ type Pack struct {
 // NewNAR is a NAR whose bytes are durable.
 type NewNAR struct {
 	NAR             // without ID; Packs may have that of Pack
-	Pack    *Pack   // nil if all its frames were there
+	Pack    *Pack   // the new one, which other NARs may bring too; nil if all its frames were there
 	Chunks  []Chunk // the new ones that may be shared, all in Pack
 	Built   []Chunk // those that were there, and that its recipe refers to where they lay
 	Listing []byte  // its listing, in a form that is the depot's own

@@ -58,6 +58,8 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"damaged NARs", (*suite).damaged},
 		{"missing packs", (*suite).missing},
 		{"uploads", (*suite).uploads},
+		{"packs of several NARs", (*suite).sharedPacks},
+		{"listings of several NARs", (*suite).sharedListings},
 		{"uploads of NARs that are there", (*suite).uploadsOfKnown},
 		{"uses of chunks", (*suite).usesOfChunks},
 		{"NARs built on chunks", (*suite).builtNARs},

@@ -254,7 +254,8 @@ func pushAndKill(t *testing.T, path string, after int) (names []string) {
 func checkFile(t testing.TB, c *Catalog) {
 	t.Helper()
 	for _, query := range []string{"PRAGMA integrity_check", "PRAGMA foreign_key_check",
-		"SELECT 'no listing for NAR ' || id FROM nars WHERE id NOT IN (SELECT nar FROM listings)",
+		"SELECT 'no listing for NAR ' || id FROM nars WHERE listing IS NULL",
+		"SELECT 'lost listing ' || id FROM listings WHERE id NOT IN (SELECT listing FROM nars)",
 		"SELECT 'no recipe for NAR ' || id FROM nars WHERE id NOT IN (SELECT nar FROM recipes)",
 		"SELECT 'lost pack ' || name FROM packs WHERE id NOT IN (SELECT pack FROM nar_packs) AND id NOT IN (SELECT pack FROM loose_packs)",
 		"SELECT 'lost NAR ' || id FROM nars WHERE id NOT IN (SELECT nar FROM paths) AND id NOT IN (SELECT nar FROM uploads) AND id NOT IN (SELECT nar FROM loose_nars)",

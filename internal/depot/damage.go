@@ -16,19 +16,20 @@ import (
 	"firn/nix/nar"
 )
 
-// A verdict is what became of a NAR.
+// A verdict is the result of verifying a NAR.
 type verdict struct {
-	gone   bool  // it was swept
-	fault  error // what is wrong with it; nil if it is whole
-	healed bool  // it is whole, and was withheld
+	gone   bool  // it was removed
+	fault  error // why it is damaged; nil if it is intact
+	healed bool  // it is intact, and was withheld
 }
 
-// errDamaged says that it is certain that bytes are lost.
+// errDamaged says that bytes are certainly lost.
 var errDamaged = errors.New("damaged")
 
-// verifyNAR reads a NAR as if to send it. With repair, it withholds one that is damaged and forgets what is damaged of it, or
-// serves one again that is whole. read is told how many bytes were read, unless it is nil.
-// An error says that nothing could be told.
+// verifyNAR reads a NAR as if to send it. With repair, it withholds a NAR that is damaged and
+// forgets its damaged chunks, or serves a withheld NAR again that is intact. It tells read how many
+// bytes were read, unless read is nil. It returns an error if it could not tell whether the NAR is
+// damaged.
 func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, read func(int64)) (verdict, error) {
 	n, err := d.catalog.NAR(ctx, sum)
 	if errors.Is(err, catalog.ErrNotFound) {
@@ -57,7 +58,7 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 		return verdict{}, nil
 	}
 	if _, err := d.catalog.NAR(ctx, sum); errors.Is(err, catalog.ErrNotFound) {
-		return verdict{gone: true}, nil // swept while it was read
+		return verdict{gone: true}, nil // removed while it was read
 	}
 	if !repair || !errors.Is(fault, errDamaged) {
 		return verdict{fault: fault}, nil
@@ -70,14 +71,14 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 		return verdict{}, failure("withhold NAR", err)
 	}
 	if r != nil {
-		if err := d.forgetDamaged(ctx, r); err != nil {
+		if err := d.forgetDamaged(ctx, n, r); err != nil {
 			return verdict{}, err
 		}
 	}
 	return verdict{fault: fault}, nil
 }
 
-// readNAR returns what is wrong with the bytes of a NAR, or with its listing.
+// readNAR returns an error if the bytes of a NAR are damaged, or differ from its listing.
 func (d *Depot) readNAR(ctx context.Context, sum catalog.Sum, r *recipe, read func(int64)) error {
 	fr, err := d.readFrames(ctx, r, 0)
 	if err != nil {
@@ -98,7 +99,7 @@ func (d *Depot) readNAR(ctx context.Context, sum catalog.Sum, r *recipe, read fu
 	return err
 }
 
-// lost marks an error as errDamaged unless another attempt may not have it.
+// lost marks an error as errDamaged if another attempt would certainly fail too.
 func lost(err error) error {
 	for _, sure := range []error{blob.ErrNotFound, errShort, nar.ErrMismatch, syscall.EIO} {
 		if errors.Is(err, sure) {
@@ -108,7 +109,7 @@ func lost(err error) error {
 	return err
 }
 
-// frameStream is an io.Reader of a NAR that hashes what is read.
+// frameStream is an io.Reader of a NAR. It hashes the bytes that are read.
 type frameStream struct {
 	ctx  context.Context
 	r    *frameReader
@@ -170,64 +171,26 @@ func (d *Depot) compareListing(ctx context.Context, sum catalog.Sum, in io.Reade
 	return nil
 }
 
-// forgetDamaged has nothing new refer to frames of a NAR whose bytes cannot be told from damaged ones.
-func (d *Depot) forgetDamaged(ctx context.Context, r *recipe) error {
+// forgetDamaged forgets the chunks that are frames of a NAR and have other contents than they
+// should, so that nothing new refers to them.
+func (d *Depot) forgetDamaged(ctx context.Context, n *catalog.NAR, r *recipe) error {
 	fr, err := d.readFrames(ctx, r, 0)
 	if err != nil {
 		return err
 	}
 	defer fr.close()
-	bad := make(map[string][]int64)
-	type suspect struct {
-		pack string
-		off  int64
-	}
-	suspects := make(map[catalog.Sum][]suspect) // by the hash of their bytes
-	check := func() error {
-		sums := make([]catalog.Sum, 0, len(suspects))
-		for sum := range suspects {
-			sums = append(sums, sum)
-		}
-		if len(sums) == 0 {
-			return nil
-		}
-		known, err := d.catalog.Chunks(ctx, 0, sums)
-		if err != nil {
-			return failure("look up chunks", err)
-		}
-		for _, c := range known {
-			delete(suspects, c.Hash)
-		}
-		for _, all := range suspects {
-			for _, s := range all {
-				bad[s.pack] = append(bad[s.pack], s.off)
-			}
-		}
-		clear(suspects)
-		return nil
-	}
-	for fr.more() {
-		at := suspect{r.packs[r.extents[fr.at.extent].pack], fr.at.off}
+	damaged := make(map[string][]int64) // offsets, by pack
+	for _, f := range r.places(n.Recipe) {
 		err := fr.next(ctx)
 		switch {
-		case err == nil:
-			sum := sha256.Sum256(fr.frame)
-			suspects[sum] = append(suspects[sum], at)
-		case errors.Is(lost(err), errDamaged):
-			bad[at.pack] = append(bad[at.pack], at.off)
+		case err == nil && sha256.Sum256(fr.frame) == f.sum:
+		case err == nil || errors.Is(lost(err), errDamaged):
+			damaged[r.packs[f.pack]] = append(damaged[r.packs[f.pack]], f.off)
 		default:
 			return err
 		}
-		if len(suspects) == maxAsked {
-			if err := check(); err != nil {
-				return err
-			}
-		}
 	}
-	if err := check(); err != nil {
-		return err
-	}
-	for pack, offsets := range bad {
+	for pack, offsets := range damaged {
 		if err := d.catalog.ForgetChunks(ctx, pack, offsets); err != nil {
 			return failure("forget chunks", err)
 		}
