@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"os"
 	"time"
+
+	"firn/internal/server/connlimit"
 )
 
 var (
@@ -54,14 +56,14 @@ func (i *intake) Read(p []byte) (n int, err error) {
 	now := time.Now()
 	if i.n >= i.next {
 		// What has no deadlines, as some tests, has no connection to hold up.
-		part, limit := int64(slice), patience
+		part, limit := int64(connlimit.Slice), connlimit.Patience
 		if i.n < firstSlice {
 			part = firstSlice
 		}
 		if length := i.x.r.ContentLength; length >= 0 {
 			part = min(part, max(length-i.n, 1))
 		}
-		limit = min(limit, firstPatience+time.Duration(part)*time.Second/minRate)
+		limit = min(limit, firstPatience+time.Duration(part)*time.Second/connlimit.MinRate)
 		i.until = now.Add(limit)
 		_ = control.SetReadDeadline(i.until)
 		i.next = i.n + part
@@ -105,8 +107,8 @@ func (x *exchange) drain() {
 	if err := control.Flush(); err != nil {
 		return
 	}
-	if l, ok := x.r.Context().Value(linkKey{}).(*link); ok {
-		l.state(http.StateIdle) // net/http goes on waiting for a while, too
+	if c, ok := connlimit.Of(x.r.Context()); ok {
+		c.SetState(http.StateIdle) // net/http goes on waiting for a while, too
 	}
 	if x.r.Header["Expect"] != nil && x.intake == nil {
 		return

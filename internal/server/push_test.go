@@ -119,7 +119,7 @@ func newCaches(t *testing.T, opts Options) *pushTester {
 	add(cache.Options{Name: "fixed"}, p.path)
 	p.cache, p.source = all.caches["main"], p.sinks["main"]
 	opts.Access = tokens
-	p.server = New(all, opts)
+	p.server = newServer(all, opts)
 	return p
 }
 

@@ -15,6 +15,7 @@ import (
 
 	"firn/internal/audit"
 	"firn/internal/cache"
+	"firn/internal/server/connlimit"
 	"firn/nix/nar"
 )
 
@@ -289,8 +290,8 @@ func (x *exchange) cut() {
 		return
 	}
 	if conn, _, err := http.NewResponseController(x.w).Hijack(); err == nil {
-		if l, ok := conn.(*link); ok {
-			l.reset()
+		if c, ok := conn.(*connlimit.Conn); ok {
+			c.Reset()
 		}
 		conn.Close()
 	}
@@ -314,7 +315,7 @@ type culprit uint8
 
 const (
 	byClient culprit = iota // it went away
-	bySlow                  // it took less than patience allows
+	bySlow                  // it took less than connlimit allows
 	bySource                // the NAR could not be written
 	culprits int     = iota
 )

@@ -21,7 +21,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -32,6 +31,8 @@ import (
 	"firn/internal/decompress"
 	"firn/internal/fairlimit"
 	"firn/internal/logs"
+	"firn/internal/server/connlimit"
+	"firn/internal/server/fastpath"
 	"firn/nix"
 )
 
@@ -104,6 +105,10 @@ type Options struct {
 	// NoHTTP2 has ServeTLS speak HTTP/1 only.
 	NoHTTP2 bool
 
+	// NoFastPath leaves all requests to net/http. The answers are the same, and those with narinfos
+	// take longer.
+	NoFastPath bool
+
 	// Challenger answers ACME authorities. Nil: nobody does.
 	Challenger Challenger
 
@@ -145,22 +150,21 @@ type Server struct {
 	sshPort    int // 0: none
 	noHTTP2    bool
 	challenger Challenger // nil: none
-
-	busy atomic.Int64 // lanes that have their turn
+	noFastPath bool
 
 	listing *semaphore.Weighted // of listingMakers
 
-	links     *fairlimit.Seats[*link] // the connections of all listeners
-	readers   *fairlimit.Slots        // NARs that are sent
-	waiting   *fairlimit.Slots        // requests that wait for one of the others
-	large     *fairlimit.Slots        // of Options.Uploads
-	small     *fairlimit.Slots        // uploads of up to maxSmall bytes, which are in memory
-	memory    *fairlimit.Slots        // bytes of decompress.Memory, for decoders
-	texts     *fairlimit.Slots        // of textMemory, in bytes
-	logs      *fairlimit.Slots        // of openLogs
-	listings  *fairlimit.Slots        // of largeListings
-	streams   *fairlimit.Slots        // of mostRequests
-	few       int64                   // fewRequests
+	seats     *fairlimit.Seats[*connlimit.Conn] // of the connections of all listeners
+	readers   *fairlimit.Slots                  // NARs that are sent
+	waiting   *fairlimit.Slots                  // requests that wait for one of the others
+	large     *fairlimit.Slots                  // of Options.Uploads
+	small     *fairlimit.Slots                  // uploads of up to maxSmall bytes, which are in memory
+	memory    *fairlimit.Slots                  // bytes of decompress.Memory, for decoders
+	texts     *fairlimit.Slots                  // of textMemory, in bytes
+	logs      *fairlimit.Slots                  // of openLogs
+	listings  *fairlimit.Slots                  // of largeListings
+	streams   *fairlimit.Slots                  // of mostRequests
+	few       int64                             // fewRequests
 	space     *space
 	maxUpload int64
 }
@@ -186,10 +190,11 @@ func New(caches cache.Registry, opts Options) *Server {
 		sshPort:    opts.SSHPort,
 		noHTTP2:    opts.NoHTTP2,
 		challenger: opts.Challenger,
+		noFastPath: opts.NoFastPath,
 
 		listing: semaphore.NewWeighted(listingMakers),
 
-		links:     fairlimit.NewSeats[*link](files.Connections),
+		seats:     fairlimit.NewSeats[*connlimit.Conn](files.Connections),
 		readers:   fairlimit.New(files.Readers),
 		waiting:   fairlimit.New(files.Waiting),
 		large:     fairlimit.New(cmp.Or(opts.Uploads, files.Uploads)),
@@ -233,50 +238,61 @@ func (s *Server) serve(ctx context.Context, l net.Listener, config *tls.Config) 
 		Handler:           s.until(ctx.Done()),
 		ReadHeaderTimeout: headerLimit,
 		IdleTimeout:       idleLimit,
-		ConnState:         connState,
+		ConnState:         connlimit.SetState,
 		MaxHeaderBytes:    headerBytes,
 		BaseContext:       func(net.Listener) context.Context { return work },
-		ConnContext:       withLink,
+		ConnContext:       connlimit.Context,
 		ErrorLog:          slog.NewLogLogger(s.log.Handler(), slog.LevelWarn),
 	}
 	s.protocols(srv, config)
+	limited := connlimit.Listen(l, s.seats, s.ownerOf)
 	served := make(chan error, 1)
-	links := newLinks(l, s.links, s.ownerOf)
-	var first func(*link) bool
-	if config == nil {
-		first = func(l *link) bool { return s.short(work, l, ctx.Done()) }
-	}
-	lanes := newLanes(links, first)
 	go func() {
-		defer lanes.abandon()
-		if config != nil {
-			served <- srv.ServeTLS(lanes, "", "")
-		} else {
-			served <- srv.Serve(lanes)
+		switch {
+		case config != nil:
+			served <- srv.ServeTLS(limited, "", "")
+		case s.noFastPath:
+			served <- srv.Serve(limited)
+		default:
+			served <- srv.Serve(fastpath.Listen(limited, srv))
 		}
 	}()
 
 	select {
 	case err := <-served:
 		srv.Close()
-		links.cut()
+		limited.Cut()
 		return fmt.Errorf("serve %s: %w", l.Addr(), err)
 	case <-ctx.Done():
 	}
-	lanes.Close()
-	<-lanes.accepted // so that no other connection is begun
+	limited.Close()
 	grace, stop := context.WithTimeout(work, GraceLimit)
 	defer stop()
-	if err := links.drain(grace); err != nil {
+	if err := limited.Drain(grace); err != nil {
 		s.log.Warn("cut the answers that were still being sent", "listener", l.Addr().String())
 		cut()
-		links.cut()
+		limited.Cut()
 	}
 	<-served
 	if err := srv.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 		return fmt.Errorf("end serving %s: %w", l.Addr(), err)
 	}
 	return nil
+}
+
+// ownerOf returns whose seat a connection takes: that of its address. A trusted proxy, and a Unix
+// socket, may stand for any number of clients, so they may have all seats that are free; what each
+// of the clients does is counted request by request.
+func (s *Server) ownerOf(c net.Conn) string {
+	peer, ok := c.RemoteAddr().(*net.TCPAddr)
+	if !ok {
+		return ""
+	}
+	addr := peer.AddrPort().Addr().Unmap().WithZone("")
+	if s.proxies.have(addr) {
+		return ""
+	}
+	return fairlimit.Address(addr)
 }
 
 // answer answers one request: it finds the handler, counts, and logs.

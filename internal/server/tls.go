@@ -12,6 +12,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/fairlimit"
+	"firn/internal/server/connlimit"
 )
 
 const (
@@ -71,8 +72,8 @@ func (s *Server) protocols(srv *http.Server, config *tls.Config) {
 		MaxConcurrentStreams:          mostStreams,
 		MaxReceiveBufferPerStream:     streamBytes,
 		MaxReceiveBufferPerConnection: 2 * streamBytes,
-		SendPingTimeout:               patience,
-		WriteByteTimeout:              patience,
+		SendPingTimeout:               connlimit.Patience,
+		WriteByteTimeout:              connlimit.Patience,
 	}
 }
 
@@ -106,10 +107,10 @@ func (s *stream) Unwrap() http.ResponseWriter { return s.ResponseWriter }
 func (s *stream) Write(p []byte) (n int, err error) {
 	for {
 		if s.left <= 0 {
-			if err := s.control.SetWriteDeadline(time.Now().Add(patience)); err != nil && !errors.Is(err, http.ErrNotSupported) {
+			if err := s.control.SetWriteDeadline(time.Now().Add(connlimit.Patience)); err != nil && !errors.Is(err, http.ErrNotSupported) {
 				return n, err
 			}
-			s.left = slice
+			s.left = connlimit.Slice
 		}
 		m, err := s.ResponseWriter.Write(p[n:min(n+s.left, len(p))])
 		n += m

@@ -9,6 +9,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/decompress"
 	"firn/internal/fairlimit"
+	"firn/internal/server/connlimit"
 )
 
 // turn waits until there is a slot for an upload. done gives it back.
@@ -66,11 +67,11 @@ func (s *Server) slot(x *exchange, of *fairlimit.Slots, n int, limit time.Durati
 	}
 	ctx, cancel := context.WithTimeout(x.r.Context(), limit)
 	defer cancel()
-	if l, ok := ctx.Value(linkKey{}).(*link); ok && x.hasBody() && x.r.ProtoMajor == 1 {
+	if c, ok := connlimit.Of(ctx); ok && x.hasBody() && x.r.ProtoMajor == 1 {
 		var end context.CancelCauseFunc
 		ctx, end = context.WithCancelCause(ctx)
 		defer end(nil)
-		defer l.watch(func() { end(errGone) })()
+		defer c.Watch(func() { end(errGone) })()
 	}
 	return of.TakeN(ctx, n, owners...)
 }

@@ -19,6 +19,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/fairlimit"
+	"firn/internal/server/connlimit"
 	"firn/nix"
 )
 
@@ -112,15 +113,15 @@ func TestStalledUpload(t *testing.T) {
 // One that has sent enough to be trusted gets more time.
 func TestStalledLater(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
-		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*slice))
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*connlimit.Slice))
 		conn, r := t.begin("/"+cachetest.URL(path.NAR, ""), int64(len(path.NAR)), as("push-main"))
-		if _, err := conn.Write(path.NAR[:2*slice]); err != nil {
+		if _, err := conn.Write(path.NAR[:2*connlimit.Slice]); err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
 		t.wantAnswer(r, http.StatusRequestTimeout)
-		if took := time.Since(start); took < patience*9/10 || took > patience*11/10 {
-			t.Errorf("the client was cut after %s, want %s", took, patience)
+		if took := time.Since(start); took < connlimit.Patience*9/10 || took > connlimit.Patience*11/10 {
+			t.Errorf("the client was cut after %s, want %s", took, connlimit.Patience)
 		}
 		io.Copy(io.Discard, r)
 	})
@@ -129,19 +130,19 @@ func TestStalledLater(t *testing.T) {
 // A client that sends slowly but steadily can take all the time it needs.
 func TestSteadyUpload(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
-		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*slice))
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*connlimit.Slice))
 		url := cachetest.URL(path.NAR, "")
 		conn, r := t.begin("/"+url, int64(len(path.NAR)), as("push-main"))
 		start := time.Now()
 		for sent := 0; sent < len(path.NAR); {
-			n, err := conn.Write(path.NAR[sent:min(sent+minRate*5/4, len(path.NAR))])
+			n, err := conn.Write(path.NAR[sent:min(sent+connlimit.MinRate*5/4, len(path.NAR))])
 			if err != nil {
 				t.Fatalf("after %d bytes and %s: %v", sent, time.Since(start), err)
 			}
 			sent += n
 			time.Sleep(time.Second)
 		}
-		if took := time.Since(start); took < 3*patience {
+		if took := time.Since(start); took < 3*connlimit.Patience {
 			t.Errorf("that took %s, which is not long enough to show anything", took)
 		}
 		t.wantAnswer(r, http.StatusCreated)
@@ -249,7 +250,7 @@ func TestRefusedWhileSending(t *testing.T) {
 func TestRefusedMakesRoom(t *testing.T) {
 	for _, header := range []string{"X-No: expectation", "Expect: 100-continue"} {
 		inUploadBubble(t, Options{}, func(t *uploadTester) {
-			t.server.links = fairlimit.NewSeats[*link](1)
+			t.server.seats = fairlimit.NewSeats[*connlimit.Conn](1)
 			t.pipe.end()
 			if err := <-t.pipe.served; err != nil {
 				t.Fatal(err)

@@ -46,7 +46,7 @@ func zstdTester(t *testing.T, hold <-chan struct{}) (tt *tester, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tt = &tester{T: t, path: path, server: New(cache.Only(c), Options{})}
+	tt = &tester{T: t, path: path, server: newServer(cache.Only(c), Options{})}
 	tt.listen("127.0.0.1:0")
 	info, err := c.Lookup(t.Context(), path.Info.Path.Hash())
 	if err != nil {
@@ -145,7 +145,7 @@ func TestCompressedAborted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tt := &tester{T: t, server: New(cache.Only(c), Options{})}
+	tt := &tester{T: t, server: newServer(cache.Only(c), Options{})}
 	tt.listen("127.0.0.1:0")
 	info, err := c.Lookup(t.Context(), path.Info.Path.Hash())
 	if err != nil {
