@@ -257,7 +257,7 @@ func (s *Server) fail(x *exchange, err error) {
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
 	case http.StatusBadRequest:
-		if x.intake != nil && x.isNAR() && x.sendsRest() {
+		if x.intake != nil && x.target.isNAR() && x.sendsRest() {
 			text += onlyRest
 		}
 	case http.StatusInsufficientStorage:

@@ -153,9 +153,6 @@ func (x *exchange) sendsRest() bool {
 	return ok && minor < 29
 }
 
-// isNAR reports whether the request is about a NAR.
-func (x *exchange) isNAR() bool { return x.target.route == routeNAR || x.target.route == routeZstdNAR }
-
 // isFinal reports whether the client, when it tries again, fails before it has heard anything: it
 // sends the body at once, without asking whether it may, and cannot send it again.
 func (x *exchange) isFinal() bool { return x.sendsRest() && x.r.Header["Expect"] == nil }
