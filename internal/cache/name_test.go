@@ -1,15 +1,16 @@
-package cache_test
+package cache
 
 import (
+	"os"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
-
-	"firn/internal/cache"
 )
 
 func TestCheckName(t *testing.T) {
 	for _, name := range []string{"main", "a", "0", "a-b_c.d", strings.Repeat("a", 64), "narinfo", "ls", "nar-cache", "logs", "v2"} {
-		if err := cache.CheckName(name); err != nil {
+		if err := CheckName(name); err != nil {
 			t.Error(err)
 		}
 	}
@@ -18,8 +19,24 @@ func TestCheckName(t *testing.T) {
 		"nar", "log", "realisations", "build-trace-v2", "debuginfo", "version", "health", "metrics", "robots.txt", "nix-cache-info", "favicon.ico", "api", "push", "pins", "_",
 		"x.narinfo", "x.ls",
 	} {
-		if err := cache.CheckName(name); err == nil {
+		if err := CheckName(name); err == nil {
 			t.Errorf("%q is taken for a name of a cache", name)
 		}
+	}
+}
+
+// docs/http.md has the list of reserved names.
+func TestReservedNames(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/http.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	list := regexp.MustCompile("(?s)or that is one of these:\n(.*?)\\.\n").FindSubmatch(doc)
+	if list == nil {
+		t.Fatal("docs/http.md has no list of reserved names")
+	}
+	names := strings.Split(strings.ReplaceAll(string(list[1]), "`", ""), ", ")
+	if !slices.Equal(names, reservedNames) {
+		t.Errorf("docs/http.md has %q, and the code %q", names, reservedNames)
 	}
 }

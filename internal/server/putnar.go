@@ -133,14 +133,13 @@ func (u *upload) file() (nix.Hash, int64, error) {
 	return sum, u.x.intake.n, nil
 }
 
-// notUploaded is what those are told, too, who may not know.
+// notUploaded is the answer also to clients that may not know of an upload.
 const notUploaded = "no NAR was uploaded under this name"
 
-// serveReceived answers with a NAR under the name of its upload, which clients remember for a month.
-// It is compressed as it is kept, where that is the compression in its name. Else it is a container of that, in which it is not compressed;
-// where there is no such container, only that it is there can be asked.
+// serveReceived answers with a NAR under the name of its upload, which clients remember for a month:
+// compressed as the depot keeps it where the name says that compression, else uncompressed, in an xz
+// file where the name says xz. Of an upload in another compression only a HEAD is answered.
 func (s *Server) serveReceived(x *exchange) error {
-	url, untagged := x.uploadURL(), false
 	if !x.isHead() { // before it is opened: a request that waits has nothing open
 		done, err := s.reading(x)
 		if err != nil {
@@ -148,65 +147,72 @@ func (s *Server) serveReceived(x *exchange) error {
 		}
 		defer done()
 	}
-	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
-	there := err == nil
-	if !there && !errors.Is(err, cache.ErrNotFound) {
-		return err
+	r, err := x.cache.Received(x.r.Context(), x.uploadURL())
+	there := !r.NARHash.IsZero()
+	if !there && err != nil && !errors.Is(err, cache.ErrNotFound) {
+		return err // which it is for every name
 	}
-	if !there || !r.Published {
-		// A NAR without a narinfo is only for those who may push. Who asks is found out where
-		// nothing is there as well: else the time that takes, a failed try that is counted, and
-		// what becomes of too many of these, would tell it from what is there.
-		may, err := s.mayPush(x)
-		if there && (err != nil || !may) {
-			n.Close()
-		}
-		if err != nil || !may || !there {
-			return cmp.Or(err, x.missing(notUploaded))
+	if !r.Published {
+		// A NAR without a narinfo is only for clients that may push. The server finds out who asks
+		// where nothing is there as well. Else the time that takes, a failed try that is counted, and
+		// the answer to too many of these would tell it from a NAR that is there.
+		may, denied := s.mayPush(x)
+		if denied != nil || !may || !there {
+			return cmp.Or(denied, x.missing(notUploaded))
 		}
 		x.secret = true // no proxy may keep it for others
-		untagged = true
-		if x.isHead() {
-			// Whoever is told that it is there does not send it again, so it has to stay until the narinfo comes.
-			if err := x.cache.Renew(x.r.Context(), url); err != nil {
-				n.Close()
-				return err
-			}
+	}
+	if err != nil {
+		return err
+	}
+	if !r.Published && x.isHead() {
+		// A client that is told that the NAR is there does not send it again, so the NAR has to stay
+		// until the narinfo comes.
+		if err := x.cache.Renew(x.r.Context(), x.uploadURL()); err != nil {
+			return err
 		}
 	}
-	closing := n
-	defer func() { closing.Close() }()
-	compression, tag := compressionOf[x.target.ext], r.NARHash.Nix32()
+	return x.sendReceived(r)
+}
+
+// sendReceived answers with a NAR in the compression that the name of its upload says.
+func (x *exchange) sendReceived(r cache.Received) error {
+	compression := compressionOf[x.target.ext]
 	switch {
 	case x.target.ext == "" && r.FileHash == r.NARHash:
 		compression = nix.None
 	case x.target.ext == "":
 		compression = cmp.Or(r.Compression, nix.Gzip) // nearly all of those whose name Nix does not append
 	}
-	kept, keptTag, ok, err := x.cache.OpenReceivedAs(x.r.Context(), r, compression)
+	kept, tag, ok, err := x.cache.OpenReceivedAs(x.r.Context(), r, compression)
 	if err != nil {
 		return err
 	}
 	if ok {
 		defer kept.Close()
-		if untagged {
-			// The tag is another one whenever the NAR is kept anew. Who uploads it, lets it be swept, and uploads it again,
-			// would see by one that is the same that another cache has had it meanwhile.
-			keptTag = ""
+		if !r.Published {
+			// The tag is another one whenever the NAR is kept in another form. A client that uploads
+			// it, lets it be swept, and uploads it again, would see by the same tag that another
+			// cache has had it all the time.
+			tag = ""
 		}
-		return x.sendNAR(kept, keptTag, cacheForever)
+		return x.sendNAR(kept, tag, cacheShort) // the name is not of these bytes
 	}
-	if compression != nix.None {
-		wrapped, ok := decompress.Wrap(compression, n)
-		if !ok {
-			if x.isHead() {
-				x.begin(http.StatusOK)
-				return nil
-			}
-			return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more, and that has no form without compression; its narinfo says where it is", compression)
+	if compression != nix.None && compression != nix.XZ {
+		if x.isHead() {
+			x.begin(http.StatusOK)
+			return nil
 		}
-		closing, n, tag = wrapped, wrapped, tag+"-stored-"+string(compression)
-		x.whole = !decompress.Ranges(compression)
+		return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more; its narinfo says where it is", compression)
+	}
+	n, err := x.cache.OpenReceived(x.r.Context(), r)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	tag = r.NARHash.Nix32()
+	if compression == nix.XZ {
+		n, tag = decompress.WrapXZ(n), tag+"-stored-xz"
 	}
 	return x.sendNAR(n, tag, cacheForever)
 }

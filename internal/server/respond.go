@@ -99,14 +99,14 @@ type exchange struct {
 	ending <-chan struct{} // closed when this answer is to be the last of its connection; nil: never
 	length [1]string       // value of Content-Length
 
-	cache  *cache.Cache    // that is asked, nil if there is none of this name
-	who    cache.Principal // nil until it was found out
-	secret bool            // not everybody may read what is answered
-	intake *intake         // what is read of the body of the request, nil if nothing is
-	waited time.Duration   // for its turn, and for memory
-	whole  bool            // a Range is ignored
-	push   *audit.Session  // of which an upload is a part; nil until it is known that it may be
-	share  *share          // the room that the upload has taken
+	cache      *cache.Cache    // that is asked, nil if there is none of this name
+	who        cache.Principal // nil until it was found out
+	secret     bool            // not everybody may read what is answered
+	intake     *intake         // what is read of the body of the request, nil if nothing is
+	waited     time.Duration   // for its turn, and for memory
+	otherBytes bool            // the URL is of other bytes than those that are here: a Range counts only with If-Range
+	push       *audit.Session  // of which an upload is a part; nil until it is known that it may be
+	share      *share          // the room that the upload has taken
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }
