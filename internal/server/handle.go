@@ -26,7 +26,7 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		}
 		if size := info.TextSize(); size > cache.LargeInfo {
 			info = nil
-			done, err := s.textTurn(x, min(3*size, textMemory/2)) // the references are in memory once more
+			done, err := s.textSlot(x, min(3*size, textMemory/2)) // the references are in memory once more
 			if err != nil {
 				return err
 			}
@@ -56,10 +56,10 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		return err
 	}
 	if n := len(text); n > cache.LargeInfo && !x.isHead() {
-		done, ok := s.texts.TryTakeN(n, s.owners(x)...)
+		done, ok := s.sentTexts.TryTakeN(n, s.owners(x)...)
 		if !ok {
 			text = nil // so that those who wait hold nothing
-			if done, err = s.textTurn(x, n); err != nil {
+			if done, err = s.textSlot(x, n); err != nil {
 				return err
 			}
 		}
@@ -78,10 +78,10 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	return x.bytes(typeNARInfo, cacheShort, text)
 }
 
-// textTurn waits until there is memory for so many bytes of a text, which may take the client its
+// textSlot waits until there is memory for so many bytes of a text, which may take the client its
 // time to read.
-func (s *Server) textTurn(x *exchange, bytes int) (done func(), err error) {
-	done, err = s.slot(x, s.texts, bytes, textLimit)
+func (s *Server) textSlot(x *exchange, bytes int) (done func(), err error) {
+	done, err = s.slot(x, s.sentTexts, bytes, textLimit)
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many large narinfos are being sent: %w", cache.ErrUnavailable, err)
 	}
@@ -150,7 +150,7 @@ func (s *Server) serveLog(x *exchange) error {
 		return fmt.Errorf("send log of %s: %w: too many are being sent: %w", drv, cache.ErrUnavailable, err)
 	}
 	defer done()
-	read, err := s.reading(x)
+	read, err := s.readSlot(x)
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,7 @@ func (s *Server) serveNAR(x *exchange, compression nix.Compression) error {
 		return err
 	}
 
-	done, err := s.reading(x)
+	done, err := s.readSlot(x)
 	if err != nil {
 		return err
 	}

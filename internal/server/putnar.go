@@ -26,7 +26,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if x.r.Header["Content-Encoding"] != nil {
 		return cache.Refuse(cache.ErrInvalid, "a NAR may not have a Content-Encoding: its compression is in its name")
 	}
-	done, err := s.turn(x, s.large)
+	done, err := s.uploadSlot(x, s.large, 1)
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,7 @@ func (s *Server) putNAR(x *exchange) error {
 		u.NARHash = fileHash
 	} else {
 		in.hash = sha256.New()
-		plain, err := decompress.Decode(x.r.Context(), compression, in, s.decoding(x))
+		plain, err := decompress.Decode(x.r.Context(), compression, in, s.decoding(x, s.memory, 0))
 		if err != nil {
 			return err
 		}
@@ -71,7 +71,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if _, err := x.cache.Receive(x.r.Context(), u); err != nil {
 		return err
 	}
-	if !x.intake.ended {
+	if !x.upload.ended {
 		return fmt.Errorf("receive NAR: %w", errNotReceived)
 	}
 	x.push.Received()
@@ -123,14 +123,14 @@ func (u *upload) sniff() nix.Compression {
 
 // file returns what was uploaded, once it has been read, and checks that it is what its name says.
 func (u *upload) file() (nix.Hash, int64, error) {
-	if !u.x.intake.ended {
+	if !u.x.upload.ended {
 		return nix.Hash{}, 0, errNotReceived
 	}
 	sum := nix.SHA256Sum([sha256.Size]byte(u.hash.Sum(nil)))
 	if sum != u.want {
 		return nix.Hash{}, 0, cache.Refuse(cache.ErrInvalid, "the SHA-256 of this file is %s, and not the one in its name", sum.Nix32())
 	}
-	return sum, u.x.intake.n, nil
+	return sum, u.x.upload.n, nil
 }
 
 // notUploaded is the answer also to clients that may not know of an upload.
@@ -141,7 +141,7 @@ const notUploaded = "no NAR was uploaded under this name"
 // file where the name says xz. Of an upload in another compression only a HEAD is answered.
 func (s *Server) serveReceived(x *exchange) error {
 	if !x.isHead() { // before it is opened: a request that waits has nothing open
-		done, err := s.reading(x)
+		done, err := s.readSlot(x)
 		if err != nil {
 			return err
 		}

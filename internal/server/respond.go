@@ -102,8 +102,9 @@ type exchange struct {
 	cache      *cache.Cache    // that is asked, nil if there is none of this name
 	who        cache.Principal // nil until it was found out
 	secret     bool            // not everybody may read what is answered
-	intake     *intake         // what is read of the body of the request, nil if nothing is
-	waited     time.Duration   // for its turn, and for memory
+	upload     *uploadBody     // the body of the request as it is read, nil if it is not read
+	waited     time.Duration   // for a slot, and for memory
+	holdsText  bool            // an upload holds memory of receivedTexts
 	otherBytes bool            // the URL is of other bytes than those that are here: a Range counts only with If-Range
 	push       *audit.Session  // of which an upload is a part; nil until it is known that it may be
 	share      *share          // the room that the upload has taken
@@ -257,7 +258,7 @@ func (s *Server) fail(x *exchange, err error) {
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
 	case http.StatusBadRequest:
-		if x.intake != nil && x.target.isNAR() && x.sendsRest() {
+		if x.upload != nil && x.target.isNAR() && x.sendsRest() {
 			text += onlyRest
 		}
 	case http.StatusInsufficientStorage:

@@ -154,19 +154,21 @@ type Server struct {
 
 	listing *semaphore.Weighted // of listingMakers
 
-	seats     *fairlimit.Seats[*connlimit.Conn] // of the connections of all listeners
-	readers   *fairlimit.Slots                  // NARs that are sent
-	waiting   *fairlimit.Slots                  // requests that wait for one of the others
-	large     *fairlimit.Slots                  // of Options.Uploads
-	small     *fairlimit.Slots                  // uploads of up to maxSmall bytes, which are in memory
-	memory    *fairlimit.Slots                  // bytes of decompress.Memory, for decoders
-	texts     *fairlimit.Slots                  // of textMemory, in bytes
-	logs      *fairlimit.Slots                  // of openLogs
-	listings  *fairlimit.Slots                  // of largeListings
-	streams   *fairlimit.Slots                  // of mostRequests
-	few       int64                             // fewRequests
-	space     *space
-	maxUpload int64
+	seats         *fairlimit.Seats[*connlimit.Conn] // of the connections of all listeners
+	readers       *fairlimit.Slots                  // NARs that are sent
+	waiting       *fairlimit.Slots                  // requests that wait for one of the others
+	large         *fairlimit.Slots                  // of Options.Uploads
+	small         *fairlimit.Slots                  // uploads of up to maxSmall bytes, which are in memory
+	memory        *fairlimit.Slots                  // bytes of decompress.Memory, for decoders of NARs and logs
+	textDecoders  *fairlimit.Slots                  // bytes of memory for decoders of texts
+	sentTexts     *fairlimit.Slots                  // of textMemory, in bytes, for large texts that are sent
+	receivedTexts *fairlimit.Slots                  // the same for those that are received
+	logs          *fairlimit.Slots                  // of openLogs
+	listings      *fairlimit.Slots                  // of largeListings
+	streams       *fairlimit.Slots                  // of mostRequests
+	few           int64                             // fewRequests
+	space         *space
+	maxUpload     int64
 }
 
 // New returns a server for the caches.
@@ -194,19 +196,21 @@ func New(caches cache.Registry, opts Options) *Server {
 
 		listing: semaphore.NewWeighted(listingMakers),
 
-		seats:     fairlimit.NewSeats[*connlimit.Conn](files.Connections),
-		readers:   fairlimit.New(files.Readers),
-		waiting:   fairlimit.New(files.Waiting),
-		large:     fairlimit.New(cmp.Or(opts.Uploads, files.Uploads)),
-		small:     fairlimit.New(files.SmallUploads),
-		memory:    fairlimit.NewMemory(decompress.Memory),
-		texts:     fairlimit.NewMemory(textMemory),
-		logs:      fairlimit.New(openLogs),
-		listings:  fairlimit.New(largeListings),
-		streams:   fairlimit.New(mostRequests),
-		few:       fewRequests,
-		space:     newSpace(),
-		maxUpload: cmp.Or(opts.MaxUpload, 64<<30),
+		seats:         fairlimit.NewSeats[*connlimit.Conn](files.Connections),
+		readers:       fairlimit.New(files.Readers),
+		waiting:       fairlimit.New(files.Waiting),
+		large:         fairlimit.New(cmp.Or(opts.Uploads, files.Uploads)),
+		small:         fairlimit.New(files.SmallUploads),
+		memory:        fairlimit.NewMemory(decompress.Memory),
+		sentTexts:     fairlimit.NewMemory(textMemory),
+		receivedTexts: fairlimit.NewMemory(textMemory),
+		textDecoders:  fairlimit.NewMemory(4 * maxTextDecoder),
+		logs:          fairlimit.New(openLogs),
+		listings:      fairlimit.New(largeListings),
+		streams:       fairlimit.New(mostRequests),
+		few:           fewRequests,
+		space:         newSpace(),
+		maxUpload:     cmp.Or(opts.MaxUpload, 64<<30),
 	}
 	s.page, s.policy = newPage()
 	return s
@@ -323,16 +327,15 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, ending <-chan st
 	if err == nil {
 		err = s.handle(x)
 	}
-	broken := x.intake != nil && x.intake.err != nil
+	broken := x.upload != nil && x.upload.err != nil
 	if broken && err != nil {
-		err = x.intake.err // net/http ends the context then, and what notices that first says so
+		err = x.upload.err // net/http ends the context then, and what notices that first says so
 	}
 	if x.hasBody() {
 		defer x.drain()
 	}
 	if r.Method == http.MethodPut {
 		s.metrics.uploaded(err)
-		x.endPush(err)
 	}
 	if err == nil {
 		return

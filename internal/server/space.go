@@ -130,10 +130,10 @@ func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
 	x.share = taken
 	return func(err error) {
 		taken.arrived(taken.left)
-		if x.intake == nil || err == nil || x.isFinal() {
+		if x.upload == nil || err == nil || x.isFinal() {
 			return
 		}
-		err = cmp.Or(x.intake.err, err)
+		err = cmp.Or(x.upload.err, err)
 		for _, known := range remembered {
 			if errors.Is(err, known) && (known == cache.ErrFull || x.sendsRest()) {
 				if told, ok := errors.AsType[*cache.Refusal](err); ok && len(told.Text()) <= maxTold {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/fairlimit"
@@ -484,8 +486,8 @@ func TestUploadsTakeTurns(t *testing.T) {
 		second, r2 := t.begin(url, int64(len(t.path.NAR)), as("push-main"), "Expect: 100-continue")
 		start := time.Now()
 		resp := t.wantAnswer(r2, http.StatusServiceUnavailable)
-		if took := time.Since(start); took != turnLimit || took > 5*time.Minute {
-			t.Errorf("the second waited %s, want %s", took, turnLimit)
+		if took := time.Since(start); took != waitLimit || took > 5*time.Minute {
+			t.Errorf("the second waited %s, want %s", took, waitLimit)
 		}
 		if resp.Header.Get("Retry-After") == "" {
 			t.Error("the second is not told when to try again")
@@ -601,6 +603,41 @@ func TestWaitingOpensNothing(t *testing.T) {
 		synctest.Wait()
 		if n := sink.opened.Load(); n != 4 {
 			t.Errorf("%d NARs are open, want 4: one client has half of 8 readers", n)
+		}
+	})
+}
+
+// panicking is a sink that fails in a way that it must not.
+type panicking struct{ *cachetest.Memory }
+
+func (panicking) Receive(context.Context, cache.Upload) (cache.Received, error) { panic("a bug") }
+func (panicking) Room(context.Context) (free, all int64, err error)             { return 1 << 40, 1 << 41, nil }
+
+// An upload whose handler panics gives back what it holds, and is counted as failed.
+func TestPanicOfUpload(t *testing.T) {
+	var log bytes.Buffer
+	uploads := audit.New(audit.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	inUploadBubble(t, Options{Uploads: 1, Audit: uploads}, func(t *uploadTester) {
+		sink := panicking{cachetest.NewMemory()}
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.server.caches.(shelf).caches["main"] = c
+		for range 2 {
+			conn, r := t.begin("/"+cachetest.URL(t.path.NAR, ""), int64(len(t.path.NAR)), as("push-main"))
+			go conn.Write(t.path.NAR)
+			if text, err := io.ReadAll(r); err != nil || len(text) > 0 {
+				t.Errorf("%q, %v, want the end of the connection", text, err)
+			}
+			conn.Close()
+		}
+		synctest.Wait()
+		if n := len(t.server.space.coming); n > 0 {
+			t.Errorf("%d clients still have room taken", n)
+		}
+		if uploads.Close(); !strings.Contains(log.String(), "failed=2") {
+			t.Errorf("the uploads are logged as %q, want two that failed", &log)
 		}
 	})
 }
