@@ -164,11 +164,11 @@ func Address(addr netip.Addr) string {
 	if !addr.IsValid() {
 		return ""
 	}
-	return "address " + Place(addr).String()
+	return "address " + Network(addr).String()
 }
 
-// Place is an address, or the network of an IPv6 address.
-func Place(addr netip.Addr) netip.Addr {
+// Network returns an address, or the network of an IPv6 address.
+func Network(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap().WithZone("")
 	if addr.Is6() {
 		addr = netip.PrefixFrom(addr, 64).Masked().Addr()

@@ -65,7 +65,7 @@ var rules = map[string]rule{
 	"internal/chunk": {rooms: []string{"nix"}},
 
 	"internal/backup":   {rooms: []string{"internal/depot/blob", "internal/depot/blob/dir", "internal/catalog/sqlite"}, libraries: true},
-	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog", "internal/memo"}, libraries: true},
+	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog", "internal/memo", "internal/fairlimit"}, libraries: true},
 	"internal/registry": {rooms: []string{"internal/cache", "internal/depot", "internal/catalog", "nix"}},
 
 	"internal/certs": {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},
