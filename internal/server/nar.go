@@ -98,11 +98,10 @@ func (x *exchange) sendNAR(n cache.NAR, tag string, c *caching) error {
 // corkMin is the length in bytes of bodies from which on they are corked.
 const corkMin = 64 << 10
 
-// cork has the system send what follows in as few packets as it can, until the function is called
-// that it returns. A NAR is written in parts, of which many are short, and each one wakes the
-// client: on a virtual machine, which has to wake a core for that, this took a fifth of the time of
-// a NAR. length is that of the body, -1 if it is not known yet: then it is sent as it comes.
-// err is how the writing of the body ended.
+// cork has the kernel send the body in as few packets as it can, until uncork is called. A NAR is written
+// in parts, of which many are short, and each one wakes the client: on a virtual machine, which has to
+// wake a core for that, this took a fifth of the time of a NAR. length is that of the body, or -1 if it is
+// not known yet; such a body is sent as it comes. err is the error of writing the body.
 func (x *exchange) cork(length int64) (uncork func(err error)) {
 	c, ok := connlimit.Of(x.r.Context())
 	if !ok || x.r.TLS != nil || length < corkMin {
@@ -133,8 +132,9 @@ func (x *exchange) cachingOf(a cache.Archive, tag string, info cache.ArchiveInfo
 	return cacheForever
 }
 
-// beginNAR sets the header of the answer to a request for a NAR of the given tag, which may be "", and size, -1 if that is not known yet,
-// and returns what is to be sent: length is -1 for all there will be.
+// beginNAR sets the header of the answer to a request for a NAR of the given tag, which may be "", and
+// size, which is -1 if it is not known yet. It returns the range that is to be sent; length is -1 for all
+// there will be.
 func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off, length int64, err error) {
 	h := x.w.Header()
 	if tag != "" {
@@ -177,7 +177,7 @@ func (x *exchange) beginNAR(tag string, c *caching, size int64) (status int, off
 	return status, off, length, nil
 }
 
-// noNAR says what was not found.
+// noNAR returns the error of a look-up of a NAR, with a text for the client if it was not found.
 func (x *exchange) noNAR(archive cache.Archive, err error) error {
 	if errors.Is(err, cache.ErrNotFound) {
 		return x.missing("no such NAR of a store path with hash " + archive.Path.String() + " here")
@@ -185,7 +185,7 @@ func (x *exchange) noNAR(archive cache.Archive, err error) error {
 	return err
 }
 
-// hasHash reports whether a query has the path hash that harmonia's names of NARs come with.
+// hasHash reports whether a query has a path hash, as in URLs of harmonia.
 func hasHash(query string) bool {
 	if query == "" {
 		return false

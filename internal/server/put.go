@@ -17,8 +17,8 @@ import (
 )
 
 const (
-	// waitLimit is how long an upload waits for its turn, and for memory to decompress it,
-	// together. Nix gives up when it has sent and heard nothing for five minutes.
+	// waitLimit is how long an upload waits for a slot and for memory to decompress it, together. Nix
+	// gives up when it has sent and received nothing for five minutes.
 	waitLimit = 4 * time.Minute
 
 	// firstText is how many bytes of a text that is uploaded take no memory that is shared. Hardly any
@@ -35,7 +35,7 @@ const (
 	// maxTextDecoder bounds, in bytes, what the decoder of a text may take: the most of brotli, and
 	// four times what xz takes at the level that Nix uses.
 	maxTextDecoder = 32 << 20
-	// textLimit is how long a client waits to be sent one while others take theirs.
+	// textLimit is how long a client waits for memory to be sent one.
 	textLimit = 10 * time.Second
 
 	// maxLog bounds a build log, in bytes before compression.
@@ -54,7 +54,7 @@ func (s *Server) put(x *exchange) (err error) {
 	if x.r.ContentLength > s.maxUpload {
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", s.maxUpload)
 	}
-	done, err := s.hasRoom(x)
+	done, err := s.reserve(x)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (s *Server) put(x *exchange) (err error) {
 	return err
 }
 
-// receive is put for what there is room for.
+// receive is put for an upload for which there is enough space.
 func (s *Server) receive(x *exchange) error {
 	route := x.target.route
 	switch route {
@@ -142,12 +142,12 @@ func (s *Server) decoded(x *exchange, limit int64, limits *decompress.Limits) (i
 	}{io.MultiReader(&bounded{plain, limit, limit}, &check{func() error { return s.allow(x) }}), plain}, nil
 }
 
-// A check is a reader of nothing, whose end may be an error.
+// A check is an empty reader, whose end may be an error.
 type check struct{ end func() error }
 
 func (c *check) Read([]byte) (int, error) { return 0, cmp.Or(c.end(), io.EOF) }
 
-// bounded is a reader that fails where there is more than its limit.
+// bounded is a reader that fails when there is more than its limit.
 type bounded struct {
 	r     io.Reader
 	left  int64
@@ -197,8 +197,8 @@ func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func()
 	return all.Bytes(), done, nil
 }
 
-// kept answers an upload: 201 if what it brought was not there before, else 204.
-func (x *exchange) kept(added bool) error {
+// stored answers an upload: 201 if its contents were not there before, else 204.
+func (x *exchange) stored(added bool) error {
 	h := x.w.Header()
 	x.setCaching(h, cacheNever)
 	status := http.StatusNoContent
@@ -237,7 +237,7 @@ func (s *Server) putNARInfo(x *exchange, text []byte) error {
 		x.push.Published()
 		s.log.Debug("published", "path", n.Path.String(), "cache", x.cache.Name(), "by", x.who.Name())
 	}
-	return x.kept(added)
+	return x.stored(added)
 }
 
 // received returns what was uploaded under the URL of a narinfo, and checks that it is the file that
@@ -283,7 +283,7 @@ func (s *Server) putRealisation(x *exchange, text []byte) error {
 		return err
 	}
 	x.push.Kept()
-	return x.kept(false)
+	return x.stored(false)
 }
 
 func (s *Server) putBuildTrace(x *exchange, text []byte) error {
@@ -300,10 +300,11 @@ func (s *Server) putBuildTrace(x *exchange, text []byte) error {
 		return err
 	}
 	x.push.Kept()
-	return x.kept(false)
+	return x.stored(false)
 }
 
-// putDerivation makes what is no derivation an ErrInvalid: it is not missing, it cannot be.
+// putDerivation returns ErrInvalid for an upload whose name is of no derivation. For a reader it would be
+// ErrNotFound.
 func (x *exchange) putDerivation(drv nix.StorePath, err error) (nix.StorePath, error) {
 	if err != nil {
 		return drv, cache.Refuse(cache.ErrInvalid, "this is not the name of a derivation")
@@ -311,7 +312,8 @@ func (x *exchange) putDerivation(drv nix.StorePath, err error) (nix.StorePath, e
 	return drv, nil
 }
 
-// putDebugInfo checks what says where debug information is, and drops it: firn finds it in every NAR.
+// putDebugInfo checks and drops an upload that says where debug information is: firn finds that in every
+// NAR.
 func (s *Server) putDebugInfo(x *exchange, text []byte) error {
 	var info debugInfo
 	switch err := json.Unmarshal(text, &info); {
@@ -320,10 +322,10 @@ func (s *Server) putDebugInfo(x *exchange, text []byte) error {
 	case err != nil || info.Archive == "" || info.Member == "":
 		return cache.Refuse(cache.ErrInvalid, `this is no debug info: {"archive":"../nar/…","member":"…"}`)
 	}
-	return x.kept(false)
+	return x.stored(false)
 }
 
-// putCacheInfo checks that the client has the same store directory, and drops what it says besides.
+// putCacheInfo checks that the client has the same store directory, and drops the rest.
 func (s *Server) putCacheInfo(x *exchange, text []byte) error {
 	info, err := nix.ParseCacheInfo(text)
 	if err != nil {
@@ -332,11 +334,11 @@ func (s *Server) putCacheInfo(x *exchange, text []byte) error {
 	if want := x.cache.Info().StoreDir; info.StoreDir != want {
 		return cache.Refuse(cache.ErrInvalid, "StoreDir: it is %s, and that of this cache is %s", info.StoreDir, want)
 	}
-	return x.kept(false)
+	return x.stored(false)
 }
 
-// putListing checks a listing, and drops it: firn makes one of every NAR. One that is large is not checked, as that would take
-// many times its size in memory.
+// putListing checks and drops a listing: firn makes one of every NAR. A large one is not checked, as that
+// would take many times its size in memory.
 func (s *Server) putListing(x *exchange) error {
 	if _, err := nix.ParsePathHash(x.target.name); err != nil {
 		return cache.Refuse(cache.ErrInvalid, "this is not a path hash: it has 32 digits of Nix's base 32")
@@ -363,7 +365,7 @@ func (s *Server) putListing(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	return x.kept(false)
+	return x.stored(false)
 }
 
 func (s *Server) putLog(x *exchange) error {
@@ -385,7 +387,7 @@ func (s *Server) putLog(x *exchange) error {
 		return err
 	}
 	x.push.Kept()
-	return x.kept(false)
+	return x.stored(false)
 }
 
 var errNotReceived = errors.New("not all of it was read")

@@ -16,7 +16,8 @@ import (
 	"firn/nix"
 )
 
-// putNAR receives a NAR under the name that Nix gives it: nar/<hash of the file>.nar and the name of its compression.
+// putNAR receives a NAR under the name that Nix gives it: nar/<hash of the file>.nar and the name of its
+// compression.
 func (s *Server) putNAR(x *exchange) error {
 	fileHash, err := nix.ParseHashOf(nix.SHA256, x.target.name)
 	if err != nil || len(x.target.name) != narHashLen || x.r.URL.RawQuery != "" {
@@ -36,7 +37,7 @@ func (s *Server) putNAR(x *exchange) error {
 	_, err = x.cache.Received(x.r.Context(), url)
 	switch {
 	case err == nil:
-		// The same file once more. As its hash is in its name, to hash it is to verify it.
+		// The same file again. Its hash is in its name, so hashing it verifies it.
 		in.hash = sha256.New()
 		if _, err := io.Copy(io.Discard, in); err != nil {
 			return err
@@ -47,7 +48,7 @@ func (s *Server) putNAR(x *exchange) error {
 		if err := x.cache.Renew(x.r.Context(), url); err != nil {
 			return err
 		}
-		return x.kept(false)
+		return x.stored(false)
 	case !errors.Is(err, cache.ErrNotFound):
 		return err
 	}
@@ -75,7 +76,7 @@ func (s *Server) putNAR(x *exchange) error {
 		return fmt.Errorf("receive NAR: %w", errNotReceived)
 	}
 	x.push.Received()
-	return x.kept(true)
+	return x.stored(true)
 }
 
 // uploadURL returns the URL of a NAR that is or was uploaded, relative to the cache.
@@ -97,7 +98,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// magics are how files begin to whose names Nix appends nothing that tells their compression.
+// magics are the first bytes of files of compressions that Nix does not append to the name of a file.
 var magics = []struct {
 	prefix      string
 	compression nix.Compression
@@ -110,9 +111,9 @@ var magics = []struct {
 	{"LRZI", nix.Lrzip},
 }
 
-// sniff returns how a file is compressed of which the name does not tell.
+// sniff returns the compression of a file whose name does not tell it.
 func (u *upload) sniff() nix.Compression {
-	head, _ := u.r.Peek(8) // what it fails with, Read will fail with
+	head, _ := u.r.Peek(8) // Read will fail with the same error
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.prefix)) {
 			return m.compression
@@ -121,7 +122,8 @@ func (u *upload) sniff() nix.Compression {
 	return nix.None
 }
 
-// file returns what was uploaded, once it has been read, and checks that it is what its name says.
+// file returns the hash and size of the file once it has been read, and checks that the hash is the one in
+// its name.
 func (u *upload) file() (nix.Hash, int64, error) {
 	if !u.x.upload.ended {
 		return nix.Hash{}, 0, errNotReceived
