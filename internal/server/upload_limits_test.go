@@ -252,11 +252,11 @@ func TestRefusedWhileSending(t *testing.T) {
 func TestRefusedMakesRoom(t *testing.T) {
 	for _, header := range []string{"X-No: expectation", "Expect: 100-continue"} {
 		inUploadBubble(t, Options{}, func(t *uploadTester) {
-			t.server.seats = fairlimit.NewSeats[*connlimit.Conn](1)
 			t.pipe.end()
 			if err := <-t.pipe.served; err != nil {
 				t.Fatal(err)
 			}
+			t.server.seats = fairlimit.NewSeats[*connlimit.Conn](1) // when nothing of the old server reads it any more
 			t.pipe.pipes = make(pipes)
 			var ctx context.Context
 			ctx, t.pipe.end = context.WithCancel(context.Background())
