@@ -174,8 +174,9 @@ type Compressed interface {
 	// of letters, digits and '-': as long as that is the same, the bytes are.
 	StatCompressed(ctx context.Context, info *nix.PathInfo) (size int64, tag string, err error)
 
-	// OpenCompressed opens the compressed NAR of a path info that this source gave. It is like OpenNAR.
-	OpenCompressed(ctx context.Context, info *nix.PathInfo) (NAR, error)
+	// OpenCompressed opens the compressed NAR of a path info that this source gave, and returns the
+	// tag of its bytes, which is that of StatCompressed. It is like OpenNAR.
+	OpenCompressed(ctx context.Context, info *nix.PathInfo) (n NAR, tag string, err error)
 }
 
 // A CompressedReceiver is a Receiver that keeps NARs in a compressed form.

@@ -96,7 +96,7 @@ const (
 // A Cache is the record of a cache.
 type Cache struct {
 	ID       CacheID
-	Name     string // unique; see CheckCacheName
+	Name     string // unique; see CheckName of internal/cache
 	StoreDir nix.StoreDir
 	Sources  []string // of the Source constants, each once
 	Priority int

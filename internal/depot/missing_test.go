@@ -74,7 +74,7 @@ func contains(all []string, one string) bool {
 func (h *house) get(info *nix.PathInfo, compressed bool) (n int, err error) {
 	open := h.OpenNAR
 	if compressed {
-		open = h.OpenCompressed
+		open = framesOf(h.View)
 	}
 	a, err := open(h.Context(), info)
 	if err != nil {

@@ -20,18 +20,19 @@ func (p *View) Received(ctx context.Context, url string) (cache.Received, error)
 	if err != nil {
 		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
 	}
+	r := cache.Received{
+		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
+		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
+		Published: u.Published, Compression: nix.Compression(u.Compression),
+	}
 	k, err := p.d.lookupIntact(ctx, u.NARHash)
 	if err == nil {
 		err = p.d.checkIntact(ctx, k.hash, k.recipe)
 	}
 	if err != nil {
-		return cache.Received{}, fmt.Errorf("look up upload %q: %w", url, err)
+		return r, fmt.Errorf("look up upload %q: %w", url, err)
 	}
-	return cache.Received{
-		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
-		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
-		Published: u.Published, Compression: nix.Compression(u.Compression),
-	}, nil
+	return r, nil
 }
 
 // Renew begins the grace of an upload again.

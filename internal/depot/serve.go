@@ -155,13 +155,13 @@ func (p *View) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, s
 	return s.fileSize, s.tag, err
 }
 
-// OpenCompressed opens the frames of a NAR.
-func (p *View) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
+// OpenCompressed opens the frames of a NAR, and returns their tag.
+func (p *View) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, string, error) {
 	k, err := p.lookupNAR(ctx, info)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return &frames{p.open(k)}, nil
+	return &frames{p.open(k)}, k.tag, nil
 }
 
 // OpenNAR opens a NAR, to be decompressed while it is sent.

@@ -416,7 +416,7 @@ var (
 	// anyNARURL matches the URLs of NARs that this server can have had from a client.
 	anyNARURL = regexp.MustCompile(`^nar/[0-9A-Za-z._+=~-]{1,200}$`)
 	// ownNARURL matches those that this server gives NARs itself.
-	ownNARURL = regexp.MustCompile(`^nar/[0-9a-z]{32}(-[0-9a-z]{52})?\.`)
+	ownNARURL = regexp.MustCompile(`^nar/[0-9a-z]{32}(-[0-9a-z]{52}(-[0-9A-Za-z-]+)?)?\.`)
 )
 
 // uploadName returns the name under which a NAR is kept: the URL that it had, so that this goes on

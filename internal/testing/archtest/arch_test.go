@@ -50,7 +50,9 @@ var rules = map[string]rule{
 	"internal/catalog/catalogtest":  {rooms: []string{"internal/catalog", "internal/memo", "nix"}, libraries: true},
 	"internal/catalog/sqlite":       {rooms: []string{"internal/catalog", "internal/memo", "internal/sqlitex", "nix"}, libraries: true},
 	"internal/audit":                {rooms: []string{"internal/fairlimit"}, libraries: true},
-	"internal/server":               {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/memo", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/server":               {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/memo", "internal/fairlimit", "internal/server/connlimit", "internal/server/fastpath", "nix", "nix/nar"}, libraries: true},
+	"internal/server/connlimit":     {rooms: []string{"internal/fairlimit"}, libraries: true},
+	"internal/server/fastpath":      {},
 	"internal/session":              {rooms: []string{"internal/audit", "internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/testing/conversation": {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
 	"internal/sshd":                 {rooms: []string{"internal/audit", "internal/cache", "internal/fairlimit"}, libraries: true},
@@ -63,7 +65,7 @@ var rules = map[string]rule{
 	"internal/chunk": {rooms: []string{"nix"}},
 
 	"internal/backup":   {rooms: []string{"internal/depot/blob", "internal/depot/blob/dir", "internal/catalog/sqlite"}, libraries: true},
-	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog", "internal/memo"}, libraries: true},
+	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog", "internal/memo", "internal/fairlimit"}, libraries: true},
 	"internal/registry": {rooms: []string{"internal/cache", "internal/depot", "internal/catalog", "internal/memo", "nix"}},
 
 	"internal/certs": {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},

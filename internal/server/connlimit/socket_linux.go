@@ -1,4 +1,4 @@
-package server
+package connlimit
 
 import (
 	"errors"
@@ -54,4 +54,36 @@ func sendFile(c net.Conn, f *os.File, off, n int64) (sent int64, err error) {
 		return sent, os.NewSyscallError("sendfile", failed)
 	}
 	return sent, nil
+}
+
+// setCork sets or clears TCP_CORK (tcp(7)), and reports whether that was possible.
+func setCork(c net.Conn, on bool) bool {
+	if _, ok := c.(*net.TCPConn); !ok {
+		return false
+	}
+	value := 0
+	if on {
+		value = 1
+	}
+	return askKernel(c, func(fd int) bool {
+		return unix.SetsockoptInt(fd, syscall.IPPROTO_TCP, unix.TCP_CORK, value) == nil
+	})
+}
+
+// hungUp reports whether the other end of a socket will send no more, even where bytes of it are
+// still unread.
+func hungUp(fd int) bool {
+	polled := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+	n, err := unix.Poll(polled, 0)
+	return err == nil && n > 0
+}
+
+// unsent returns how many bytes were written to a socket and have not arrived: of TCP, are not
+// acknowledged.
+func unsent(fd int) int {
+	n, err := unix.IoctlGetInt(fd, unix.SIOCOUTQ)
+	if err != nil {
+		return 0 // it is no socket
+	}
+	return n
 }
