@@ -162,7 +162,7 @@ func crowdMain() {
 	gone := make(chan struct{})
 	var tried sync.WaitGroup
 	tried.Add(n)
-	for range n {
+	for i := range n {
 		c := &crowdClient{
 			dialer: net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 10 * time.Second},
 			http:   os.Args[2], https: os.Args[3], nar: os.Args[4], token: os.Args[5], tried: sync.OnceFunc(tried.Done), gone: gone,
@@ -173,7 +173,7 @@ func crowdMain() {
 				select {
 				case <-gone:
 					return
-				case <-time.After(pause/2 + rand.N(pause)):
+				case <-time.After(pause/2 + pause*time.Duration(i)/time.Duration(n)): // not all at once
 				}
 			}
 		}()
