@@ -1,3 +1,8 @@
+// The crowds are clients in processes of their own, in which the race detector has nothing to see. Their
+// addresses, 127.0.0.2 and others, are Linux's.
+
+//go:build programs && !race
+
 package main
 
 import (
@@ -183,6 +188,8 @@ func crowdMain() {
 	io.Copy(io.Discard, os.Stdin)
 	close(gone)
 }
+
+func init() { programs[crowd] = crowdMain }
 
 // TestCrowds: however many connections one address makes, and whatever they do, a client from
 // another address gets what it asks for, and can push, at once. So it is with few files allowed,
