@@ -57,6 +57,7 @@ func unique(t *testing.T) string { return fmt.Sprint(t.Name(), time.Now().UnixNa
 // A backup of a server that runs has all of it. The next one copies what is new, and removes what
 // has gone.
 func TestBackup(t *testing.T) {
+	t.Parallel()
 	a := newAdmin(t)
 	dir := filepath.Join(t.TempDir(), "backup")
 	token := a.mustRun("token", "create", "--push", "main", "ci")
@@ -114,6 +115,7 @@ func TestBackup(t *testing.T) {
 
 // A pack that the server has lost is told, and stays in a backup that has it.
 func TestBackupOfDamage(t *testing.T) {
+	t.Parallel()
 	a := newAdmin(t)
 	token := a.mustRun("token", "create", "--push", "main", "ci")
 	p := cachetest.NewPath(t, nix.DefaultStoreDir, "path", "contents")
@@ -217,6 +219,7 @@ func TestBackupRefuses(t *testing.T) {
 // A backup that is killed, at whatever moment, while the server takes what is pushed, leaves one
 // that is whole.
 func TestBackupKilled(t *testing.T) {
+	t.Parallel()
 	a := newAdmin(t)
 	dir := filepath.Join(t.TempDir(), "backup")
 	token := a.mustRun("token", "create", "--push", "main", "ci")

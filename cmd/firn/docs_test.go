@@ -13,6 +13,7 @@ import (
 
 // The handbook lists the metrics that the server has.
 func TestDocumentedMetrics(t *testing.T) {
+	t.Parallel()
 	handbook, err := os.ReadFile("../../docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
