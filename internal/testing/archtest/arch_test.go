@@ -124,10 +124,10 @@ func TestHouse(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, house, ok := strings.Cut(string(text), "\n## The house\n")
+	_, house, ok := strings.Cut(string(text), "\n## The packages\n")
 	house, _, _ = strings.Cut(house, "\n## ")
 	if !ok {
-		t.Fatal("README.md has no part named The house")
+		t.Fatal("README.md has no part named The packages")
 	}
 	listed := map[string]bool{}
 	for line := range strings.Lines(house) {
@@ -139,7 +139,7 @@ func TestHouse(t *testing.T) {
 		for name := range strings.SplitSeq(names, ",") {
 			name = strings.Trim(name, " `")
 			if _, err := os.Stat("../../../" + name); err != nil {
-				t.Errorf("README.md has a room %s, which is not there", name)
+				t.Errorf("README.md lists the package %s, which does not exist", name)
 			}
 			listed[name] = true
 		}
@@ -150,7 +150,7 @@ func TestHouse(t *testing.T) {
 			in = filepath.Dir(in)
 		}
 		if in == "." {
-			t.Errorf("README.md has no room %s: give it a row in The house", room)
+			t.Errorf("README.md does not list the package %s: give it a row in The packages", room)
 		}
 	}
 }
