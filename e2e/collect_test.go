@@ -69,7 +69,8 @@ func add(m *machine, name string, size int64) nix.StorePath {
 	return p
 }
 
-// A path that is being sent stays until it has been, whoever the server runs as; others go, and so does it afterwards.
+// The garbage collector leaves a path that is being sent, whichever user the server runs as. It
+// removes other paths, and this one after it was sent.
 func TestCollectWhileSending(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(m *machine) *server{

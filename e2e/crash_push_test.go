@@ -364,7 +364,7 @@ func killWhilePushing(t *testing.T, drawn uint64, rounds int) {
 	admin(m, "verify")
 }
 
-// A full disk loses nothing, and takes again when there is room.
+// A server whose disk is full loses nothing, and takes uploads again when there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, systemNix())
@@ -446,9 +446,9 @@ func TestFullDisk(t *testing.T) {
 	if err := syscall.Mount("tmpfs", state, "tmpfs", syscall.MS_REMOUNT, "size=200m"); err != nil {
 		t.Fatal(err)
 	}
-	p := newPushed(rand.New(rand.NewPCG(1, 1)), "room", 8<<20, nil)
+	p := newPushed(rand.New(rand.NewPCG(1, 1)), "space", 8<<20, nil)
 	if err := p.push(client, v.url, token); err != nil {
-		t.Errorf("with room again: %v", err)
+		t.Errorf("with space again: %v", err)
 	}
 	all = append(all, p)
 	checkAll()

@@ -276,7 +276,7 @@ func testInstalled(t *testing.T, deb string) {
 		t.Error("purge leaves the configuration, NARs that can be made again, or what systemd was told")
 	}
 	if !d.there("/var/lib/firn") || !strings.Contains(said, "still in /var/lib/firn") {
-		t.Errorf("purge takes what was pushed, or does not tell that it is there: %s", said)
+		t.Errorf("purge removes the pushed paths, or does not say that they are there: %s", said)
 	}
 }
 

@@ -34,7 +34,7 @@ var (
 	nixes []nixSystem
 )
 
-// TestMain builds firn, finds the systems with Nix, and makes those that there are not.
+// TestMain builds firn, and finds the systems with Nix or makes them.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "firn")

@@ -196,7 +196,7 @@ func pushedClosure(h *storeHost) {
 		t.Fatal(err)
 	}
 	if out := h.run(h.firn("path list")...); strings.Contains(out, lib.Base()) || !strings.Contains(out, app.Base()) {
-		t.Errorf("what was pushed is\n%s", out)
+		t.Errorf("the pushed path is\n%s", out)
 	}
 	h.collect()
 	if !h.has(lib) || h.has(other) {
@@ -235,7 +235,7 @@ func pushedClosure(h *storeHost) {
 	}
 	h.wantStatus("before", realisation, http.StatusOK)
 	lose()
-	h.wantStatus("for those who remember it", info.URL, http.StatusOK)
+	h.wantStatus("for clients that remember it", info.URL, http.StatusOK)
 	if log := h.errors.String(); !strings.Contains(log, lib.String()) || !strings.Contains(log, app.String()) {
 		t.Errorf("the log says\n%s", log)
 	}
@@ -298,7 +298,7 @@ func TestPushedClosureWithoutRoots(t *testing.T) {
 	if log := h.errors.String(); !strings.Contains(log, "copied into the depot") {
 		t.Errorf("the log says\n%s", log)
 	}
-	h.restart() // which ends the protection of what was copied
+	h.restart() // which ends the protection of the copied path
 	h.collect()
 	if h.has(lib) {
 		t.Errorf("%s was kept", lib)

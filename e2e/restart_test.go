@@ -147,7 +147,7 @@ func (c *crowd) addAsker(kind, address string, most time.Duration, body func() i
 	})
 }
 
-// A restart under socket activation fails no request, whoever asks: for narinfos in quick succession, for NARs that outlast the restart,
+// A restart under socket activation fails no request of any client: for narinfos in quick succession, for NARs that outlast the restart,
 // with pauses, with curl, which begins with a connection of its own each time, and with Nix, which is told not to try again.
 func TestRestarts(t *testing.T) {
 	t.Parallel()

@@ -319,7 +319,7 @@ func TestSSHRefused(t *testing.T) {
 	})
 }
 
-// What is not what it is said to be is refused, and what was pushed before it stays.
+// A path whose bytes are not what the client says is refused, and paths pushed before it stay.
 func TestSSHDamaged(t *testing.T) {
 	t.Parallel()
 	host := newMachine(t, systemNix())

@@ -163,7 +163,8 @@ func (d *Derivation) NeedsInputs() bool {
 	return len(d.Inputs) > 0 && !d.Outputs[0].isFixed() && d.Outputs[0].hash != impure
 }
 
-// HashModulo returns the hash of a derivation modulo its inputs: as which it is in the hashes of those that need it, or, with masked, in the names of its realisations.
+// HashModulo returns the hash of a derivation modulo its inputs. The hashes of derivations that need
+// this one contain it; with masked, the names of its realisations do.
 // inputs has the hashes, not masked, of the derivations that it needs.
 func (d *Derivation) HashModulo(masked bool, inputs map[StorePath]Hash) (Hash, error) {
 	switch o := d.Outputs[0]; {

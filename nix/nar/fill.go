@@ -9,7 +9,7 @@ import (
 // filler makes bytes of a NAR in memory: the framing out of the layout, the contents out of the files of the tree.
 type filler struct {
 	r    *reading
-	dst  []byte // what is still to be filled; there is room for another byte behind it
+	dst  []byte // still to be filled; its capacity has one byte more
 	skip int64  // how many bytes of the NAR come before it
 
 	rel    []byte // path below the tree of the file being read, ended by a zero byte

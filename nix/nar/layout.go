@@ -200,7 +200,7 @@ const ctxEvery = 256
 
 // walk visits the tree in the order of its NAR.
 // Every directory on the way is held open and everything is named relative to it, so that nothing outside the tree is visited
-// even if the tree changes meanwhile.
+// even if the tree changes at the same time.
 func (b *builder) walk(ctx context.Context) (err error) {
 	info, err := os.Lstat(b.root)
 	if err == nil {

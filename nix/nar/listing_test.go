@@ -182,7 +182,7 @@ func FuzzParseListing(f *testing.F) {
 		again := first.AppendJSON(nil)
 		second, err := nar.ParseListing(again)
 		if err != nil {
-			t.Fatalf("parse what was written: %v\n%s", err, again)
+			t.Fatalf("parse the listing that was written: %v\n%s", err, again)
 		}
 		if diff := cmp.Diff(first, second); diff != "" {
 			t.Fatalf("-first +second:\n%s", diff)

@@ -21,7 +21,7 @@ const (
 	// sendfileMax is how many bytes of a file are lent at once: between two of them, a cancelled context is seen.
 	sendfileMax = 16 << 20
 	// maxBlocks bounds the blocks of full size in this process, 16 MiB in all; the collector lets the heap be twice as large.
-	// A call that gets none makes do with one small block, so that those who read slowly hinder nobody.
+	// A call that gets none uses one small block, so that slow readers do not hinder other calls.
 	// Half of them may be used for reading ahead: with more calls than that, there is no core to spare for it.
 	maxBlocks = 64
 
@@ -55,7 +55,7 @@ type piece struct {
 }
 
 // pieces yields the bytes from off to end of the NAR of the tree at path, piece by piece in order. A piece is valid until the next one.
-// Contents of fileMin bytes and more are left to whoever gets the piece, by [piece.lend].
+// Contents of fileMin bytes and more are left to the receiver of the piece, by [piece.lend].
 func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int64) iter.Seq2[*piece, error] {
 	return func(yield func(*piece, error) bool) {
 		if off == end {
@@ -161,7 +161,7 @@ func (p *piece) wait() error {
 	return err
 }
 
-// release gives back what p holds, once nobody works on it any more.
+// release gives back what p holds, once no goroutine works on it any more.
 func (p *piece) release() {
 	if p.filled != nil {
 		<-p.filled
@@ -208,10 +208,10 @@ func (p *piece) lend(ctx context.Context, w io.ReaderFrom) error {
 	return nil
 }
 
-// block is room for gathered bytes, and what is needed to gather them.
+// block is a buffer for gathered bytes, and what is needed to gather them.
 type block struct {
 	filler
-	buf []byte // with room for one more byte behind it
+	buf []byte // its capacity has one byte more
 }
 
 // blocks are the blocks of all calls in this process: what it has to bound is the memory of all of them together.

@@ -345,7 +345,7 @@ func (r *Reader) length() (uint64, error) {
 	return binary.LittleEndian.Uint64(r.buf[:]), nil
 }
 
-// padding reads as many bytes of padding as buf has room for.
+// padding reads len(buf) bytes of padding into buf.
 func (r *Reader) padding(buf []byte) error {
 	at := r.off
 	if err := r.full(buf); err != nil {

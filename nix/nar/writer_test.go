@@ -87,7 +87,7 @@ func TestWriterCounts(t *testing.T) {
 	}
 }
 
-// full is a writer that has room for a few bytes.
+// full is a writer that takes a few bytes, and then fails.
 type full int
 
 var errFull = errors.New("full")
