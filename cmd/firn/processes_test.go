@@ -201,6 +201,7 @@ func withProcesses(t *testing.T, args []string, test func(t *others)) {
 		}},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel() // each round waits for the disk, some ten times
 			o := &others{admin: newAdmin(t)}
 			o.mustRun(append([]string{"cache", "create", "team"}, args...)...)
 			cat, err := openCatalog(t.Context(), o.state)
