@@ -13,7 +13,7 @@ const (
 	// blockSize is how many bytes are gathered for one write. Half as many cost more system calls, and twice as many
 	// no longer lie in the second-level cache of a core when they are written.
 	blockSize = 256 << 10
-	// smallBlock is the size in bytes of a block where a larger one is not needed, or not to be had.
+	// smallBlock is the size in bytes of a block if a larger one is not needed, or not available.
 	smallBlock = 64 << 10
 	// sendfileMin is the size in bytes from which on a file is not gathered, but lent to a writer that can read it:
 	// about there, two copies cost as much as the system calls of a write of its own.
@@ -26,9 +26,9 @@ const (
 	maxBlocks = 64
 
 	// readAhead is how many blocks are read while one is being written, if reading is fast:
-	// to keep two cores busy. What waits longest is then the writing, and more would gain nothing.
+	// to keep two cores busy. Writing is then the slowest part, and more would gain nothing.
 	readAhead = 1
-	// slowRead is how long a block takes at least whose files come from a disk. That is mostly waiting,
+	// slowRead is the least time that a block takes whose files come from a disk. That is mostly waiting,
 	// so slowReadAhead blocks are then read at once.
 	slowRead      = 2 * time.Millisecond
 	slowReadAhead = 4
@@ -36,7 +36,7 @@ const (
 	slowWrite = 4 << 20
 )
 
-// reading is one call's way through the NAR of a tree.
+// reading is the state of one call that reads the NAR of a tree.
 type reading struct {
 	*Layout
 	tree    *tree
@@ -109,7 +109,7 @@ func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int6
 }
 
 // plan sets p to the piece of the NAR that begins at off, of at most most bytes if it is gathered.
-// One that is ahead of its time is filled by a goroutine; there is none (false) where no block is to be had for it.
+// With ahead, a goroutine fills the piece; plan returns false if it gets no block for that.
 func (r *reading) plan(p *piece, off, most int64, ahead bool) bool {
 	*p = piece{r: r, off: off}
 	i := r.find(off)
@@ -214,7 +214,7 @@ type block struct {
 	buf []byte // its capacity has one byte more
 }
 
-// blocks are the blocks of all calls in this process: what it has to bound is the memory of all of them together.
+// blocks are the blocks of all calls in this process, because the memory of all of them together is bounded.
 var blocks blockPool
 
 type blockPool struct {
@@ -222,7 +222,7 @@ type blockPool struct {
 	taken         atomic.Int64
 }
 
-// full returns a block of blockSize bytes, or nil where limit of them are taken.
+// full returns a block of blockSize bytes, or nil if limit of them are taken.
 func (p *blockPool) full(limit int64) *block {
 	if p.taken.Add(1) > limit {
 		p.taken.Add(-1)
