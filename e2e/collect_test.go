@@ -29,7 +29,7 @@ func readSlowly(t testing.TB, s *server, info *nix.NARInfo) *slowReader {
 	}
 	t.Cleanup(func() { conn.Close() })
 	r := &slowReader{info: info, conn: conn.(*net.TCPConn)}
-	// What waits in the sockets is far less than the NAR: the server is still sending while the client waits.
+	// The sockets buffer far less than the NAR: the server is still sending while the client waits.
 	if err := r.conn.SetReadBuffer(64 << 10); err != nil {
 		t.Fatal(err)
 	}

@@ -187,7 +187,7 @@ func testInstalled(t *testing.T, deb string) {
 	copyTree(t, deb, dir)
 	name := "/root/" + filepath.Base(deb)
 
-	// What never ran leaves nothing.
+	// A package that never ran leaves nothing.
 	d.run("dpkg", "--install", name)
 	d.run("dpkg", "--purge", "firn")
 	for _, path := range []string{"/var/lib/firn", "/etc/firn", "/usr/bin/firn", enabled} {
@@ -280,7 +280,7 @@ func testInstalled(t *testing.T, deb string) {
 	}
 }
 
-// What makes the service, and the timer of the verification, start with the machine.
+// The links that start the service and the timer of the verification with the machine.
 const (
 	enabled      = "/etc/systemd/system/multi-user.target.wants/firn.service"
 	enabledTimer = "/etc/systemd/system/timers.target.wants/firn-verify.timer"

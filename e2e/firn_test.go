@@ -26,7 +26,7 @@ import (
 	"firn/nix"
 )
 
-// What TestMain sets for all tests.
+// TestMain sets these for all tests.
 var (
 	// firnPath is the program under test.
 	firnPath string

@@ -189,7 +189,7 @@ func pushedClosure(h *storeHost) {
 	id := "sha256:" + strings.Repeat("0", 64) + "!out"
 	realisation := "realisations/" + id + ".doi"
 
-	// What is pushed is all but lib.
+	// Everything but lib is pushed.
 	h.push(client, top)
 	if err := put(newClient(t), h.url+"/"+realisation, h.token,
 		fmt.Appendf(nil, `{"id":%q,"outPath":%q,"signatures":[],"dependentRealisations":{}}`, id, app.Base())); err != nil {
@@ -260,7 +260,7 @@ func pushedClosure(h *storeHost) {
 	h.wantFetched(n, top)
 	h.run(h.firn("verify")...)
 
-	// What nothing refers to any more is not kept. The other process has pushed that.
+	// firn does not keep a path that nothing refers to any more. The other process has pushed that.
 	more := add(h.machine, "more", 1000)
 	add(client, "more", 1000)
 	last := buildOn(client, "last", "last", more)
@@ -275,7 +275,7 @@ func pushedClosure(h *storeHost) {
 	})
 }
 
-// Where no root can be made, what a pushed path refers to is copied into the depot.
+// If firn cannot make a root, it copies the references of a pushed path into the depot.
 func TestPushedClosureWithoutRoots(t *testing.T) {
 	t.Parallel()
 	n := newestNix()

@@ -111,7 +111,7 @@ func (c *crowd) add(kind string, most time.Duration, ask func(ctx context.Contex
 	random := seed.Rand(c.seed, c.added)
 	c.all.Go(func() {
 		for c.ctx.Err() == nil {
-			// What has begun is brought to its end.
+			// A request that has begun is not cancelled.
 			if err := ask(context.WithoutCancel(c.ctx)); err != nil {
 				c.t.Errorf("%s, after %d requests: %v", kind, c.count(kind, 0), err)
 				return
