@@ -85,7 +85,8 @@ type booted struct {
 // boots counts them.
 var boots atomic.Int64
 
-// boot boots a system with firn, its units, and more files of the given texts, of which only root can read secrets. It has no state, and no other units than those that firn's need.
+// boot boots a system with firn, its units, and more files with the given texts; only root can read
+// secrets. The system has no state, and only the units that firn's units need.
 func boot(t testing.TB, files, secrets map[string]string) *booted {
 	t.Helper()
 	dir := tempDir(t)

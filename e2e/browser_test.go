@@ -39,7 +39,8 @@ func newBrowser(t *testing.T, width int) context.Context {
 	return ctx
 }
 
-// What a person copies from the front page is all that a client needs, also where a proxy has put the cache below a path of its own.
+// The lines that a person copies from the front page are all that a client needs, also if a proxy has
+// put the cache below a path of its own.
 func TestFrontPage(t *testing.T) {
 	t.Parallel()
 	host := debianMachine(t)

@@ -29,7 +29,7 @@ func readSlowly(t testing.TB, s *server, info *nix.NARInfo) *slowReader {
 	}
 	t.Cleanup(func() { conn.Close() })
 	r := &slowReader{info: info, conn: conn.(*net.TCPConn)}
-	// What waits in the sockets is far less than the NAR: the server is still sending while the client waits.
+	// The sockets buffer far less than the NAR: the server is still sending while the client waits.
 	if err := r.conn.SetReadBuffer(64 << 10); err != nil {
 		t.Fatal(err)
 	}
@@ -69,7 +69,8 @@ func add(m *machine, name string, size int64) nix.StorePath {
 	return p
 }
 
-// A path that is being sent stays until it has been, whoever the server runs as; others go, and so does it afterwards.
+// The garbage collector leaves a path that is being sent, whichever user the server runs as. It
+// removes other paths, and this one after it was sent.
 func TestCollectWhileSending(t *testing.T) {
 	t.Parallel()
 	for name, start := range map[string]func(m *machine) *server{

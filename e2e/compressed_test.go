@@ -8,7 +8,7 @@ import (
 	"firn/nix"
 )
 
-// With --compression zstd the first client gets NARs while they are compressed, and all later ones what was kept.
+// With --compression zstd the first client gets NARs while they are compressed, and later clients get the result that was kept.
 // The URL of a compressed NAR outlives the setting: clients may remember it for a month.
 func TestCompressed(t *testing.T) {
 	t.Parallel()

@@ -30,7 +30,7 @@ runroot = "DIR/run"
 `
 
 // containerShell is the beginning of a shell in which podman stands for docker, and waits for the server in each container that it runs.
-// Control groups are mounted anew, as podman takes only version 2 alone.
+// Control groups are mounted again, because podman takes only version 2 alone.
 const containerShell = `umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup /sys/fs/cgroup
 ip link set lo up

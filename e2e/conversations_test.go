@@ -34,15 +34,15 @@ const recordings = "../internal/session/testdata/conversations"
 
 var record = flag.Bool("record", false, "write the conversations of the Nix versions that there are to "+recordings)
 
-// everybody lets any key log in.
-type everybody struct{}
+// anyKey lets any key log in.
+type anyKey struct{}
 
-func (everybody) SSHKey(context.Context, ssh.PublicKey, string) (cache.Principal, error) {
+func (anyKey) SSHKey(context.Context, ssh.PublicKey, string) (cache.Principal, error) {
 	return nil, nil
 }
-func (everybody) Used(cache.Principal)          {}
-func (everybody) Failed(netip.Addr)             {}
-func (everybody) Wait(netip.Addr) time.Duration { return 0 }
+func (anyKey) Used(cache.Principal)          {}
+func (anyKey) Failed(netip.Addr)             {}
+func (anyKey) Wait(netip.Addr) time.Duration { return 0 }
 
 // A listener hears the conversations that a client has with a cache that is always the same.
 type listener struct {
@@ -74,7 +74,7 @@ func listen(m *machine, name string) *listener {
 	}
 	ctx, cancel := context.WithCancel(m.t.Context())
 	ended := make(chan error, 1)
-	go func() { ended <- sshd.New(everybody{}, l.answer, sshd.Options{HostKeys: keys}).Serve(ctx, at) }()
+	go func() { ended <- sshd.New(anyKey{}, l.answer, sshd.Options{HostKeys: keys}).Serve(ctx, at) }()
 	m.t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -123,7 +123,7 @@ func settle(m *machine) {
 	}
 }
 
-// Each Nix says what was recorded, so that what is replayed without Nix is what Nix says.
+// Each Nix still says what the recording has, so that replaying it without Nix tests what Nix says.
 func TestConversations(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
@@ -171,7 +171,7 @@ func TestConversations(t *testing.T) {
 	})
 }
 
-// check compares what was heard with what was recorded, or records it. With anyOrder, what the client said is the same in another order:
+// check compares a conversation with its recording, or records it. With anyOrder, what the client said is the same in another order:
 // Nix 2.3 asks for what paths refer to on several threads.
 func (l *listener) check(dir string, anyOrder bool) {
 	l.t.Helper()

@@ -23,6 +23,7 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 
+	"firn/internal/testing/seed"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -98,7 +99,7 @@ const (
 
 // newPushed makes a path that shares some of its bytes with others, and refers to ref.
 func newPushed(random *rand.Rand, name string, size int, ref *pushed) *pushed {
-	seed := func() [32]byte {
+	key := func() [32]byte {
 		var s [32]byte
 		s[0] = byte(random.IntN(4))
 		return s
@@ -106,7 +107,7 @@ func newPushed(random *rand.Rand, name string, size int, ref *pushed) *pushed {
 	var body bytes.Buffer
 	for body.Len() < size {
 		if random.IntN(2) == 0 { // what other paths have too
-			io.CopyN(&body, rand.NewChaCha8(seed()), int64(size/4+1))
+			io.CopyN(&body, rand.NewChaCha8(key()), int64(size/4+1))
 		} else {
 			for range size/32 + 1 {
 				body.WriteString(strconv.FormatUint(random.Uint64(), 36))
@@ -256,8 +257,9 @@ func TestKilledWhilePushing(t *testing.T) {
 	rounds := roundsToKill(t)
 	// Each server is killed a number of times, and then another begins with nothing: every verification reads all that there is.
 	const most = 25
+	drawn := seed.Of(t)
 	for first := 0; first < rounds; first += most {
-		t.Run(fmt.Sprint("from ", first), func(t *testing.T) { killWhilePushing(t, uint64(first), min(most, rounds-first)) })
+		t.Run(fmt.Sprint("from ", first), func(t *testing.T) { killWhilePushing(t, drawn+uint64(first), min(most, rounds-first)) })
 	}
 }
 
@@ -276,7 +278,7 @@ func roundsToKill(t testing.TB) int {
 }
 
 // killWhilePushing kills a server so many times.
-func killWhilePushing(t *testing.T, seed uint64, rounds int) {
+func killWhilePushing(t *testing.T, drawn uint64, rounds int) {
 	const (
 		clients  = 6
 		maxDelay = 1500 * time.Millisecond
@@ -288,7 +290,7 @@ func killWhilePushing(t *testing.T, seed uint64, rounds int) {
 	v := &victim{m: m, args: []string{"--state", state}}
 	v.start(t)
 	token := newToken(m, "ci", "--push", "main")
-	random := rand.New(rand.NewPCG(seed, 0))
+	random := seed.Rand(drawn, 0)
 	var all []*pushed
 	for round := range rounds {
 		client := newClient(t)
@@ -296,7 +298,7 @@ func killWhilePushing(t *testing.T, seed uint64, rounds int) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var wg sync.WaitGroup
 		for i := range clients {
-			random := rand.New(rand.NewPCG(seed, uint64(round*clients+i+1)))
+			random := seed.Rand(drawn, uint64(round*clients+i+1))
 			wg.Go(func() {
 				var last *pushed // that is there
 				for n := 0; ctx.Err() == nil; n++ {
@@ -362,7 +364,7 @@ func killWhilePushing(t *testing.T, seed uint64, rounds int) {
 	admin(m, "verify")
 }
 
-// A full disk loses nothing, and takes again when there is room.
+// A server whose disk is full loses nothing, and takes uploads again when there is space.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
 	m := newMachine(t, systemNix())
@@ -444,9 +446,9 @@ func TestFullDisk(t *testing.T) {
 	if err := syscall.Mount("tmpfs", state, "tmpfs", syscall.MS_REMOUNT, "size=200m"); err != nil {
 		t.Fatal(err)
 	}
-	p := newPushed(rand.New(rand.NewPCG(1, 1)), "room", 8<<20, nil)
+	p := newPushed(rand.New(rand.NewPCG(1, 1)), "space", 8<<20, nil)
 	if err := p.push(client, v.url, token); err != nil {
-		t.Errorf("with room again: %v", err)
+		t.Errorf("with space again: %v", err)
 	}
 	all = append(all, p)
 	checkAll()

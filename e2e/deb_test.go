@@ -187,7 +187,7 @@ func testInstalled(t *testing.T, deb string) {
 	copyTree(t, deb, dir)
 	name := "/root/" + filepath.Base(deb)
 
-	// What never ran leaves nothing.
+	// A package that never ran leaves nothing.
 	d.run("dpkg", "--install", name)
 	d.run("dpkg", "--purge", "firn")
 	for _, path := range []string{"/var/lib/firn", "/etc/firn", "/usr/bin/firn", enabled} {
@@ -286,11 +286,11 @@ func testInstalled(t *testing.T, deb string) {
 		t.Error("purge leaves the configuration, NARs that can be made again, or what systemd was told")
 	}
 	if !d.there("/var/lib/firn") || !strings.Contains(said, "still in /var/lib/firn") {
-		t.Errorf("purge takes what was pushed, or does not tell that it is there: %s", said)
+		t.Errorf("purge removes the pushed paths, or does not say that they are there: %s", said)
 	}
 }
 
-// What makes the service, and the timer of the verification, start with the machine.
+// The links that start the service and the timer of the verification with the machine.
 const (
 	enabled      = "/etc/systemd/system/multi-user.target.wants/firn.service"
 	enabledTimer = "/etc/systemd/system/timers.target.wants/firn-verify.timer"

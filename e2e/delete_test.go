@@ -8,7 +8,8 @@ import (
 	"firn/nix"
 )
 
-// What is deleted from a cache is gone for clients at once, though the server had it in memory, and the rest is had as before.
+// Clients no longer get a deleted path at once, although the server had it in memory, and get all
+// other paths as before.
 func TestDeletePath(t *testing.T) {
 	t.Parallel()
 	host, s, root, all := pushDebian(t, "bash")
@@ -30,7 +31,7 @@ func TestDeletePath(t *testing.T) {
 		t.Fatalf("before: narinfo %d, NAR %d", a, b)
 	}
 	rest := slices.DeleteFunc(slices.Clone(all), func(p string) bool { return p == root })
-	// What others refer to stays.
+	// A path that others refer to stays.
 	for _, ref := range info.References {
 		if ref != path {
 			host.refused([]string{"--with-referrers"}, firnPath, "path", "delete", "--state", host.dir+"/state", ref.String())

@@ -222,7 +222,8 @@ func TestBehindNginx(t *testing.T) {
 // startNginx runs nginx with the given locations and returns its URL.
 func startNginx(t testing.TB, dir, locations string) string {
 	t.Helper()
-	// The listener is passed on, as systemd would and as nginx does itself when it is replaced: the port is taken once, and by nobody else.
+	// The listener is passed on, as systemd would and as nginx does itself when it is replaced, so no
+	// other process can take the port in between.
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

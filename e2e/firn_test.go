@@ -26,7 +26,7 @@ import (
 	"firn/nix"
 )
 
-// What TestMain sets for all tests.
+// TestMain sets these for all tests.
 var (
 	// firnPath is the program under test.
 	firnPath string
@@ -34,7 +34,7 @@ var (
 	nixes []nixSystem
 )
 
-// TestMain builds firn, finds the systems with Nix, and makes those that there are not.
+// TestMain builds firn, and finds the systems with Nix or makes them.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
 		dir, err := os.MkdirTemp("", "firn")

@@ -66,7 +66,7 @@ func addGrowing(m *machine, name string, size int) string {
 	return m.run("nix-store", "--add", file)
 }
 
-// Whatever it is that finds no room on the disk of the server, every Nix ends soon, and the last
+// Whichever file does not fit on the disk of the server, every Nix ends soon, and the last
 // thing that it says is why.
 func TestFullDiskOfClients(t *testing.T) {
 	t.Parallel()
@@ -105,10 +105,10 @@ func TestFullDiskOfClients(t *testing.T) {
 		fits := addNoise(client, "fits", 12<<20)
 		client.run("nix", "copy", "--to", to, fits)
 		if health := s.text("health"); health != "ok\n" {
-			t.Errorf("with room it says %q", health)
+			t.Errorf("with space it says %q", health)
 		}
 		wantFull(to, addNoise(client, "medium", 13<<20))
-		// Small ones fill the rest, so that the catalog has no room for their narinfos either.
+		// Small ones fill the rest, so that the catalog cannot grow for their narinfos either.
 		for i := range 400 {
 			path := addNoise(client, fmt.Sprint("small-", i), 60_000-i*100)
 			if _, err := client.try("nix", "copy", "--to", to, path); err != nil {
@@ -120,10 +120,10 @@ func TestFullDiskOfClients(t *testing.T) {
 			}
 		}
 		if health := s.text("health"); !strings.HasPrefix(health, "ok, but the disk is nearly full") {
-			t.Errorf("without room it says %q", health)
+			t.Errorf("without space it says %q", health)
 		}
 		if seen := host.run(firnPath, "doctor", s.url, "--path", fits, "--quiet"); !strings.Contains(seen, "warn  room ") || !strings.Contains(seen, "the disk is nearly full") {
-			t.Errorf("without room firn doctor says\n%s", seen)
+			t.Errorf("without space firn doctor says\n%s", seen)
 		}
 		if !strings.Contains(s.errors.String(), "on the disk of the state directory") {
 			t.Errorf("the log does not say what to do:\n%s", s.errors)

@@ -19,7 +19,7 @@ import (
 	"testing"
 )
 
-// What the image is made of, in the words of the OCI's specification.
+// The parts of the image, in the words of the OCI's specification.
 type (
 	descriptor struct {
 		MediaType   string

@@ -189,14 +189,14 @@ func pushedClosure(h *storeHost) {
 	id := "sha256:" + strings.Repeat("0", 64) + "!out"
 	realisation := "realisations/" + id + ".doi"
 
-	// What is pushed is all but lib.
+	// Everything but lib is pushed.
 	h.push(client, top)
 	if err := put(newClient(t), h.url+"/"+realisation, h.token,
 		fmt.Appendf(nil, `{"id":%q,"outPath":%q,"signatures":[],"dependentRealisations":{}}`, id, app.Base())); err != nil {
 		t.Fatal(err)
 	}
 	if out := h.run(h.firn("path list")...); strings.Contains(out, lib.Base()) || !strings.Contains(out, app.Base()) {
-		t.Errorf("what was pushed is\n%s", out)
+		t.Errorf("the pushed path is\n%s", out)
 	}
 	h.collect()
 	if !h.has(lib) || h.has(other) {
@@ -235,7 +235,7 @@ func pushedClosure(h *storeHost) {
 	}
 	h.wantStatus("before", realisation, http.StatusOK)
 	lose()
-	h.wantStatus("for those who remember it", info.URL, http.StatusOK)
+	h.wantStatus("for clients that remember it", info.URL, http.StatusOK)
 	if log := h.errors.String(); !strings.Contains(log, lib.String()) || !strings.Contains(log, app.String()) {
 		t.Errorf("the log says\n%s", log)
 	}
@@ -260,7 +260,7 @@ func pushedClosure(h *storeHost) {
 	h.wantFetched(n, top)
 	h.run(h.firn("verify")...)
 
-	// What nothing refers to any more is not kept. The other process has pushed that.
+	// firn does not keep a path that nothing refers to any more. The other process has pushed that.
 	more := add(h.machine, "more", 1000)
 	add(client, "more", 1000)
 	last := buildOn(client, "last", "last", more)
@@ -275,7 +275,7 @@ func pushedClosure(h *storeHost) {
 	})
 }
 
-// Where no root can be made, what a pushed path refers to is copied into the depot.
+// If firn cannot make a root, it copies the references of a pushed path into the depot.
 func TestPushedClosureWithoutRoots(t *testing.T) {
 	t.Parallel()
 	n := newestNix()
@@ -298,7 +298,7 @@ func TestPushedClosureWithoutRoots(t *testing.T) {
 	if log := h.errors.String(); !strings.Contains(log, "copied into the depot") {
 		t.Errorf("the log says\n%s", log)
 	}
-	h.restart() // which ends the protection of what was copied
+	h.restart() // which ends the protection of the copied path
 	h.collect()
 	if h.has(lib) {
 		t.Errorf("%s was kept", lib)

@@ -33,7 +33,8 @@ type nixSystem struct {
 var suites = []string{"bullseye", "trixie", "sid"}
 
 // findNixes returns the systems that can be had: this one and those of the suites.
-// One that cannot does not fail the others, for Debian sid has days on which it does not install, but is told loudly.
+// A system that cannot be made does not fail the tests of the others, because Debian sid has days on
+// which it does not install, but is reported loudly.
 func findNixes() ([]nixSystem, error) {
 	if os.Getuid() != 0 {
 		return nil, errors.New("only root can run the end-to-end tests: every client has mounts of its own")

@@ -27,7 +27,7 @@ func pushDebian(t testing.TB, name string) (host *machine, s *server, root strin
 	return host, s, path, closure(t, path)
 }
 
-// What was pushed leaves as files that any web server serves, and comes back.
+// Pushed paths are exported as files that any web server serves, and imported again.
 func TestExportImport(t *testing.T) {
 	t.Parallel()
 	host, s, root, want := pushDebian(t, "git")
@@ -35,7 +35,7 @@ func TestExportImport(t *testing.T) {
 	admin(host, "export", dir)
 	front := *s
 	front.url = startNginx(t, tempDir(t), "location / { root "+dir+"; }")
-	eachLaterNix(t, func(t *testing.T, n nixSystem) { // nobody is there to give 2.3 anything but zstd
+	eachLaterNix(t, func(t *testing.T, n nixSystem) { // no server gives 2.3 anything but zstd
 		m := newMachine(t, n)
 		m.run("nix", "copy", "--from", front.url, root, "--option", "trusted-public-keys", s.publicKey)
 		wantStore(m, s, want)

@@ -45,7 +45,7 @@ func freePort(t testing.TB) string {
 	return ""
 }
 
-// givenPorts are those that freePort has returned.
+// givenPorts are the ports that freePort has returned.
 var givenPorts sync.Map
 
 // pebbleProgram builds Let's Encrypt's ACME server for tests, once.
@@ -65,7 +65,7 @@ type pebble struct {
 	directory string   // URL
 	ca        string   // file of the certificate that its own server is known by
 	port      string
-	http, tls string // ports at which it looks for those that want certificates
+	http, tls string // ports at which it looks for servers that want certificates
 	manage    string // port
 	roots     string // file of the certificate that its certificates are known by
 	stop      func()

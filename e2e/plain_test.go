@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// Where HTTPS is asked for, a push over plain HTTP ends at once, with the URL to use as the last
+// If the server demands HTTPS, a push over plain HTTP ends at once, with the URL to use as the last
 // that the client says, whatever the size of what is pushed.
 func TestPushOverPlainHTTP(t *testing.T) {
 	t.Parallel()

@@ -76,7 +76,7 @@ func startDepot(m *machine, args ...string) *server {
 
 var depots atomic.Int64
 
-// What any Nix pushes, in whatever form, another one gets back.
+// Every Nix gets back the paths that any other Nix pushed, in any form.
 func TestPush(t *testing.T) {
 	t.Parallel()
 	origin := serveDebian(t)
@@ -283,7 +283,7 @@ func TestPushBuiltAndFetch(t *testing.T) {
 	})
 }
 
-// What a content-addressed derivation was built to is pushed with it.
+// The realisations of a content-addressed derivation are pushed with it.
 func TestPushContentAddressed(t *testing.T) {
 	t.Parallel()
 	const attributes = `__contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";`

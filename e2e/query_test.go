@@ -83,7 +83,7 @@ func TestLog(t *testing.T) {
 	})
 }
 
-// What a content-addressed derivation was built to comes from the server: the client builds nothing.
+// The realisations of a content-addressed derivation come from the server: the client builds nothing.
 func TestRealisation(t *testing.T) {
 	t.Parallel()
 	const attributes = `__contentAddressed = true; outputHashMode = "recursive"; outputHashAlgo = "sha256";`

@@ -7,7 +7,7 @@ import (
 	"firn/nix"
 )
 
-// What was pushed has its URL for as long as it is there, also when the store of the server has
+// A pushed path has its URL for as long as it is there, also when the store of the server has
 // another build of the path, or the same one.
 func TestShadowedNAR(t *testing.T) {
 	t.Parallel()

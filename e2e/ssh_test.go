@@ -95,7 +95,7 @@ func (s *sshServer) reader(n nixSystem) *sshClient {
 
 var schemes = []string{"ssh", "ssh-ng"}
 
-// What any Nix pushes over SSH, another gets back, over SSH and over HTTP.
+// Every Nix gets back the paths that any other Nix pushed over SSH, over SSH and over HTTP.
 func TestSSH(t *testing.T) {
 	t.Parallel()
 	origin := serveDebian(t)
@@ -174,7 +174,7 @@ func TestSSHCopyClosure(t *testing.T) {
 	})
 }
 
-// What a derivation was built to is copied by the name of the derivation, where that is in the cache too.
+// The outputs of a derivation are copied by the name of the derivation, if that is in the cache too.
 func TestSSHOutputs(t *testing.T) {
 	t.Parallel()
 	eachNix(t, func(t *testing.T, n nixSystem) {
@@ -319,7 +319,7 @@ func TestSSHRefused(t *testing.T) {
 	})
 }
 
-// What is not what it is said to be is refused, and what was pushed before it stays.
+// A path whose bytes are not what the client says is refused, and paths pushed before it stay.
 func TestSSHDamaged(t *testing.T) {
 	t.Parallel()
 	host := newMachine(t, systemNix())

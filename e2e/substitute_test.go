@@ -81,7 +81,7 @@ func TestUntrustedKey(t *testing.T) {
 	})
 }
 
-// A server signs with all of its keys, whoever made them, and a client needs to trust one.
+// A server signs with all of its keys, whichever program made them, and a client needs to trust one.
 func TestKeys(t *testing.T) {
 	t.Parallel()
 	bash := debianPath(t, "bash").String()

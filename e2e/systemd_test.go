@@ -119,15 +119,15 @@ func TestService(t *testing.T) {
 	pushed := m.run("nix-store", "--add", m.write("pushed", "pushed to a machine with systemd\n"))
 	m.run("nix", "copy", "--to", "http://"+plain, pushed)
 	if got := get(client, "http://"+plain+"/"+filepath.Base(pushed)[:32]+".narinfo"); !strings.Contains(got, "\nSig: service-1:") {
-		t.Errorf("what was pushed is answered with\n%s", got)
+		t.Errorf("the pushed path is answered with\n%s", got)
 	}
 
 	confined(t, b)
 
-	// The user of a service that verifies is the one of the server, which runs meanwhile.
+	// The service that verifies has the user of the server, which runs at the same time.
 	b.run("systemctl", "start", "firn-verify.service")
 	if !strings.Contains(b.log(), "1 NAR verified") || !strings.Contains(b.log(), " 0 damaged") {
-		t.Errorf("what was pushed was not verified:\n%s", b.log())
+		t.Errorf("the pushed path was not verified:\n%s", b.log())
 	}
 
 	b.write("/etc/firn/firn.toml", "priority = 12\nno-such-setting = 1\n")
@@ -182,7 +182,7 @@ func confined(t *testing.T, b *booted) {
 	}
 }
 
-// A server that does not answer any more is ended and started again. One that does is left alone.
+// systemd restarts a server that no longer answers, and leaves one alone that does.
 func TestWatchdog(t *testing.T) {
 	t.Parallel()
 	address := "127.0.0.1:" + freePort(t)

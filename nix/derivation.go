@@ -8,13 +8,16 @@ import (
 	"strings"
 )
 
-// MaxDerivationSize is how many bytes a derivation has at most that is parsed. Those of nixpkgs have some kilobytes, and a few one or two megabytes.
+// MaxDerivationSize is the size in bytes of the largest derivation that is parsed. Derivations of
+// nixpkgs have some kilobytes, and a few have one or two megabytes.
 const MaxDerivationSize = 4 << 20
 
-// maxElements is how many elements the lists of a derivation have at most, together: in memory one takes much more than the three bytes that it may have in the text.
+// maxElements bounds the elements of all lists of a derivation together: in memory an element takes
+// much more than the three bytes that it may have in the text.
 const maxElements = 1 << 16
 
-// Derivation is what a file with the extension .drv says: how something is built, and what to. Here it tells what its outputs are, and their names as realisations.
+// Derivation is the contents of a .drv file: how something is built, and to which outputs. This
+// package uses it to find the outputs, and their names as realisations.
 //
 // The format is an ATerm; src/libstore/derivations.cc of Nix has it.
 type Derivation struct {
@@ -122,7 +125,7 @@ func parseDerivation(dir StoreDir, text string) (*Derivation, error) {
 	return d, d.inOrder()
 }
 
-// inOrder refuses what Nix would have written in another order: its hash would be another one.
+// inOrder refuses an order that Nix would not have written, because the hash would differ.
 func (d *Derivation) inOrder() error {
 	itself := func(s string) string { return s }
 	ordered := ascending(d.Outputs, func(o DerivationOutput) string { return o.Name }) &&
@@ -153,17 +156,18 @@ func ascending[T any](all []T, key func(T) string) bool {
 	return true
 }
 
-// impure stands in place of a hash where the output is another one each time.
+// impure stands in place of a hash if the output differs each time.
 const impure = "impure"
 
 func (o DerivationOutput) isFixed() bool { return o.hash != "" && o.hash != impure }
 
-// NeedsInputs reports whether the hashes of what it needs are in its own.
+// NeedsInputs reports whether the hash of the derivation depends on the hashes of its inputs.
 func (d *Derivation) NeedsInputs() bool {
 	return len(d.Inputs) > 0 && !d.Outputs[0].isFixed() && d.Outputs[0].hash != impure
 }
 
-// HashModulo returns the hash of a derivation modulo its inputs: as which it is in the hashes of those that need it, or, with masked, in the names of its realisations.
+// HashModulo returns the hash of a derivation modulo its inputs. The hashes of derivations that need
+// this one contain it; with masked, the names of its realisations do.
 // inputs has the hashes, not masked, of the derivations that it needs.
 func (d *Derivation) HashModulo(masked bool, inputs map[StorePath]Hash) (Hash, error) {
 	switch o := d.Outputs[0]; {
@@ -188,7 +192,8 @@ func (d *Derivation) HashModulo(masked bool, inputs map[StorePath]Hash) (Hash, e
 
 func hashText(s string) Hash { return SHA256Sum(sha256.Sum256([]byte(s))) }
 
-// append appends the derivation as Nix writes it, but with hashes in place of inputs, and with masked without the paths of outputs.
+// append appends the derivation as Nix writes it, but with hashes in place of inputs. With masked it
+// leaves out the paths of outputs.
 func (d *Derivation) append(dst []byte, masked bool, inputs map[string][]string) []byte {
 	dst = append(dst, "Derive("...)
 	dst = appendList(dst, d.Outputs, func(dst []byte, o DerivationOutput) []byte {
@@ -266,7 +271,7 @@ func appendString(dst []byte, s string) []byte {
 	return append(dst, '"')
 }
 
-// aterm is a text of which at bytes were read. After an error nothing more is.
+// aterm is a text of which at bytes were read. After an error it reads no more.
 type aterm struct {
 	text     string
 	at       int

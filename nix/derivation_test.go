@@ -61,7 +61,8 @@ func TestParseDerivationRefuses(t *testing.T) {
 	}
 }
 
-// What only has the hash of its own contents, or none, has the same hash whatever it needs; and of what it needs nothing of there is no trace.
+// A derivation that has only the hash of its own contents, or none, has the same hash whatever its
+// inputs are. An input of which it needs no output leaves no trace.
 func TestHashWithoutInputs(t *testing.T) {
 	hashOf := func(inputs, address string) nix.Hash {
 		t.Helper()

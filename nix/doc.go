@@ -14,7 +14,7 @@
 //	}
 //
 // A path's signature covers its fingerprint (path, NAR hash, NAR size and
-// references), so a cache may move or recompress a NAR without signing anew:
+// references), so a cache may move or recompress a NAR without a new signature:
 //
 //	info.URL, info.Compression = "nar/"+info.NARHash.Nix32()+".nar", nix.None
 //	info.Signatures = append(info.Signatures, secret.Sign(fingerprint))

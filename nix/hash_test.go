@@ -156,7 +156,7 @@ func FuzzHash(f *testing.F) {
 		if got, err := nix.ParseHash(h.String()); err != nil || got != h {
 			t.Errorf("%q: String is read as %v, %v", text, got, err)
 		}
-		// There is one text a form, but for the case of base 16.
+		// Each form has one text, except that base 16 has two cases.
 		if _, bare, _ := strings.Cut(text, ":"); bare != "" &&
 			bare != h.Nix32() && bare != h.Base64() && !strings.EqualFold(bare, h.Base16()) {
 			t.Errorf("%q is not canonical, but accepted", text)

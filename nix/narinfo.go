@@ -19,7 +19,7 @@ const (
 	LZMA   Compression = "lzma"
 	XZ     Compression = "xz"
 	Zstd   Compression = "zstd"
-	// What libarchive knows besides, and nobody is known to use.
+	// libarchive knows these too. No cache is known to use them.
 	Compress Compression = "compress"
 	Grzip    Compression = "grzip"
 	Lrzip    Compression = "lrzip"

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// MaxNARInfoSize is the size in bytes of the longest narinfo: room for some 200,000 references. Nix
+// MaxNARInfoSize is the size in bytes of the longest narinfo: enough for some 200,000 references. Nix
 // knows no bound. The largest found in public caches have a few thousand references, but one file
 // that names all dependencies of a system has more.
 const MaxNARInfoSize = 16 << 20

@@ -99,7 +99,7 @@ func TestNARInfoStrictRefused(t *testing.T) {
 		{plain("NarHash: sha256:04zwf782yjwnh3q6hz5izfd6jyip8kgw6g6yj43fiqhbyhdd0dqw", "NarHash: sha256:"+helloNix32), "CA", "is not of the NAR hash"},
 		{plain("NarSize: 120", "FileHash: sha256:"+helloNix32+"\nNarSize: 120"), "FileHash", "not that of NarHash"},
 		{plain("NarSize: 120", "FileSize: 119\nNarSize: 120"), "FileSize", "not that of NarSize"},
-		// What leads elsewhere.
+		// URLs that lead elsewhere.
 		{url("http://127.0.0.1/nar/x.nar"), "URL", "not a plain relative path"},
 		{url("//example.org/nar/x.nar"), "URL", "not a plain relative path"},
 		{url("/nar/x.nar"), "URL", "not a plain relative path"},

@@ -106,7 +106,7 @@ func TestAppendTextDoesNotAllocate(t *testing.T) {
 	n := benchNARInfo()
 	buf := n.AppendText(nil)
 	if allocs := testing.AllocsPerRun(10, func() { buf = n.AppendText(buf[:0]) }); allocs > 0 {
-		t.Errorf("it allocates %v times where there is room", allocs)
+		t.Errorf("it allocates %v times although the buffer is large enough", allocs)
 	}
 }
 

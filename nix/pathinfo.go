@@ -18,7 +18,7 @@ type PathInfo struct {
 	CA         ContentAddress // zero: none
 	Extra      []Field        // what its narinfo says besides
 
-	// What only a local store knows.
+	// Only a local store knows these.
 	RegistrationTime time.Time // zero: unknown
 	Ultimate         bool      // built here, so trusted without a signature
 }

@@ -31,7 +31,7 @@ func TestAppendFingerprintDoesNotAllocate(t *testing.T) {
 	info := benchInfo()
 	buf := info.AppendFingerprint(nil)
 	if n := testing.AllocsPerRun(10, func() { buf = info.AppendFingerprint(buf[:0]) }); n > 0 {
-		t.Errorf("it allocates %v times where there is room", n)
+		t.Errorf("it allocates %v times although the buffer is large enough", n)
 	}
 }
 

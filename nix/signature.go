@@ -12,7 +12,7 @@ import (
 // maxKeyNameLen is the longest name of a key, far beyond any in use (host names with a number).
 const maxKeyNameLen = 512
 
-// maxSignatures is how many signatures of one thing are read: each costs whoever verifies it,
+// maxSignatures is how many signatures of one thing are read: each costs its verifier time,
 // and no path is known to have more than a handful.
 const maxSignatures = 64
 

@@ -14,7 +14,7 @@ const (
 	// maxNameLen is the longest name of a store path, Nix's own limit:
 	// 255 bytes of a file name less the hash, the dash and what Nix appends to it for itself.
 	maxNameLen = 211
-	// maxStoreDirLen leaves room for a store path within 4096 bytes, the longest path of Linux.
+	// maxStoreDirLen lets a store path fit into 4096 bytes, the longest path of Linux.
 	maxStoreDirLen = 4096 - 1 - pathHashLen - 1 - maxNameLen - 1
 )
 
@@ -137,7 +137,7 @@ func (p StorePath) IsDerivation() bool { return strings.HasSuffix(p.path, ".drv"
 // Compare orders store paths by their bytes, as Nix does in fingerprints and narinfos.
 func (p StorePath) Compare(q StorePath) int { return strings.Compare(p.path, q.path) }
 
-// SortPaths sorts paths in place, drops those that are there twice, and returns what is left:
+// SortPaths sorts paths in place, drops duplicates, and returns the rest:
 // the order that [PathInfo] has its references in.
 func SortPaths(paths []StorePath) []StorePath {
 	slices.SortFunc(paths, StorePath.Compare)

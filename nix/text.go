@@ -48,8 +48,8 @@ func AppendNix32(dst, src []byte) []byte {
 	return dst
 }
 
-// DecodeNix32 returns the bytes that s is the base 32 form of.
-// There is one text for any bytes: a length that no number of bytes has,
+// DecodeNix32 returns the bytes whose base 32 form is s.
+// Any bytes have one text only: a length that no number of bytes has,
 // and a highest digit with bits to spare, are errors.
 func DecodeNix32(s string) ([]byte, error) {
 	out := make([]byte, len(s)*5/8)

@@ -100,7 +100,7 @@ let
       };
       signKeyPaths = keyFiles "/etc/firn/team-secret" // {
         description = ''
-          Files with the secret keys that it signs with. Without any it keeps those that it has:
+          Files with the secret keys that it signs with. Without any it keeps the keys that it has:
           firn makes one, and `firn cache show NAME` prints the public half.
         '';
       };
@@ -208,7 +208,7 @@ let
     exec ${pkgs.util-linux}/bin/setpriv --reuid=${cfg.user} --regid=${cfg.group} --init-groups ${lib.getExe cfg.package} "$@"
   '';
 
-  # HTTPS is at port 443 where there are certificates and nobody says anything else.
+  # HTTPS is at port 443 if there are certificates and no other setting.
   https =
     if cfg.settings.https == [ ] && (cfg.settings.acme != null || cfg.settings.tls-cert != [ ]) then
       [ ":443" ]
@@ -257,7 +257,7 @@ let
   notInStore = option: paths: {
     assertion = !lib.any inStore paths;
     message = ''
-      ${option}: ${toString (lib.filter inStore paths)} is in the Nix store, which everybody can read.
+      ${option}: ${toString (lib.filter inStore paths)} is in the Nix store, which every user can read.
       Keep the secret elsewhere on the machine, with sops-nix, agenix or by hand, and write its path in quotes: "/etc/firn/secret".
     '';
   };
@@ -316,7 +316,7 @@ in
       default = "monthly";
       example = "Sun 03:00";
       description = ''
-        When to compare what was pushed with its hashes, as {manpage}`systemd.time(7)` has it; `null` is never. What is damaged
+        When to compare the pushed paths with their hashes, in the syntax of {manpage}`systemd.time(7)`; `null` is never. What is damaged
         is not served any more until it is pushed again, and `firn-verify.service` has failed then.
       '';
     };
@@ -345,8 +345,8 @@ in
       '';
       description = ''
         The caches of the server. `main` is always there, and answers at the root; every other one answers at `/NAME/`.
-        What is declared here is so after each start, whatever `firn cache set` said meanwhile; what is not declared stays as it is.
-        A cache that is declared no more is not deleted, since what was pushed to it would be gone:
+        Each start sets what is declared here, and so undoes `firn cache set`; settings that are not declared stay as they are.
+        A cache that is no longer declared is not deleted, because the paths pushed to it would be lost:
         `firn-admin cache delete NAME` does that.
       '';
     };
@@ -497,7 +497,7 @@ in
 
     services.firn.settings = lib.mkMerge [
       (lib.mkIf (cfg.signKeyPaths != [ ]) { key = paths mainKeys; })
-      # In one list each, as their order counts: the first certificate is for whoever asks for no name.
+      # In one list each, because their order counts: clients that ask for no name get the first certificate.
       (lib.mkIf (useACME || cfg.tls.certificates != [ ]) {
         tls-cert = lib.optional useACME "${acme.directory}/fullchain.pem" ++ paths tlsCerts;
         tls-key = lib.optional useACME "${acme.directory}/key.pem" ++ paths tlsKeys;
@@ -564,7 +564,7 @@ in
     );
 
     systemd.services.firn-verify = lib.mkIf (cfg.verify != null) {
-      restartIfChanged = false; # a switch would begin anew, and wait for hours until all is read
+      restartIfChanged = false; # a switch would start it again, and wait for hours until everything is read
       unitConfig = mounts;
       serviceConfig = identity;
     };
@@ -576,7 +576,7 @@ in
       ];
     };
 
-    # It ends before the server begins, and runs anew at each start of it. The server has no need of these secrets.
+    # It ends before the server starts, and runs again at each start of the server, which does not need these secrets.
     systemd.services.firn-caches = lib.mkIf hasCaches {
       description = "Declared caches of the Nix binary cache";
       unitConfig = mounts;

@@ -1,3 +1,5 @@
+//go:build programs
+
 // Package nixos tests the module, the package and the flake for NixOS, on a machine that has Nix and systemd but no nixpkgs:
 // testdata has a stand-in for what they use of it.
 package nixos

@@ -55,14 +55,14 @@ in
     with subtest("settings"):
         client.succeed("curl --fail http://server:5000/nix-cache-info | grep --fixed-strings 'Priority: 20'")
 
-    with subtest("who has no token cannot push"):
+    with subtest("a client without a token cannot push"):
         path = client.succeed(
             "nix-build --no-out-link --expr "
             + "'derivation { name = \"x\"; system = builtins.currentSystem; builder = \"/bin/sh\"; args = [ \"-c\" \"echo x > $out\" ]; }'"
         ).strip()
         client.fail(f"nix copy --to https://server {path}")
 
-    with subtest("who has one can"):
+    with subtest("a client with a token can"):
         token = server.succeed("firn-admin token create --push main ci").strip()
         client.succeed(f"umask 077; echo machine server login ci password {token} >/root/netrc")
         client.succeed(f"nix copy --option netrc-file /root/netrc --to https://server {path}")
@@ -73,12 +73,12 @@ in
         client.succeed(f"nix copy --from https://server {path}")
         client.succeed(f"test $(cat {path}) = x")
 
-    with subtest("a private cache is for those who may read it"):
+    with subtest("a private cache can be read with a token only"):
         client.fail("curl --fail https://server/team/nix-cache-info")
         token = server.succeed("firn-admin token create --read team reader").strip()
         client.succeed(f"curl --fail --user any:{token} https://server/team/nix-cache-info")
 
-    with subtest("what was pushed outlives a restart"):
+    with subtest("a pushed path outlives a restart"):
         server.succeed("systemctl restart firn.service")
         server.wait_for_open_port(443)
         client.succeed(f"nix-store --delete {path}")

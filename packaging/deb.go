@@ -40,7 +40,7 @@ func (r *release) writeDeb(dist, arch string) error {
 	if err != nil {
 		return err
 	}
-	// There is one package for each architecture, so that nobody installs an older one by a pattern.
+	// There is one package for each architecture, so that a pattern never matches an older one.
 	older, err := filepath.Glob(filepath.Join(dist, "firn_*_"+arch+".deb"))
 	if err != nil {
 		return err

@@ -21,7 +21,7 @@ import (
 )
 
 const (
-	// imageUser is the user that firn is in a container, whom no system has: without rights, and by number,
+	// imageUser is the user that firn runs as in a container. No system has it: it has no rights, and is a number,
 	// so that Kubernetes can tell that it is not root.
 	imageUser = 65532
 	// imageName is the name under which Docker and Podman load the image.
@@ -52,7 +52,7 @@ func (r *release) writeImage(dist string, arches []string) error {
 	}
 	index = mutate.Annotations(index, r.labels()).(v1.ImageIndex)
 
-	// The layout has one entry, the index, so that nobody has to choose.
+	// The layout has one entry, the index, so that no reader has to choose.
 	path, err := layout.Write(r.path("layout"), empty.Index)
 	if err != nil {
 		return err
@@ -69,7 +69,7 @@ func (r *release) writeImage(dist string, arches []string) error {
 		return err
 	}
 	if err := validate.Index(written); err != nil {
-		return fmt.Errorf("check what was written: %w", err)
+		return fmt.Errorf("check the layout that was written: %w", err)
 	}
 	manifest, err := dockerManifest(first)
 	if err != nil {

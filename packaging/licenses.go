@@ -15,7 +15,7 @@ import (
 var licenseFiles = regexp.MustCompile(`(?i)^(licen[cs]e|copying|notice|authors|patents)([.-].*)?$`)
 
 // writeLicenses writes the terms of every module that is linked into the program, and of Go's own library:
-// most ask that whoever gets the program gets them too.
+// most ask that everyone who gets the program gets them too.
 func (r *release) writeLicenses(ctx context.Context, info *debug.BuildInfo) error {
 	goroot, err := output(ctx, "go", "env", "GOROOT")
 	if err != nil {

@@ -19,6 +19,7 @@ import (
 // An administrator learns from the log, from /metrics and from commands who pushed what, and who
 // was refused, over HTTP and over SSH.
 func TestAudit(t *testing.T) {
+	t.Parallel()
 	address := "127.0.0.1:" + freePort(t)
 	a := newAdmin(t, "--ssh", address)
 	a.mustRun("cache", "create", "team", "--private")

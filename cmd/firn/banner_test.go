@@ -52,6 +52,7 @@ func newCertificate(t *testing.T, names ...string) (cert, key string) {
 
 // The start announces URLs that clients with TLS take: their names are in the certificates.
 func TestAnnouncedNames(t *testing.T) {
+	t.Parallel()
 	hostname, err := os.Hostname()
 	if err != nil {
 		t.Fatal(err)

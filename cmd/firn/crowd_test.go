@@ -1,3 +1,8 @@
+// The crowds are clients in processes of their own, in which the race detector has nothing to see. Their
+// addresses, 127.0.0.2 and others, are Linux's.
+
+//go:build programs && !race
+
 package main
 
 import (
@@ -162,7 +167,7 @@ func crowdMain() {
 	gone := make(chan struct{})
 	var tried sync.WaitGroup
 	tried.Add(n)
-	for range n {
+	for i := range n {
 		c := &crowdClient{
 			dialer: net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}, Timeout: 10 * time.Second},
 			http:   os.Args[2], https: os.Args[3], nar: os.Args[4], token: os.Args[5], tried: sync.OnceFunc(tried.Done), gone: gone,
@@ -173,7 +178,7 @@ func crowdMain() {
 				select {
 				case <-gone:
 					return
-				case <-time.After(pause/2 + rand.N(pause)):
+				case <-time.After(pause/2 + pause*time.Duration(i)/time.Duration(n)): // not all at once
 				}
 			}
 		}()
@@ -183,6 +188,8 @@ func crowdMain() {
 	io.Copy(io.Discard, os.Stdin)
 	close(gone)
 }
+
+func init() { programs[crowd] = crowdMain }
 
 // TestCrowds: however many connections one address makes, and whatever they do, a client from
 // another address gets what it asks for, and can push, at once. So it is with few files allowed,

@@ -1,3 +1,5 @@
+//go:build programs
+
 package main
 
 import (
@@ -63,6 +65,7 @@ func (p *patient) wantHealthy(args ...string) map[string]doctor.Finding {
 // Of firn itself, of its static export behind nginx, and of a server that is not there, firn doctor says what is so,
 // with no more to go by than the configuration of Nix.
 func TestDoctor(t *testing.T) {
+	t.Parallel()
 	root, paths := makeStore(t)
 	state := filepath.Join(t.TempDir(), "state")
 	s := startServer(t, environment(t), "--store", root, "--listen", "127.0.0.1:0", "--state", state)

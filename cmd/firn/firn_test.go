@@ -6,7 +6,6 @@ import (
 	"math/rand/v2"
 	"net"
 	"os"
-	"os/exec"
 	"strconv"
 	"sync"
 	"testing"
@@ -14,33 +13,12 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
-// TestMain puts the program itself, by both its names, into the PATH of all tests.
+// programs are what the test binary is when it is run by these names.
+var programs = map[string]func(){"firn": main, nixserve.Name: main}
+
+// TestMain puts the programs into the PATH of all tests.
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"firn": main, nixserve.Name: main, crowd: crowdMain})
-}
-
-// The scripts run the program as a person does, beside a real Nix.
-func TestScripts(t *testing.T) {
-	needNix(t)
-	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
-		RequireExplicitExec: true,
-		RequireUniqueNames:  true,
-		Setup: func(env *testscript.Env) error {
-			env.Setenv("HOME", env.WorkDir)
-			return nil
-		},
-	})
-}
-
-// needNix fails the test on a machine without Nix.
-func needNix(t *testing.T) {
-	t.Helper()
-	for _, name := range []string{"nix", "nix-store"} {
-		if _, err := exec.LookPath(name); err != nil {
-			t.Fatalf("%v; `make test` brings Nix", err)
-		}
-	}
+	testscript.Main(m, programs)
 }
 
 // environment is that of a user with nothing set, and vars.

@@ -14,6 +14,7 @@ import (
 
 // Both logs go to files, and after these were renamed and the server was told, to new ones.
 func TestLogFiles(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	log, access := filepath.Join(dir, "firn.log"), filepath.Join(dir, "access.log")
 	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--log-file", log, "--log-level", "debug", "--access-log", access)
@@ -51,6 +52,7 @@ func TestLogFiles(t *testing.T) {
 
 // Without a file, requests are logged where everything is.
 func TestAccessLogOnStandardError(t *testing.T) {
+	t.Parallel()
 	s := startServer(t, environment(t), "--store", "off", "--listen", "127.0.0.1:0", "--access-log", "stderr", "--access-log-format", "json")
 	s.get(t, "/version")
 	s.stderr.wait(t, `"uri":"/version"`)
@@ -58,6 +60,7 @@ func TestAccessLogOnStandardError(t *testing.T) {
 
 // Where the log is JSON, so are the lines of requests that go to the same place, and nowhere else.
 func TestAccessLogAmongJSON(t *testing.T) {
+	t.Parallel()
 	for _, file := range []string{"", filepath.Join(t.TempDir(), "firn.log")} {
 		args := []string{"--store", "off", "--listen", "127.0.0.1:0", "--log-format", "json", "--log-level", "debug", "--access-log", "stderr"}
 		if file != "" {

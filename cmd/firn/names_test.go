@@ -1,3 +1,5 @@
+//go:build programs
+
 package main
 
 import (
@@ -14,6 +16,7 @@ import (
 // bash completes the names of caches, tokens and keys that there are, in the state that the command
 // line names, and makes nothing.
 func TestNames(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	state := filepath.Join(dir, "state")
 	a := &admin{t, nil, state}

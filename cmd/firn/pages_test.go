@@ -21,7 +21,7 @@ var notRuns = []notRun{
 	{
 		"README.md",
 		"go run ./cmd/firn serve     # serves /nix/store at http://HOST:5000, and prints the lines that clients need\n" +
-			"make test                   # runs every test, against real Nix\n",
+			"make unit                   # runs the tests that need nothing but Go\n",
 		"stays at port 5000 of all addresses, and is what runs this; the walk below it serves too",
 	},
 	{
@@ -39,10 +39,11 @@ var notRuns = []notRun{
 	},
 	{
 		"README.md",
-		"make test     # every test: some 12 minutes on two cores, and a few more the first time\n" +
-			"make nix      # installs the programs that the tests run (make test and make check do that first)\n" +
+		"make unit     # the tests that need Go and nothing else: no root, no other programs\n" +
+			"make test     # every test, against real Nix: some 12 minutes on two cores, and a few more the first time\n" +
+			"make nix      # installs the programs that the tests run (make test, make check and make ci do that first)\n" +
 			"make check    # gofmt, vet, staticcheck, known vulnerabilities, import rules, race detector\n" +
-			"make ci       # both, as the CI runs it\n" +
+			"make ci       # what make test and make check do, each test once\n" +
 			"make fuzz     # every fuzz target for a while: make fuzz FUZZTIME=10m\n" +
 			"make bench    # firn against nginx on this machine; writes docs/benchmarks.md\n",
 		"is what runs this",

@@ -13,6 +13,7 @@ import (
 
 // What is deleted is not there at the next request, and nothing is left that lacks a reference.
 func TestDeletePaths(t *testing.T) {
+	t.Parallel()
 	a := newAdmin(t)
 	a.mustRun("cache", "create", "team")
 	token := a.mustRun("token", "create", "ci", "--push", "*")

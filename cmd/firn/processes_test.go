@@ -201,6 +201,7 @@ func withProcesses(t *testing.T, args []string, test func(t *others)) {
 		}},
 	} {
 		t.Run(kind.name, func(t *testing.T) {
+			t.Parallel() // each round waits for the disk, some ten times
 			o := &others{admin: newAdmin(t)}
 			o.mustRun(append([]string{"cache", "create", "team"}, args...)...)
 			cat, err := openCatalog(t.Context(), o.state)
@@ -307,6 +308,7 @@ func part(t testing.TB, round int, name string, refs ...nix.StorePath) cachetest
 
 // Of two paths that refer to each other, and are published at once, one is refused.
 func TestProcessesCycle(t *testing.T) {
+	t.Parallel()
 	withProcesses(t, []string{"--allow-missing-references"}, func(o *others) {
 		cycles := 0
 		for round := range rounds {
@@ -342,6 +344,7 @@ func TestProcessesCycle(t *testing.T) {
 
 // Signatures of one realisation that are acknowledged at once are all kept.
 func TestProcessesRealisation(t *testing.T) {
+	t.Parallel()
 	var keys []nix.SecretKey
 	for i := range 4 {
 		key, err := nix.GenerateKey(fmt.Sprint("builder-", i))
@@ -390,6 +393,7 @@ func TestProcessesRealisation(t *testing.T) {
 // A path is not published without its references, and a deleted path does not come back, when
 // another process deletes at the same time.
 func TestProcessesDeletion(t *testing.T) {
+	t.Parallel()
 	key, err := nix.GenerateKey("builder-1")
 	if err != nil {
 		t.Fatal(err)
@@ -455,6 +459,7 @@ func TestProcessesDeletion(t *testing.T) {
 
 // Commands that change different settings of a cache at once all take effect.
 func TestProcessesSettings(t *testing.T) {
+	t.Parallel()
 	a := newAdmin(t)
 	a.mustRun("cache", "create", "team")
 	const commands = 12

@@ -1,6 +1,6 @@
 // Walks build a firn of their own, in which no race would be seen.
 
-//go:build !race
+//go:build programs && !race
 
 package main
 

@@ -45,6 +45,7 @@ func catalogVersion(t *testing.T, state string, older bool) (has, before, newest
 
 // TestOlderCatalogInUse: under a server of an older firn a command changes nothing, and says what to do; a newer server waits until the older one has ended.
 func TestOlderCatalogInUse(t *testing.T) {
+	t.Parallel()
 	state := filepath.Join(t.TempDir(), "state")
 	catalogVersion(t, state, true)
 	// The older server, of which only the lock counts here.

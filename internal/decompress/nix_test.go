@@ -1,6 +1,6 @@
 // Nothing is done at once here, so the race detector has nothing to see.
 
-//go:build !race
+//go:build programs && !race
 
 package decompress
 

@@ -27,6 +27,7 @@ import (
 	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	blobdir "firn/internal/depot/blob/dir"
+	"firn/internal/testing/seed"
 )
 
 const (
@@ -63,21 +64,39 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	k := &killing{T: t, dir: t.TempDir(), paths: make(map[killedPath]existence), caches: make(map[string]existence)}
-	for range rounds {
-		k.killAfter(int(math.Pow(killedWords, rand.Float64())))
+	k := &killing{
+		T: t, dir: t.TempDir(), paths: make(map[killedPath]existence), caches: make(map[string]existence),
+		counts: make(map[string]int), random: seed.Rand(seed.Of(t), 0),
+	}
+	round := func(words int) {
+		k.killAfter(words)
 		k.check()
 		if t.Failed() {
 			t.FailNow()
 		}
 	}
+	for range rounds {
+		round(int(math.Pow(killedWords, k.random.Float64())))
+	}
+	// Children that are killed early do not get to everything. Some more live long enough.
+	for more := 0; more < rounds && k.missing(rounds) != ""; more++ {
+		round(killedWords)
+	}
 	k.sweepAll()
 	t.Logf("%v", k.counts)
+	if what := k.missing(rounds); what != "" {
+		t.Errorf("%s only %d times in %d rounds and as many long ones", what, k.counts[what], rounds)
+	}
+}
+
+// missing returns something that children did too rarely for so many rounds to have tested it, or "".
+func (k *killing) missing(rounds int) string {
 	for _, what := range []string{"pushed", "deleted", "made", "dropped", "rewrote"} {
-		if k.counts[what] < rounds/8 {
-			t.Errorf("%s only %d in %d rounds: that means nothing", what, k.counts[what], rounds)
+		if k.counts[what] < max(1, rounds/8) {
+			return what
 		}
 	}
+	return ""
 }
 
 // existence of a path or a cache.
@@ -102,6 +121,7 @@ type killing struct {
 	caches map[string]existence // but for main
 	paths  map[killedPath]existence
 	counts map[string]int
+	random *rand.Rand
 }
 
 // killAfter starts a child, kills it soon after it has said something so many times, and takes in what it said.
@@ -112,7 +132,7 @@ func (k *killing) killAfter(words int) {
 		k.Fatal(err)
 	}
 	cmd := exec.CommandContext(k.Context(), self)
-	cmd.Env = append(os.Environ(), killedVariable+"="+k.dir)
+	cmd.Env = append(os.Environ(), killedVariable+"="+k.dir, fmt.Sprint(seed.Variable, "=", k.random.Uint64()))
 	var given bytes.Buffer
 	fmt.Fprintln(&given, k.ticks)
 	for p, is := range k.paths {
@@ -136,7 +156,8 @@ func (k *killing) killAfter(words int) {
 		}
 		if k.hear(strings.Fields(line), line) {
 			if words--; words == 0 {
-				time.AfterFunc(rand.N(4*time.Millisecond), func() { _ = cmd.Process.Kill() })
+				wait := time.Duration(k.random.Int64N(int64(4 * time.Millisecond)))
+				time.AfterFunc(wait, func() { _ = cmd.Process.Kill() })
 			}
 		}
 	}
@@ -147,9 +168,6 @@ func (k *killing) killAfter(words int) {
 
 // hear takes in a line of a child, and reports whether it says more than that time passes.
 func (k *killing) hear(words []string, line string) bool {
-	if k.counts == nil {
-		k.counts = make(map[string]int)
-	}
 	if strings.Contains(line, `msg="rewrote a pack"`) {
 		words = []string{"rewrote"}
 	}
@@ -330,6 +348,7 @@ func killedNAR(tb testing.TB, number uint64) []byte {
 type childTB struct{ testing.TB }
 
 func (childTB) Helper()                  {}
+func (childTB) Logf(string, ...any)      {}
 func (childTB) Cleanup(func())           {}
 func (childTB) Context() context.Context { return context.Background() }
 
@@ -374,14 +393,15 @@ func useUntilKilled(path string) {
 		fmt.Println("fault", err)
 		return
 	}
+	drawn := seed.Of(tb)
 	for i := range workers {
 		w := &workers[i]
 		w.tester, w.name = t, cache.Main
-		w.random = rand.New(rand.NewPCG(uint64(os.Getpid()), uint64(i)))
+		w.random = seed.Rand(drawn, uint64(i))
 		w.next = highest - highest%killedWorkers + killedWorkers + uint64(i)
 		go w.run()
 	}
-	go useCaches(t)
+	go useCaches(t, seed.Rand(drawn, killedWorkers))
 	for {
 		if err := t.depot.Tick(t.Context()); err != nil {
 			fmt.Println("fault", "tick:", err)
@@ -452,14 +472,14 @@ func (w *killedWorker) push(number uint64) {
 }
 
 // useCaches makes caches, pushes to them what others push too, and deletes them.
-func useCaches(t *tester) {
+func useCaches(t *tester, random *rand.Rand) {
 	for i := 0; ; i++ {
 		own := *t
 		name := fmt.Sprintf("team-%d-%d", os.Getpid(), i)
 		fmt.Println("make", name)
 		own.record, own.View = t.cache(name)
 		fmt.Println("made", name)
-		w := killedWorker{tester: &own, name: name, random: rand.New(rand.NewPCG(uint64(os.Getpid()), 100))}
+		w := killedWorker{tester: &own, name: name, random: random}
 		for range 1 + w.random.IntN(5) {
 			w.push(w.random.Uint64N(200))
 		}

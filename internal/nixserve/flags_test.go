@@ -35,6 +35,7 @@ func parseNixServe(t *testing.T, args ...string) (*plan, error) {
 
 // Addresses are read as Starman, plackup and nix-serve-ng read them.
 func TestNixServeAddresses(t *testing.T) {
+	t.Parallel()
 	const cert, key = "--ssl-cert=/c", "--ssl-key=/k"
 	for _, test := range []struct {
 		args       []string

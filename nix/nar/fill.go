@@ -6,10 +6,10 @@ import (
 	"syscall"
 )
 
-// filler makes bytes of a NAR in memory: the framing out of the layout, the contents out of the files of the tree.
+// filler makes bytes of a NAR in memory: the framing from the layout, the contents from the files of the tree.
 type filler struct {
 	r    *reading
-	dst  []byte // what is still to be filled; there is room for another byte behind it
+	dst  []byte // still to be filled; its capacity has one byte more
 	skip int64  // how many bytes of the NAR come before it
 
 	rel    []byte // path below the tree of the file being read, ended by a zero byte
@@ -97,7 +97,8 @@ func (f *filler) length(n int64) {
 
 // contents fills in the contents of a regular file.
 //
-// That the file is still as long as at the walk is seen from the read itself: it asks for one byte more than there should be.
+// The read itself shows whether the file is still as long as at the walk: it asks for one byte more
+// than there should be.
 func (f *filler) contents(n *node) error {
 	if f.skip > 0 && f.skip >= n.size {
 		f.skip -= n.size
@@ -168,7 +169,8 @@ func readError(t *tree, rel []byte, err error) error {
 	return fmt.Errorf("read %s: %w", name, changed(err))
 }
 
-// changed marks an error as ErrChanged if the system says with it that there is no such file, or something else in its place.
+// changed marks an error as ErrChanged if it says that the file is gone, or that something else is
+// in its place.
 func changed(err error) error {
 	for _, errno := range []syscall.Errno{
 		syscall.ENOENT, syscall.ENOTDIR,

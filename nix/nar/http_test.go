@@ -1,3 +1,5 @@
+//go:build programs
+
 package nar_test
 
 import (

@@ -13,7 +13,7 @@ import (
 	"unsafe"
 )
 
-// Layout is the plan of the NAR of one tree: what is where in it, but none of the contents of files.
+// Layout is the plan of the NAR of one tree: it knows where everything is, and has no contents of files.
 // It is immutable, safe for concurrent use, and takes 32 bytes and its name for each object of the tree.
 type Layout struct {
 	nodes []node // in the order of the NAR; the first is the root
@@ -21,7 +21,7 @@ type Layout struct {
 	size  int64
 }
 
-// node is one file system object. Where it stands in the NAR, it is
+// node is one file system object. In the NAR, it is
 //
 //	head: all framing up to the contents, a symlink's target included
 //	contents of a regular file, and padding
@@ -200,7 +200,7 @@ const ctxEvery = 256
 
 // walk visits the tree in the order of its NAR.
 // Every directory on the way is held open and everything is named relative to it, so that nothing outside the tree is visited
-// even if the tree changes meanwhile.
+// even if the tree changes at the same time.
 func (b *builder) walk(ctx context.Context) (err error) {
 	info, err := os.Lstat(b.root)
 	if err == nil {
@@ -288,7 +288,7 @@ func walkError(path string, err error) error {
 	return fmt.Errorf("walk %s: %w", path, cause(err))
 }
 
-// cause returns what the system said, without a path before it that is only part of one.
+// cause returns the error of the system without its path, which is only part of the whole path.
 func cause(err error) error {
 	if pathErr, ok := errors.AsType[*fs.PathError](err); ok {
 		return pathErr.Err

@@ -130,7 +130,7 @@ func clashes(entries iter.Seq2[*Header, error]) (skip func(path string) bool, er
 	if len(taken) == 0 && left >= 0 {
 		return func(string) bool { return false }, nil
 	}
-	for h, err := range entries { // those that keep their name come first
+	for h, err := range entries { // entries that keep their name come first
 		if err != nil {
 			return nil, err
 		}

@@ -13,7 +13,7 @@ const (
 	// blockSize is how many bytes are gathered for one write. Half as many cost more system calls, and twice as many
 	// no longer lie in the second-level cache of a core when they are written.
 	blockSize = 256 << 10
-	// smallBlock is the size in bytes of a block where a larger one is not needed, or not to be had.
+	// smallBlock is the size in bytes of a block if a larger one is not needed, or not available.
 	smallBlock = 64 << 10
 	// sendfileMin is the size in bytes from which on a file is not gathered, but lent to a writer that can read it:
 	// about there, two copies cost as much as the system calls of a write of its own.
@@ -21,14 +21,14 @@ const (
 	// sendfileMax is how many bytes of a file are lent at once: between two of them, a cancelled context is seen.
 	sendfileMax = 16 << 20
 	// maxBlocks bounds the blocks of full size in this process, 16 MiB in all; the collector lets the heap be twice as large.
-	// A call that gets none makes do with one small block, so that those who read slowly hinder nobody.
+	// A call that gets none uses one small block, so that slow readers do not hinder other calls.
 	// Half of them may be used for reading ahead: with more calls than that, there is no core to spare for it.
 	maxBlocks = 64
 
 	// readAhead is how many blocks are read while one is being written, if reading is fast:
-	// to keep two cores busy. What waits longest is then the writing, and more would gain nothing.
+	// to keep two cores busy. Writing is then the slowest part, and more would gain nothing.
 	readAhead = 1
-	// slowRead is how long a block takes at least whose files come from a disk. That is mostly waiting,
+	// slowRead is the least time that a block takes whose files come from a disk. That is mostly waiting,
 	// so slowReadAhead blocks are then read at once.
 	slowRead      = 2 * time.Millisecond
 	slowReadAhead = 4
@@ -36,7 +36,7 @@ const (
 	slowWrite = 4 << 20
 )
 
-// reading is one call's way through the NAR of a tree.
+// reading is the state of one call that reads the NAR of a tree.
 type reading struct {
 	*Layout
 	tree    *tree
@@ -55,7 +55,7 @@ type piece struct {
 }
 
 // pieces yields the bytes from off to end of the NAR of the tree at path, piece by piece in order. A piece is valid until the next one.
-// Contents of fileMin bytes and more are left to whoever gets the piece, by [piece.lend].
+// Contents of fileMin bytes and more are left to the receiver of the piece, by [piece.lend].
 func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int64) iter.Seq2[*piece, error] {
 	return func(yield func(*piece, error) bool) {
 		if off == end {
@@ -109,7 +109,7 @@ func (l *Layout) pieces(ctx context.Context, path string, off, end, fileMin int6
 }
 
 // plan sets p to the piece of the NAR that begins at off, of at most most bytes if it is gathered.
-// One that is ahead of its time is filled by a goroutine; there is none (false) where no block is to be had for it.
+// With ahead, a goroutine fills the piece; plan returns false if it gets no block for that.
 func (r *reading) plan(p *piece, off, most int64, ahead bool) bool {
 	*p = piece{r: r, off: off}
 	i := r.find(off)
@@ -161,7 +161,7 @@ func (p *piece) wait() error {
 	return err
 }
 
-// release gives back what p holds, once nobody works on it any more.
+// release gives back what p holds, once no goroutine works on it any more.
 func (p *piece) release() {
 	if p.filled != nil {
 		<-p.filled
@@ -208,13 +208,13 @@ func (p *piece) lend(ctx context.Context, w io.ReaderFrom) error {
 	return nil
 }
 
-// block is room for gathered bytes, and what is needed to gather them.
+// block is a buffer for gathered bytes, and what is needed to gather them.
 type block struct {
 	filler
-	buf []byte // with room for one more byte behind it
+	buf []byte // its capacity has one byte more
 }
 
-// blocks are the blocks of all calls in this process: what it has to bound is the memory of all of them together.
+// blocks are the blocks of all calls in this process, because the memory of all of them together is bounded.
 var blocks blockPool
 
 type blockPool struct {
@@ -222,7 +222,7 @@ type blockPool struct {
 	taken         atomic.Int64
 }
 
-// full returns a block of blockSize bytes, or nil where limit of them are taken.
+// full returns a block of blockSize bytes, or nil if limit of them are taken.
 func (p *blockPool) full(limit int64) *block {
 	if p.taken.Add(1) > limit {
 		p.taken.Add(-1)

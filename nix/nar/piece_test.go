@@ -46,7 +46,7 @@ func (s *stuck) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// TestStuckClients: a thousand clients that do not read hold little memory, few files, and nobody else up;
+// TestStuckClients: a thousand clients that do not read hold little memory and few files, and delay no other client;
 // once they read, they get all.
 func TestStuckClients(t *testing.T) {
 	const clients = 1000

@@ -30,7 +30,7 @@ func (e *FormatError) Error() string {
 //		io.Copy(file, r) // the contents, where h is the header of a regular file
 //	}
 //
-// What is against the format is a [*FormatError]; input that ends too early is [io.ErrUnexpectedEOF], wrapped.
+// Input that breaks the format is a [*FormatError]; input that ends too early is [io.ErrUnexpectedEOF], wrapped.
 // After an error, every call returns it again. Memory is bounded, whatever the NAR says of its lengths.
 type Reader struct {
 	r    *bufio.Reader
@@ -345,7 +345,7 @@ func (r *Reader) length() (uint64, error) {
 	return binary.LittleEndian.Uint64(r.buf[:]), nil
 }
 
-// padding reads as many bytes of padding as buf has room for.
+// padding reads len(buf) bytes of padding into buf.
 func (r *Reader) padding(buf []byte) error {
 	at := r.off
 	if err := r.full(buf); err != nil {

@@ -13,7 +13,7 @@ import (
 var (
 	// ErrChanged is the cause of an error when the tree is not what it was when its layout was made.
 	ErrChanged = errors.New("tree has changed since its layout was made")
-	// ErrMismatch is the cause of an error when the bytes of a NAR are not those that its hash promises.
+	// ErrMismatch is the cause of an error when the bytes of a NAR do not have the promised hash.
 	ErrMismatch = errors.New("NAR does not have the expected hash")
 )
 
@@ -48,7 +48,7 @@ func (l *Layout) WriteRange(ctx context.Context, w io.Writer, path string, off, 
 	return nil
 }
 
-// WriteVerified writes the whole NAR of the tree at path to w, and hashes it meanwhile.
+// WriteVerified writes the whole NAR of the tree at path to w, and hashes it as it goes.
 // Where its SHA-256 is not want, it returns [ErrMismatch], and w has not got the last bytes.
 func (l *Layout) WriteVerified(ctx context.Context, w io.Writer, path string, want [sha256.Size]byte) error {
 	hash := sha256.New()

@@ -7,10 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"firn/nix/nar"
-	"firn/nix/nar/nartest"
 )
 
 // TestWriterRefuses: a tree in the wrong order, or with what no NAR can hold.
@@ -90,7 +87,7 @@ func TestWriterCounts(t *testing.T) {
 	}
 }
 
-// full is a writer that has room for a few bytes.
+// full is a writer that takes a few bytes, and then fails.
 type full int
 
 var errFull = errors.New("full")
@@ -111,21 +108,6 @@ func TestWriterReportsErrors(t *testing.T) {
 			t.Errorf("got %v, want %v", err, errFull)
 		}
 	}
-}
-
-// TestNixRestores: what the Writer writes, real Nix restores, and dumps as the same bytes.
-func TestNixRestores(t *testing.T) {
-	fresh := freshDir(t)
-	rapid.Check(t, func(r *rapid.T) {
-		tree := trees.Draw(r, "tree")
-		written, path := tree.nar(t), fresh()
-		if _, err := nartest.Nix(t, bytes.NewReader(written), "nix-store", "--restore", path); err != nil {
-			r.Fatal(err)
-		}
-		if !bytes.Equal(nartest.Dump(t, path), written) {
-			r.Fatal("Nix dumps other bytes than it restored")
-		}
-	})
 }
 
 func BenchmarkWriter(b *testing.B) {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -20,6 +19,7 @@ import (
 	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
 	"firn/internal/memo"
+	"firn/internal/testing/seed"
 	"firn/nix"
 )
 
@@ -197,9 +197,10 @@ func TestKilled(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Fatal(err)
 	}
+	random := seed.Rand(seed.Of(t), 0)
 	acknowledged := 0
 	for range 30 {
-		names := pushAndKill(t, path, 1+rand.IntN(120))
+		names := pushAndKill(t, path, 1+random.IntN(120), time.Duration(random.Int64N(int64(5*time.Millisecond))))
 		acknowledged += len(names)
 		c, err := Open(t.Context(), path, Options{})
 		if err != nil {
@@ -222,8 +223,8 @@ func TestKilled(t *testing.T) {
 	t.Logf("%d paths acknowledged", acknowledged)
 }
 
-// pushAndKill kills a child after it has printed some names, at a moment of its own, and returns all that it printed.
-func pushAndKill(t *testing.T, path string, after int) (names []string) {
+// pushAndKill starts a child, kills it some time after it has printed a number of names, and returns all names that it printed.
+func pushAndKill(t *testing.T, path string, after int, wait time.Duration) (names []string) {
 	t.Helper()
 	cmd := child(t, "push", path)
 	out, err := cmd.StdoutPipe()
@@ -241,7 +242,7 @@ func pushAndKill(t *testing.T, path string, after int) (names []string) {
 		}
 		names = append(names, strings.TrimSuffix(line, "\n"))
 		if len(names) == after {
-			time.AfterFunc(rand.N(5*time.Millisecond), func() { _ = cmd.Process.Kill() })
+			time.AfterFunc(wait, func() { _ = cmd.Process.Kill() })
 		}
 	}
 	if err := cmd.Wait(); err == nil || cmd.ProcessState.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL {

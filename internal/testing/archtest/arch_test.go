@@ -1,4 +1,4 @@
-// Package archtest keeps the shape of the house: a test pins which room imports which.
+// Package archtest keeps the shape of the program: a test pins which package imports which.
 package archtest
 
 import (
@@ -16,7 +16,7 @@ import (
 // module is the path of the module, which all packages of the table are in.
 const module = "firn"
 
-// A rule is what a room may import.
+// A rule is what a package may import.
 type rule struct {
 	// rooms are the packages of this module that it may import; "*" stands for all but infrastructure.
 	rooms []string
@@ -25,11 +25,11 @@ type rule struct {
 }
 
 // rules has every package of the module. A new one gets its row together with its first file:
-// that is the moment to ask whether its room is the right one.
+// that is the moment to ask whether the code belongs into another package.
 //
 //	cmd -> everything
-//	doors (server, sshd, session) -> the hall (cache) -> nix/nar -> nix
-//	sources (localstore) -> the hall's types, nix/...; never each other, never a door
+//	front ends (server, sshd, session) -> the core (cache) -> nix/nar -> nix
+//	sources (localstore, depot) -> the core's types, nix/...; never each other, never a front end
 var rules = map[string]rule{
 	"nix":             {},
 	"nix/nar":         {rooms: []string{"nix"}},
@@ -85,53 +85,54 @@ var rules = map[string]rule{
 	"bench":                     {rooms: []string{"internal/debstore", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/debstore":         {rooms: []string{"nix"}, libraries: true},
 	"internal/testing/archtest": {},
+	"internal/testing/seed":     {},
 }
 
 // infrastructure is for tests and measurements, and never part of a program.
-var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/debstore", "internal/catalog/catalogtest", "internal/testing/conversation", "nix/nar/nartest"}
+var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/debstore", "internal/catalog/catalogtest", "internal/testing/conversation", "internal/testing/seed", "nix/nar/nartest"}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
-	for room, p := range packages(t) {
-		seen[room] = true
-		r, ok := rules[room]
+	for name, p := range packages(t) {
+		seen[name] = true
+		r, ok := rules[name]
 		if !ok {
-			t.Errorf("%s is in no row of the table in this file: say what it may import", room)
+			t.Errorf("%s is in no row of the table in this file: say what it may import", name)
 			continue
 		}
 		if len(p.CgoFiles) > 0 {
-			t.Errorf("%s uses cgo, in %v", room, p.CgoFiles)
+			t.Errorf("%s uses cgo, in %v", name, p.CgoFiles)
 		}
 		for _, path := range p.Imports {
 			imported, in := strings.CutPrefix(path, module+"/")
 			switch {
 			case in && !mayImport(r, imported):
-				t.Errorf("%s imports %s, which it may not: it may import %v", room, imported, r.rooms)
+				t.Errorf("%s imports %s, which it may not: it may import %v", name, imported, r.rooms)
 			case !in && !r.libraries && !isStandard(path):
-				t.Errorf("%s imports %s, and may import the standard library only", room, path)
+				t.Errorf("%s imports %s, and may import the standard library only", name, path)
 			}
 		}
 	}
-	for room := range rules {
-		if !seen[room] {
-			t.Errorf("%s has a row in the table in this file, and is no package", room)
+	for name := range rules {
+		if !seen[name] {
+			t.Errorf("%s has a row in the table in this file, and is no package", name)
 		}
 	}
 }
 
-// The README's table of the house has every room, or the one that it is in, and none that is not there.
-func TestHouse(t *testing.T) {
+// TestTable checks that the README's table has every package, or one that it is in, and no other.
+func TestTable(t *testing.T) {
 	text, err := os.ReadFile("../../../README.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, house, ok := strings.Cut(string(text), "\n## The house\n")
-	house, _, _ = strings.Cut(house, "\n## ")
+	_, table, ok := strings.Cut(string(text), "\n## The packages\n")
+	table, _, _ = strings.Cut(table, "\n## ")
 	if !ok {
-		t.Fatal("README.md has no part named The house")
+		t.Fatal("README.md has no part named The packages")
 	}
 	listed := map[string]bool{}
-	for line := range strings.Lines(house) {
+	for line := range strings.Lines(table) {
 		row, ok := strings.CutPrefix(line, "| `")
 		if !ok {
 			continue
@@ -140,23 +141,23 @@ func TestHouse(t *testing.T) {
 		for name := range strings.SplitSeq(names, ",") {
 			name = strings.Trim(name, " `")
 			if _, err := os.Stat("../../../" + name); err != nil {
-				t.Errorf("README.md has a room %s, which is not there", name)
+				t.Errorf("README.md lists the package %s, which does not exist", name)
 			}
 			listed[name] = true
 		}
 	}
-	for room := range packages(t) {
-		in := room
+	for name := range packages(t) {
+		in := name
 		for !listed[in] && in != "." {
 			in = filepath.Dir(in)
 		}
 		if in == "." {
-			t.Errorf("README.md has no room %s: give it a row in The house", room)
+			t.Errorf("README.md does not list the package %s: give it a row in The packages", name)
 		}
 	}
 }
 
-// Every test that ADR 25 names, for things that there are few of, is there.
+// Every test that ADR 25 names for a limited resource exists.
 func TestLimitsAreTested(t *testing.T) {
 	text, err := os.ReadFile("../../../docs/adr/0025-hostile-clients.md")
 	if err != nil {
@@ -166,9 +167,9 @@ func TestLimitsAreTested(t *testing.T) {
 	named := regexp.MustCompile("`(Test[A-Za-z]+)`")
 	rows := 0
 	var all strings.Builder
-	for room, p := range packages(t) {
+	for name, p := range packages(t) {
 		for _, file := range slices.Concat(p.TestGoFiles, p.XTestGoFiles) {
-			text, err := os.ReadFile(filepath.Join("../../..", room, file))
+			text, err := os.ReadFile(filepath.Join("../../..", name, file))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -195,11 +196,11 @@ func TestLimitsAreTested(t *testing.T) {
 	}
 }
 
-func mayImport(r rule, room string) bool {
-	if slices.Contains(r.rooms, room) {
+func mayImport(r rule, name string) bool {
+	if slices.Contains(r.rooms, name) {
 		return true
 	}
-	return slices.Contains(r.rooms, "*") && !slices.Contains(infrastructure, room)
+	return slices.Contains(r.rooms, "*") && !slices.Contains(infrastructure, name)
 }
 
 // isStandard reports whether an import path that is not of this module is of the standard library:
@@ -223,7 +224,7 @@ func packages(t *testing.T) map[string]*build.Package {
 		if err != nil || !entry.IsDir() {
 			return err
 		}
-		room, err := filepath.Rel(root, dir)
+		name, err := filepath.Rel(root, dir)
 		if err != nil {
 			return err
 		}
@@ -238,7 +239,7 @@ func packages(t *testing.T) map[string]*build.Package {
 		if errors.As(err, &none) {
 			return nil
 		}
-		found[filepath.ToSlash(room)] = p
+		found[filepath.ToSlash(name)] = p
 		return err
 	})
 	if err != nil {
