@@ -125,6 +125,7 @@ func (c *crowdClient) sent(conn net.Conn, text string) bool {
 func (c *crowdClient) streams() {
 	defer c.tried()
 	transport := &http.Transport{
+		MaxConnsPerHost:   1, // else each request that comes before there is one makes its own
 		ForceAttemptHTTP2: true, TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DialContext: c.dialer.DialContext,
 		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerStream: 64 << 10, MaxReceiveBufferPerConnection: 100 * 64 << 10},
 	}
@@ -191,16 +192,22 @@ func crowdMain() {
 
 func init() { programs[crowd] = crowdMain }
 
+// crowdAddress is where a crowd comes from.
+const crowdAddress = "127.0.0.2"
+
 // TestCrowds: however many connections one address makes, and whatever they do, a client from
 // another address gets what it asks for, and can push, at once. So it is with few files allowed,
-// and with many. FIRN_SOAK has it use as many connections as a machine gives one process.
+// and with many. A crowd that comes from the address of a trusted proxy may have all connections
+// that are free, and even so others are served, who come from elsewhere or through the same proxy.
+// FIRN_SOAK has it use as many connections as a machine gives one process.
 func TestCrowds(t *testing.T) {
 	sizes := map[int]int{256: 600, 1024: 1500, 4096: 5000} // files that the server may have open: connections of the crowd
 	if os.Getenv("FIRN_SOAK") != "" {
 		sizes = map[int]int{16384: 15_000}
 	}
 	for _, files := range slices.Sorted(maps.Keys(sizes)) {
-		t.Run(fmt.Sprintf("%d files", files), func(t *testing.T) { testCrowd(t, files, sizes[files]) })
+		t.Run(fmt.Sprintf("%d files", files), func(t *testing.T) { testCrowd(t, files, sizes[files], "none") })
+		t.Run(fmt.Sprintf("%d files, from a trusted proxy", files), func(t *testing.T) { testCrowd(t, files, sizes[files], crowdAddress) })
 	}
 }
 
@@ -215,10 +222,10 @@ type crowdServer struct {
 	pushed int
 }
 
-func testCrowd(t *testing.T, files, connections int) {
+func testCrowd(t *testing.T, files, connections int, trustedProxy string) {
 	pair := certificate(t)
 	a := &admin{T: t, state: filepath.Join(t.TempDir(), "state")}
-	cmd := exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec firn "$@"`, files), "sh", "serve", "--state", a.state, "--store", "off", "--trusted-proxy", "none",
+	cmd := exec.Command("sh", "-c", fmt.Sprintf(`ulimit -n %d && exec firn "$@"`, files), "sh", "serve", "--state", a.state, "--store", "off", "--trusted-proxy", trustedProxy,
 		"--listen", "127.0.0.1:0", "--https", "127.0.0.1:0", "--tls-cert", pair[0], "--tls-key", pair[1])
 	cmd.Env = environment(t)
 	a.server = startCommand(t, cmd)
@@ -245,7 +252,11 @@ func testCrowd(t *testing.T, files, connections int) {
 			n = 10
 		}
 		end := s.crowd(rude, manner, n)
-		s.wantServed(manner)
+		s.wantServed(manner, &http.Transport{DisableKeepAlives: true}, "")
+		if trustedProxy == crowdAddress {
+			dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(crowdAddress)}}
+			s.wantServed(manner+", beside it through the proxy", &http.Transport{DisableKeepAlives: true, DialContext: dialer.DialContext}, "203.0.113.7")
+		}
 		end()
 	}
 	if said := s.server.stderr.String(); strings.Contains(said, "too many open files") {
@@ -275,7 +286,7 @@ func certificate(t *testing.T) (pair [2]string) {
 // crowd sends a crowd, and returns once all have tried to get in.
 func (s *crowdServer) crowd(token, manner string, n int) (end func()) {
 	s.Helper()
-	cmd := exec.Command(crowd, "127.0.0.2", strings.TrimPrefix(s.server.url, "http://"), s.https, s.large, token, manner, strconv.Itoa(n))
+	cmd := exec.Command(crowd, crowdAddress, strings.TrimPrefix(s.server.url, "http://"), s.https, s.large, token, manner, strconv.Itoa(n))
 	cmd.Env = environment(s.T)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
@@ -303,44 +314,56 @@ func (s *crowdServer) crowd(token, manner string, n int) (end func()) {
 }
 
 // wantServed checks that a client is served, and how soon, again and again, each time over a new
-// connection.
-func (s *crowdServer) wantServed(manner string) {
+// connection. If it comes through a proxy, it is the one that this says it is.
+func (s *crowdServer) wantServed(manner string, through *http.Transport, client string) {
 	s.Helper()
-	const tries = 10
+	const tries = 10 // of three requests
 	var took []time.Duration
 	most := 0
 	for range tries {
 		s.pushed++
 		path := cachetest.NewPath(s, nix.DefaultStoreDir, "pushed", fmt.Sprintf("%s %d", manner, s.pushed))
-		start := time.Now()
-		s.ask(http.MethodGet, "/"+s.small.Info.Path.Hash().String()+".narinfo", nil, http.StatusOK)
-		s.ask(http.MethodGet, "/"+cachetest.URL(s.small.NAR, ""), nil, http.StatusOK)
-		s.ask(http.MethodPut, "/"+cachetest.URL(path.NAR, ""), path.NAR, http.StatusCreated)
-		took = append(took, time.Since(start))
+		for _, r := range []struct {
+			method, path string
+			body         []byte
+			status       int
+		}{
+			{http.MethodGet, "/" + s.small.Info.Path.Hash().String() + ".narinfo", nil, http.StatusOK},
+			{http.MethodGet, "/" + cachetest.URL(s.small.NAR, ""), nil, http.StatusOK},
+			{http.MethodPut, "/" + cachetest.URL(path.NAR, ""), path.NAR, http.StatusCreated},
+		} {
+			start := time.Now()
+			s.ask(through, client, r.method, r.path, r.body, r.status)
+			took = append(took, time.Since(start))
+		}
 		most = max(most, openFiles(s.server.cmd.Process.Pid))
 	}
 	slices.Sort(took)
-	s.Logf("%s: three requests took %s, at the most %s; %d files were open", manner, took[tries/2], took[tries-1], most)
-	// A second for each request, and more now and then, as the machine may have other work too.
-	if took[tries/2] > 3*time.Second || took[tries-1] > 10*time.Second {
-		s.Errorf("%s: others waited for %s, and up to %s", manner, took[tries/2], took[tries-1])
+	median, slowest := took[len(took)/2], took[len(took)-1]
+	s.Logf("%s: a request took %s, at the most %s; %d files were open", manner, median, slowest, most)
+	// On a machine with nothing else to do it is some 2 ms, and up to 0.1 s beside streams. Now and
+	// then it is more, as a machine may have other work too.
+	if median > time.Second || slowest > 10*time.Second {
+		s.Errorf("%s: others waited for %s, and up to %s", manner, median, slowest)
 	}
 	if most > s.limit*9/10 {
 		s.Errorf("%s: %d of %d files are open", manner, most, s.limit)
 	}
 }
 
-// ask asks over a connection of its own.
-func (s *crowdServer) ask(method, path string, body []byte, status int) {
+// ask asks over a connection of its own, for the client that a proxy says it is, unless that is "".
+func (s *crowdServer) ask(through *http.Transport, client, method, path string, body []byte, status int) {
 	s.Helper()
-	transport := &http.Transport{DisableKeepAlives: true}
-	client := &http.Client{Transport: transport, Timeout: 20 * time.Second}
+	asker := &http.Client{Transport: through, Timeout: 20 * time.Second}
 	r, err := http.NewRequestWithContext(s.Context(), method, s.server.url+path, bytes.NewReader(body))
 	if err != nil {
 		s.Fatal(err)
 	}
 	r.SetBasicAuth("any", s.token)
-	answer, err := client.Do(r)
+	if client != "" {
+		r.Header.Set("X-Forwarded-For", client)
+	}
+	answer, err := asker.Do(r)
 	if err != nil {
 		s.Errorf("%s %s: %v", method, path, err)
 		return
