@@ -3,9 +3,9 @@
 // Command bench is the shootout: firn beside nginx with the same store paths as flat files, and beside any other binary cache,
 // measured in one run, in turns, on one machine.
 //
-//	go run ./bench
-//	go run ./bench --quick
-//	go run ./bench --peer harmonia=http://127.0.0.1:5001
+//	go run .
+//	go run . --quick
+//	go run . --peer harmonia=http://127.0.0.1:5001
 //
 // For a closure of store paths it measures what the public benchmark of Nix caches does (github.com/Mic92/cache-shootout),
 // and what a server costs its machine. docs/benchmarks.md, which it writes, describes the method and has the last results.
@@ -27,7 +27,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/debstore"
+	"firn/internal/testing/debstore"
 )
 
 // Options are the command line.
@@ -53,13 +53,13 @@ checks every byte that they serve, and prints times, requests per second, CPU ti
 
 Examples:
 
-    go run ./bench                       everything, in under ten minutes
-    go run ./bench --quick               a part of them, in under one
-    go run ./bench --only firn           firn and nginx, uncompressed
-    go run ./bench --only push           what Nix pushes to firn
-    go run ./bench --only ssh --whole    copies of the whole closure over SSH
-    go run ./bench --only catalog        look-ups among a million pushed paths
-    go run ./bench --peer harmonia=http://127.0.0.1:5001,4711`
+    go run .                       everything, in under ten minutes
+    go run . --quick               a part of them, in under one
+    go run . --only firn           firn and nginx, uncompressed
+    go run . --only push           what Nix pushes to firn
+    go run . --only ssh --whole    copies of the whole closure over SSH
+    go run . --only catalog        look-ups among a million pushed paths
+    go run . --peer harmonia=http://127.0.0.1:5001,4711`
 
 func main() {
 	// Servers get a signal when the thread that started them ends (see start), and inherit its priority:
@@ -139,7 +139,7 @@ func (o *Options) copyRounds() int {
 
 // commandLine is how to run this again.
 func commandLine(args []string) string {
-	words := []string{"go run ./bench"}
+	words := []string{"go run ."}
 	for _, arg := range args {
 		if strings.ContainsAny(arg, " ,") {
 			arg = strconv.Quote(arg)

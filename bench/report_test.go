@@ -23,7 +23,7 @@ import (
 func sampleReport(t *testing.T) *Report {
 	t.Helper()
 	r := &Report{
-		Command: "go run ./bench", Date: time.Unix(1_800_000_000, 0), Took: time.Minute, Runs: 2, Discard: DiscardTruncate,
+		Command: "go run .", Date: time.Unix(1_800_000_000, 0), Took: time.Minute, Runs: 2, Discard: DiscardTruncate,
 		Samples: make(Samples), Metrics: metrics(), NotesDir: t.TempDir(),
 	}
 	for _, spec := range []Spec{{Name: nginxPlain}, {Name: firnPlain, Baseline: nginxPlain}, {Name: "<peer>", Baseline: nginxPlain}, {Name: nginxZstd}} {
@@ -165,7 +165,7 @@ func TestPage(t *testing.T) {
 		}
 		cells = n
 	}
-	for _, want := range []string{"](benchmarks.svg)", "`go run ./bench`", "## Against nginx\n", "## Against nginx, zstd\n", "MSG_TRUNC", "2.250 (1.500–3.000) ×1.50"} {
+	for _, want := range []string{"](benchmarks.svg)", "`go run .`", "## Against nginx\n", "## Against nginx, zstd\n", "MSG_TRUNC", "2.250 (1.500–3.000) ×1.50"} {
 		if !bytes.Contains(page, []byte(want)) {
 			t.Errorf("no %q in the page", want)
 		}

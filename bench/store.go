@@ -16,7 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
-	"firn/internal/debstore"
+	"firn/internal/testing/debstore"
 	"firn/nix"
 )
 
