@@ -5,151 +5,223 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
 	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strings"
+	"testing/iotest"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"firn/nix"
 )
 
-// Real Nix pushes a part of the closure to firn, to a server that keeps nothing, and writes it as files of its own, in turns.
+// kept is the title of the section about what a depot keeps.
+const kept = "What a depot keeps"
 
-// pushPart is what --only calls this.
-const pushPart = "push"
-
-// What stands for a server in the samples of pushes. Nix's files are nixFiles.
-const (
-	sinkPlain = "nix copy to nowhere, uncompressed"
-	pushPlain = "nix copy to firn, uncompressed"
-	sinkZstd  = "nix copy to nowhere, zstd"
-	pushZstd  = "nix copy to firn, zstd"
-)
-
-var (
-	metricPush    = Metric{Key: "push_s", Title: "copy of a part of the closure", Unit: "s", Scale: 1, Digits: 2, Ratio: true}
-	metricUploads = Metric{Key: "resident_uploads_bytes", Title: "resident at most, 16 uploads of 1 GB at once", Unit: "MB", Scale: 1e-6, Digits: 1}
-)
-
-var pushers = []string{nixFiles, sinkPlain, pushPlain, sinkZstd, pushZstd}
-
-// pushBars are the bars of pushes; none when nothing was pushed.
-func pushBars(s Samples) []Bar {
-	if len(s.of(nixFiles, metricPush.Key)) == 0 {
-		return nil
+// fillDepot fills a depot with two generations, and another with the first and the one that has new versions. It measures what each adds,
+// and returns the state directory of the first. It imports, which verifies and keeps as a push does, but needs no client of Nix, and so takes a part of the time.
+func (b *bench) fillDepot(ctx context.Context, p program, m *material) (string, error) {
+	begin := time.Now()
+	state, other := filepath.Join(b.work, "depot-"+string(p.column)), filepath.Join(b.work, "versions-"+string(p.column))
+	s, err := b.start(ctx, p.serve(state, "--store", "off"), nil) // which makes the cache
+	if err != nil {
+		return "", err
 	}
-	ratio := func(pusher string) float64 {
-		return medianRatio(s.of(pusher, metricPush.Key), s.of(nixFiles, metricPush.Key))
+	s.stop()
+	if err := runIn(ctx, b.work, p.path, "import", "--state", state, filepath.Join(m.flat, "plain")); err != nil {
+		return "", err
 	}
-	return []Bar{
-		atMostRatio("copy to the depot, uncompressed, to Nix's to files", ratio(pushPlain), 0.9).near("pushes", ratio(sinkPlain)),
-		atMostRatio("copy to the depot, zstd, to Nix's to files", ratio(pushZstd), 1.1).near("pushes", ratio(sinkZstd)),
-		under(metricUploads, metricUploads.Title, median(s.of(pushPlain, metricUploads.Key)), 300e6).note("memory"),
+	first, firstFrames, err := sizes(state)
+	if err != nil {
+		return "", err
 	}
-}
-
-// pushRows are the table of pushes, nil where none were measured.
-func (r *Report) pushRows() [][]string {
-	if len(r.Samples.of(nixFiles, metricPush.Key)) == 0 {
-		return nil
+	files, _, err := sizes(filepath.Join(m.flat, "zstd"))
+	if err != nil {
+		return "", err
 	}
-	specs := make([]Spec, len(pushers))
-	for i, pusher := range pushers {
-		specs[i].Name = pusher
-		if pusher != nixFiles {
-			specs[i].Baseline = nixFiles
+	row := b.results.row(kept, "all of the first generation", megabytes, atMost(1, nixFiles))
+	row.add(nixFiles, files)
+	row.add(p.column, first)
+	if err := runIn(ctx, b.work, "cp", "-a", state, other); err != nil {
+		return "", err
+	}
+	for _, again := range []struct {
+		generation
+		state, what string
+		frames, all Bar
+	}{
+		{m.rebuilt, state, "in which only hashes change", Bar{}, atMost(0.01, "")},
+		{m.versions, other, "in which every eighth package has a new version", atMost(0.001, ""), atMost(0.0035, "")},
+	} {
+		from, err := b.start(ctx, b.programs[len(b.programs)-1].serve("", "--store", again.Root), nil)
+		if err != nil {
+			return "", err
 		}
+		err = runIn(ctx, b.work, p.path, "import", "--state", again.state, "http://"+from.addr, again.Everything.String())
+		from.stop()
+		if err != nil {
+			return "", from.explain(err)
+		}
+		all, frames, err := sizes(again.state)
+		if err != nil {
+			return "", err
+		}
+		b.results.row(kept, "frames that a rebuild adds "+again.what, percent, again.frames).add(p.column, (frames-firstFrames)/firstFrames)
+		b.results.row(kept, "all that a rebuild adds "+again.what, percent, again.all).add(p.column, (all-first)/first)
 	}
-	return r.table(specs, []Metric{metricPush, metricUploads})
+	b.progress("%s: depots are filled (%.1f s)", p.column, time.Since(begin).Seconds())
+	return state, nil
 }
 
-// push measures pushes.
-func (b *shootout) push(ctx context.Context, program string, from source) error {
-	return b.rounds(stagePushes, func(round int) error {
-		for i := range pushers {
-			pusher := pushers[(round+i)%len(pushers)]
-			if err := b.pushOnce(ctx, program, pusher, from); err != nil {
-				return fmt.Errorf("%s: %w", pusher, err)
-			}
+// sizes returns the sum of the sizes of all files below a directory, and of those that are packs of frames.
+func sizes(dir string) (all, packs float64, err error) {
+	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return err
+		}
+		info, err := entry.Info()
+		if err != nil {
+			return err
+		}
+		all += float64(info.Size())
+		if filepath.Base(filepath.Dir(path)) == "packs" || filepath.Base(filepath.Dir(filepath.Dir(path))) == "packs" {
+			packs += float64(info.Size())
 		}
 		return nil
 	})
+	return all, packs, err
 }
 
-// pushOnce has Nix copy to somewhere new.
-func (b *shootout) pushOnce(ctx context.Context, program, pusher string, from source) error {
-	dir, err := os.MkdirTemp(b.work, "push-")
-	if err != nil {
-		return err
+// pushing is the title of the section about pushes over HTTP.
+const pushing = "Pushes by nix copy over HTTP"
+
+// pushes has real Nix push a part of the closure to each build of firn and to a server that keeps nothing.
+func (b *bench) pushes(ctx context.Context, m *material) error {
+	all := append([]program{{column: least}}, b.programs...)
+	for round := range b.opts.Copies {
+		for _, compression := range []string{"none", "zstd"} {
+			row := b.results.row(pushing, map[string]string{"none": "uncompressed", "zstd": "compressed by Nix with zstd"}[compression], seconds, atMost(2.2, least))
+			err := turns(round, all, func(p program) error {
+				to, end, err := b.receiver(ctx, p)
+				if err != nil {
+					return err
+				}
+				defer end.stop()
+				to.RawQuery = "parallel-compression=true&compression=" + compression
+				unix.Sync() // so that nothing waits for what was written before
+				took, err := b.nix(ctx, nil, "copy", "--from", m.pushed.Root, "--to", to.String(), m.pushed.Everything.String())
+				row.add(p.column, took.Seconds())
+				b.progress("push, %s, to %s: %.2f s", row.What, p.column, took.Seconds())
+				return end.explain(err)
+			})
+			if err != nil {
+				return err
+			}
+		}
 	}
-	to, tail := fileStore(filepath.Join(dir, "cache")), func() string { return "" }
-	switch pusher {
-	case sinkPlain, sinkZstd:
-		s, err := start(ctx, b.client, sinkSpec(pusher), b.work)
-		if err != nil {
+	for _, p := range b.programs {
+		if err := b.uploads(ctx, p); err != nil {
 			return err
 		}
-		defer s.stop()
-		to, tail = url.URL{Scheme: "http", Host: s.Addr.String()}, s.logTail
-	case pushPlain, pushZstd:
-		s, err := b.startDepot(ctx, program, filepath.Join(dir, "cache"))
-		if err != nil {
-			return err
-		}
-		defer s.stop()
-		to, tail = s.store(), s.logTail
 	}
-	to.RawQuery = "compression=zstd&parallel-compression=true"
-	if pusher == pushPlain || pusher == sinkPlain {
-		to.RawQuery = "compression=none"
-	}
-	unix.Sync() // so that nobody waits for what was written before
-	took, err := nixCopy(ctx, from, to, dir)
-	if err != nil {
-		return fmt.Errorf("%w%s", err, tail())
-	}
-	b.samples.add(pusher, metricPush.Key, took.Seconds())
-	b.progress("%s: %s %s", pusher, metricPush.format(took.Seconds()), metricPush.Unit)
 	return nil
 }
 
-// source is what is copied.
-type source struct {
-	root string   // of the store that has it
-	what []string // these paths, and all that they refer to
-}
-
-func fileStore(dir string) url.URL { return url.URL{Scheme: "file", Path: dir} }
-
-// nixCopy copies, and returns how long that took. Nothing that Nix remembers of other copies counts.
-func nixCopy(ctx context.Context, from source, to url.URL, dir string) (time.Duration, error) {
-	return timeNix(ctx, dir, nil, append([]string{"copy", "--from", from.root, "--to", to.String()}, from.what...)...)
-}
-
-// timeNix returns how long a command of Nix takes, for which dir gets its home.
-func timeNix(ctx context.Context, dir string, env []string, args ...string) (time.Duration, error) {
-	home, err := os.MkdirTemp(dir, "home-")
-	if err != nil {
-		return 0, err
-	}
-	cmd := exec.CommandContext(ctx, "nix", append([]string{"--extra-experimental-features", "nix-command"}, args...)...)
-	cmd.Env = append(append(cleanEnvironment(), "HOME="+home, "XDG_CACHE_HOME="+home), env...)
-	begin := time.Now()
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("nix %s: %w\n%s", args[0], err, bytes.TrimSpace(text))
-	}
-	return time.Since(begin), nil
-}
-
-func cleanEnvironment() []string {
-	var env []string
-	for _, entry := range os.Environ() {
-		if !strings.HasPrefix(entry, "FIRN_") && !strings.HasPrefix(entry, "NIX_") {
-			env = append(env, entry)
+// receiver starts what a push goes to, with nothing in it. Of a build of firn the URL has a token.
+func (b *bench) receiver(ctx context.Context, p program) (*url.URL, *server, error) {
+	if p.column == least {
+		s, err := b.start(ctx, ownCommand(sinkCommand), nil)
+		if err != nil {
+			return nil, nil, err
 		}
+		return &url.URL{Scheme: "http", Host: s.addr}, s, nil
 	}
-	return env
+	state, err := os.MkdirTemp(b.work, "push-")
+	if err != nil {
+		return nil, nil, err
+	}
+	s, err := b.start(ctx, p.serve(state, "--store", "off"), nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	token, err := p.token(ctx, state)
+	if err != nil {
+		s.stop()
+		return nil, nil, s.explain(err)
+	}
+	return &url.URL{Scheme: "http", Host: s.addr, User: url.UserPassword("bench", token)}, s, nil
+}
+
+const (
+	// uploads is how many NARs are uploaded at once when memory is measured, and uploadSize the contents of each in bytes.
+	uploads, uploadSize = 16, 1 << 30
+	// uploadPart is how much of a NAR is sent before the client hangs up, in bytes; uploadPartQuick in a quick run.
+	// What firn needs it needs by then; whole NARs take three times as long, and no more memory.
+	uploadPart, uploadPartQuick = 256 << 20, 8 << 20
+)
+
+// errHungUp ends an upload that is not to be whole.
+var errHungUp = errors.New("the client has sent enough")
+
+// uploads measures the memory of firn while it receives many large NARs at once.
+func (b *bench) uploads(ctx context.Context, p program) error {
+	to, s, err := b.receiver(ctx, p)
+	if err != nil {
+		return err
+	}
+	defer s.stop()
+	part := int64(uploadPart)
+	if b.opts.Quick {
+		part = uploadPartQuick
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for range uploads {
+		group.Go(func() error {
+			var name [32]byte // the hash of a file that never becomes whole
+			rand.Read(name[:])
+			one := *to
+			one.Path = "/nar/" + nix.SHA256Sum(name).Nix32() + ".nar"
+			var head []byte // of the NAR of a large file
+			for _, word := range []string{"nix-archive-1", "(", "type", "regular", "contents"} {
+				head = binary.LittleEndian.AppendUint64(head, uint64(len(word)))
+				head = append(append(head, word...), make([]byte, -len(word)&7)...)
+			}
+			head = binary.LittleEndian.AppendUint64(head, uploadSize)
+			text, w := io.Pipe()
+			defer text.Close()
+			go io.Copy(hex.NewEncoder(w), rand.Reader) // compresses to a half, and ends when nothing reads it any more
+			r := io.MultiReader(bytes.NewReader(head), io.LimitReader(text, part), iotest.ErrReader(errHungUp))
+			req, err := http.NewRequestWithContext(ctx, http.MethodPut, one.String(), r)
+			if err != nil {
+				return err
+			}
+			req.ContentLength = uploadSize
+			resp, err := http.DefaultClient.Do(req)
+			if errors.Is(err, errHungUp) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			defer resp.Body.Close()
+			answer, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+			return fmt.Errorf("PUT %s: %s before the upload ended: %s", one.Path, resp.Status, answer)
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return s.explain(err)
+	}
+	_, peak, err := memoryOf(s.pid)
+	b.results.row(takes, "resident at most, 16 uploads of 1 GB at once", megabytes, atMost(300e6, "")).add(p.column, peak)
+	return err
 }

@@ -6,156 +6,103 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
-	"errors"
+	"database/sql"
 	"fmt"
 	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	_ "modernc.org/sqlite" // the driver "sqlite"
 
-	"firn/internal/debstore"
+	"firn/internal/testing/debstore"
 	"firn/nix"
 )
 
-// Material is what the servers serve: a store, and the same closure as flat files.
-type Material struct {
-	generation
-	Key string // file of the secret key that signed the flat files, and that firn signs with
-	// Again is a store that differs in its path hashes, as after a mass rebuild; nil of a store that was not made for this.
-	Again *generation
+// A storedPath is what Nix knows of a store path.
+type storedPath struct {
+	nix.StorePath
+	narHash nix.Hash
+	narSize int64
 }
 
-// A generation is a store, and its closure as binary caches of flat files.
+// A generation is a store of Debian packages.
 type generation struct {
-	Root    string // of the store, as in `nix --store ROOT`
-	Plain   string // NARs uncompressed
-	Zstd    string // NARs compressed by Nix with zstd; "": not made
-	Closure []Path // sorted by path hash
+	*debstore.Store
+	closure []storedPath // all packages and a path that refers to them, sorted by path hash
 }
 
-// quickPackages is how many packages the store of a quick run is made of, so that even the first takes less than a minute.
-const quickPackages = 100
+// material is what is served and pushed.
+type material struct {
+	first    generation
+	rebuilt  generation    // of the same packages: all path hashes differ, and the references inside files
+	versions generation    // as rebuilt, and every eighth package has another version, so that references have another length
+	pushed   generation    // of some packages with all that they depend on
+	atOnce   [2]generation // the first and the rebuilt one of fewer packages
+	flat     string        // the first generation as binary caches of files that Nix wrote: the directories plain and zstd
+	key      string        // file of the secret key that signed these
+}
 
-// prepare makes what is missing of the material. It is kept in dir for the next time.
-// root is a store to use instead of one made of this machine's Debian packages; "": none.
-// quick takes a part of the packages.
-func prepare(ctx context.Context, dir, root string, quick bool, progress func(string, ...any)) (*Material, error) {
-	m := &Material{}
-	if root != "" {
-		root, err := filepath.Abs(root)
-		if err != nil {
-			return nil, err
-		}
-		m.Root = root
-		err = m.flatten(ctx, dir, []string{"--all"}, true, progress)
-		m.Key = filepath.Join(filepath.Dir(m.Plain), "secret")
-		return m, err
+// prepare makes what is missing of the material. It is kept in the cache directory for the next time.
+func (b *bench) prepare(ctx context.Context) (*material, error) {
+	const largeFile = 1 << 20 // in a path that nothing refers to; by default it has 600 MB
+	all, some, few := 0, 200, 100
+	if b.opts.Quick {
+		all, some, few = 100, 30, 30
 	}
-	stores, err := makeStores(ctx, dir, quick, progress)
-	if err != nil {
+	m := &material{}
+	b.progress("making stores of this machine's Debian packages, or finding them in %s", b.opts.Cache)
+	group, groupCtx := errgroup.WithContext(ctx)
+	for g, of := range map[*generation]debstore.Options{
+		&m.first:     {Packages: all},
+		&m.rebuilt:   {Packages: all, Generation: 1},
+		&m.versions:  {Packages: all, Generation: 1, NewVersions: 8},
+		&m.pushed:    {Packages: some, LargeFile: largeFile},
+		&m.atOnce[0]: {Packages: few, LargeFile: largeFile},
+		&m.atOnce[1]: {Packages: few, LargeFile: largeFile, Generation: 1},
+	} {
+		if b.opts.Quick {
+			of.LargeFile = largeFile
+		}
+		group.Go(func() (err error) {
+			if g.Store, err = debstore.Make(groupCtx, b.opts.Cache, of); err == nil {
+				g.closure, err = readClosure(groupCtx, g.Store)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	m.Root, m.Again = stores[0].Root, &generation{Root: stores[1].Root}
-	group, groupCtx := errgroup.WithContext(ctx) // Nix compresses on all cores, but reads the store on one
-	group.Go(func() error { return m.flatten(groupCtx, dir, []string{stores[0].Everything.String()}, true, progress) })
-	group.Go(func() error {
-		return m.Again.flatten(groupCtx, dir, []string{stores[1].Everything.String()}, false, progress)
-	})
-	err = group.Wait()
-	m.Key = filepath.Join(filepath.Dir(m.Plain), "secret")
+	if !samePackages(m.first.Store, m.rebuilt.Store) || !samePackages(m.first.Store, m.versions.Store) {
+		return nil, fmt.Errorf("packages were installed or upgraded after the first store was made: remove %s, %s and %s, and run this again", m.first.Root, m.rebuilt.Root, m.versions.Root)
+	}
+	hash := sha256.New()
+	for _, p := range m.first.closure {
+		fmt.Fprintln(hash, p.StorePath)
+	}
+	var err error
+	m.flat, err = b.once(fmt.Sprintf("bench-%x", hash.Sum(nil)[:8]), func(work string) error { return b.flatten(ctx, m.first, work) })
+	m.key = filepath.Join(m.flat, "secret")
 	return m, err
 }
 
-// makeStores makes, or finds, two generations of a store. Both are made anew if they are not of the same packages,
-// as when some were upgraded between the first and the second.
-func makeStores(ctx context.Context, cache string, quick bool, progress func(string, ...any)) (stores [2]*debstore.Store, err error) {
-	var of debstore.Options
-	if quick {
-		of = debstore.Options{Packages: quickPackages, LargeFile: 1 << 20}
+func samePackages(first, other *debstore.Store) bool {
+	names := make(map[string]bool)
+	for _, p := range first.Packages {
+		names[p.Name()] = true
 	}
-	progress("making two generations of a store of this machine's Debian packages, or finding them in %s", cache)
-	for again := false; ; again = true {
-		group, groupCtx := errgroup.WithContext(ctx)
-		for i := range stores {
-			of := of
-			of.Generation = i
-			group.Go(func() (err error) {
-				stores[i], err = debstore.Make(groupCtx, cache, of)
-				return err
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return stores, err
-		}
-		if slices.Equal(packageNames(stores[0]), packageNames(stores[1])) {
-			return stores, nil
-		}
-		if again {
-			return stores, errors.New("packages of this machine change while stores are made of them")
-		}
-		for _, s := range stores {
-			if err := os.RemoveAll(s.Root); err != nil {
-				return stores, err
-			}
-		}
-	}
+	return len(first.Packages) == len(other.Packages) && !slices.ContainsFunc(other.Packages, func(p nix.StorePath) bool {
+		return !names[p.Name()] && !names[debstore.OldName(p)]
+	})
 }
 
-func packageNames(s *debstore.Store) []string {
-	var names []string
-	for _, p := range s.Packages {
-		names = append(names, p.Name())
-	}
-	slices.Sort(names)
-	return names
-}
-
-// flatten makes the flat files of a generation in dir, or finds them there.
-func (g *generation) flatten(ctx context.Context, dir string, what []string, compressed bool, progress func(string, ...any)) error {
-	name, err := flatName(g.Root)
-	if err != nil {
-		return err
-	}
-	flat := filepath.Join(dir, name)
-	g.Plain = filepath.Join(flat, "none")
-	compressions := []string{"none"}
-	if compressed {
-		g.Zstd = filepath.Join(flat, "zstd")
-		compressions = append(compressions, "zstd")
-	}
-	if _, err := os.Stat(flat); err != nil {
-		if err := makeFlat(ctx, dir, flat, g.Root, what, compressions, progress); err != nil {
-			return err
-		}
-	}
-	g.Closure, err = readClosure(g.Plain)
-	return err
-}
-
-// flatName names the flat files of a store after the store paths in it.
-func flatName(root string) (string, error) {
-	entries, err := os.ReadDir(filepath.Join(root, string(nix.DefaultStoreDir)))
-	if err != nil {
-		return "", fmt.Errorf("read store: %w", err)
-	}
-	sum := sha256.New()
-	for _, e := range entries {
-		fmt.Fprintln(sum, e.Name())
-	}
-	return fmt.Sprintf("shootout-%x", sum.Sum(nil)[:8]), nil
-}
-
-// makeFlat writes binary caches and their key to the new directory flat, which appears whole or not at all.
-func makeFlat(ctx context.Context, dir, flat, root string, what, compressions []string, progress func(string, ...any)) error {
-	work, err := os.MkdirTemp(dir, ".shootout-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(work)
-	secret, err := nix.GenerateKey("shootout-1")
+// flatten writes a generation as binary caches of files, with a key that signs them.
+func (b *bench) flatten(ctx context.Context, g generation, work string) error {
+	secret, err := nix.GenerateKey("bench-1")
 	if err != nil {
 		return err
 	}
@@ -163,56 +110,107 @@ func makeFlat(ctx context.Context, dir, flat, root string, what, compressions []
 	if err := os.WriteFile(key, []byte(secret.Reveal()), 0o600); err != nil {
 		return err
 	}
-	for _, compression := range compressions {
-		progress("writing %s as flat files, compression %s", filepath.Base(root), compression)
-		to := url.URL{Scheme: "file", Path: filepath.Join(work, compression), RawQuery: url.Values{
-			"compression":          {compression},
-			"parallel-compression": {"true"},
-			"secret-key":           {key},
+	for dir, compression := range map[string]string{"plain": "none", "zstd": "zstd"} {
+		b.progress("writing the store as files, compression %s", compression)
+		to := url.URL{Scheme: "file", Path: filepath.Join(work, dir), RawQuery: url.Values{
+			"compression": {compression}, "parallel-compression": {"true"}, "secret-key": {key},
 		}.Encode()}
-		args := append([]string{"--extra-experimental-features", "nix-command", "copy", "--from", root, "--to", to.String()}, what...)
-		if text, err := exec.CommandContext(ctx, "nix", args...).CombinedOutput(); err != nil {
-			return fmt.Errorf("nix copy to flat files: %w\n%s", err, bytes.TrimSpace(text))
+		if _, err := b.nix(ctx, nil, "copy", "--from", g.Root, "--to", to.String(), g.Everything.String()); err != nil {
+			return err
 		}
 	}
-	return os.Rename(work, flat)
+	return nil
 }
 
-// readClosure reads what Nix wrote of every path of a binary cache of flat files.
-func readClosure(flat string) ([]Path, error) {
-	files, err := filepath.Glob(filepath.Join(flat, "*.narinfo"))
+// once makes a directory in the cache directory, or finds it there. It appears whole or not at all.
+func (b *bench) once(name string, make func(work string) error) (string, error) {
+	dir := filepath.Join(b.opts.Cache, name)
+	if _, err := os.Stat(dir); err == nil {
+		return dir, nil
+	}
+	b.progress("making %s", name)
+	work, err := os.MkdirTemp(b.opts.Cache, ".bench-")
 	if err != nil {
-		return nil, err
+		return "", err
 	}
-	if len(files) == 0 {
-		return nil, fmt.Errorf("read closure: no narinfo in %s", flat)
+	defer os.RemoveAll(work)
+	if err := make(work); err != nil {
+		return "", fmt.Errorf("make %s: %w", name, err)
 	}
-	slices.Sort(files)
-	var closure []Path
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	return dir, os.Rename(work, dir)
+}
+
+// nix runs a command of Nix that remembers nothing of earlier ones, and returns how long it took.
+func (b *bench) nix(ctx context.Context, env []string, args ...string) (time.Duration, error) {
+	home, err := os.MkdirTemp(b.work, "home-")
+	if err != nil {
+		return 0, err
+	}
+	cmd := exec.CommandContext(ctx, "nix", append([]string{"--extra-experimental-features", "nix-command"}, args...)...)
+	cmd.Env = append(append(cleanEnvironment(), "HOME="+home, "XDG_CACHE_HOME="+home), env...)
+	begin := time.Now()
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return 0, fmt.Errorf("nix %s: %w\n%s", args[0], err, bytes.TrimSpace(text))
+	}
+	return time.Since(begin), nil
+}
+
+// readClosure reads from Nix's database what it knows of the packages of a store, and of the path that refers to them.
+func readClosure(ctx context.Context, s *debstore.Store) (closure []storedPath, err error) {
+	wanted := map[nix.StorePath]bool{s.Everything: true}
+	for _, p := range s.Packages {
+		wanted[p] = true
+	}
+	err = withDatabase(databaseOf(s.Root), "mode=ro", func(db *sql.DB) error {
+		rows, err := db.QueryContext(ctx, "SELECT path, hash, narSize FROM ValidPaths ORDER BY path")
 		if err != nil {
-			return nil, fmt.Errorf("read closure: %w", err)
+			return err
 		}
-		info, err := nix.ParseNARInfo(nix.DefaultStoreDir, text)
-		if err != nil {
-			return nil, fmt.Errorf("read closure: %s: %w", file, err)
+		defer rows.Close()
+		for rows.Next() {
+			var path, hash string
+			var p storedPath
+			if err := rows.Scan(&path, &hash, &p.narSize); err != nil {
+				return err
+			}
+			if p.StorePath, err = nix.DefaultStoreDir.ParsePath(path); err != nil {
+				return err
+			}
+			if !wanted[p.StorePath] {
+				continue
+			}
+			if p.narHash, err = nix.ParseHash(hash); err != nil {
+				return err
+			}
+			closure = append(closure, p)
 		}
-		closure = append(closure, Path{Path: info.Path, NARHash: info.NARHash, NARSize: info.NARSize, References: info.References})
+		return rows.Err()
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the database of %s: %w", s.Root, err)
 	}
 	return closure, nil
 }
 
-// part is the first paths of a closure, larger ones left out, up to a sum of NAR sizes: enough to see whether anything is wrong.
-func part(closure []Path) []Path {
-	const sum, most = 256 << 20, 32 << 20 // bytes
-	var picked []Path
-	left := int64(sum)
-	for _, p := range closure {
-		if p.NARSize <= most && p.NARSize <= left {
-			picked = append(picked, p)
-			left -= p.NARSize
-		}
+func databaseOf(root string) string {
+	return filepath.Join(root, "nix", "var", "nix", "db", "db.sqlite")
+}
+
+func withDatabase(file, query string, use func(*sql.DB) error) error {
+	db, err := sql.Open("sqlite", (&url.URL{Scheme: "file", Path: file, RawQuery: query}).String())
+	if err != nil {
+		return err
 	}
-	return picked
+	defer db.Close()
+	db.SetMaxOpenConns(1)
+	return use(db)
+}
+
+// describe says how much a generation is.
+func (g generation) describe() string {
+	var sum int64
+	for _, p := range g.closure {
+		sum += p.narSize
+	}
+	return fmt.Sprintf("%d store paths (%d MiB of NARs)", len(g.closure), sum>>20)
 }

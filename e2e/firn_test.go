@@ -22,7 +22,7 @@ import (
 	"sync"
 	"testing"
 
-	"firn/internal/debstore"
+	"firn/internal/testing/debstore"
 	"firn/nix"
 )
 

@@ -5,8 +5,8 @@
 // and of the same after a mass rebuild, that is with other path hashes and, with --versions 8, with
 // another version of every eighth package.
 //
-//	go run ./bench/chunks
-//	go run ./bench/chunks --versions 8 --sizes 256 --levels 1 --files 0,16,32,64
+//	go run ./chunks
+//	go run ./chunks --versions 8 --sizes 256 --levels 1 --files 0,16,32,64
 //
 // It prints the table of docs/adr/0021-chunk-size-and-level.md.
 package main
@@ -29,7 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"firn/internal/chunk"
-	"firn/internal/debstore"
+	"firn/internal/testing/debstore"
 	"firn/nix"
 	"firn/nix/nar"
 )

@@ -81,15 +81,13 @@ var rules = map[string]rule{
 
 	"cmd/firn": {rooms: []string{"*"}, libraries: true},
 
-	"bench/chunks":              {rooms: []string{"internal/debstore", "internal/chunk", "nix", "nix/nar"}, libraries: true},
-	"bench":                     {rooms: []string{"internal/debstore", "nix", "nix/nar", "nix/protocol"}, libraries: true},
-	"internal/debstore":         {rooms: []string{"nix"}, libraries: true},
+	"internal/testing/debstore": {rooms: []string{"nix"}, libraries: true},
 	"internal/testing/archtest": {},
 	"internal/testing/seed":     {},
 }
 
 // infrastructure is for tests and measurements, and never part of a program.
-var infrastructure = []string{"bench", "bench/chunks", "internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/debstore", "internal/catalog/catalogtest", "internal/testing/conversation", "internal/testing/seed", "nix/nar/nartest"}
+var infrastructure = []string{"internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/catalog/catalogtest", "internal/testing/conversation", "internal/testing/debstore", "internal/testing/seed", "nix/nar/nartest"}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}
