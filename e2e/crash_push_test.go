@@ -432,7 +432,7 @@ func TestFullDisk(t *testing.T) {
 	}
 	checkAll()
 	admin(m, "verify")
-	if logs := v.logs.String(); !strings.Contains(logs, "make some on the disk of the state directory") {
+	if logs := v.logs.String(); !strings.Contains(logs, "on the disk of the state directory") {
 		t.Errorf("the log does not say what to do:\n%s", logs)
 	}
 	fullOverSSH(t, state)

@@ -196,7 +196,15 @@ func testInstalled(t *testing.T, deb string) {
 		}
 	}
 
-	d.run("apt-get", "install", "--yes", name)
+	// At first it serves this machine only, and says so once.
+	const onlyHere = "firn serves this machine only. To serve others, change the line listen in /etc/firn/firn.toml"
+	said := d.run("apt-get", "install", "--yes", name)
+	if strings.Count(said, onlyHere) != 1 {
+		t.Errorf("the installation does not say once that only this machine is served:\n%s", said)
+	}
+	if shown := d.run("firn", "config", "show", "--config", "/etc/firn/firn.toml"); !strings.HasPrefix(shown, "listen = [\"127.0.0.1:5000\"]") {
+		t.Errorf("the package's configuration is\n%s", shown)
+	}
 	d.run("sh", "-euc", "echo 'priority = 20' >>/etc/firn/firn.toml")
 	out := d.run("firn-admin", "token", "create", "--push", "main", "ci")
 	token := tokenText.FindString(out)
@@ -208,7 +216,7 @@ func testInstalled(t *testing.T, deb string) {
 	}
 
 	stat := d.run("stat", "--format=%A %U:%G %n", "/usr/bin/firn", "/usr/lib/systemd/system/firn.service", "/usr/lib/systemd/system/firn.service.d/user.conf", "/usr/lib/systemd/system/firn-verify.service.d/user.conf", "/etc/firn/firn.toml",
-		"/var/lib/firn", "/usr/share/man/man1/firn.1.gz", "/usr/share/man/man1/firn-serve.1.gz",
+		"/var/lib/firn", "/usr/share/man/man1/firn.1.gz", "/usr/share/man/man1/firn-serve.1.gz", "/usr/share/man/man5/firn.toml.5.gz",
 		"/usr/share/bash-completion/completions/firn", "/usr/share/zsh/vendor-completions/_firn", "/usr/share/fish/vendor_completions.d/firn.fish",
 		"/usr/share/doc/firn/copyright", "/usr/share/doc/firn/changelog.Debian.gz", "/usr/share/doc/firn/changelog.gz", "/usr/share/doc/firn/licenses.gz")
 	for line := range strings.Lines(stat) {
@@ -252,7 +260,9 @@ func testInstalled(t *testing.T, deb string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.run("dpkg", "--force-confold", "--install", nextPackage(d, name))
+	if said := d.run("dpkg", "--force-confold", "--install", nextPackage(d, name)); strings.Contains(said, onlyHere) {
+		t.Errorf("the upgrade says what only the first installation should say:\n%s", said)
+	}
 	if after, err := os.ReadFile(filepath.Join(d.root, "etc/firn/firn.toml")); err != nil || !bytes.Equal(before, after) {
 		t.Errorf("the upgrade changed the configuration to %q, %v", after, err)
 	}
@@ -271,7 +281,7 @@ func testInstalled(t *testing.T, deb string) {
 	if err := os.MkdirAll(filepath.Join(d.root, "var/lib/firn/zstd"), 0o700); err != nil {
 		t.Fatal(err)
 	}
-	said := d.run("apt-get", "purge", "--yes", "firn")
+	said = d.run("apt-get", "purge", "--yes", "firn")
 	if d.there("/etc/firn/firn.toml") || d.there("/var/lib/firn/zstd") || d.there("/var/lib/systemd/deb-systemd-helper-enabled/firn.service.dsh-also") {
 		t.Error("purge leaves the configuration, NARs that can be made again, or what systemd was told")
 	}

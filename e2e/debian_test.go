@@ -5,6 +5,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -43,6 +44,21 @@ func (b *booted) install(pattern string) {
 	b.run("sh", "-euc", "DEBIAN_FRONTEND=noninteractive apt-get install --yes "+pattern)
 }
 
+// listening returns the addresses at which something listens on a port.
+func (b *booted) listening(port int) []string {
+	b.t.Helper()
+	out, err := exec.CommandContext(b.t.Context(), "nsenter", "--target", strconv.Itoa(b.pid), "--net",
+		"ss", "--no-header", "--numeric", "--listening", "--tcp", "sport", "=", strconv.Itoa(port)).Output()
+	if err != nil {
+		b.t.Fatalf("ss: %v", err)
+	}
+	var addresses []string
+	for line := range strings.Lines(string(out)) {
+		addresses = append(addresses, strings.Fields(line)[3])
+	}
+	return addresses
+}
+
 // The package and Debian's own Nix, with all that it recommends, get along: whichever comes first,
 // the service runs and serves what Nix has.
 func TestDebianNix(t *testing.T) {
@@ -59,6 +75,9 @@ func TestDebianNix(t *testing.T) {
 				t.Fatalf("the directory of the daemon's socket is %s", got)
 			}
 			b.run("systemctl", "is-active", "nix-daemon.service")
+			if got := b.listening(5000); !slices.Equal(got, []string{"127.0.0.1:5000"}) {
+				t.Errorf("it listens at %q", got)
+			}
 			path := b.run("nix-store", "--add", "/etc/os-release")
 			narinfo := "http://localhost:5000/" + filepath.Base(path)[:32] + ".narinfo"
 			eventually(t, "the path is served", func() bool {
@@ -89,6 +108,9 @@ func TestDebianPage(t *testing.T) {
 	page := fenced(t, "docs/debian.md", "sh")
 	use, remove := page[:len(page)-1], page[len(page)-1]
 	b.run("sh", "-euxc", "cd /root\n"+strings.Join(use, ""))
+	if got := b.listening(5000); !slices.Contains(got, "*:5000") {
+		t.Errorf("configured to serve other machines, it listens at %q", got)
+	}
 	for _, unit := range []string{"firn.service", "firn.socket", "firn-verify.timer"} {
 		if got, err := b.try("systemctl", "is-active", unit); err != nil {
 			t.Errorf("%s is %s", unit, got)

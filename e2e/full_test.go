@@ -125,7 +125,7 @@ func TestFullDiskOfClients(t *testing.T) {
 		if seen := host.run(firnPath, "doctor", s.url, "--path", fits, "--quiet"); !strings.Contains(seen, "warn  room ") || !strings.Contains(seen, "the disk is nearly full") {
 			t.Errorf("without room firn doctor says\n%s", seen)
 		}
-		if !strings.Contains(s.errors.String(), "make some on the disk of the state directory") {
+		if !strings.Contains(s.errors.String(), "on the disk of the state directory") {
 			t.Errorf("the log does not say what to do:\n%s", s.errors)
 		}
 		admin(host, "verify")

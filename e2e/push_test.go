@@ -358,7 +358,7 @@ func TestPrivateCache(t *testing.T) {
 		}
 		absent := strings.NewReplacer(p.Hash().String(), strings.Repeat("0", 32), info.NARHash.Nix32(), strings.Repeat("0", 52))
 		for _, from := range []*server{s, &inside} {
-			for _, path := range []string{p.Hash().String() + ".narinfo", p.Hash().String() + ".ls", info.URL, strings.TrimSuffix(info.URL, ".zst"), "nar/" + info.NARHash.Nix32() + ".nar"} {
+			for _, path := range []string{p.Hash().String() + ".narinfo", p.Hash().String() + ".ls", info.URL, "nar/" + p.Hash().String() + "-" + info.NARHash.Nix32() + ".nar", "nar/" + info.NARHash.Nix32() + ".nar"} {
 				got, want := answer(t, from, path), answer(t, from, absent.Replace(path))
 				if got = absent.Replace(got); got != want || strings.HasPrefix(got, "2") {
 					t.Errorf("%s/%s is answered with\n%s\nand what is not there with\n%s", from.url, path, got, want)

@@ -34,7 +34,7 @@ buildGoModule {
   postInstall =
     lib.optionalString canRun ''
       $out/bin/firn manual man
-      installManPage man/*
+      installManPage man/man*/*
       installShellCompletion --cmd firn \
         --bash <($out/bin/firn completion bash) \
         --zsh <($out/bin/firn completion zsh) \

@@ -19,7 +19,9 @@ const packageFile = "package.nix"
 
 // asNixpkgs are the commands of nixpkgs that the installation uses, as far as it does.
 const asNixpkgs = `set -eu
-installManPage() { install -D --mode=644 --target-directory="$out/share/man/man1" "$@"; }
+installManPage() {
+	for page in "$@"; do install -D --mode=644 "$page" "$out/share/man/man${page##*.}/${page##*/}"; done
+}
 installShellCompletion() {
 	test "$1 $2 $3 $5 $7" = "--cmd firn --bash --zsh --fish"
 	mkdir -p "$out/completions"
@@ -71,6 +73,7 @@ func TestPackage(t *testing.T) {
 	for name, want := range map[string]string{
 		"share/man/man1/firn.1":           `.TH "FIRN" 1 "" "firn 0\-unstable\-20261126"`,
 		"share/man/man1/firn-serve.1":     `.TH "FIRN\-SERVE" 1`,
+		"share/man/man5/firn.toml.5":      `.TH "FIRN.TOML" 5`,
 		"completions/bash":                "complete ",
 		"completions/zsh":                 "#compdef firn",
 		"completions/fish":                "complete ",

@@ -33,9 +33,9 @@ type release struct {
 // newRelease builds the programs, and has one of them write its manual, completions and configuration.
 //
 //	ARCH/firn                          the program
-//	man/*.1.gz                         the manual
+//	man/man1/*.1.gz, man/man5/*.5.gz   the manual
 //	completion/bash, zsh, fish
-//	firn.toml                          every setting, commented out
+//	firn.toml                          every setting, commented out but for listen and state
 //	licenses.gz                        of everything that is linked into the program
 //	changelog.gz
 func newRelease(ctx context.Context, dir string, arches []string) (*release, error) {
@@ -68,7 +68,7 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 	if _, err := output(ctx, firn, "manual", r.path("man")); err != nil {
 		return nil, err
 	}
-	pages, err := filepath.Glob(r.path("man", "*.1"))
+	pages, err := filepath.Glob(r.path("man", "man?", "*"))
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +77,7 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 		if err != nil {
 			return nil, err
 		}
-		name := r.path("man", filepath.Base(page)+".gz")
+		name := page + ".gz"
 		if filepath.Base(page) == "CHANGELOG.md" {
 			name = r.path("changelog.gz")
 		}
@@ -93,7 +93,14 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 			return nil, err
 		}
 	}
-	if err := r.keep(ctx, r.path("firn.toml"), firn, "config", "example", "--state", stateDir); err != nil {
+	example, err := output(ctx, firn, "config", "example", "--state", stateDir, "--listen", localAddress)
+	if err != nil {
+		return nil, err
+	}
+	if example, err = everywhere(example); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(r.path("firn.toml"), example, 0o644); err != nil {
 		return nil, err
 	}
 	return r, r.writeLicenses(ctx, info)
@@ -101,6 +108,22 @@ func newRelease(ctx context.Context, dir string, arches []string) (*release, err
 
 // stateDir is the state directory of a server from a package.
 const stateDir = "/var/lib/firn"
+
+// localAddress is where a server from a package listens: it starts when it is installed, before an
+// administrator can say who may read the store. It is IPv4, which every machine has.
+const localAddress = "127.0.0.1:5000"
+
+// everywhere adds the line that serves other machines to a configuration that serves this one only.
+// It is a comment.
+func everywhere(example []byte) ([]byte, error) {
+	local := []byte("\nlisten = [\"" + localAddress + "\"]\n")
+	if bytes.Count(example, local) != 1 {
+		return nil, fmt.Errorf("the configuration has no line %q", bytes.TrimSpace(local))
+	}
+	both := "\n# This serves this machine only. To serve others, put the second line in place of the first." +
+		string(local) + "#listen = [\"[::]:5000\"]\n"
+	return bytes.Replace(example, local, []byte(both), 1), nil
+}
 
 // path returns the path of a file of the release.
 func (r *release) path(names ...string) string {

@@ -154,7 +154,7 @@ func (a *app) openCaches(ctx context.Context) (err error) {
 		opts.Encoder, opts.Compress = a.encoder, a.compresses()
 	}
 	a.caches, err = registry.New(ctx, a.depot.catalog, a.depot.Depot, opts)
-	a.access = access.New(a.depot.catalog, a.depot.catalog.Version, access.Options{})
+	a.access = access.New(a.depot.catalog, a.depot.catalog, access.Options{})
 	return err
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/alecthomas/kong"
 
@@ -12,29 +13,93 @@ import (
 )
 
 type manualCommand struct {
-	Dir string `arg:"" complete:"dir" help:"The directory, which is made when it is not there."`
+	Dir string `arg:"" complete:"dir" help:"The directory that has man1 and man5. They are made if they are not there."`
 }
 
 func (*manualCommand) Help() string {
-	return `It is for those who make packages: a page of each command, in section 1.
+	return `It is for those who make packages: a page of each command, in section 1, and one of the
+configuration file, in section 5.
 
 Examples:
 
-    firn manual /usr/local/share/man/man1`
+    firn manual /usr/local/share/man`
 }
 
 func (c *manualCommand) Run(k *kong.Context) error {
-	if err := os.MkdirAll(c.Dir, 0o755); err != nil {
-		return fmt.Errorf("write manual: %w", err)
-	}
 	pages := cli.Pages(k.Model, version(), describe, more)
-	for name, text := range pages {
-		if err := os.WriteFile(filepath.Join(c.Dir, name), []byte(text), 0o644); err != nil {
+	file, err := settingsPage()
+	if err != nil {
+		return err
+	}
+	path, text := file.Page(k.Model.Name, version())
+	pages[path] = text
+	for path, text := range pages {
+		path = filepath.Join(c.Dir, filepath.FromSlash(path))
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return fmt.Errorf("write manual: %w", err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return fmt.Errorf("write manual: %w", err)
 		}
 	}
 	say("Wrote %s to %s.", plural(int64(len(pages)), "page"), c.Dir)
 	return nil
+}
+
+// settingsFile is the name of the configuration file, and of its manual page.
+const settingsFile = "firn.toml"
+
+// packagedConfig is the configuration file, and packagedHandbook the handbook, of the Debian package.
+var (
+	packagedConfig = cli.Item{Term: "/etc/firn/firn.toml", Text: "The configuration file of the Debian package's service, which names it with --config. " +
+		"Without --config none is read."}
+	packagedHandbook = cli.Item{Term: "/usr/share/doc/firn", Text: "The handbook, where a package has brought it."}
+)
+
+// settingsPage is the manual page of the configuration file.
+func settingsPage() (cli.File, error) {
+	f := cli.File{
+		Name:    settingsFile,
+		Summary: "settings of firn",
+		Description: `firn reads its settings from a file in TOML. --config FILE or FIRN_CONFIG names the file. There is no default: without a name, firn reads no file.
+
+Each line is KEY = VALUE. A VALUE is a string in quotation marks, a list of such strings in brackets, a number, or true or false:
+
+    listen = ["127.0.0.1:5000", "unix:/run/firn/firn.sock"]
+    log-level = "debug"
+    priority = 20
+
+Flags win over variables, variables over the file, and the file over the defaults. A key that firn does not know is an error.
+
+firn config example prints a file with every setting. firn config check FILE finds what is wrong in a file, and firn config show prints what is in effect, and where each value comes from.
+
+SIGHUP, which systemctl reload firn sends, makes a server read keys, certificates and priority again. Everything else needs a restart.`,
+		Environment: []cli.Item{
+			{Term: "FIRN_CONFIG", Text: "The name of the file, if --config is not given."},
+			{Term: "FIRN_*", Text: "The settings, one each: log-level is FIRN_LOG_LEVEL."},
+		},
+		Files:   []cli.Item{packagedConfig, packagedHandbook},
+		SeeAlso: []string{"firn", "firn-serve", "firn-config-check", "firn-config-example", "firn-config-show"},
+	}
+	defaults, _, err := config.Load("", func(string) (string, bool) { return "", false })
+	if err != nil {
+		return f, err
+	}
+	defaults.State = "" // it depends on the user, as the help says
+	for _, s := range config.Settings() {
+		line, err := defaults.Line(s)
+		if err != nil {
+			return f, err
+		}
+		text := s.Help
+		if s.Default != "" {
+			text += " The default is " + strings.TrimSpace(line) + "."
+		} else if s.List {
+			text += " The value is a list."
+		}
+		f.Settings = append(f.Settings, cli.Item{Term: s.Key, Text: text + " As a flag: " + s.Flag() + "; as a variable: " + s.Variable() + "."})
+	}
+	return f, nil
 }
 
 // more is what the manual says of a command beside its help: how it ends, and which variables and
@@ -49,7 +114,7 @@ func more(n *kong.Node) (m cli.More) {
 	lost := cli.Item{Term: fmt.Sprint(exitDamaged), Text: "Of firn backup: the backup is made, but the server itself has lost some of what was pushed."}
 	unknown := cli.Item{Term: fmt.Sprint(exitUnknown), Text: "Of firn doctor: nothing failed, but the main checks were skipped."}
 	state := []cli.Item{
-		{Term: "/etc/firn/firn.toml", Text: "The configuration file of the Debian package's service, which names it with --config. Without --config none is read."},
+		packagedConfig,
 		{Term: "STATE/depot/catalog.db", Text: "The catalog: caches, tokens, SSH keys, and pushed paths. STATE is the directory of --state."},
 		{Term: "STATE/depot/packs", Text: "The bytes of pushed paths."},
 		{Term: "STATE/signing-key.secret, STATE/signing-key.public", Text: "The key that the first start made, where none was given."},
@@ -62,7 +127,8 @@ func more(n *kong.Node) (m cli.More) {
 			{Term: "FIRN_CONFIG", Text: "The configuration file, where --config is not given."},
 			{Term: "FIRN_*", Text: "The settings, one each: see firn-serve(1)."},
 		}
-		m.Files = append(state, cli.Item{Term: "/usr/share/doc/firn", Text: "The handbook, where a package has brought it."})
+		m.Files = append(state, packagedHandbook)
+		m.SeeAlso = []string{settingsFile}
 		return m
 	case "firn verify":
 		m.Exit = append(m.Exit, damaged)
@@ -81,7 +147,13 @@ func more(n *kong.Node) (m cli.More) {
 		variables[s.Key] = s.Variable()
 	}
 	keepsState := false
+	if n.Parent != nil && n.Parent.Name == "config" {
+		m.SeeAlso = []string{settingsFile}
+	}
 	for _, f := range n.Flags {
+		if f.Name == "config" {
+			m.SeeAlso = []string{settingsFile}
+		}
 		keepsState = keepsState || f.Name == "state"
 		for _, name := range append(f.Envs, variables[f.Name]) {
 			if name != "" && (len(f.Envs) > 0 || f.Tag.Get("toml") != "") {

@@ -49,8 +49,8 @@ func (p *progress) bytes(done, total int64) {
 
 // paths tells how far a transfer is.
 func (p *progress) paths(now transfer.Progress) {
-	p.show(int64(now.Paths), int64(now.Known), func() string {
-		text := fmt.Sprintf("of %s, %s, %s/s", plural(int64(now.Known), "path"), size(now.Bytes), p.rate(now.Bytes))
+	p.show(now.DoneBytes, now.KnownBytes, func() string {
+		text := fmt.Sprintf("of %s, %d of %s, %s/s", size(now.KnownBytes), now.Paths, plural(int64(now.Known), "path"), p.rate(now.Bytes))
 		if pause := time.Until(p.until); pause > 0 {
 			text += fmt.Sprintf(", trying again in %.1f s", pause.Seconds())
 		}
@@ -98,7 +98,7 @@ func (p *progress) show(done, total int64, rest func() string) {
 		return
 	}
 	p.last = time.Now()
-	share := min(1, float64(done)/float64(max(total, 1)))
+	share := min(1, max(0, float64(done)/float64(max(total, 1))))
 	if !p.terminal {
 		fmt.Fprintf(os.Stderr, "%s: %.0f %% %s\n", p.what, 100*share, rest())
 		return

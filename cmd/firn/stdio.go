@@ -82,7 +82,7 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	rooms := fairlimit.New(sshRooms)
 	return session.Options{
 		Behind:  session.NewBehind(),
-		Room:    func() (func(), bool) { return rooms.TryTake() },
+		Memory:  func() (func(), bool) { return rooms.TryTake() },
 		Name:    f.Cache,
 		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
 		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },

@@ -1,7 +1,7 @@
 // Package access finds out who a request comes from: tokens, SSH keys and certificates become principals.
 //
 //	secret, record, err := access.NewToken("ci", grants, expires) // the secret is shown once, the record kept
-//	a := access.New(catalog, catalog.Version, access.Options{})
+//	a := access.New(catalog, catalog, access.Options{})
 //	who, err := a.Authenticate(ctx, header.Get("Authorization"), remote)
 //	who, err := a.SSHKey(ctx, key, user)
 //	who, err := a.Certificate(ctx, chain, remote)
@@ -26,6 +26,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/memo"
 )
 
 const (
@@ -65,8 +66,8 @@ type Access struct {
 	uses                       uses
 }
 
-// New returns an Access that finds tokens and keys in a catalog, and remembers them as long as version stays the same: see [catalog.Catalog].
-func New(records Records, version func() (uint64, bool), opts Options) *Access {
+// New returns an Access that finds tokens and keys in a catalog, and remembers them as long as that says that nothing has changed.
+func New(records Records, changes memo.Changes, opts Options) *Access {
 	if opts.Now == nil {
 		opts.Now = time.Now
 	}
@@ -74,10 +75,10 @@ func New(records Records, version func() (uint64, bool), opts Options) *Access {
 		records: records,
 		now:     opts.Now,
 		slow:    newSlowdown(cmp.Or(opts.Burst, defaultBurst), cmp.Or(opts.Pause, defaultPause)),
-		tokens:  newMemory(version, opts.Now),
-		keys:    newMemory(version, opts.Now),
+		tokens:  newMemory(changes, opts.Now),
+		keys:    newMemory(changes, opts.Now),
 
-		certificates: newMemory(version, opts.Now),
+		certificates: newMemory(changes, opts.Now),
 	}
 }
 
@@ -116,7 +117,7 @@ func (a *Access) Wait(remote netip.Addr) time.Duration { return a.slow.wait(remo
 // find finds the principal of a secret, which may be anything.
 func (a *Access) find(ctx context.Context, secret string) (*principal, error) {
 	hash := sha256.Sum256([]byte(secret))
-	return a.tokens.find(hash, func() (*principal, error) {
+	return a.tokens.find(ctx, hash, func() (*principal, error) {
 		t, err := a.records.TokenByHash(ctx, hash)
 		if err != nil {
 			return nil, missing("token", err)

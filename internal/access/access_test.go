@@ -17,6 +17,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/internal/catalog/sqlite"
+	"firn/internal/memo"
 )
 
 // counted is a catalog that counts questions, and can fail.
@@ -35,11 +36,11 @@ func (c *counted) TokenByHash(ctx context.Context, hash catalog.Sum) (*catalog.T
 	return c.Catalog.TokenByHash(ctx, hash)
 }
 
-func (c *counted) Version() (uint64, bool) {
+func (c *counted) Version(ctx context.Context) memo.Version {
 	if c.vague {
-		return 0, false
+		return memo.Version{}
 	}
-	return c.Catalog.Version()
+	return c.Catalog.Version(ctx)
 }
 
 type tester struct {
@@ -64,7 +65,7 @@ func openCatalog(tb testing.TB) catalog.Catalog {
 
 func newTester(t *testing.T, opts access.Options) *tester {
 	c := &counted{Catalog: openCatalog(t)}
-	return &tester{t, c, access.New(c, c.Version, opts)}
+	return &tester{t, c, access.New(c, c, opts)}
 }
 
 // token makes a token and returns its secret.
@@ -311,7 +312,7 @@ func TestNewToken(t *testing.T) {
 // Many at once, with changes between, for the race detector.
 func TestAtOnce(t0 *testing.T) {
 	t := newTester(t0, access.Options{})
-	a := access.New(t.catalog.Catalog, t.catalog.Version, access.Options{})
+	a := access.New(t.catalog.Catalog, t.catalog, access.Options{})
 	secret := t.token("ci", time.Time{})
 	var group sync.WaitGroup
 	for range 8 {
@@ -336,7 +337,7 @@ func TestAtOnce(t0 *testing.T) {
 
 func BenchmarkKnown(b *testing.B) {
 	c := openCatalog(b)
-	a := access.New(c, c.Version, access.Options{})
+	a := access.New(c, c, access.Options{})
 	secret, record, err := access.NewToken("ci", []catalog.Grant{{Pattern: "*"}}, time.Time{})
 	if err == nil {
 		err = c.AddToken(b.Context(), record)

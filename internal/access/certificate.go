@@ -86,7 +86,7 @@ func (a *Access) ofChain(ctx context.Context, chain []*x509.Certificate) (*princ
 // holder returns the principal that holds the key of a certificate.
 func (a *Access) holder(ctx context.Context, cert *x509.Certificate) (*principal, error) {
 	hash := certificateHash(cert)
-	return a.certificates.find(hash, func() (*principal, error) {
+	return a.certificates.find(ctx, hash, func() (*principal, error) {
 		t, err := a.records.TokenByHash(ctx, hash)
 		if err != nil {
 			return nil, missing("certificate", err)

@@ -68,7 +68,7 @@ func client(name string) x509.Certificate {
 func TestCertificate(t *testing.T) {
 	cat := catalogtest.NewMemory(nil)
 	now := time.Now()
-	a := access.New(cat, cat.Version, access.Options{Now: func() time.Time { return now }, Burst: 1000})
+	a := access.New(cat, cat, access.Options{Now: func() time.Time { return now }, Burst: 1000})
 	add := func(name string, cert *issued, expires time.Time) {
 		t.Helper()
 		record, err := access.NewCertificate(name, cert.pem(), []catalog.Grant{{Pattern: "main", Rights: uint8(cache.Push)}}, expires)

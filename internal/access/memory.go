@@ -1,6 +1,7 @@
 package access
 
 import (
+	"context"
 	"fmt"
 	"time"
 
@@ -14,19 +15,19 @@ const maxKnown = 4096
 
 // A memory remembers the principals of valid credentials, as long as the catalog does not change.
 type memory struct {
-	version func() (uint64, bool)
+	changes memo.Changes
 	now     func() time.Time
 	known   *memo.Memo[catalog.Sum, *principal]
 }
 
-func newMemory(version func() (uint64, bool), now func() time.Time) *memory {
-	return &memory{version, now, memo.New[catalog.Sum, *principal](maxKnown)}
+func newMemory(changes memo.Changes, now func() time.Time) *memory {
+	return &memory{changes, now, memo.New[catalog.Sum, *principal](maxKnown)}
 }
 
 // find returns the principal that is remembered under a hash, or else what ask says.
 // It is cache.ErrUnauthenticated if it has expired.
-func (m *memory) find(hash catalog.Sum, ask func() (*principal, error)) (*principal, error) {
-	now := memo.Exactly(m.version()) // before the question: what is revoked after it is forgotten then
+func (m *memory) find(ctx context.Context, hash catalog.Sum, ask func() (*principal, error)) (*principal, error) {
+	now := m.changes.Version(ctx) // before the question: what is revoked after it is forgotten then
 	p, at, ok := m.known.Get(hash)
 	if !ok || !at.Hit(now) {
 		var err error

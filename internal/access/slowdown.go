@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"firn/internal/fairlimit"
 )
 
 // slots is the size of the table of addresses. Two addresses that fall into one slot share it, and fall into others after a restart:
@@ -29,7 +31,7 @@ func newSlowdown(burst int, pause time.Duration) *slowdown {
 // failed counts a failure of an address, and returns how long it has to wait: zero if it has not failed too often.
 // A failure while it has to wait does not lengthen the wait.
 func (s *slowdown) failed(remote netip.Addr, now time.Time) (wait time.Duration) {
-	slot := maphash.Comparable(s.seed, place(remote)) % slots
+	slot := maphash.Comparable(s.seed, fairlimit.Network(remote)) % slots
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	owed := s.owed[slot]
@@ -46,7 +48,7 @@ func (s *slowdown) failed(remote netip.Addr, now time.Time) (wait time.Duration)
 
 // wait returns how long an address has to wait before it may fail; zero if it need not.
 func (s *slowdown) wait(remote netip.Addr, now time.Time) time.Duration {
-	slot := maphash.Comparable(s.seed, place(remote)) % slots
+	slot := maphash.Comparable(s.seed, fairlimit.Network(remote)) % slots
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	owed := s.owed[slot]
@@ -54,17 +56,4 @@ func (s *slowdown) wait(remote netip.Addr, now time.Time) time.Duration {
 		return 0
 	}
 	return max(0, owed.Add(s.pause).Sub(now)-s.burst)
-}
-
-// place returns what stands for an address: itself, or the network of an IPv6 address, of which one machine has as many as it likes.
-func place(remote netip.Addr) netip.Addr {
-	remote = remote.Unmap().WithZone("")
-	if !remote.Is6() {
-		return remote
-	}
-	network, err := remote.Prefix(64)
-	if err != nil {
-		return remote
-	}
-	return network.Addr()
 }

@@ -109,7 +109,7 @@ func checkStrength(key ssh.PublicKey) error {
 // known, or it has expired, and cache.ErrUnavailable if it could not be told.
 func (a *Access) SSHKey(ctx context.Context, key ssh.PublicKey, user string) (cache.Principal, error) {
 	wire := key.Marshal()
-	p, err := a.keys.find(sha256.Sum256(append([]byte(user+"\x00"), wire...)), func() (*principal, error) {
+	p, err := a.keys.find(ctx, sha256.Sum256(append([]byte(user+"\x00"), wire...)), func() (*principal, error) {
 		cert, ok := key.(*ssh.Certificate)
 		if ok {
 			return a.certificate(ctx, cert, user)

@@ -31,7 +31,7 @@ func TestUses(t0 *testing.T) {
 	synctest.Test(t0, func(t0 *testing.T) {
 		t := newTester(t0, access.Options{})
 		n := &noting{Catalog: t.catalog.Catalog}
-		t.access = access.New(n, n.Version, access.Options{})
+		t.access = access.New(n, n, access.Options{})
 		ctx, end := context.WithCancel(t.Context())
 		ended := make(chan struct{})
 		go func() {

@@ -137,7 +137,7 @@ func (l *Log) Begin(c Client) *Session {
 func (l *Log) Join(c Client) *Session {
 	c = c.bounded()
 	key := c
-	key.Remote = fairlimit.Place(c.Remote)
+	key.Remote = fairlimit.Network(c.Remote)
 	now := l.now()
 	l.mu.Lock()
 	s := l.sessions[key]

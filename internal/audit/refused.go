@@ -55,7 +55,7 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 		counters, text = l.metrics.refused, "login refused"
 	}
 	counters[c.FrontEnd][why].Inc()
-	unlogged, ok := l.refused.take(fairlimit.Place(c.Remote), l.now())
+	unlogged, ok := l.refused.take(fairlimit.Network(c.Remote), l.now())
 	if !ok {
 		return
 	}
@@ -78,7 +78,7 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 // hour for an address.
 func (l *Log) Exposed(c Client) {
 	c = c.bounded()
-	if _, ok := l.exposed.take(fairlimit.Place(c.Remote), l.now()); ok {
+	if _, ok := l.exposed.take(fairlimit.Network(c.Remote), l.now()); ok {
 		l.log.Warn("a token was sent over plain HTTP, where others on the way can read it: have the client use https, and make it a new token",
 			"front_end", string(c.FrontEnd), "remote", c.remote(), "cache", c.Cache)
 	}

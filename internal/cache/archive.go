@@ -24,6 +24,10 @@ type ArchiveInfo struct {
 
 	// Tag is for an entity tag: as long as it is the same, the bytes are.
 	Tag string
+
+	// FileTag is what the URL of a compressed NAR carries, so that it stands for these bytes only.
+	// It is "" for one that is not compressed.
+	FileTag string
 }
 
 // OpenNAR opens the NAR of a store path, and returns what is known of that.
@@ -36,18 +40,19 @@ func (c *Cache) OpenNAR(ctx context.Context, a Archive) (NAR, ArchiveInfo, error
 	}
 	open := func(ctx context.Context) (NAR, error) { return e.from.OpenNAR(ctx, e.origin) }
 	var n NAR
+	fileTag := c.fileTag(e)
 	switch from, kept := e.from.(Compressed); {
 	case !a.isCompressed():
 		n, err = open(ctx)
 	case kept:
-		n, err = from.OpenCompressed(ctx, e.origin)
+		n, fileTag, err = from.OpenCompressed(ctx, e.origin) // which may be another one by now
 	default:
 		n, err = c.encoder.Encode(ctx, e.origin, open)
 	}
 	if err != nil {
 		return nil, ArchiveInfo{}, fmt.Errorf("open NAR of %s: %w", e.origin.Path, err)
 	}
-	return n, c.archiveInfo(e, a), nil
+	return n, archiveInfo(e, a, fileTag), nil
 }
 
 // StatNAR returns the size in bytes of what OpenNAR would open, without beginning to compress it:
@@ -57,7 +62,7 @@ func (c *Cache) StatNAR(ctx context.Context, a Archive) (info ArchiveInfo, size 
 	if err != nil {
 		return ArchiveInfo{}, 0, false, err
 	}
-	info = c.archiveInfo(e, a)
+	info = archiveInfo(e, a, c.fileTag(e))
 	switch _, kept := e.from.(Compressed); {
 	case !a.isCompressed():
 		return info, e.origin.NARSize, true, nil
@@ -135,31 +140,42 @@ func (c *Cache) compression(e *entry) nix.Compression {
 	return ""
 }
 
-func (c *Cache) archiveInfo(e *entry, a Archive) ArchiveInfo {
-	tag := e.origin.NARHash.Nix32()
+// fileTag returns the tag of the bytes of the compressed NAR of a path, "" if there is none.
+func (c *Cache) fileTag(e *entry) string {
 	switch _, kept := e.from.(Compressed); {
-	case !a.isCompressed():
 	case kept:
-		tag += "-" + e.file.tag
-	default:
-		tag += "-" + c.encoder.Version()
+		return e.file.tag
+	case c.encoder != nil:
+		return c.encoder.Version()
 	}
-	return ArchiveInfo{e.origin, tag}
+	return ""
 }
 
-// IsOwnURL reports whether the narinfos of this server give a path this URL, or could.
+func archiveInfo(e *entry, a Archive, fileTag string) ArchiveInfo {
+	tag := e.origin.NARHash.Nix32()
+	if !a.isCompressed() {
+		return ArchiveInfo{e.origin, tag, ""}
+	}
+	return ArchiveInfo{e.origin, tag + "-" + fileTag, fileTag}
+}
+
+// IsOwnURL reports whether the narinfos of this server give a path this URL, or could, or did.
 func IsOwnURL(url string, info *nix.PathInfo) bool {
-	rest, ok := strings.CutPrefix(url, narURL(info))
-	return ok && (rest == "" || rest == suffix(nix.Zstd))
+	rest, ok := strings.CutPrefix(url, strings.TrimSuffix(narURL(info, ""), ".nar"))
+	return ok && (rest == ".nar" || strings.HasPrefix(rest, "-") && strings.HasSuffix(rest, ".nar"+suffix(nix.Zstd)))
 }
 
-// narURL is where the NAR of a path is, relative to the cache:
-// both hashes are in the name, so that it can be found, and never stands for other bytes.
-func narURL(info *nix.PathInfo) string {
-	url := append(make([]byte, 0, 96), "nar/"...)
+// narURL returns where the NAR of a path is, relative to the cache: with the tag of its bytes if it is
+// compressed. Both hashes are in the name, so that the NAR can be found, and so that the URL never
+// stands for other bytes.
+func narURL(info *nix.PathInfo, fileTag string) string {
+	url := append(make([]byte, 0, 128), "nar/"...)
 	url = append(url, info.Path.Hash().String()...)
 	url = append(url, '-')
 	url = info.NARHash.AppendNix32(url)
+	if fileTag != "" {
+		url = append(append(url, '-'), fileTag...)
+	}
 	return string(append(url, ".nar"...))
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"firn/nix"
@@ -23,9 +24,6 @@ const (
 	// maxLookups bounds how many paths are visited in all these tries.
 	maxTries   = 100
 	maxLookups = 4 * maxVisited
-
-	// maxBatch is how many paths a sink is asked for at once.
-	maxBatch = 256
 )
 
 // publishChecked publishes a path of which all is checked but its references.
@@ -92,28 +90,26 @@ func (c *Cache) missingReferences(ctx context.Context, info *nix.PathInfo) (miss
 
 // referencesNotKept is missingReferences as far as is known.
 func (c *Cache) referencesNotKept(ctx context.Context, info *nix.PathInfo) (missing []nix.StorePath, others []other, err error) {
-	refs := slices.DeleteFunc(slices.Clone(info.References), func(ref nix.StorePath) bool { return ref == info.Path })
-	for batch := range slices.Chunk(refs, maxBatch) {
-		announced, err := c.announced(ctx, batch)
-		if err != nil {
-			return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
-		}
-		for _, ref := range batch {
-			if announced[ref] {
-				continue
-			}
-			there, from, err := c.otherInfo(ctx, ref.Hash())
-			switch {
-			case err == nil && there.Path == ref:
-				others = append(others, other{ref, from})
-			case err == nil, errors.Is(err, ErrNotFound):
-				missing = append(missing, ref)
-			default:
-				return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
-			}
+	left := make(map[nix.PathHash]nix.StorePath, len(info.References))
+	for _, ref := range info.References {
+		if ref != info.Path {
+			left[ref.Hash()] = ref
 		}
 	}
-	return missing, others, nil
+	err = c.eachIn(ctx, c.sinkFirst, slices.Collect(maps.Keys(left)), func(s Source, r Referrer) error {
+		hash := r.Path.Hash()
+		if left[hash] == r.Path {
+			delete(left, hash)
+			if !c.isSink(s) {
+				others = append(others, other{r.Path, s})
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("publish %s: %w", info.Path, err)
+	}
+	return nix.SortPaths(slices.Collect(maps.Values(left))), others, nil
 }
 
 // sinkHas returns ErrNotFound unless the sink has a path, with all that it refers to.
@@ -123,39 +119,6 @@ func (c *Cache) sinkHas(ctx context.Context, hash nix.PathHash) error {
 		done()
 	}
 	return err
-}
-
-// announced returns which of at most maxBatch paths the sink has published and clients can fetch
-// with all that they refer to.
-func (c *Cache) announced(ctx context.Context, paths []nix.StorePath) (map[nix.StorePath]bool, error) {
-	m, _, _, err := c.missingNow(ctx, false)
-	if err != nil {
-		return nil, err
-	}
-	hashes := make([]nix.PathHash, len(paths))
-	for i, p := range paths {
-		hashes[i] = p.Hash()
-	}
-	announced := make(map[nix.StorePath]bool, len(paths))
-	var suspects []nix.StorePath // not their references: they may be many
-	for r, err := range c.sink.References(ctx, hashes) {
-		if err != nil {
-			return nil, err
-		}
-		announced[r.Path] = !r.Withheld
-		if !r.Withheld && m != nil && len(m.refs) > 0 {
-			suspects = append(suspects, r.Path)
-		}
-	}
-	for _, path := range suspects {
-		switch err := c.sinkHas(ctx, path.Hash()); {
-		case errors.Is(err, ErrNotFound):
-			announced[path] = false
-		case err != nil:
-			return nil, err
-		}
-	}
-	return announced, nil
 }
 
 // visit returns all paths that a path leads to, there or not, and refuses it if one of these refers
@@ -198,27 +161,28 @@ func (c *Cache) visit(ctx context.Context, info *nix.PathInfo) (map[nix.PathHash
 // references calls do with the references of those paths that are in the cache.
 // A path may come twice: one that the sink withholds may be in another source.
 func (c *Cache) references(ctx context.Context, hashes []nix.PathHash, do func(Referrer) error) error {
-	for batch := range slices.Chunk(hashes, maxBatch) {
-		there := make(map[nix.PathHash]bool)
-		for r, err := range c.sink.References(ctx, batch) {
-			if err != nil {
-				return err
-			}
-			there[r.Path.Hash()] = !r.Withheld
-			if err := do(r); err != nil {
-				return err
-			}
+	left := make(map[nix.PathHash]bool, len(hashes))
+	for _, hash := range hashes {
+		left[hash] = true
+	}
+	err := c.sinkReferences(ctx, hashes, func(r Referrer) error {
+		if !r.Withheld {
+			delete(left, r.Path.Hash())
 		}
-		for _, hash := range batch {
-			if there[hash] {
-				continue
-			}
-			info, _, err := c.otherInfo(ctx, hash)
-			if errors.Is(err, ErrNotFound) {
-				continue
-			}
+		return do(r)
+	})
+	if err != nil {
+		return err
+	}
+	return c.eachIn(ctx, c.sinkFirst[1:], slices.Collect(maps.Keys(left)), func(_ Source, r Referrer) error { return do(r) })
+}
+
+// sinkReferences calls do with what the sink says of paths, withheld ones too.
+func (c *Cache) sinkReferences(ctx context.Context, hashes []nix.PathHash, do func(Referrer) error) error {
+	for batch := range slices.Chunk(hashes, maxBatch) {
+		for r, err := range c.sink.References(ctx, batch) {
 			if err == nil {
-				err = do(Referrer{Path: info.Path, References: info.References})
+				err = do(r)
 			}
 			if err != nil {
 				return err
@@ -226,22 +190,6 @@ func (c *Cache) references(ctx context.Context, hashes []nix.PathHash, do func(R
 		}
 	}
 	return nil
-}
-
-// otherInfo returns what the first source but the sink knows of a path.
-func (c *Cache) otherInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, Source, error) {
-	if len(c.sources) == 1 {
-		return nil, nil, ErrNotFound
-	}
-	ctx, cancel := context.WithTimeout(ctx, askLimit)
-	defer cancel()
-	a, err := first(c, func(s Source) (*nix.PathInfo, error) {
-		if c.isSink(s) {
-			return nil, ErrNotFound
-		}
-		return c.soundInfo(ctx, s, hash)
-	})
-	return a.value, a.from, err
 }
 
 // publishKeeping makes a path visible, and has other sources keep what of its references only they

@@ -263,6 +263,25 @@ func TestLookupsOfReferences(t *testing.T) {
 	}
 }
 
+// References that another source has are looked up many at once, too.
+func TestLookupsElsewhere(t *testing.T) {
+	var refs []cachetest.Path
+	for i := range 3000 {
+		refs = append(refs, numbered(t, i))
+	}
+	store := &shared{Memory: cachetest.NewMemory(refs...)}
+	c, s := newShared(t, cache.Options{}, store)
+	n := c.upload(refersTo(numbered(t, 3000), refs...))
+	s.count()
+	store.count()
+	c.publish(n)
+	for name, source := range map[string]*shared{"sink": s, "other source": store} {
+		if asked, batches := source.count(); asked > 3010 || batches > 12 {
+			t.Errorf("the %s was asked for %d paths in %d questions", name, asked, batches)
+		}
+	}
+}
+
 // Publishes do not wait for one whose look-ups take long.
 func TestPublishBesideSlowSearch(t *testing.T) {
 	a, b, d := numbered(t, 0), numbered(t, 1), numbered(t, 2)

@@ -1,4 +1,4 @@
-// Package cache is the hall between the doors and the sources.
+// Package cache is the core between the front ends and the sources.
 //
 // A [Cache] is what a client adds to its substituters: signing keys and sources in order.
 //
@@ -51,7 +51,7 @@ type Options struct {
 	// Name is that of the cache in a [Directory], [Main] if empty.
 	Name string
 
-	// Private lets nobody read but who may; see [Cache.Allow].
+	// Private: reading needs a right; see [Cache.Allow].
 	Private bool
 
 	// Sink keeps what is pushed. It is one of the sources. The zero Sink: nothing can be pushed.
@@ -98,14 +98,17 @@ type Cache struct {
 	sink    Sink // the zero Sink: nothing can be pushed
 	partial bool // references may be missing
 
-	sources  []Source
-	changes  []memo.Changes // the same sources
-	keys     []nix.SecretKey
-	reserved func(name string) bool // never nil
-	info     nix.CacheInfo
-	encoder  Encoder // nil: none
-	compress bool    // narinfos point to what encoder gives
-	log      *slog.Logger
+	sources []Source
+	changes []memo.Changes // the same sources
+	// sinkFirst are the same sources in another order, if there is a sink: a reference that the sink
+	// has is not asked for elsewhere.
+	sinkFirst []Source
+	keys      []nix.SecretKey
+	reserved  func(name string) bool // never nil
+	info      nix.CacheInfo
+	encoder   Encoder // nil: none
+	compress  bool    // narinfos point to what encoder gives
+	log       *slog.Logger
 
 	closures closures
 	taking   chan struct{} // holds something while paths of other sources are taken into the sink
@@ -165,6 +168,9 @@ func New(sources []Source, opts Options) (*Cache, error) {
 			changes = unversioned{}
 		}
 		c.changes = append(c.changes, changes)
+	}
+	if c.Keeps() {
+		c.sinkFirst = append([]Source{c.sink.Source}, slices.DeleteFunc(slices.Clone(c.sources), c.isSink)...)
 	}
 	for i, k := range c.keys {
 		if slices.ContainsFunc(c.keys[:i], func(other nix.SecretKey) bool { return other.Name() == k.Name() }) {

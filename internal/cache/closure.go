@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -114,36 +115,51 @@ func (c *Cache) missingNow(ctx context.Context, urgent bool) (m *missing, curren
 // something of these, and sure that all could tell.
 func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.PathHash]Reference, leans, sure bool, err error) {
 	s := &c.closures
-	refs, leans, sure = map[nix.PathHash]Reference{}, sameOthers, true
-	add := func(r Reference) {
-		leans = true
-		hash := r.To.Hash()
-		there, err := c.elsewhere(ctx, r.To)
-		if err != nil {
-			sure = false
-			_, there = s.missing.refs[hash]
-			there = !there
+	refs, sure = map[nix.PathHash]Reference{}, true
+	var batch []Reference
+	flush := func() {
+		found, err := c.elsewhere(ctx, batch)
+		sure = sure && err == nil
+		for _, r := range batch {
+			hash := r.To.Hash()
+			there := found[r.To]
+			if err != nil && !there {
+				_, missed := s.missing.refs[hash]
+				there = !missed
+			}
+			if !there {
+				refs[hash] = r
+			}
 		}
-		if !there {
-			refs[hash] = r
+		batch = batch[:0]
+	}
+	add := func(r Reference) {
+		if batch = append(batch, r); len(batch) == maxBatch {
+			flush()
 		}
 	}
 	if sameOthers {
+		leans = true // what was published since then may
 		for hash, r := range s.missing.refs {
-			if r.From.IsZero() {
-				continue // it may not be withheld any more
-			}
-			if _, err := c.sink.Source.PathInfo(ctx, hash); errors.Is(err, ErrNotFound) {
+			if !r.From.IsZero() { // else it may not be withheld any more
 				refs[hash] = r
-			} else if err != nil {
-				return nil, false, false, err
 			}
+		}
+		err := c.sinkReferences(ctx, slices.Collect(maps.Keys(refs)), func(r Referrer) error {
+			if !r.Withheld {
+				delete(refs, r.Path.Hash())
+			}
+			return nil
+		})
+		if err != nil {
+			return nil, false, false, err
 		}
 	} else {
 		for r, err := range c.sink.DanglingReferences(ctx) {
 			if err != nil {
 				return nil, false, false, err
 			}
+			leans = true
 			add(r)
 		}
 	}
@@ -151,8 +167,10 @@ func (c *Cache) findMissing(ctx context.Context, sameOthers bool) (refs map[nix.
 		if err != nil {
 			return nil, false, false, err
 		}
+		leans = true
 		add(Reference{To: path})
 	}
+	flush()
 	return refs, leans, sure, nil
 }
 
@@ -247,7 +265,7 @@ func (c *Cache) walk(ctx context.Context, m *missing, info *nix.PathInfo) (lacks
 		if known {
 			continue
 		}
-		if there, err := c.elsewhere(ctx, ref); err == nil && there {
+		if there, err := c.elsewhere(ctx, []Reference{{To: ref}}); err == nil && there[ref] {
 			continue // with all that it refers to
 		}
 		there, err := c.soundInfo(ctx, c.sink.Source, hash)
@@ -275,22 +293,19 @@ func (m *missing) verdict(hash nix.PathHash) (lacks nix.StorePath, known bool) {
 	return lacks, known
 }
 
-// elsewhere reports whether a source besides the sink has a path.
-func (c *Cache) elsewhere(ctx context.Context, path nix.StorePath) (there bool, err error) {
-	var unsure error
-	for _, s := range c.sources {
-		if c.isSink(s) {
-			continue
-		}
-		info, err := c.soundInfo(ctx, s, path.Hash())
-		switch {
-		case err == nil && info.Path == path:
-			return true, nil
-		case err != nil && !errors.Is(err, ErrNotFound):
-			unsure = err
-		}
+// elsewhere returns which of at most maxBatch paths the sources besides the sink have. With an error,
+// others may be there too.
+func (c *Cache) elsewhere(ctx context.Context, refs []Reference) (map[nix.StorePath]bool, error) {
+	hashes := make([]nix.PathHash, len(refs))
+	for i, r := range refs {
+		hashes[i] = r.To.Hash()
 	}
-	return false, unsure
+	found := make(map[nix.StorePath]bool)
+	err := c.eachIn(ctx, c.sinkFirst[1:], hashes, func(_ Source, r Referrer) error {
+		found[r.Path] = true
+		return nil
+	})
+	return found, err
 }
 
 // othersVersion is one version for the sources besides the sink.
@@ -340,8 +355,8 @@ func (c *Cache) Incomplete(ctx context.Context) iter.Seq2[Reference, error] {
 			}
 			if err == nil {
 				// One that another source has too is announced.
-				var there bool
-				if there, err = c.elsewhere(ctx, info.Path); err == nil && there {
+				var there map[nix.StorePath]bool
+				if there, err = c.elsewhere(ctx, []Reference{{To: info.Path}}); err == nil && there[info.Path] {
 					continue
 				}
 			}

@@ -37,7 +37,7 @@ type Encoder interface {
 // Unfinished is a NAR that is being made while it is sent: its Size is -1.
 //
 // Until Wait has returned nil, it can only be written as a whole, once, by WriteRange with off 0 and n -1.
-// A door sends it without a length, answers no range from it, and cuts the connection when WriteRange fails.
+// A front end sends it without a length, answers no range from it, and cuts the connection when WriteRange fails.
 type Unfinished interface {
 	NAR
 

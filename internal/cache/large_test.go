@@ -74,8 +74,8 @@ func (*unstattable) Compression() nix.Compression { return nix.Zstd }
 func (*unstattable) StatCompressed(context.Context, *nix.PathInfo) (int64, string, error) {
 	return 0, "", cache.ErrUnavailable
 }
-func (*unstattable) OpenCompressed(context.Context, *nix.PathInfo) (cache.NAR, error) {
-	return nil, cache.ErrUnavailable
+func (*unstattable) OpenCompressed(context.Context, *nix.PathInfo) (cache.NAR, string, error) {
+	return nil, "", cache.ErrUnavailable
 }
 
 // The memory of a large narinfo is given back once where its NAR cannot be looked at, and another

@@ -278,8 +278,10 @@ func (c *Cache) render(e *entry) *nix.NARInfo {
 	case kept:
 		info.Compression = from.Compression()
 		info.FileSize = e.file.size
+		info.URL = narURL(origin, e.file.tag)
 	case c.compress:
 		info.Compression = c.encoder.Compression()
+		info.URL = narURL(origin, c.encoder.Version())
 		info.FileSize, _ = c.encoder.Encoded(origin)
 	}
 	info.URL += suffix(info.Compression)
@@ -296,7 +298,7 @@ func (c *Cache) render(e *entry) *nix.NARInfo {
 
 // plain has a narinfo lead to the NAR as it is.
 func plain(info *nix.NARInfo, origin *nix.PathInfo) {
-	info.URL = narURL(origin)
+	info.URL = narURL(origin, "")
 	info.Compression = nix.None
 	info.FileHash, info.FileSize = origin.NARHash, origin.NARSize
 }

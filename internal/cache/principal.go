@@ -10,8 +10,8 @@ type Rights uint8
 
 const (
 	Read  Rights = 1 << iota // get what a private cache has; everybody may read a public one
-	Push                     // add to it; whoever may push may read
-	Admin                    // see what only operators should, such as what a server does for others; whoever may do that may push
+	Push                     // add to it; a principal that may push may read
+	Admin                    // see what only operators should, such as what a server does for others; a principal that may do that may push
 )
 
 // A Principal is who a request comes from, with what it may do.

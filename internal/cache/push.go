@@ -14,7 +14,7 @@ import (
 // maxSignatures bounds those that are kept of one path. More are not read either.
 const maxSignatures = 64
 
-// errNoSink is for whoever pushes to a cache without a sink.
+// errNoSink refuses a push to a cache without a sink.
 var errNoSink = Refuse(ErrInvalid, "this cache keeps nothing that is pushed to it")
 
 // Receive keeps a NAR, unpublished, see [Sink].
@@ -25,14 +25,15 @@ func (c *Cache) Receive(ctx context.Context, u Upload) (Received, error) {
 	return c.sink.Receive(ctx, u)
 }
 
-// Received returns what was uploaded under a URL, or ErrNotFound.
+// Received returns what was uploaded under a URL, or ErrNotFound. Of an upload that is there, and
+// cannot be read now, it returns the error and the upload.
 func (c *Cache) Received(ctx context.Context, url string) (Received, error) {
 	if !c.Keeps() {
 		return Received{}, fmt.Errorf("find upload %s: %w", url, ErrNotFound)
 	}
 	r, err := c.sink.Received(ctx, url)
 	if err != nil {
-		return Received{}, fmt.Errorf("find upload %s: %w", url, err)
+		return r, fmt.Errorf("find upload %s: %w", url, err)
 	}
 	return r, nil
 }
@@ -52,21 +53,17 @@ func (c *Cache) Renew(ctx context.Context, url string) error {
 	return nil
 }
 
-// OpenReceived opens what was uploaded under a URL, uncompressed. The caller closes the NAR.
-func (c *Cache) OpenReceived(ctx context.Context, url string) (NAR, Received, error) {
-	r, err := c.Received(ctx, url)
-	if err != nil {
-		return nil, Received{}, err
-	}
+// OpenReceived opens what Received returned, uncompressed. The caller closes the NAR.
+func (c *Cache) OpenReceived(ctx context.Context, r Received) (NAR, error) {
 	n, err := c.sink.OpenReceived(ctx, r)
 	if err != nil {
-		return nil, Received{}, fmt.Errorf("open upload %s: %w", url, err)
+		return nil, fmt.Errorf("open NAR %s: %w", r.NARHash, err)
 	}
-	return n, r, nil
+	return n, nil
 }
 
-// OpenReceivedAs opens what OpenReceived has opened, in a compression in which it is kept, and returns a tag of its bytes.
-// ok is false if it is not kept so. The caller closes the NAR.
+// OpenReceivedAs opens what Received returned in a compression in which it is kept, and returns a tag
+// of its bytes. ok is false if it is not kept so. The caller closes the NAR.
 func (c *Cache) OpenReceivedAs(ctx context.Context, r Received, compression nix.Compression) (n NAR, tag string, ok bool, err error) {
 	s, able := c.sink.Source.(CompressedReceiver)
 	if !able || s.Compression() != compression {

@@ -437,7 +437,8 @@ func TestContentAddress(t *testing.T) {
 				wrong = append(wrong, addressed(t, file, nix.TextMethod, algorithm, sum(file), hello(t).Info.Path))
 			}
 			if algorithm == nix.SHA1 {
-				wrong = append(wrong, addressed(t, file, nix.GitMethod, algorithm, sum(contents)))
+				// As git hashes it: experimental in Nix, and not supported.
+				wrong = append(wrong, addressed(t, file, nix.GitMethod, algorithm, sum(fmt.Appendf(nil, "blob %d\x00%s", len(contents), contents))))
 			}
 			for _, p := range right {
 				c.publish(c.upload(p))

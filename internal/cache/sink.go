@@ -133,13 +133,6 @@ type Basis struct {
 	Partial bool
 }
 
-// A Referrer is a published path with what it refers to.
-type Referrer struct {
-	Path       nix.StorePath
-	References []nix.StorePath
-	Withheld   bool // as its bytes did not verify
-}
-
 // An Upload is a NAR that is being received.
 type Upload struct {
 	// URL is the name that the client gives it, relative to the cache, such as nar/<file hash>.nar.xz; "" if it gives none.
@@ -164,7 +157,7 @@ type Received struct {
 	FileSize int64
 	// Compression of what the client sent, "" if that is not known.
 	Compression nix.Compression
-	// Published says that a path of the cache has this NAR. Until then, it is nobody's but those who may push.
+	// Published says that a path of the cache has this NAR. Until then, only clients that may push may know of it.
 	// Receive does not tell.
 	Published bool
 }
@@ -181,8 +174,9 @@ type Compressed interface {
 	// of letters, digits and '-': as long as that is the same, the bytes are.
 	StatCompressed(ctx context.Context, info *nix.PathInfo) (size int64, tag string, err error)
 
-	// OpenCompressed opens the compressed NAR of a path info that this source gave. It is like OpenNAR.
-	OpenCompressed(ctx context.Context, info *nix.PathInfo) (NAR, error)
+	// OpenCompressed opens the compressed NAR of a path info that this source gave, and returns the
+	// tag of its bytes, which is that of StatCompressed. It is like OpenNAR.
+	OpenCompressed(ctx context.Context, info *nix.PathInfo) (n NAR, tag string, err error)
 }
 
 // A CompressedReceiver is a Receiver that keeps NARs in a compressed form.

@@ -8,7 +8,7 @@ import (
 	"firn/nix"
 )
 
-// The errors a source and the hall answer with,
+// The errors that a source and a Cache answer with,
 // wrapped as `verb object: cause` and recognised by errors.Is.
 var (
 	// ErrNotFound: it is surely not there.
@@ -19,11 +19,11 @@ var (
 	ErrConflict = errors.New("conflict")
 	// ErrDenied: the principal may not do this.
 	ErrDenied = errors.New("denied")
-	// ErrUnauthenticated: whoever asks has to say who it is, or has said it wrongly.
+	// ErrUnauthenticated: the client has to say who it is, or what it said is wrong.
 	ErrUnauthenticated = errors.New("unauthenticated")
 	// ErrTooLarge: it exceeds a limit.
 	ErrTooLarge = errors.New("too large")
-	// ErrFull: there is no room to keep it. Somebody has to make some.
+	// ErrFull: there is no space to keep it. An operator has to make some.
 	ErrFull = errors.New("no room")
 	// ErrUnavailable: it could not be told now; asking again later may succeed.
 	ErrUnavailable = errors.New("unavailable")
@@ -51,7 +51,7 @@ type Source interface {
 	PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error)
 
 	// OpenNAR opens the NAR of a path info that this source gave.
-	// ErrNotFound if the path has gone meanwhile.
+	// ErrNotFound if the path has gone since.
 	// The context bounds the opening only, not the life of the NAR. The caller closes the NAR.
 	OpenNAR(ctx context.Context, info *nix.PathInfo) (NAR, error)
 }

@@ -25,6 +25,7 @@ import (
 	"slices"
 	"time"
 
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -76,9 +77,8 @@ type Catalog interface {
 	Deletions
 	Files
 
-	// Version returns a number that is another one after any commit by anybody, cheaply (in a few hundred nanoseconds).
-	// ok is false when that cannot be told.
-	Version() (version uint64, ok bool)
+	// Changes with every commit, of whatever process.
+	memo.Changes
 
 	// Check asks the database something.
 	Check(ctx context.Context) error
@@ -96,7 +96,7 @@ const (
 // A Cache is the record of a cache.
 type Cache struct {
 	ID       CacheID
-	Name     string // unique; see CheckCacheName
+	Name     string // unique; see CheckName of internal/cache
 	StoreDir nix.StoreDir
 	Sources  []string // of the Source constants, each once
 	Priority int
@@ -267,7 +267,7 @@ type Pack struct {
 // NewNAR is a NAR whose bytes are durable.
 type NewNAR struct {
 	NAR             // without ID; Packs may have that of Pack
-	Pack    *Pack   // nil if all its frames were there
+	Pack    *Pack   // the new one, which other NARs may bring too; nil if all its frames were there
 	Chunks  []Chunk // the new ones that may be shared, all in Pack
 	Built   []Chunk // those that were there, and that its recipe refers to where they lay
 	Listing []byte  // its listing, in a form that is the depot's own
@@ -382,13 +382,13 @@ type Basis struct {
 	// Paths and Deletions say how much had been published in all caches, and deleted from this one.
 	// Basis sets them.
 	Paths, Deletions int64
-	// Awaited says that the path may be referred to already, so that it may close a cycle: a
+	// Dangling says that the path may be referred to already, so that it may close a cycle: a
 	// published path of the cache had this reference when nothing was published under it, or what
 	// was is there, is withheld or was deleted. It may be true of a path that nothing refers to any
 	// more. Basis sets it.
-	Awaited bool
+	Dangling bool
 	// Visited are the paths whose references were looked for, there or not, to find a cycle; nil if
-	// none were. An awaited path is published only with this, and if none of these paths was
+	// none were. A path with Dangling is published only with this, and if none of these paths was
 	// published since.
 	Visited map[nix.PathHash]bool
 	// Partial says that references may be missing. Else nothing is published with a reference that

@@ -8,38 +8,74 @@ import (
 	"github.com/alecthomas/kong"
 )
 
-// section is the one of the manual that commands are in.
-const section = 1
+// Sections of the manual.
+const (
+	commandSection = 1
+	fileSection    = 5
+)
 
 // An Item is a term with what is said of it.
 type Item struct{ Term, Text string }
 
 // More is what a page has that the command line does not tell.
 type More struct {
-	Exit, Files, Environment []Item
+	Exit, Environment, Files []Item
+	SeeAlso                  []string // pages of files, by name: "firn.toml"
 }
 
-// Pages returns the pages in roff, by their file names: "firn.1", "firn-key-generate.1".
-// describe returns the help of a flag or an argument, and more what else there is to say of a
-// command.
+// A File is a configuration file.
+type File struct {
+	Name        string // "firn.toml"
+	Summary     string // what it is, in a few words
+	Description string // paragraphs; those that are indented stay as they are
+	Settings    []Item
+	Environment []Item
+	Files       []Item
+	SeeAlso     []string // pages of commands, by name: "firn-serve"
+}
+
+// Page returns the path of the page below a directory of manuals, "man5/firn.toml.5", and its text
+// in roff.
+func (f File) Page(program, version string) (path, text string) {
+	p := page{version: program + " " + version}
+	p.title(f.Name, fileSection, "File Formats")
+	p.heading("NAME")
+	fmt.Fprintf(&p, "%s \\- %s\n", escape(f.Name), escape(f.Summary))
+	p.heading("DESCRIPTION")
+	p.prose(f.Description)
+	p.list("SETTINGS", f.Settings)
+	p.list("ENVIRONMENT", f.Environment)
+	p.list("FILES", f.Files)
+	p.seeAlso(f.SeeAlso, nil)
+	return pagePath(f.Name, fileSection), p.String()
+}
+
+// pagePath returns the path of a page below a directory of manuals, where man looks for it.
+func pagePath(name string, section int) string {
+	return fmt.Sprintf("man%d/%s.%d", section, name, section)
+}
+
+// Pages returns the pages of the program and its commands in roff, by their paths below a directory
+// of manuals: "man1/firn.1", "man1/firn-key-generate.1". describe returns the help of a flag or an
+// argument, and more what else there is to say of a command.
 func Pages(app *kong.Application, version string, describe func(*kong.Value) string, more func(*kong.Node) More) map[string]string {
 	commands := app.Leaves(true)
 	pages := map[string]string{}
 	for _, c := range append(slices.Clone(commands), app.Node) {
-		p := page{version: version, describe: describe}
+		p := page{version: app.Name + " " + version, describe: describe}
 		p.command(c)
 		if c == app.Node {
 			p.heading("COMMANDS")
 			for _, below := range commands {
-				p.item(".BR "+name(below)+" ("+fmt.Sprint(section)+")", sentence(below.Help))
+				p.item(".BR "+name(below)+" ("+fmt.Sprint(commandSection)+")", sentence(below.Help))
 			}
 		}
 		m := more(c)
 		p.list("EXIT STATUS", m.Exit)
 		p.list("ENVIRONMENT", m.Environment)
 		p.list("FILES", m.Files)
-		p.seeAlso(c, commands)
-		pages[fmt.Sprintf("%s.%d", name(c), section)] = p.String()
+		p.seeAlso(besides(c, commands), m.SeeAlso)
+		pages[pagePath(name(c), commandSection)] = p.String()
 	}
 	return pages
 }
@@ -56,14 +92,14 @@ func name(n *kong.Node) string {
 // A page is one in the making.
 type page struct {
 	strings.Builder
-	version  string
+	version  string // of the program, with its name
 	describe func(*kong.Value) string
 }
 
 // command writes what a command is, takes and does.
 func (p *page) command(c *kong.Node) {
 	words := strings.ReplaceAll(name(c), "-", " ")
-	fmt.Fprintf(p, ".TH %s %d \"\" %s \"User Commands\"\n", quote(strings.ToUpper(name(c))), section, quote("firn "+p.version))
+	p.title(name(c), commandSection, "User Commands")
 	p.heading("NAME")
 	fmt.Fprintf(p, "%s \\- %s\n", escape(name(c)), escape(lower(strings.TrimPrefix(sentence(c.Help), name(c)+" is "))))
 	p.heading("SYNOPSIS")
@@ -92,6 +128,11 @@ func (p *page) command(c *kong.Node) {
 			p.item(".B "+escape(f.String()), p.describe(f.Value))
 		}
 	}
+}
+
+// title writes the line that begins a page.
+func (p *page) title(name string, section int, manual string) {
+	fmt.Fprintf(p, ".TH %s %d \"\" %s %s\n", quote(strings.ToUpper(name)), section, quote(p.version), quote(manual))
 }
 
 func (p *page) heading(text string) { fmt.Fprintf(p, ".SH %s\n", text) }
@@ -127,23 +168,37 @@ func (p *page) prose(text string) {
 	}
 }
 
-// seeAlso names the program, and the commands beside this one.
-func (p *page) seeAlso(c *kong.Node, commands []*kong.Node) {
+// besides returns the pages of the program, and of the commands beside this one.
+func besides(c *kong.Node, commands []*kong.Node) (names []string) {
 	if c.Parent == nil {
-		return
+		return nil
 	}
-	p.heading("SEE ALSO")
 	root := c
 	for root.Parent != nil {
 		root = root.Parent
 	}
-	fmt.Fprintf(p, ".BR %s (%d)", root.Name, section)
+	names = []string{root.Name}
 	for _, other := range commands {
 		if other != c && other.Parent == c.Parent && c.Parent != root {
-			fmt.Fprintf(p, ",\n.BR %s (%d)", name(other), section)
+			names = append(names, name(other))
 		}
 	}
-	p.WriteString("\n")
+	return names
+}
+
+// seeAlso names other pages: those of commands, and those of files.
+func (p *page) seeAlso(commands, files []string) {
+	var refs []string
+	for _, name := range commands {
+		refs = append(refs, fmt.Sprintf(".BR %s (%d)", name, commandSection))
+	}
+	for _, name := range files {
+		refs = append(refs, fmt.Sprintf(".BR %s (%d)", name, fileSection))
+	}
+	if len(refs) > 0 {
+		p.heading("SEE ALSO")
+		p.WriteString(strings.Join(refs, ",\n") + "\n")
+	}
 }
 
 // sentence returns a help text in one line, without its full stop.

@@ -20,17 +20,26 @@ func (c *Config) Example(w io.Writer, origins Origins) error {
 	for _, s := range Settings() {
 		b.WriteByte('\n')
 		comment(&b, s.Help)
-		text, err := toml.Marshal(map[string]any{s.Key: c.field(s).Interface()})
+		line, err := c.Line(s)
 		if err != nil {
-			return fmt.Errorf("write example of %s: %w", s.Key, err)
+			return err
 		}
 		if origins[s.Key] == fromDefault {
 			b.WriteByte('#')
 		}
-		b.Write(text)
+		b.WriteString(line)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// Line returns the line of a configuration file that says what c has for a setting.
+func (c *Config) Line(s Setting) (string, error) {
+	text, err := toml.Marshal(map[string]any{s.Key: c.field(s).Interface()})
+	if err != nil {
+		return "", fmt.Errorf("write example of %s: %w", s.Key, err)
+	}
+	return string(text), nil
 }
 
 // comment writes text as lines of a comment.

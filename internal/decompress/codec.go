@@ -1,10 +1,10 @@
-// Package decompress takes the compression off what clients upload, in bounded memory,
-// and puts NARs into containers of the same formats without compressing them.
+// Package decompress decompresses uploads in bounded memory, and wraps NARs in xz files without
+// compressing them.
 //
-//	limits := codec.NewLimits(codec.Options{})                 // one for the whole server
-//	plain, err := codec.Decode(ctx, nix.XZ, request.Body, limits)
+//	limits := decompress.NewLimits(decompress.Options{}) // one for the whole server
+//	plain, err := decompress.Decode(ctx, nix.XZ, request.Body, limits)
 //	…
-//	n, ok := codec.Wrap(nix.XZ, n)                             // what GET nar/….nar.xz answers
+//	n = decompress.WrapXZ(n) // the answer to GET nar/….nar.xz
 package decompress
 
 import (
@@ -39,7 +39,8 @@ const (
 	// NARs of Debian packages stay under 30; the most repetitive log of a gigabyte, under 300.
 	defaultRatio = 1000
 
-	// defaultFree lets all through that cannot hurt: a small file of zeros compresses to nothing.
+	// defaultFree lets everything through that is harmless: a small file of zeros compresses to
+	// nothing.
 	defaultFree = 1 << 30
 
 	// inputBuffer is the size in bytes of the buffer before a decoder. Block headers of xz are up to 1 KiB.
@@ -83,14 +84,13 @@ func NewLimits(opts Options) *Limits {
 	}
 }
 
-// Decode returns the uncompressed bytes of r, which ends with them: bytes after the end are an error, as an early end is.
-// Several streams of a format one after another are one, as for the programs of these formats.
-// ErrInvalid if it cannot decode c.
+// Decode returns the uncompressed bytes of r. Bytes after the end of the compressed data are an error, and
+// so is an early end. Several streams of a format one after another count as one, as for the programs of
+// these formats. ErrInvalid if the compression is unknown.
 //
-// Reading fails with ErrInvalid where r is not of that compression, and with ErrTooLarge where it exceeds l,
-// both with a text for the client; with what r fails with; and with what the wait for memory fails
-// with, for which ctx counts. The caller closes the result, which does not close r. No two
-// goroutines may use it at once.
+// Reading fails with ErrInvalid if r is not of that compression, and with ErrTooLarge if it exceeds l, both
+// with a text for the client. It also fails with the errors of r and of the wait for memory, which ctx
+// ends. The caller closes the result, which does not close r. No two goroutines may use it at once.
 func Decode(ctx context.Context, c nix.Compression, r io.Reader, l *Limits) (io.ReadCloser, error) {
 	if c == nix.None || c == "" {
 		return io.NopCloser(r), nil
@@ -102,8 +102,8 @@ func Decode(ctx context.Context, c nix.Compression, r io.Reader, l *Limits) (io.
 	return newStream(ctx, string(c), f, r, l), nil
 }
 
-// DecodeEncoding is Decode for the value of a Content-Encoding, which may be empty.
-// Besides those of HTTP there are the names that Nix gives to compressions.
+// DecodeEncoding is Decode for the value of a Content-Encoding, which may be empty. It knows the names of
+// HTTP and those of Nix.
 func DecodeEncoding(ctx context.Context, encoding string, r io.Reader, l *Limits) (io.ReadCloser, error) {
 	name := strings.ToLower(strings.TrimSpace(encoding))
 	switch name {
@@ -121,13 +121,14 @@ func DecodeEncoding(ctx context.Context, encoding string, r io.Reader, l *Limits
 	return plain, nil
 }
 
-// A format opens the next part of a stream: all of it, or up to where more memory is needed.
-// It reserves the memory of the part before it takes any. An io.EOF of it is an early end. What it returns ends with io.EOF where the part does.
-// When there are bytes left then, it is called again; nothing but parts is in a stream.
+// A format opens the next part of a stream: all of it, or up to where more memory is needed. It reserves
+// the memory of the part before it takes any. If it returns io.EOF, the stream ends too early. The reader
+// that it returns ends with io.EOF where the part does. When bytes are left then, the format is called
+// again; a stream consists of parts only.
 type format func(s *stream) (io.Reader, error)
 
-// formats are by their names in Nix. The others that Nix knows (compress, grzip, lrzip, lzop)
-// have no decoder in Go that is kept, and no users.
+// formats has the formats by their names in Nix. For the others that Nix knows (compress, grzip, lrzip,
+// lzop) there is no maintained decoder in Go, and they have no users.
 var formats = map[string]format{
 	string(nix.Brotli): brotliFormat,
 	string(nix.Bzip2):  bzip2Format,
@@ -190,7 +191,8 @@ func (s *stream) Read(p []byte) (n int, err error) {
 
 // read reads from the parts one after another.
 func (s *stream) read(p []byte) (n int, err error) {
-	// What the decoders do not check of hostile bytes, an index out of range, is the end of that upload and not of the server.
+	// Decoders do not check everything in hostile bytes. When one panics with an index out of range,
+	// that must end the upload and not the server.
 	defer func() {
 		if r := recover(); r != nil {
 			e, ok := r.(runtime.Error)
@@ -239,11 +241,11 @@ func (s *stream) end() error {
 	return err
 }
 
-// reserve makes room for n bytes in memory, instead of what was reserved before. Nothing of that may be in use any more.
+// reserve reserves n bytes of memory in place of those reserved before, which must not be in use any more.
 //
-// Memory that parts take again has to be cleared, and collected. So the memory of earlier parts
-// counts like bytes that came out, once it is more than one decoder may take: else a few bytes for
-// each of many parts would cost as much as megabytes.
+// Memory that each part takes again has to be cleared, and collected. So the memory of earlier parts counts
+// like decompressed bytes once it is more than one decoder may take. Else a few bytes for each of many parts
+// would cost as much as megabytes.
 func (s *stream) reserve(n int64) error {
 	if n > s.limits.most {
 		return cache.Refuse(cache.ErrTooLarge, "to decompress the %s data takes %s of memory, and this server allows %s: compress it at a lower level",
@@ -257,7 +259,7 @@ func (s *stream) reserve(n int64) error {
 	if n <= s.held {
 		return nil
 	}
-	// A stream that waits for more must not hold anything: two that did would wait for each other.
+	// A stream that waits for memory must not hold any: two such streams would wait for each other.
 	s.release()
 	s.done, s.unlent = s.limits.lend(s.ctx, n)
 	if s.unlent == nil {
@@ -284,7 +286,7 @@ func (s *stream) Close() error {
 	return nil
 }
 
-// explain says for the client what is wrong with its data, if that is what is wrong.
+// explain returns the error for the client: what is wrong with its data, if anything is.
 func (s *stream) explain(err error) error {
 	refusal, refused := errors.AsType[*cache.Refusal](err)
 	switch {
@@ -300,7 +302,7 @@ func (s *stream) explain(err error) error {
 	return cache.Refuse(cache.ErrInvalid, "the %s data is damaged: %v", s.name, err)
 }
 
-// early turns an end where there must not be one into io.ErrUnexpectedEOF.
+// early turns an end that comes too early into io.ErrUnexpectedEOF.
 func early(err error) error {
 	if err == io.EOF {
 		return io.ErrUnexpectedEOF
@@ -308,7 +310,7 @@ func early(err error) error {
 	return err
 }
 
-// source counts what is read, and remembers what that failed with, which decoders do not always pass on.
+// source counts the bytes read, and remembers the error of reading, which decoders do not always pass on.
 type source struct {
 	r   io.Reader
 	n   int64

@@ -18,7 +18,7 @@ import (
 	"firn/internal/cache"
 )
 
-// What decoders take that is the same for all data, in bytes.
+// Memory of decoders that does not depend on the data, in bytes.
 const (
 	inflateMemory = 64 << 10 // a window of 32 KiB, and tables
 	bzip2Memory   = 4 << 20  // 900,000 bytes, 4 bytes for each
@@ -34,12 +34,13 @@ func gzipFormat(s *stream) (io.Reader, error) {
 	if err := s.gzip.Reset(s.in); err != nil {
 		return nil, err
 	}
-	// Each member is a part: going on by itself, it would take the beginning of another one for the end.
+	// Each member is a part: a decoder that goes on by itself takes the beginning of the next member for
+	// the end.
 	s.gzip.Multistream(false)
 	return s.gzip, nil
 }
 
-// deflate is what HTTP means by that: zlib.
+// deflate is zlib, as in HTTP.
 func deflate(s *stream) (io.Reader, error) {
 	if s.opened > 0 {
 		return nil, errTrailing
@@ -86,8 +87,8 @@ func brotliWindow(b byte) int {
 	return 8 + int(b>>4&7) // 1 is of large windows, which the decoder refuses
 }
 
-// xzFormat decodes all streams and blocks. Those after the first block may not have a larger dictionary than it:
-// programs make them all alike.
+// xzFormat decodes all streams and blocks. No block may have a larger dictionary than the first: programs
+// make them all alike.
 func xzFormat(s *stream) (io.Reader, error) {
 	size, err := xzDictionary(s.in)
 	if err != nil {
@@ -117,8 +118,8 @@ func (x xzReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// xzDictionary returns the size in bytes of the dictionary of the first block, 0 if there is no block, and reads nothing.
-// The decoder finds what is wrong with headers.
+// xzDictionary returns the size in bytes of the dictionary of the first block, 0 if there is no block, and
+// reads nothing. It checks no headers: the decoder does.
 func xzDictionary(in *bufio.Reader) (int64, error) {
 	const streamHeader = 12
 	b, err := in.Peek(streamHeader + 1)

@@ -12,9 +12,9 @@ import (
 	"firn/internal/cache"
 )
 
-// frames walks over the frames of zstd and lz4 without decoding them, and hands their bytes on.
-// So it knows the memory that a frame takes before the decoder does, and where the data must not end.
-// It ends with io.EOF before a frame that takes more memory than is held.
+// frames walks over the frames of zstd and lz4 without decoding them, and hands their bytes on. So it knows
+// how much memory a frame takes before the decoder does, and where the data must not end. It ends with
+// io.EOF before a frame that takes more memory than is held.
 type frames struct {
 	in *bufio.Reader
 	// header reads the header of the next frame, after its magic number, to head,
@@ -121,7 +121,7 @@ func (s *stream) walk(f frames) (*frames, error) {
 	if s.frames == nil {
 		f.in = s.in
 		s.frames = &f
-		// There may be frames that are skipped and nothing else, but not nothing.
+		// A file of skippable frames only is valid, and an empty one is not.
 		if f.err = f.next(); f.err != nil && (f.err != io.EOF || s.source.n == 0) {
 			return nil, f.err
 		}
@@ -133,7 +133,7 @@ func (s *stream) walk(f frames) (*frames, error) {
 	return s.frames, nil
 }
 
-// skippable reports whether a frame is none of the data, in zstd and lz4 alike.
+// skippable reports whether a frame has no data, in zstd and lz4 alike.
 func skippable(magic uint32) bool { return magic&^0xf == 0x184D2A50 }
 
 func zstdFormat(s *stream) (io.Reader, error) {

@@ -15,7 +15,7 @@ import (
 	"firn/nix"
 )
 
-// Nix itself compresses what is decoded, and substitutes from what Wrap makes of it.
+// Nix itself compresses what is decoded, and substitutes from what WrapXZ makes of it.
 func TestNix(t *testing.T) {
 	dir := t.TempDir()
 	run := func(args ...string) string {
@@ -69,10 +69,10 @@ func TestNix(t *testing.T) {
 		}
 		wantAll(t, compression, sent, plain)
 
-		wrapped, ok := Wrap(compression, &bytesNAR{data: plain, piece: 1 << 16})
-		if !ok {
+		if compression != nix.XZ {
 			continue
 		}
+		wrapped := WrapXZ(&bytesNAR{data: plain, piece: 1 << 16})
 		// The narinfo stays as the client remembers it: with the hash and size of the file that it knew.
 		if err := os.WriteFile(filepath.Join(kept, info.URL), whole(t, wrapped), 0o644); err != nil {
 			t.Fatal(err)

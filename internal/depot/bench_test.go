@@ -73,7 +73,7 @@ func BenchmarkServe(b *testing.B) {
 					for _, info := range infos {
 						open := t.OpenNAR
 						if compressed {
-							open = t.OpenCompressed
+							open = framesOf(t.View)
 						}
 						n, err := open(b.Context(), info)
 						if err != nil {

@@ -10,13 +10,13 @@ import (
 	"firn/internal/chunk"
 )
 
-// coders compress and decompress, for everyone at once.
+// coders compress and decompress, for all goroutines.
 //
-// Frames have no checksum of zstd's: it would cost four bytes of each and time on both ends,
-// and all that it could find, the NAR hash finds.
+// Frames have no zstd checksum. It would cost four bytes of each frame and time on both ends, and
+// the NAR hash finds everything that it could find.
 type coders struct {
 	level    zstd.EncoderLevel
-	working  chan struct{} // holds something for each frame that is being made: as many as there are cores
+	working  chan struct{} // holds something for each goroutine that is at work: as many as there are cores
 	encoders sync.Pool     // of *zstd.Encoder
 	decoders sync.Pool     // of *zstd.Decoder
 }
@@ -25,21 +25,21 @@ func newCoders(level int) *coders {
 	return &coders{level: zstd.EncoderLevelFromZstd(level), working: make(chan struct{}, runtime.GOMAXPROCS(0))}
 }
 
-// work waits until there is a core for it, then does something that takes one.
+// work waits until there is a core for f, then calls it.
 func (c *coders) work(f func()) {
 	c.working <- struct{}{}
 	defer func() { <-c.working }()
 	f()
 }
 
-// each does something for each of the parts, at once as far as there are cores.
-func (c *coders) each(parts []part, f func(*part)) {
+// each calls f with each of the shares, at the same time as far as there are cores.
+func (c *coders) each(shares []share, f func(*share)) {
 	var others sync.WaitGroup
-	for i := 1; i < len(parts); i++ {
-		others.Go(func() { c.work(func() { f(&parts[i]) }) })
+	for i := 1; i < len(shares); i++ {
+		others.Go(func() { c.work(func() { f(&shares[i]) }) })
 	}
-	if len(parts) > 0 {
-		c.work(func() { f(&parts[0]) })
+	if len(shares) > 0 {
+		c.work(func() { f(&shares[0]) })
 	}
 	others.Wait()
 }
@@ -63,7 +63,7 @@ func (c *coders) encoder() *zstd.Encoder {
 
 func (c *coders) putEncoder(e *zstd.Encoder) { c.encoders.Put(e) }
 
-// encode appends the frame of src to dst; of no bytes it is none.
+// encode appends the frame of src to dst. No bytes make no frame.
 func (c *coders) encode(dst, src []byte) []byte {
 	e := c.encoder()
 	defer c.putEncoder(e)

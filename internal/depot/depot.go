@@ -1,18 +1,23 @@
-// Package depot keeps what is pushed to this server, and gives it back.
+// Package depot keeps what is pushed to this server, and serves it.
 //
 //	d := depot.New(cat, blobs, depot.Options{Logger: logger})
-//	part := d.For(record)                // what one cache sees of it: a cache.Source and a cache.Sink
-//	got, err := part.Receive(ctx, upload) // parsed, hashed, cut, compressed, durable; and seen by nobody
-//	info, err := part.Publish(ctx, info)  // and now seen
-//	nar, err := part.OpenCompressed(ctx, info)
+//	view := d.For(record)                 // what one cache sees of it: a source and a sink
+//	got, err := view.Receive(ctx, upload) // parsed, hashed, cut, compressed, durable; not visible yet
+//	info, err := view.Publish(ctx, info)  // visible now
+//	nar, err := view.OpenCompressed(ctx, info)
 //
-// A NAR is cut into chunks ([firn/internal/chunk]), each of which becomes one zstd frame; new frames of an upload
-// go into one pack, a blob. The recipe of the NAR says where its frames lie, in order, and these frames one after the
-// other are the compressed NAR, so nothing is left to do when it is served. docs/format.md describes all of it.
+// A NAR is cut into chunks ([firn/internal/chunk]). Each chunk becomes one zstd frame, and the new
+// frames of an upload go into a pack, which is a blob. The recipe of the NAR says where its frames
+// lie. The frames, one after the other, are the compressed NAR, so serving it takes no work.
+// docs/format.md describes all formats.
 //
-// A chunk is looked up by its hash before it is compressed, and not kept again if it is there; where only other caches have it,
-// it is compressed for show. Its bytes are not read again then: a pack that is damaged on disk would damage what refers to it later, too, so what [Depot.Verify] finds damaged,
-// or whoever sends it does, is neither served nor referred to any more.
+// A chunk is looked up by its hash before it is compressed, and is not stored again if it is there.
+// If only other caches have the chunk, it is compressed anyway and the result is discarded, so that
+// the time of an upload does not reveal that the chunk exists.
+//
+// A chunk that is there is not read again when a new NAR refers to it. If its pack is damaged on
+// disk, the new NAR is damaged too. So whatever [Depot.Verify] or the serving of a NAR finds to be
+// damaged is not served any more, and no new NAR refers to it.
 package depot
 
 import (
@@ -39,14 +44,16 @@ type Options struct {
 	Level int
 	// MaxNARSize bounds NARs, in bytes. Zero: 64 GiB.
 	MaxNARSize int64
-	// Grace is how long something stays that nothing leads to. Zero: 24 hours.
+	// Grace is how long something stays that nothing refers to. Zero: 24 hours.
 	Grace time.Duration
-	// RewriteRoom is how many bytes of packs that were rewritten may wait for the end of the grace before no more are rewritten. Zero: 8 GiB.
-	// Less than half as much, and that of one pack more, is on the disk twice.
+	// RewriteRoom is how many bytes of rewritten packs may wait for the end of their grace before
+	// no more packs are rewritten. Zero: 8 GiB. Up to half as much, and one pack more, is on the
+	// disk twice.
 	RewriteRoom int64
-	// RecipeMemory bounds the bytes of recipes that are kept in memory. Zero: 32 MiB.
+	// RecipeMemory bounds the bytes of recipes in memory. Zero: 32 MiB.
 	RecipeMemory int64
-	// Spool is the directory where a large build log waits on disk until all of it has come. Empty: that of the system for temporary files.
+	// Spool is the directory where a large build log waits until all of it has come. Empty: the
+	// system's directory for temporary files.
 	Spool string
 	// Logger gets what an operator should know. Nil: nothing is logged.
 	Logger *slog.Logger
@@ -55,15 +62,16 @@ type Options struct {
 }
 
 const (
-	// defaultLevel keeps less than Nix's own caches do, and takes half the time of 3, which keeps a twentieth less:
-	// see docs/adr/0021-chunk-size-and-level.md.
+	// defaultLevel makes smaller frames than Nix's own caches have, and takes half the time of
+	// level 3, whose frames are a twentieth smaller: see docs/adr/0021-chunk-size-and-level.md.
 	defaultLevel       = 1
 	defaultMaxNARSize  = 64 << 30
 	defaultGrace       = 24 * time.Hour
 	defaultRewriteRoom = 8 << 30
 	defaultMemory      = 32 << 20
 
-	// maxDecoding bounds the bytes that all who read decompressed NARs have in memory, beside what is just on its way to each.
+	// maxDecoding bounds the memory, in bytes, of all readers of decompressed NARs, not counting
+	// the bytes that are on their way to each client.
 	maxDecoding = 64 << 20
 )
 
@@ -75,18 +83,19 @@ type Depot struct {
 	log     *slog.Logger
 
 	coders   *coders
-	rooms    *rooms
-	recipes  *memo.Memo[catalog.Sum, *kept] // costs are bytes
+	buffers  *bufferPool
+	sharing  *sharing
+	recipes  *memo.Memo[catalog.Sum, *storedNAR] // costs are bytes
 	packs    *packs
-	decoding *loans
-	logs     logRooms
+	decoding *memoryBudget
+	logs     logMemory
 	sweeps   sweeps
 	absence  absence
 
 	right, wrong atomic.Int64 // NARs that were compared with their hash
 }
 
-// New returns a depot on a catalog and a store of packs, which stay the caller's to close, after the depot.
+// New returns a depot on a catalog and a store of packs. The caller closes both, after the depot.
 func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 	opts.Level = cmp.Or(opts.Level, defaultLevel)
 	opts.MaxNARSize = cmp.Or(opts.MaxNARSize, defaultMaxNARSize)
@@ -102,28 +111,29 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 		opts:     opts,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		coders:   newCoders(opts.Level),
-		rooms:    newRooms(runtime.GOMAXPROCS(0)),
-		recipes:  memo.New[catalog.Sum, *kept](opts.RecipeMemory),
+		buffers:  newBufferPool(runtime.GOMAXPROCS(0)),
+		sharing:  newSharing(),
+		recipes:  memo.New[catalog.Sum, *storedNAR](opts.RecipeMemory),
 		packs:    newPacks(blobs),
-		decoding: newLoans(maxDecoding),
-		logs:     newLogRooms(),
+		decoding: newMemoryBudget(maxDecoding),
+		logs:     newLogMemory(),
 	}
 }
 
 // Close closes the packs that are open. NARs that are open cannot be read from then on.
 func (d *Depot) Close() error { return d.packs.close() }
 
-// For returns the part of the depot that a cache sees. It reads only ID and StoreDir of the record.
+// For returns the view of the depot that a cache has. It reads only ID and StoreDir of the record.
 func (d *Depot) For(c *catalog.Cache) *View {
-	return &View{d: d, id: c.ID, dir: c.StoreDir, seen: memo.New[nix.PathHash, sighting](maxSeen), empty: memo.New[struct{}, struct{}](2)}
+	return &View{d: d, id: c.ID, dir: c.StoreDir, published: memo.New[nix.PathHash, published](maxPublished), empty: memo.New[struct{}, struct{}](2)}
 }
 
 // View is the part of a depot that one cache sees. It is safe for concurrent use.
 type View struct {
-	d    *Depot
-	id   catalog.CacheID
-	dir  nix.StoreDir
-	seen *memo.Memo[nix.PathHash, sighting]
+	d         *Depot
+	id        catalog.CacheID
+	dir       nix.StoreDir
+	published *memo.Memo[nix.PathHash, published]
 
 	there atomic.Bool                    // something was published in it once
 	empty *memo.Memo[struct{}, struct{}] // nothing was
@@ -152,19 +162,16 @@ func (p *View) Name() string { return "depot" }
 // StoreDir returns the store directory of the cache.
 func (p *View) StoreDir() nix.StoreDir { return p.dir }
 
-// Version changes with every commit to the catalog. It is not to be told while the packs are not
-// there, so that nothing is answered from memory.
-func (p *View) Version(context.Context) memo.Version {
+// Version changes with every commit to the catalog. It is not known while the packs are not there,
+// so that nothing is answered from memory then.
+func (p *View) Version(ctx context.Context) memo.Version {
 	if p.d.absence.known.Load() {
 		return memo.Version{}
 	}
-	return p.d.version()
+	return p.d.catalog.Version(ctx)
 }
 
-// version is that of the catalog.
-func (d *Depot) version() memo.Version { return memo.Exactly(d.catalog.Version()) }
-
-// Check asks the catalog, and whether the packs are there.
+// Check asks the catalog, and looks whether the packs are there.
 func (p *View) Check(ctx context.Context) error {
 	err := p.d.catalog.Check(ctx)
 	if err == nil {
@@ -173,10 +180,11 @@ func (p *View) Check(ctx context.Context) error {
 	return failure("check depot", err)
 }
 
-// Room is that of the depot, which all caches share.
+// Room returns the room of the depot, which all caches share.
 func (p *View) Room(ctx context.Context) (free, all int64, err error) { return p.d.Room(ctx) }
 
-// Verified returns how many NARs were compared with their hashes while they were sent, in all caches.
+// Verified returns how many NARs of all caches were compared with their hashes while they were
+// sent.
 func (p *View) Verified() (right, wrong int64) { return p.d.right.Load(), p.d.wrong.Load() }
 
 // IsThere reports whether something is or was published.
@@ -184,7 +192,7 @@ func (p *View) IsThere(ctx context.Context) (bool, error) {
 	if p.there.Load() {
 		return true, nil
 	}
-	now := p.d.version()
+	now := p.d.catalog.Version(ctx)
 	if _, at, ok := p.empty.Get(struct{}{}); ok && at.Miss(now) {
 		return false, nil
 	}
@@ -196,7 +204,7 @@ func (p *View) IsThere(ctx context.Context) (bool, error) {
 	return false, nil
 }
 
-// full says of an error that there is no room, where that is why something could not be written.
+// full marks an error that was caused by a full disk or quota as ErrFull.
 func full(err error) error {
 	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 		return fmt.Errorf("%w: %w", cache.ErrFull, err)
@@ -204,7 +212,7 @@ func full(err error) error {
 	return err
 }
 
-// failure describes an error of the catalog in the words of the hall.
+// failure returns an error of the catalog as an error of the core.
 func failure(verb string, err error) error {
 	if err == nil {
 		return nil

@@ -191,7 +191,7 @@ func TestZstd(tt *testing.T) {
 	t := newTester(tt, depot.Options{})
 	for _, nars := range [][][]byte{system(t, 5, 0), system(t, 5, 1)} {
 		for _, nar := range nars {
-			n, err := t.OpenCompressed(t.Context(), t.push(nar))
+			n, _, err := t.OpenCompressed(t.Context(), t.push(nar))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -310,7 +310,7 @@ func TestCachesShareNothing(tt *testing.T) {
 	}
 	_, err = other.Publish(t.Context(), info, cachetest.Unchecked())
 	wantError(t, "Publish in another cache", err, cache.ErrNotFound)
-	for what, open := range map[string]func(context.Context, *nix.PathInfo) (cache.NAR, error){"OpenNAR": other.OpenNAR, "OpenCompressed": other.OpenCompressed} {
+	for what, open := range map[string]func(context.Context, *nix.PathInfo) (cache.NAR, error){"OpenNAR": other.OpenNAR, "OpenCompressed": framesOf(other)} {
 		_, err = open(t.Context(), info)
 		wantError(t, what, err, cache.ErrNotFound)
 	}

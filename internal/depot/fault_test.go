@@ -281,7 +281,7 @@ func TestDamage(t *testing.T) {
 			}
 			_, err := t.PathInfo(t.Context(), info.Path.Hash())
 			wantError(t, "PathInfo", err, cache.ErrNotFound)
-			_, err = t.OpenCompressed(t.Context(), info)
+			_, _, err = t.OpenCompressed(t.Context(), info)
 			wantError(t, "OpenCompressed", err, cache.ErrNotFound)
 			_, err = t.Received(t.Context(), "nar/"+info.NARHash.Nix32()+".nar")
 			wantError(t, "Received", err, cache.ErrNotFound)

@@ -87,7 +87,7 @@ func (p *View) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Bas
 // of it, as [catalog.Files] says.
 func (p *View) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
 	var refused error
-	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, basisOf(b), func(old []byte) (text []byte, _ error) {
+	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, catalog.Basis(b), func(old []byte) (text []byte, _ error) {
 		text, refused = change(old)
 		return text, refused
 	})

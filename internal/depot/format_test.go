@@ -58,6 +58,13 @@ func TestPythonReads(t *testing.T) {
 	if err != nil || len(packs) != 4 {
 		t.Errorf("there are %d packs, error %v", len(packs), err)
 	}
+	// The rebuilt file is as long as the one before.
+	out, err := exec.CommandContext(t.Context(), "python3", "-c",
+		"import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT count(*) FROM listings').fetchone())",
+		filepath.Join(path, "catalog.db")).Output()
+	if err != nil || string(out) != "3\n" {
+		t.Errorf("there are %s listings of 4 NARs, error %v", out, err)
+	}
 }
 
 // openOnDisk opens a depot as the server has it, and what a cache sees of it.

@@ -13,10 +13,11 @@ import (
 const (
 	// gatherSize is how many bytes of short extents are written at once.
 	gatherSize = 64 << 10
-	// longExtent is the length in bytes from which on an extent is left to its pack, which may have sendfile for it.
-	// About there, two copies cost as much as the system calls of a write of its own.
+	// longExtent is the length in bytes from which on a pack writes an extent itself, by sendfile
+	// where it can. About there, two copies cost as much as the system calls of a write of its own.
 	longExtent = 64 << 10
-	// maxLent is how many bytes of a pack are sent at once: between two of them, a cancelled context is seen.
+	// maxLent is how many bytes of a pack are sent at once. Between two of them, a cancelled
+	// context is noticed.
 	maxLent = 16 << 20
 )
 
@@ -26,7 +27,7 @@ type frames struct{ opened }
 // Size is the number of bytes of all frames.
 func (f *frames) Size() int64 { return f.fileSize }
 
-// WriteRange writes short extents gathered, and has packs write long ones.
+// WriteRange writes short extents together, and leaves long ones to their packs.
 func (f *frames) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
 	err := outside(off, n, f.fileSize)
 	if err == nil && n > 0 {
@@ -61,7 +62,7 @@ func (g *gatherer) write(ctx context.Context, r *recipe, off, n int64) error {
 	return g.flush(ctx)
 }
 
-// extent writes n bytes of a pack from off on, some of them maybe later.
+// extent writes n bytes of a pack from off on. It may leave some of them to flush.
 func (g *gatherer) extent(ctx context.Context, name string, off, n int64) error {
 	if g.pack == nil || g.pack.name != name {
 		if g.pack != nil {
@@ -110,7 +111,7 @@ func (g *gatherer) extent(ctx context.Context, name string, off, n int64) error 
 	return nil
 }
 
-// flush writes what is gathered.
+// flush writes the bytes that were gathered.
 func (g *gatherer) flush(ctx context.Context) error {
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
@@ -132,7 +133,7 @@ func (g *gatherer) close() {
 	}
 }
 
-// errShort: a pack is shorter than its frames need.
+// errShort says that a pack is shorter than its frames need.
 var errShort = errors.New("the pack is too short")
 
 // readFull reads len(p) bytes at off.

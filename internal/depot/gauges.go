@@ -15,12 +15,13 @@ import (
 const (
 	// countEvery is the least time between two counts for [Gauges].
 	countEvery = time.Minute
-	// countShare is how many times longer than a count took the next one waits: it reads whole tables, of which a large depot has millions of rows.
+	// countShare is how many times longer than a count took the next one waits. A count reads whole
+	// tables, of which a large depot has millions of rows.
 	countShare = 100
 )
 
-// Gauges tell Prometheus how much the depot keeps, and how much room there is. Counting is not for every scrape, and not where nobody scrapes:
-// a scrape gets what was counted last, and may have Run count again.
+// Gauges are the metrics of how much the depot has, and how much room there is. A scrape gets the
+// last count, and makes Run count again if it is old. Without scrapes nothing is counted.
 type Gauges struct {
 	d     *Depot
 	asked chan struct{} // holds something when there was a scrape
@@ -32,10 +33,11 @@ type Gauges struct {
 	version memo.Version  // of the catalog just before
 }
 
-// Gauges returns the gauges of the depot, which show only the room there is until they are counted.
+// Gauges returns the gauges of the depot. They show only the room on the disk until they are
+// counted.
 func (d *Depot) Gauges() *Gauges { return &Gauges{d: d, asked: make(chan struct{}, 1)} }
 
-// Run counts after scrapes, until ctx ends. What fails is told to failed.
+// Run counts after scrapes, until ctx ends. It calls failed with errors.
 func (g *Gauges) Run(ctx context.Context, failed func(error)) {
 	for {
 		select {
@@ -49,7 +51,8 @@ func (g *Gauges) Run(ctx context.Context, failed func(error)) {
 	}
 }
 
-// Tick counts what is kept, unless that was done a moment ago or nothing has changed since. Only one goroutine may call it at a time.
+// Tick counts, unless that was done a moment ago or nothing has changed since. Only one goroutine
+// may call it at a time.
 func (g *Gauges) Tick(ctx context.Context) error {
 	g.mu.Lock()
 	at, took, version := g.at, g.took, g.version
@@ -58,7 +61,7 @@ func (g *Gauges) Tick(ctx context.Context) error {
 	if !at.IsZero() && begun.Sub(at) < max(countEvery, countShare*took) {
 		return nil
 	}
-	now := g.d.version()
+	now := g.d.catalog.Version(ctx)
 	if !at.IsZero() && version.Hit(now) {
 		g.mu.Lock()
 		g.at = begun
@@ -104,7 +107,7 @@ var (
 	descDisk     = prometheus.NewDesc("firn_depot_disk_bytes", "The size of the disk of the packs.", nil, nil)
 )
 
-// Describe tells the metrics.
+// Describe sends the descriptions of the metrics.
 func (*Gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, g := range gauges {
 		ch <- g.desc
@@ -115,7 +118,7 @@ func (*Gauges) Describe(ch chan<- *prometheus.Desc) {
 	ch <- descDisk
 }
 
-// Collect tells their values.
+// Collect sends their values.
 func (g *Gauges) Collect(ch chan<- prometheus.Metric) {
 	select {
 	case g.asked <- struct{}{}:
@@ -144,7 +147,8 @@ func (g *Gauges) Collect(ch chan<- prometheus.Metric) {
 	}
 }
 
-// Room returns how many bytes can be written still, and how many there could be in all; 0 in all if that cannot be told.
+// Room returns how many bytes can still be written, and how many there can be in all; 0 in all if
+// that is not known.
 func (d *Depot) Room(ctx context.Context) (free, all int64, err error) {
 	m, ok := d.blobs.(blob.Measured)
 	if !ok {

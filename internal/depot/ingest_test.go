@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"firn/internal/cache"
@@ -23,52 +24,47 @@ func (blind) Chunks(context.Context, catalog.CacheID, []catalog.Sum) ([]catalog.
 	return nil, errNoLook
 }
 
-// TestFailedRoom: by the time that the room after one that failed may go on, the upload has ended,
-// so that nothing is kept without the first.
-func TestFailedRoom(t *testing.T) {
+// TestFailedBatch: nothing of a batch is written that comes after one that failed, so that nothing
+// is kept without the first. Both buffers come back.
+func TestFailedBatch(t *testing.T) {
 	d := New(blind{catalogtest.NewMemory(nil)}, blobtest.NewMemory(), Options{})
 	defer d.Close()
 	in := d.newIngest(t.Context(), 0, nix.DefaultStoreDir, strings.NewReader(""))
 	defer in.close()
-	in.room.pieces = append(in.room.pieces, piece{data: make([]byte, 1<<10), like: -1, shared: true})
-	own := newTurns()
-	seen := make(chan error, 2)
-	for _, turn := range []chan struct{}{own.claimed, own.written} {
-		go func() {
-			<-turn
-			seen <- context.Cause(in.ctx)
-		}()
+	var passed atomic.Int32
+	for _, shared := range []bool{true, false} { // only the first is looked up
+		b := &batch{buf: make([]byte, 1<<10), n: 1 << 10, cut: 1 << 10}
+		b.pieces = []piece{{data: b.buf, like: -1, shared: shared}}
+		in.pass(b, func() { passed.Add(1) })
 	}
-	if err := in.keep(in.room, passed, own); !errors.Is(err, errNoLook) {
-		t.Errorf("keep: %v", err)
+	in.wait()
+	if err := context.Cause(in.ctx); !errors.Is(err, errNoLook) {
+		t.Errorf("the ingest ended with: %v", err)
 	}
-	for range cap(seen) {
-		if err := <-seen; !errors.Is(err, errNoLook) {
-			t.Errorf("the next room finds that the upload ended with: %v", err)
-		}
+	if len(in.packing.frames) != 0 || in.packing.to != nil {
+		t.Errorf("%d frames were written", len(in.packing.frames))
+	}
+	if passed.Load() != 2 {
+		t.Errorf("%d batches are through", passed.Load())
 	}
 }
 
 // A NAR is not taken if its frames are not all of it, whatever the reason.
-func TestWhole(t *testing.T) {
-	for _, test := range []struct {
-		size  int64
-		known bool
-		want  error
-	}{{8, false, nil}, {9, false, cache.ErrUnavailable}, {7, false, cache.ErrUnavailable}, {9, true, nil}} {
-		in := &ingest{frames: []place{{size: 5}, {size: 3}}, size: test.size, known: test.known}
-		if err := in.whole(); !errors.Is(err, test.want) {
-			t.Errorf("%d bytes, known %t: %v, want %v", test.size, test.known, err, test.want)
+func TestIncompleteFrames(t *testing.T) {
+	for size, want := range map[int64]error{8: nil, 9: cache.ErrUnavailable, 7: cache.ErrUnavailable} {
+		p := &packing{frames: []place{{size: 5}, {size: 3}}}
+		if err := p.commit(size); !errors.Is(err, want) {
+			t.Errorf("%d bytes: %v, want %v", size, err, want)
 		}
 	}
 }
 
-// The pieces of a room are divided in order, none is left out, and no core gets much more than its share.
+// The pieces of a batch are divided in order, none is left out, and no core gets much more than its share.
 func TestDivide(t *testing.T) {
 	for _, test := range []struct {
 		sizes []int
 		most  int
-		want  []int // pieces in each part
+		want  []int // pieces in each share
 	}{
 		{nil, 2, nil},
 		{[]int{5}, 2, []int{1}},
@@ -78,7 +74,7 @@ func TestDivide(t *testing.T) {
 		{[]int{200_000, 200_000, 200_000, 200_000}, 16, []int{1, 1, 1, 1}},
 		{[]int{200_000, 200_000, 200_000, 200_000}, 1, []int{4}},
 	} {
-		b := &room{}
+		b := &batch{}
 		for i, n := range test.sizes {
 			b.pieces = append(b.pieces, piece{data: make([]byte, n), like: i})
 			b.cut += n
@@ -87,7 +83,7 @@ func TestDivide(t *testing.T) {
 			b.divide(test.most)
 			var got []int
 			next := 0
-			for _, p := range b.parts {
+			for _, p := range b.shares {
 				got = append(got, len(p.pieces))
 				for _, piece := range p.pieces {
 					if piece.like != next {
@@ -96,14 +92,14 @@ func TestDivide(t *testing.T) {
 					next++
 				}
 				if len(p.out)+len(p.unseen) != 0 {
-					t.Error("a part begins with the frames of another")
+					t.Error("a share begins with the frames of another")
 				}
 			}
 			if !slices.Equal(got, test.want) {
 				t.Errorf("%v by %d: %v, want %v", test.sizes, test.most, got, test.want)
 			}
-			for i := range b.parts {
-				b.parts[i].out = append(b.parts[i].out, 1)
+			for i := range b.shares {
+				b.shares[i].out = append(b.shares[i].out, 1)
 			}
 		}
 	}

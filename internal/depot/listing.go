@@ -14,12 +14,14 @@ import (
 )
 
 const (
-	// listingVersion is the first byte of a listing as the catalog keeps it.
+	// listingVersion is the first byte of a listing as it is stored.
 	listingVersion = 1
 
-	// maxEntries bounds the objects of a NAR: a listing of so many is some 100 MB of JSON. The largest known trees of sources have half as many.
+	// maxEntries bounds the objects of a NAR. A listing of so many is some 100 MB of JSON. The
+	// largest known source trees have half as many.
 	maxEntries = 1 << 20
-	// maxText bounds the bytes of paths and targets in a listing, which files in a deep directory with a long name repeat.
+	// maxText bounds the bytes of paths and targets in a listing. The files in a deep directory
+	// with a long name repeat it.
 	maxText = 128 << 20
 	// maxListing bounds the bytes of a compressed listing. Common names take some 10 bytes of it.
 	maxListing = 16 << 20
@@ -27,7 +29,7 @@ const (
 	listingPart = 256 << 10
 )
 
-// kinds of entries in a kept listing.
+// kinds of entries in a stored listing.
 const (
 	kindDirectory = 1 + iota
 	kindRegular
@@ -35,15 +37,15 @@ const (
 	kindSymlink
 )
 
-// A lister makes the form in which the listing of a NAR is kept, while the NAR is read:
+// A lister makes the stored form of the listing of a NAR, while the NAR is read:
 //
 //	listing = version zstd(entry…)            version is one byte
 //	entry   = shared suffix kind rest
 //
-// in the order of the NAR. Numbers are unsigned varints, and strings their length and their bytes.
-// A path begins with shared bytes of the path before it, then has suffix.
-// The rest of a regular file is its size, and its offset less that of the regular file before it;
-// that of a symlink is its target; a directory has none.
+// Entries are in the order of the NAR. Numbers are unsigned varints, and strings their length and
+// their bytes. A path is the first shared bytes of the path before it, and then suffix. The rest of
+// a regular file is its size, and then its offset less that of the regular file before it; the rest
+// of a symlink is its target; a directory has none.
 type lister struct {
 	coders  *coders
 	raw     []byte
@@ -100,7 +102,7 @@ func (l *lister) flush() error {
 	return nil
 }
 
-// end returns the whole listing.
+// end returns the listing.
 func (l *lister) end() ([]byte, error) {
 	err := l.flush()
 	return l.done, err
@@ -110,22 +112,22 @@ func appendString(dst []byte, s string) []byte {
 	return append(binary.AppendUvarint(dst, uint64(len(s))), s...)
 }
 
-var errListing = errors.New("parse kept listing: it is malformed")
+var errListing = errors.New("parse stored listing: it is malformed")
 
-// entries yields the entries of a kept listing. The one that an error comes with is nil.
-func (c *coders) entries(kept []byte) iter.Seq2[*nar.Header, error] {
+// entries yields the entries of a stored listing. Beside an error, the entry is nil.
+func (c *coders) entries(stored []byte) iter.Seq2[*nar.Header, error] {
 	return func(yield func(*nar.Header, error) bool) {
-		if len(kept) == 0 || kept[0] != listingVersion {
+		if len(stored) == 0 || stored[0] != listingVersion {
 			yield(nil, errListing)
 			return
 		}
 		z, err := c.decoder()
 		if err == nil {
 			defer c.putDecoder(z)
-			err = z.Reset(bytes.NewReader(kept[1:]))
+			err = z.Reset(bytes.NewReader(stored[1:]))
 		}
 		if err != nil {
-			yield(nil, fmt.Errorf("read kept listing: %w", err))
+			yield(nil, fmt.Errorf("read stored listing: %w", err))
 			return
 		}
 		p := listingParser{r: bufio.NewReader(z)}

@@ -20,27 +20,29 @@ const (
 	// maxLogText and maxLogKept bound a build log, in bytes, as text and compressed.
 	maxLogText = 256 << 20
 	maxLogKept = 32 << 20
-	// smallLog is how many compressed bytes of a log are in memory while it comes. What a larger one has waits on disk until its client has sent all.
+	// smallLog is how many compressed bytes of a log are in memory while it comes in. More of it
+	// waits on disk until the client has sent all.
 	smallLog = 1 << 20
-	// maxSmallLogs bounds the bytes of open logs that are small, and maxLargeLogs those of the others:
-	// apart, so that two of the largest do not keep all the small ones waiting.
+	// maxSmallLogs bounds the bytes of open logs that are small, and maxLargeLogs the bytes of the
+	// others. They are apart, so that two of the largest do not keep all small ones waiting.
 	maxSmallLogs = 96 << 20
 	maxLargeLogs = 64 << 20
-	// maxMovingLogs bounds the bytes of logs on their way to the catalog, and of those on their way from it, of which it is not known before how long they are.
-	// Nobody waits for a client there.
+	// maxMovingLogs bounds the bytes of logs on their way to the catalog, and the bytes of logs on
+	// their way from it, whose size is not known before. Neither waits for a client.
 	maxMovingLogs = 2 * maxLogKept
 	// logPart is how many bytes of a log are compressed at once.
 	logPart = 256 << 10
 )
 
-// logRooms are the memory for logs, in bytes: of those that are open, and of those that are read from the catalog or written to it.
-type logRooms struct{ small, large, reading, writing *semaphore.Weighted }
+// logMemory bounds the memory of logs, in bytes: of open ones, and of those that are read from the
+// catalog or written to it.
+type logMemory struct{ small, large, reading, writing *semaphore.Weighted }
 
-func newLogRooms() logRooms {
-	return logRooms{semaphore.NewWeighted(maxSmallLogs), semaphore.NewWeighted(maxLargeLogs), semaphore.NewWeighted(maxMovingLogs), semaphore.NewWeighted(maxMovingLogs)}
+func newLogMemory() logMemory {
+	return logMemory{semaphore.NewWeighted(maxSmallLogs), semaphore.NewWeighted(maxLargeLogs), semaphore.NewWeighted(maxMovingLogs), semaphore.NewWeighted(maxMovingLogs)}
 }
 
-// PutLog keeps a build log, compressed.
+// PutLog stores a build log, compressed.
 func (p *View) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) error {
 	in := incoming{d: p.d}
 	defer in.close()
@@ -56,12 +58,13 @@ func (p *View) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) err
 	return nil
 }
 
-// An incoming log is one that a client sends, as zstd frames of logPart bytes. However long the client takes, it holds little memory.
+// An incoming log is one that a client sends, as zstd frames of logPart bytes. It holds little
+// memory, however long the client takes.
 type incoming struct {
 	d     *Depot
 	kept  []byte   // the last frames
-	size  int64    // of those before, which are in the file
-	spool *os.File // nil: all are in kept
+	size  int64    // of the frames before, which are in the file
+	spool *os.File // nil: all frames are in kept
 }
 
 // read reads all of a log.
@@ -92,13 +95,13 @@ func (in *incoming) read(ctx context.Context, log io.Reader) error {
 	}
 }
 
-// spill moves what is in memory to the file.
+// spill moves the frames in memory to the file.
 func (in *incoming) spill() (err error) {
 	if in.spool == nil {
 		if in.spool, err = os.CreateTemp(in.d.opts.Spool, "log-"); err != nil {
 			return err
 		}
-		// So that it is gone whatever happens.
+		// The file goes with the process, whatever happens.
 		if err := os.Remove(in.spool.Name()); err != nil {
 			return err
 		}
@@ -109,7 +112,7 @@ func (in *incoming) spill() (err error) {
 	return err
 }
 
-// hold calls do with all of the log, in memory for as long.
+// hold calls do with the whole log, which is in memory until do returns.
 func (in *incoming) hold(ctx context.Context, do func(kept []byte) error) error {
 	if in.spool == nil {
 		return do(in.kept)
@@ -128,11 +131,12 @@ func (in *incoming) hold(ctx context.Context, do func(kept []byte) error) error 
 
 func (in *incoming) close() {
 	if in.spool != nil {
-		in.spool.Close() // nobody needs what is in it
+		in.spool.Close() // its bytes are not needed
 	}
 }
 
-// OpenLog opens a build log. How many may be open depends on their sizes; one more is ErrUnavailable.
+// OpenLog opens a build log. How many logs may be open depends on their sizes; one more is
+// ErrUnavailable.
 func (p *View) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error) {
 	if err := p.d.logs.reading.Acquire(ctx, maxLogKept); err != nil {
 		return nil, fmt.Errorf("open log of %v: %w", drv, context.Cause(ctx))
@@ -142,24 +146,24 @@ func (p *View) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error
 	if err != nil {
 		return nil, failure(fmt.Sprintf("open log of %v", drv), err)
 	}
-	room, weight := p.d.logs.small, int64(len(kept))+2*logPart
+	memory, weight := p.d.logs.small, int64(len(kept))+2*logPart
 	if len(kept) > smallLog {
-		room = p.d.logs.large
+		memory = p.d.logs.large
 	}
-	if !room.TryAcquire(weight) {
-		return nil, fmt.Errorf("open log of %v: %w: too many logs are open", drv, cache.ErrUnavailable)
+	if !memory.TryAcquire(weight) {
+		return nil, fmt.Errorf("open log of %v: %w: too many logs are open; try again later", drv, cache.ErrUnavailable)
 	}
 	z, err := p.d.coders.decoder()
 	if err == nil {
 		err = z.Reset(bytes.NewReader(kept))
 	}
 	if err != nil {
-		room.Release(weight)
+		memory.Release(weight)
 		return nil, fmt.Errorf("open log of %v: %w", drv, err)
 	}
 	return &openLog{z: z, close: sync.OnceFunc(func() {
 		p.d.coders.putDecoder(z)
-		room.Release(weight)
+		memory.Release(weight)
 	})}, nil
 }
 

@@ -2,6 +2,7 @@ package depot_test
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
@@ -150,7 +151,7 @@ func (t *tester) wantNAR(info *nix.PathInfo, archive []byte) {
 		t.Fatal(err)
 	}
 	t.wantRanges(plain, archive)
-	frames, err := t.OpenCompressed(t.Context(), info)
+	frames, _, err := t.OpenCompressed(t.Context(), info)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -324,5 +325,13 @@ func wantError(tb testing.TB, what string, got, want error) {
 	tb.Helper()
 	if !errors.Is(got, want) {
 		tb.Errorf("%s: got %v, want %v", what, got, want)
+	}
+}
+
+// framesOf returns OpenCompressed of a view without the tag.
+func framesOf(v *depot.View) func(context.Context, *nix.PathInfo) (cache.NAR, error) {
+	return func(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
+		n, _, err := v.OpenCompressed(ctx, info)
+		return n, err
 	}
 }

@@ -287,17 +287,23 @@ func (d *Depot) findMissing(ctx context.Context) error {
 	return unread
 }
 
-// findAgain has NARs served again whose packs are back.
+// findAgain has NARs served again whose packs are back, and logs those that are damaged, once.
 func (d *Depot) findAgain(ctx context.Context) error {
 	back := refault{d: d, from: catalog.Missing, to: catalog.Whole, what: "serve NARs again"}
-	for found, err := range d.catalog.AllNARs(ctx, 0, true) {
+	damaged, found := make(map[catalog.NARID]bool), 0
+	for n, err := range d.catalog.AllNARs(ctx, 0, true) {
 		if err != nil {
 			return failure("list NARs", err)
 		}
-		if found.Fault != catalog.Missing {
+		if n.Fault == catalog.Damaged {
+			if damaged[n.ID] = true; !d.sweeps.damaged[n.ID] {
+				found++
+			}
+		}
+		if n.Fault != catalog.Missing {
 			continue
 		}
-		n, err := d.catalog.NAR(ctx, found.Hash)
+		n, err := d.catalog.NAR(ctx, n.Hash)
 		if errors.Is(err, catalog.ErrNotFound) {
 			continue
 		}
@@ -317,6 +323,10 @@ func (d *Depot) findAgain(ctx context.Context) error {
 	}
 	if err := back.flush(ctx); err != nil {
 		return err
+	}
+	d.sweeps.damaged = damaged
+	if found > 0 {
+		d.log.Error("NARs are damaged, and not served until they are pushed again: firn verify says what is wrong, and which paths have them", "nars", found)
 	}
 	if back.changed > 0 {
 		d.log.Info("packs are back: what needs them is served again", "nars", back.changed)

@@ -74,7 +74,7 @@ func contains(all []string, one string) bool {
 func (h *house) get(info *nix.PathInfo, compressed bool) (n int, err error) {
 	open := h.OpenNAR
 	if compressed {
-		open = h.OpenCompressed
+		open = framesOf(h.View)
 	}
 	a, err := open(h.Context(), info)
 	if err != nil {
@@ -352,4 +352,47 @@ func TestUnreadablePack(tt *testing.T) {
 		h.Fatal(err)
 	}
 	h.wantNAR(info, first)
+}
+
+// TestDamageFoundElsewhere: what another process found to be damaged, as firn verify --repair does,
+// is in the log of the server, once, and in what it counts.
+func TestDamageFoundElsewhere(tt *testing.T) {
+	h := newHouse(tt)
+	h.push(archive(h, file("", noise(300_000, 1))))
+	h.push(archive(h, file("", noise(300_000, 2))))
+	pack, err := os.OpenFile(h.file(), os.O_RDWR, 0)
+	if err != nil {
+		h.Fatal(err)
+	}
+	defer pack.Close()
+	if _, err := pack.WriteAt([]byte("other bytes"), 150_000); err != nil {
+		h.Fatal(err)
+	}
+	logged := func(want int) {
+		h.Helper()
+		h.tick()
+		if n := strings.Count(h.logs.String(), `msg="NARs are damaged`); n != want {
+			h.Errorf("the log says %d times that NARs are damaged, want %d:\n%s", n, want, h.logs)
+		}
+	}
+	logged(0)
+	other := depot.New(h.catalog, h.blobs, depot.Options{})
+	report, err := other.Verify(h.Context(), depot.VerifyOptions{Repair: true})
+	if err != nil || len(report.Damaged) != 1 {
+		h.Fatalf("found %+v, %v", report, err)
+	}
+	if err := other.Close(); err != nil {
+		h.Error(err)
+	}
+	logged(1)
+	logged(1)
+	if counts, err := h.catalog.Count(h.Context(), nil); err != nil || counts.Withheld != 1 {
+		h.Errorf("counted %+v, %v", counts, err)
+	}
+	if !strings.Contains(h.logs.String(), "nars=1") {
+		h.Errorf("the log does not count them:\n%s", h.logs)
+	}
+	// A server that starts later says so too.
+	h.again()
+	logged(2)
 }

@@ -12,15 +12,15 @@ import (
 	"firn/internal/fairlimit"
 )
 
-// packs opens packs, and leaves those that were read last open for the next reader. Beside these,
-// as many are open as are being read.
+// packs opens packs, and leaves the ones that were read last open for the next reader. Beside
+// these, as many are open as are being read.
 type packs struct {
 	blobs   blob.Store
-	maxIdle int // bounds those that are open without a reader
+	maxIdle int // bounds the open packs that have no reader
 
 	mu     sync.Mutex
 	opened map[string]*pack
-	idle   list.List // of *pack that nobody reads; the one read last is in front
+	idle   list.List // of *pack without a reader; the one read last is in front
 	pinned map[string]int
 	closed bool
 }
@@ -31,7 +31,7 @@ type pack struct {
 	name    string
 	readers int
 	gone    bool          // not to be found any more
-	idle    *list.Element // nil: somebody reads it
+	idle    *list.Element // nil: it has a reader
 }
 
 func newPacks(blobs blob.Store) *packs {
@@ -58,7 +58,7 @@ func (p *packs) get(ctx context.Context, name string) (*pack, error) {
 	if p.opened[name] == nil && !p.closed {
 		p.opened[name] = o
 	} else {
-		o.gone = true // somebody else was faster
+		o.gone = true // another reader was faster
 	}
 	return o, nil
 }
@@ -97,14 +97,14 @@ func (p *packs) release(o *pack) {
 	}
 }
 
-// end closes a pack that nobody reads.
+// end closes a pack that has no reader.
 func (p *packs) end(o *pack) {
 	p.idle.Remove(o.idle)
 	delete(p.opened, o.name)
 	o.Close()
 }
 
-// pin has packs not deleted, until unpin.
+// pin keeps packs from being deleted, until unpin.
 func (p *packs) pin(names []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -140,7 +140,7 @@ func (p *packs) forget(name string) (ok bool) {
 	return true
 }
 
-// reopen has the next get open a pack again.
+// reopen makes the next get open a pack again.
 func (p *packs) reopen(name string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -17,8 +17,10 @@ type plain struct{ opened }
 // Size is the NAR size.
 func (p *plain) Size() int64 { return p.size }
 
-// WriteRange decompresses the frames of a range. The first time that the whole NAR is written for a cache, it is compared with its hash before its last bytes are.
-// It is so for each cache, as the time that it takes, and the number of those that were compared, would tell that another one has it.
+// WriteRange decompresses the frames of a range. When the whole NAR is written for a cache for the
+// first time, it is compared with its hash before its last bytes are written. That is so for each
+// cache: the time that it takes, and the number of NARs that were compared, would else reveal that
+// another cache has the NAR.
 func (p *plain) WriteRange(ctx context.Context, w io.Writer, off, n int64) error {
 	err := outside(off, n, p.size)
 	if err == nil && n > 0 {
@@ -66,7 +68,7 @@ func (p *plain) write(ctx context.Context, w io.Writer, off, n int64) error {
 	return nil
 }
 
-// damaged withholds a NAR that was just found to be other bytes than it should.
+// damaged withholds a NAR that was just found to have other bytes than it should.
 func (p *plain) damaged(ctx context.Context) {
 	p.d.wrong.Add(1)
 	p.d.log.Error("a NAR is damaged, and not served any more: run firn verify", "nar_hash", fmt.Sprintf("%x", p.hash))
@@ -87,25 +89,28 @@ type frameReader struct {
 	recipe *recipe
 	at     cursor // the next frame
 	weight int64
-	loan   *loan   // of the memory of packed and data
-	piece  *buffer // of what is being sent; nil until something is
+	memory *reservation // of the memory of packed and data
+	piece  *buffer      // of the frame, on its way to the client; nil before the first
 
-	packed *buffer // nil, like data, when the loan was called in
-	read   []byte  // what was read of frames from at on
+	packed *buffer // nil, like data, when the reservation was reclaimed
+	read   []byte  // frames from at on, as they are in the pack
 	data   *buffer
-	frame  []byte // the bytes of the current frame, in data. To keep a slice of it is to keep the memory of a loan that was called in
-	raw    int64  // where the current frame begins in the NAR
-	start  cursor // the current frame
-	pack   *pack
+	// frame is the contents of the current frame, in data. A slice of it must not be used once the
+	// reservation was reclaimed.
+	frame []byte
+	raw   int64  // where the current frame begins in the NAR
+	start cursor // the current frame
+	pack  *pack
 }
 
-// packeds are buffers for frames of packs, and datas for what is in them.
+// packeds are buffers for frames as they are in packs, and datas for their contents.
 var (
 	packeds = sync.Pool{New: func() any { return &buffer{make([]byte, readSize)} }}
 	datas   = sync.Pool{New: func() any { return &buffer{make([]byte, 0, readSize)} }}
 )
 
-// readFrames returns a reader of the frames from the one on that has the byte at off, once there is memory for it.
+// readFrames returns a reader of the frames from the one on that has the byte at off, once there is
+// memory for it.
 func (d *Depot) readFrames(ctx context.Context, r *recipe, off int64) (*frameReader, error) {
 	weight := int64(2 * readSize)
 	for _, f := range r.frames {
@@ -113,14 +118,14 @@ func (d *Depot) readFrames(ctx context.Context, r *recipe, off int64) (*frameRea
 	}
 	fr := &frameReader{d: d, recipe: r, at: r.find(off), weight: weight}
 	var err error
-	if fr.loan, err = d.decoding.take(ctx, weight, fr.drop); err != nil {
+	if fr.memory, err = d.decoding.reserve(ctx, weight, fr.drop); err != nil {
 		return nil, err
 	}
 	fr.fetch()
 	return fr, nil
 }
 
-// fetch gets the buffers, for which there is a loan.
+// fetch gets the buffers, for which there is a reservation.
 func (r *frameReader) fetch() { r.packed, r.data = packeds.Get().(*buffer), datas.Get().(*buffer) }
 
 // drop gives the buffers up.
@@ -142,15 +147,15 @@ func (r *frameReader) close() {
 		r.d.packs.release(r.pack)
 	}
 	r.drop()
-	r.loan.end()
+	r.memory.end()
 	if r.piece != nil {
 		gathers.Put(r.piece)
 	}
 }
 
-// send writes n bytes of the current frame from skip on to a client, however slowly that takes
-// them. In that time only a piece of them is sure to be in memory: the loan may be called in, and
-// the frame is read again then.
+// send writes n bytes of the current frame from skip on to a client, however slowly it takes them.
+// While the client takes them, only a piece of the frame is sure to be in memory: the reservation
+// may be reclaimed, and the frame is read again then.
 func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error {
 	if r.piece == nil {
 		r.piece = gathers.Get().(*buffer)
@@ -158,9 +163,9 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error 
 	start := r.start
 	for n > 0 {
 		part := r.piece.buf[:copy(r.piece.buf, r.frame[skip:skip+n])]
-		r.loan.rest()
+		r.memory.pause()
 		_, err := w.Write(part)
-		held := r.loan.resume()
+		held := r.memory.resume()
 		if err != nil {
 			return err
 		}
@@ -168,7 +173,7 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error 
 		if held {
 			continue
 		}
-		if err := r.loan.renew(ctx, r.weight); err != nil {
+		if err := r.memory.renew(ctx, r.weight); err != nil {
 			return err
 		}
 		r.fetch()
@@ -186,8 +191,9 @@ func (r *frameReader) send(ctx context.Context, w io.Writer, skip, n int) error 
 // more reports whether there is another frame.
 func (r *frameReader) more() bool { return r.at.frame < len(r.recipe.frames) }
 
-// next makes the next frame the current one. ErrMismatch if its bytes cannot be those that were
-// kept. It goes on behind a frame that it fails at.
+// next makes the next frame the current one. It returns ErrMismatch if the frame cannot be
+// decompressed to as many bytes as it should have. After a frame that it fails at, it goes on with
+// the one behind it.
 func (r *frameReader) next(ctx context.Context) error {
 	f := r.recipe.frames[r.at.frame]
 	r.raw, r.start = r.at.raw, r.at
@@ -222,7 +228,7 @@ func (r *frameReader) next(ctx context.Context) error {
 	return nil
 }
 
-// fill reads the next frame, and those behind it that there is room for.
+// fill reads the next frame, and as many behind it as there is room for in the buffer.
 func (r *frameReader) fill(ctx context.Context) error {
 	e := r.at.extent
 	name := r.recipe.packs[r.recipe.extents[e].pack]

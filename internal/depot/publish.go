@@ -13,27 +13,29 @@ import (
 	"firn/nix/nar"
 )
 
-// Received returns what was kept from an upload. One that is damaged by now was not: it should be sent again.
+// Received returns what an upload brought. A NAR that is damaged by now is not found, so that the
+// client sends it again.
 func (p *View) Received(ctx context.Context, url string) (cache.Received, error) {
 	u, err := p.d.catalog.Upload(ctx, p.id, url)
 	if err != nil {
 		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
 	}
-	k, err := p.d.whole(ctx, u.NARHash)
+	r := cache.Received{
+		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
+		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
+		Published: u.Published, Compression: nix.Compression(u.Compression),
+	}
+	k, err := p.d.lookupIntact(ctx, u.NARHash)
 	if err == nil {
 		err = p.d.checkIntact(ctx, k.hash, k.recipe)
 	}
 	if err != nil {
-		return cache.Received{}, fmt.Errorf("look up upload %q: %w", url, err)
+		return r, fmt.Errorf("look up upload %q: %w", url, err)
 	}
-	return cache.Received{
-		NARHash: nix.SHA256Sum(u.NARHash), NARSize: u.NARSize,
-		FileHash: nix.SHA256Sum(u.FileHash), FileSize: u.FileSize,
-		Published: u.Published, Compression: nix.Compression(u.Compression),
-	}, nil
+	return r, nil
 }
 
-// Renew begins the grace of an upload anew.
+// Renew begins the grace of an upload again.
 func (p *View) Renew(ctx context.Context, url string) error {
 	u, err := p.d.catalog.Upload(ctx, p.id, url)
 	if err == nil {
@@ -47,7 +49,7 @@ func (p *View) Renew(ctx context.Context, url string) error {
 
 // OpenReceived opens a NAR that Received returned, to be decompressed while it is sent.
 func (p *View) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, error) {
-	k, err := p.own(ctx, r.NARHash)
+	k, err := p.lookupOwned(ctx, r.NARHash)
 	if err != nil {
 		return nil, fmt.Errorf("open NAR %v: %w", r.NARHash, err)
 	}
@@ -56,19 +58,20 @@ func (p *View) OpenReceived(ctx context.Context, r cache.Received) (cache.NAR, e
 
 // OpenReceivedCompressed opens the frames of a NAR that Received returned.
 func (p *View) OpenReceivedCompressed(ctx context.Context, r cache.Received) (cache.NAR, string, error) {
-	k, err := p.own(ctx, r.NARHash)
+	k, err := p.lookupOwned(ctx, r.NARHash)
 	if err != nil {
 		return nil, "", fmt.Errorf("open NAR %v: %w", r.NARHash, err)
 	}
 	return &frames{p.open(k)}, k.tag, nil
 }
 
-// own finds a NAR that was sent to this cache. Of others, it does not tell whether they are there.
-func (p *View) own(ctx context.Context, hash nix.Hash) (*kept, error) {
+// lookupOwned returns a NAR that was sent to this cache. It does not reveal which NARs other caches
+// have.
+func (p *View) lookupOwned(ctx context.Context, hash nix.Hash) (*storedNAR, error) {
 	if hash.Algorithm() != nix.SHA256 {
 		return nil, fmt.Errorf("%w: it is no SHA-256", cache.ErrNotFound)
 	}
-	k, err := p.d.whole(ctx, catalog.Sum(hash.Sum()))
+	k, err := p.d.lookupIntact(ctx, catalog.Sum(hash.Sum()))
 	if err != nil {
 		return nil, err
 	}
@@ -82,7 +85,7 @@ func (p *View) own(ctx context.Context, hash nix.Hash) (*kept, error) {
 	return k, nil
 }
 
-// Publish makes a path visible, together with the debug info that lies in its NAR.
+// Publish makes a path visible, with the debug information in its NAR.
 func (p *View) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere ...nix.StorePath) (*nix.PathInfo, error) {
 	there, err := p.publish(ctx, info, b, elsewhere)
 	if err != nil {
@@ -92,7 +95,7 @@ func (p *View) Publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 }
 
 func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, elsewhere []nix.StorePath) (*nix.PathInfo, error) {
-	k, err := p.own(ctx, info.NARHash)
+	k, err := p.lookupOwned(ctx, info.NARHash)
 	if err == nil {
 		err = p.d.checkIntact(ctx, k.hash, k.recipe)
 	}
@@ -106,7 +109,7 @@ func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 	if err != nil {
 		return nil, err
 	}
-	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.PublishedBy(ctx)}, debug, basisOf(b))
+	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.PublishedBy(ctx)}, debug, catalog.Basis(b))
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	}
@@ -122,7 +125,8 @@ func (p *View) Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signa
 	return failure("keep signatures", p.d.catalog.Endorse(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()), sigs))
 }
 
-// Endorsements returns what was pushed of a path that another source has.
+// Endorsements returns the signatures and fields that were pushed for a path that another source
+// has.
 func (p *View) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error) {
 	sigs, fields, err := p.d.catalog.Endorsements(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()))
 	return sigs, fields, failure("look up signatures", err)
@@ -131,12 +135,7 @@ func (p *View) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Sign
 // Basis returns what is compared when something is kept.
 func (p *View) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
 	b, err := p.d.catalog.Basis(ctx, p.id, hash)
-	return cache.Basis{Paths: b.Paths, Deletions: b.Deletions, Dangling: b.Awaited}, failure("look up references to "+hash.String(), err)
-}
-
-// basisOf is b as the catalog says it.
-func basisOf(b cache.Basis) catalog.Basis {
-	return catalog.Basis{Paths: b.Paths, Deletions: b.Deletions, Awaited: b.Dangling, Visited: b.Visited, Partial: b.Partial}
+	return cache.Basis(b), failure("look up references to "+hash.String(), err)
 }
 
 // References returns what published paths refer to.
@@ -165,7 +164,7 @@ func (p *View) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference
 	}
 }
 
-// WithheldPaths iterates over what is published and damaged.
+// WithheldPaths iterates over the published paths whose NARs are damaged.
 func (p *View) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
 		for path, err := range p.d.catalog.WithheldPaths(ctx, p.id) {
@@ -179,11 +178,12 @@ func (p *View) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error
 // debugDir is where files with debug information are, named by their build IDs: xx/yyy….debug.
 const debugDir = "lib/debug/.build-id/"
 
-// maxDebug bounds the files with debug information that are to be found of one path, some 300 bytes each in memory and a row in the catalog:
-// a NAR may have a million, and all that is pushed waits for their transaction. A kernel with all its modules has some thousands.
+// maxDebug bounds the files with debug information that can be found of one path. Each takes some
+// 300 bytes of memory and a row in the catalog. A NAR may have a million of them, and all pushes
+// wait for their transaction. A kernel with all its modules has some thousands.
 const maxDebug = 16 << 10
 
-// debugInfo finds the debug information in a NAR, or the first of it where that is more than maxDebug files.
+// debugInfo returns the debug information in a NAR, maxDebug files at most.
 func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHash) (found []catalog.DebugInfo, err error) {
 	// A listing may be large, and many paths be published at once.
 	d.coders.work(func() {
@@ -221,7 +221,7 @@ func buildID(h *nar.Header) (string, bool) {
 // isBuildID reports whether s is 40 lower-case hexadecimal digits.
 func isBuildID(s string) bool { return len(s) == 40 && strings.Trim(s, "0123456789abcdef") == "" }
 
-// DebugInfo returns where the debug information of a build ID is.
+// DebugInfo returns the path and the file that have the debug information of a build ID.
 func (p *View) DebugInfo(ctx context.Context, buildID string) (nix.PathHash, string, error) {
 	if !isBuildID(buildID) {
 		return nix.PathHash{}, "", fmt.Errorf("find build ID %q: %w", buildID, cache.ErrNotFound)

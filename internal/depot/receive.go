@@ -10,10 +10,12 @@ import (
 	"firn/nix"
 )
 
-// Receive reads a NAR and keeps it. One that is kept already leaves nothing behind but its name.
+// Receive reads a NAR and stores it. Of a NAR that is stored already, only the name of the upload
+// is added.
 //
-// The order is that of the promises: the NAR is parsed and hashed to its end, what the client said of it is checked,
-// the pack becomes durable, and only then the catalog hears of it.
+// The order is that of the promises: the NAR is parsed and hashed to its end; it is compared with
+// what the client said of it; the pack becomes durable; and only then the NAR is added to the
+// catalog.
 func (p *View) Receive(ctx context.Context, u cache.Upload) (cache.Received, error) {
 	r, err := p.receive(ctx, u)
 	if err != nil {
@@ -28,21 +30,21 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	}
 	in := p.d.newIngest(ctx, p.id, p.dir, u.NAR)
 	defer in.close()
+	known := false
 	if u.NARHash.Algorithm() == nix.SHA256 {
-		// A NAR that is there already is not cut, but read and checked nevertheless.
-		n, err := p.leadsTo(ctx, catalog.Sum(u.NARHash.Sum()))
+		// A NAR that is stored already is not cut, but read and checked nevertheless.
+		n, err := p.lookupReachable(ctx, catalog.Sum(u.NARHash.Sum()))
 		if err != nil {
 			return r, err
 		}
-		in.known = n != nil
+		known = n != nil
 	}
-	listing, err := in.parse()
+	in.cutting.known = known
+	listing, sum, err := in.read()
 	if err != nil {
 		return r, err
 	}
-	in.finish()
-	sum := in.sum()
-	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.size}
+	r = cache.Received{NARHash: nix.SHA256Sum(sum), NARSize: in.cutting.size}
 	r.FileHash, r.FileSize = r.NARHash, r.NARSize
 	r.Compression = u.Compression
 	if u.File != nil {
@@ -68,19 +70,19 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if upload.Name == "" {
 		upload.Name = "nar/" + r.NARHash.Nix32() + ".nar"
 	}
-	there, err := p.again(ctx, upload)
+	there, err := p.addUpload(ctx, upload)
 	if err != nil || there {
 		return r, err
 	}
-	if in.known {
-		return r, fmt.Errorf("%w: the NAR was swept while it was sent", cache.ErrUnavailable)
+	if known {
+		return r, fmt.Errorf("%w: the NAR was removed while it was sent; send it again", cache.ErrUnavailable)
 	}
 	return r, p.add(ctx, in, upload, listing)
 }
 
-// leadsTo returns a whole NAR that this cache leads to, or nil.
-// What only other caches have costs as much as if nobody had it.
-func (p *View) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
+// lookupReachable returns an intact NAR that is reachable from this cache, or nil. A NAR that only
+// other caches have takes as long as one that no cache has.
+func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
 	n, err := p.d.catalog.NAR(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, nil
@@ -107,9 +109,9 @@ func (p *View) leadsTo(ctx context.Context, hash catalog.Sum) (*catalog.NAR, err
 	return n, nil
 }
 
-// again adds an upload of a NAR that this cache leads to, and returns whether it does.
-func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
-	n, err := p.leadsTo(ctx, u.NARHash)
+// addUpload adds an upload of a NAR that is reachable from this cache, and reports whether it is.
+func (p *View) addUpload(ctx context.Context, u *catalog.Upload) (bool, error) {
+	n, err := p.lookupReachable(ctx, u.NARHash)
 	if n == nil {
 		return false, err
 	}
@@ -121,29 +123,28 @@ func (p *View) again(ctx context.Context, u *catalog.Upload) (bool, error) {
 	return err == nil, failure("add upload", err)
 }
 
-// add keeps what was ingested.
+// add adds the NAR to the catalog, once its frames are durable.
 func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
-	if err := in.end(); err != nil {
+	if err := in.commit(); err != nil {
 		return err
 	}
-	u.Uses = in.uses
-	added, err := in.register(u, listing)
+	packed := &in.packing
+	u.Uses = packed.uses
+	added, err := packed.register(u, listing)
 	for range maxRelocations {
 		if !errors.Is(err, catalog.ErrGone) {
 			break
 		}
-		moved, failed := in.relocate()
+		moved, failed := packed.relocate(p.id)
 		if failed != nil || !moved {
 			break
 		}
-		added, err = in.register(u, listing)
+		added, err = packed.register(u, listing)
 	}
-	// After any other error the NAR may be there, and need its pack. If it is not, a sweep finds the pack.
-	if in.pack != nil && (err == nil && !added || errors.Is(err, catalog.ErrGone)) {
-		p.d.discard(ctx, in.packName)
-	}
-	if in.pack == nil && in.decoy.w != nil {
-		p.d.discard(ctx, in.decoy.name)
+	// After any other error the NAR may be there, and need its pack. If it is not there, a sweep
+	// finds the pack.
+	if packed.own >= 0 && (added || err != nil && !errors.Is(err, catalog.ErrGone)) {
+		p.d.sharing.need(packed.to)
 	}
 	if err == nil && added {
 		p.d.recipes.Remove(u.NARHash) // that of a NAR that was damaged
@@ -151,30 +152,28 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 	return failure("add NAR", err)
 }
 
-// register tells the catalog of what was ingested.
-func (in *ingest) register(u *catalog.Upload, listing []byte) (added bool, err error) {
+// register adds the NAR to the catalog, and reports whether it was not there before.
+func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err error) {
 	n := &catalog.NewNAR{
-		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: in.packs},
-		Chunks:  in.chunks,
-		Built:   in.built,
+		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: p.packs},
+		Pack:    p.pack(),
+		Chunks:  p.chunks,
+		Built:   p.reused,
 		Listing: listing,
 		Upload:  u,
 	}
-	for _, f := range in.frames {
+	for _, f := range p.frames {
 		n.FileSize += int64(f.length)
 	}
-	n.Recipe = appendRecipe(nil, in.frames)
+	n.Recipe = appendRecipe(nil, p.frames)
 	n.Tag = newTag(n.Recipe, n.Packs)
-	if in.pack != nil {
-		n.Pack = &catalog.Pack{Name: in.packName, Size: in.packSize}
-	}
-	_, added, err = in.d.catalog.AddNAR(in.ctx, n)
+	_, added, err = p.d.catalog.AddNAR(p.ctx, n)
 	return added, err
 }
 
-// discard deletes a pack that nobody needs.
+// discard deletes a pack that no record names.
 func (d *Depot) discard(ctx context.Context, name string) {
 	if err := d.blobs.Delete(context.WithoutCancel(ctx), name); err != nil {
-		d.log.Warn("a pack that nobody needs is left for the next sweep", "pack", name, "error", err)
+		d.log.Warn("could not delete an unneeded pack; the next sweep will", "pack", name, "error", err)
 	}
 }

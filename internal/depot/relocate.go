@@ -4,26 +4,28 @@ import (
 	"firn/internal/catalog"
 )
 
-// maxRelocations is how often a NAR is told anew where its chunks lie, which takes a pack that is rewritten just then each time.
+// maxRelocations is how often a NAR is told again where its chunks lie. Each time takes a pack that
+// is rewritten just then.
 const maxRelocations = 3
 
-// relocate asks again where the chunks lie that were there when the NAR came in: their pack may have been rewritten meanwhile.
-// It reports whether some lie elsewhere now. Those that are not found may be where they were: nobody needed them when the others were moved.
-func (in *ingest) relocate() (bool, error) {
+// relocate asks again where the chunks lie that were there when the NAR came in, as their pack may
+// have been rewritten in the meantime. It reports whether some lie elsewhere now. A chunk that is
+// not found may be where it was: no NAR needed it when the others were moved.
+func (p *packing) relocate(id catalog.CacheID) (bool, error) {
 	type old struct {
 		pack string
 		off  int64
 	}
 	moved := make(map[old]catalog.Chunk)
-	now := make(map[catalog.Sum]catalog.Chunk, len(in.built))
-	for asked := in.built; len(asked) > 0; {
+	now := make(map[catalog.Sum]catalog.Chunk, len(p.reused))
+	for asked := p.reused; len(asked) > 0; {
 		some := asked[:min(len(asked), maxAsked)]
 		asked = asked[len(some):]
 		sums := make([]catalog.Sum, len(some))
 		for i, c := range some {
 			sums[i] = c.Hash
 		}
-		found, err := in.d.catalog.Chunks(in.ctx, in.cache, sums)
+		found, err := p.d.catalog.Chunks(p.ctx, id, sums)
 		if err != nil {
 			return false, failure("look up chunks", err)
 		}
@@ -31,7 +33,7 @@ func (in *ingest) relocate() (bool, error) {
 			now[c.Hash] = c
 		}
 	}
-	for i, was := range in.built {
+	for i, was := range p.reused {
 		is, ok := now[was.Hash]
 		if !ok {
 			continue
@@ -41,21 +43,21 @@ func (in *ingest) relocate() (bool, error) {
 		}
 		if is.Pack != was.Pack || is.Offset != was.Offset {
 			moved[old{was.Pack, was.Offset}] = is
-			in.built[i] = is
+			p.reused[i] = is
 		}
 	}
 	if len(moved) == 0 {
 		return false, nil
 	}
-	packs := in.packs
-	in.packs, in.indices = nil, nil // those that no frame lies in any more are left out
-	for i := range in.frames {
-		f := &in.frames[i]
+	packs := p.packs
+	p.packs, p.indices = nil, nil // packs without a frame of the NAR are left out
+	for i := range p.frames {
+		f := &p.frames[i]
 		name := packs[f.pack]
 		if c, ok := moved[old{name, f.off}]; ok {
 			name, f.off, f.length = c.Pack, c.Offset, int32(c.Length)
 		}
-		f.pack = in.index(name)
+		f.pack = p.index(name)
 	}
 	return true, nil
 }

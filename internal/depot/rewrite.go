@@ -18,23 +18,29 @@ const (
 	examineLimit = 64
 	// rewriteLimit is how many bytes of packs one tick copies, or a pack more.
 	rewriteLimit = 1 << 30
-	// retryAfter is how long a pack that could not be copied is passed over: others come first, and what was wrong may be gone by then.
+	// retryAfter is how long a pack that could not be copied is left alone. Others come first, and
+	// the cause may be gone by then.
 	retryAfter = 6 * time.Hour
-	// What a new pack leaves free at least: a reservePart of the file system, or reserveMost of a large one. A disk that is nearly full is for what is pushed.
+	// A new pack leaves free at least a reservePart of the file system, or reserveMost bytes of a
+	// large one. A disk that is nearly full is for uploads.
 	reservePart, reserveMost = 20, 1 << 30 // bytes
-	// moveLimit is how many NARs one transaction moves: others wait for it; moveBytes how many bytes their recipes have, or a recipe more.
+	// moveLimit is how many NARs one transaction moves, as other writers wait for it. moveBytes is
+	// how many bytes their recipes have; the last recipe may exceed it.
 	moveLimit, moveBytes = 64, 4 << 20
 )
 
-// rewrite copies what is needed of packs of which most is not into new ones.
+// rewrite copies the frames that are still needed out of packs in which most are not.
 //
-// A pack is written anew when more than half of it is nobody's, so no more is copied than is freed.
-// The new pack is durable before the catalog hears of it. Then the NARs are moved, some at a time, and with the first of them the chunks,
-// so that nothing new refers to the old pack. That one goes as any pack that no NAR refers to, after the grace: who reads it has that long.
-// A crash leaves a pack that no record leads to, or NARs of which some are moved; the next tick examines what is left.
+// A pack is rewritten when more than half of its bytes are unreferenced, so no more is copied than
+// is freed. The new pack is durable before the catalog names it. Then the NARs are moved, some at a
+// time, and with the first of them the chunks, so that nothing new refers to the old pack. The old
+// pack is removed like any pack that no NAR refers to, after the grace; clients may read it until
+// then. A crash leaves a pack that no record names, or NARs of which some are moved. The next tick
+// examines what is left.
 //
-// Old and new lie on the disk together until the grace is over, so packs are rewritten only while those that wait for that are not large.
-// A pack that cannot be copied is passed over for a while, and the others are rewritten; when the catalog fails, nothing goes on.
+// The old and the new pack are on the disk together until the grace is over. So packs are rewritten
+// only while those that wait for that are not large. If a pack cannot be copied, it is left alone
+// for a while, and the others are rewritten. If the catalog fails, rewriting ends.
 func (d *Depot) rewrite(ctx context.Context) error {
 	waiting, err := d.catalog.Rewritten(ctx)
 	if err != nil {
@@ -61,7 +67,7 @@ func (d *Depot) rewrite(ctx context.Context) error {
 			waiting += p.Size
 		}
 		if err != nil {
-			if short := errors.Is(err, errCramped); !short || !cramped { // said once, not for each
+			if short := errors.Is(err, errCramped); !short || !cramped { // it is reported once, not for each pack
 				errs = append(errs, fmt.Errorf("rewrite pack %s: %w", p.Name, err))
 				cramped = cramped || short
 			}
@@ -75,15 +81,16 @@ func (d *Depot) rewrite(ctx context.Context) error {
 }
 
 var (
-	// errUnsound says that a pack is not to be moved as it is.
+	// errUnsound says that a pack cannot be moved as it is.
 	errUnsound = errors.New("it is damaged")
-	// errCramped says that there is too little room to begin.
+	// errCramped says that there is too little room on the disk to begin.
 	errCramped = errors.New("there is no room to rewrite it")
-	// errNotCopied says that it is the pack, or the room for the new one, that failed.
+	// errNotCopied says that reading the pack or writing the new one failed.
 	errNotCopied = errors.New("it cannot be copied now")
 )
 
-// examine rewrites a pack if that is worth it, and returns how many bytes were copied, or may have been.
+// examine rewrites a pack if that is worth it, and returns how many bytes were copied, or may have
+// been.
 func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) {
 	live, err := d.live(ctx, p.Name)
 	var size int64
@@ -121,7 +128,7 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 	return size, err
 }
 
-// hasRoom is an error if too little would be free once so many bytes are written.
+// hasRoom returns an error if too little would be free once so many bytes are written.
 func (d *Depot) hasRoom(ctx context.Context, size int64) error {
 	free, all, err := d.Room(ctx)
 	if err != nil || all == 0 {
@@ -133,9 +140,10 @@ func (d *Depot) hasRoom(ctx context.Context, size int64) error {
 	return nil
 }
 
-// live returns the frames of a pack that NARs refer to, by their offsets. One of a NAR that is withheld is left where it is, until that is repaired.
-func (d *Depot) live(ctx context.Context, pack string) (map[int64]frame, error) {
-	live := make(map[int64]frame)
+// live returns the frames of a pack that NARs refer to, by their offsets. It returns errUnsound if
+// one of these NARs is withheld: the pack is left as it is until that is repaired.
+func (d *Depot) live(ctx context.Context, pack string) (map[int64]place, error) {
+	live := make(map[int64]place)
 	for n, err := range d.catalog.NARsIn(ctx, pack) {
 		if err != nil {
 			return nil, failure("list NARs", err)
@@ -149,25 +157,11 @@ func (d *Depot) live(ctx context.Context, pack string) (map[int64]frame, error) 
 		}
 		for _, at := range places {
 			if n.Packs[at.pack] == pack {
-				live[at.off] = frame{uint32(at.size), uint32(at.length)}
+				live[at.off] = at
 			}
 		}
 	}
 	return live, nil
-}
-
-// placesOf returns where the frames of a NAR lie.
-func placesOf(n *catalog.NAR) ([]place, error) {
-	r, err := parseRecipe(n)
-	if err != nil {
-		return nil, err
-	}
-	places := make([]place, 0, len(r.frames))
-	for c := (cursor{off: r.extents[0].off}); c.frame < len(r.frames); r.advance(&c) {
-		f := r.frames[c.frame]
-		places = append(places, place{pack: int32(r.extents[c.extent].pack), off: c.off, size: int32(f.size), length: int32(f.length)})
-	}
-	return places, nil
 }
 
 // A rewriting is of one pack.
@@ -175,12 +169,12 @@ type rewriting struct {
 	d      *Depot
 	old    string
 	to     catalog.Pack
-	at     map[int64]int64 // offsets in the new pack, by those in the old one
+	at     map[int64]int64 // offsets in the new pack, by the offset in the old one
 	chunks []catalog.MovedChunk
 }
 
 // copy makes the new pack.
-func (r *rewriting) copy(ctx context.Context, live map[int64]frame) error {
+func (r *rewriting) copy(ctx context.Context, live map[int64]place) error {
 	from, err := r.d.packs.get(ctx, r.old)
 	if err != nil {
 		return err
@@ -202,23 +196,22 @@ func (r *rewriting) copy(ctx context.Context, live map[int64]frame) error {
 		if err := readFull(from, packed, off); err != nil {
 			return fmt.Errorf("read pack: %w", err)
 		}
-		sum, err := r.d.sumOf(packed, f)
-		if err != nil {
+		if err := r.d.checkFrame(packed, f); err != nil {
 			return err
 		}
 		if _, err := w.Write(packed); err != nil {
 			return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
 		}
-		// Of a frame that is no chunk, or not the one that it was, the catalog knows no chunk of this hash at this place.
-		r.chunks = append(r.chunks, catalog.MovedChunk{Hash: sum, From: off, To: r.to.Size})
+		// Of a frame that is no chunk, the catalog knows no chunk of this hash at this place.
+		r.chunks = append(r.chunks, catalog.MovedChunk{Hash: f.sum, From: off, To: r.to.Size})
 		r.at[off] = r.to.Size
 		r.to.Size += int64(f.length)
 	}
 	return commit(ctx, w)
 }
 
-// sumOf returns the hash of what a frame has.
-func (d *Depot) sumOf(packed []byte, f frame) (sum catalog.Sum, err error) {
+// checkFrame returns errUnsound if a frame has other contents than it should.
+func (d *Depot) checkFrame(packed []byte, f place) (err error) {
 	d.coders.work(func() {
 		z, failed := d.coders.decoder()
 		if failed != nil {
@@ -227,19 +220,18 @@ func (d *Depot) sumOf(packed []byte, f frame) (sum catalog.Sum, err error) {
 		}
 		defer d.coders.putDecoder(z)
 		data, failed := z.DecodeAll(packed, make([]byte, 0, f.size))
-		if failed == nil && len(data) != int(f.size) {
-			failed = fmt.Errorf("a frame has %d bytes, not %d", len(data), f.size)
+		if failed == nil && sha256.Sum256(data) != f.sum {
+			failed = fmt.Errorf("a frame of %d bytes at %d has another hash than it should", f.size, f.off)
 		}
 		if failed != nil {
 			err = fmt.Errorf("%w: %w", errUnsound, failed)
-			return
 		}
-		sum = sha256.Sum256(data)
 	})
-	return sum, err
+	return err
 }
 
-// move has the NARs refer to the new pack, and reports whether some still refer to the old one: such as came while it was copied.
+// move makes the NARs refer to the new pack, and reports whether some still refer to the old one,
+// such as a NAR that was added while the pack was copied.
 func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
 	m := &catalog.Move{From: r.old, To: r.to, Chunks: r.chunks}
 	var hashes []catalog.Sum
@@ -292,7 +284,7 @@ func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
 	return rest || errors.Is(err, catalog.ErrGone), ignoreGone(err)
 }
 
-// ignoreGone returns nil where somebody else was faster.
+// ignoreGone returns nil if another process was faster.
 func ignoreGone(err error) error {
 	if errors.Is(err, catalog.ErrGone) {
 		return nil
@@ -318,9 +310,5 @@ func (r *rewriting) recipe(n *catalog.NAR) (moved catalog.MovedNAR, ok bool, err
 		}
 		at.off = to
 	}
-	moved = catalog.MovedNAR{ID: n.ID, Index: index, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}
-	if moved.Tag == "" { // the bytes are the same
-		moved.Tag = newTag(n.Recipe, n.Packs)
-	}
-	return moved, true, nil
+	return catalog.MovedNAR{ID: n.ID, Index: index, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}, true, nil
 }

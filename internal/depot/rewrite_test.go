@@ -102,7 +102,7 @@ func TestRewrite(tt *testing.T) {
 	if err != nil {
 		s.Fatal(err)
 	}
-	before, err := s.OpenCompressed(s.Context(), s.info)
+	before, _, err := s.OpenCompressed(s.Context(), s.info)
 	if err != nil {
 		s.Fatal(err)
 	}
@@ -120,7 +120,7 @@ func TestRewrite(tt *testing.T) {
 		s.Errorf("the catalog counts %+v, %v", counts, err)
 	}
 	s.wantNAR(s.info, s.kept)
-	after, err := s.OpenCompressed(s.Context(), s.info)
+	after, _, err := s.OpenCompressed(s.Context(), s.info)
 	if err != nil {
 		s.Fatal(err)
 	}

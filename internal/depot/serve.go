@@ -14,28 +14,28 @@ import (
 	"firn/nix/nar"
 )
 
-// maxSeen is how many published paths a part remembers, some 200 bytes each.
-const maxSeen = 16 << 10
+// maxPublished is how many published paths a view remembers, some 200 bytes each.
+const maxPublished = 16 << 10
 
-// A sighting is what was published under a path hash.
-type sighting struct {
+// published is the NAR of a published path.
+type published struct {
 	nar      catalog.Sum
 	fileSize int64
-	tag      string // of the NAR; "" if an older firn kept it
+	tag      string
 }
 
-// kept is a NAR that was found in the catalog.
-type kept struct {
+// A storedNAR is a NAR that was found in the catalog.
+type storedNAR struct {
 	*recipe
 	id    catalog.NARID
 	hash  catalog.Sum
 	fault catalog.Fault
-	right sync.Map // the caches for which it was compared with its hash by this process
+	right sync.Map // the caches for which this process has compared it with its hash
 }
 
-// find returns what is kept of a NAR.
-func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
-	now := d.version()
+// lookup returns what is known of a NAR, which may be damaged.
+func (d *Depot) lookup(ctx context.Context, hash catalog.Sum) (*storedNAR, error) {
+	now := d.catalog.Version(ctx)
 	k, at, known := d.recipes.Get(hash)
 	if known && at.Hit(now) {
 		return k, nil
@@ -50,15 +50,15 @@ func (d *Depot) find(ctx context.Context, hash catalog.Sum) (*kept, error) {
 	}
 	// The tag stays when frames are moved.
 	if !known || k.id != n.ID || k.tag != r.tag || k.fault != n.Fault || !slices.Equal(k.packs, r.packs) || !slices.Equal(k.extents, r.extents) {
-		k = &kept{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
+		k = &storedNAR{recipe: r, id: n.ID, hash: hash, fault: n.Fault}
 	}
 	d.recipes.Put(hash, k, now, r.memSize())
 	return k, nil
 }
 
-// whole is find for a NAR that is to be sent.
-func (d *Depot) whole(ctx context.Context, hash catalog.Sum) (*kept, error) {
-	k, err := d.find(ctx, hash)
+// lookupIntact returns what is known of a NAR that is to be sent. It is not found if it is damaged.
+func (d *Depot) lookupIntact(ctx context.Context, hash catalog.Sum) (*storedNAR, error) {
+	k, err := d.lookup(ctx, hash)
 	if err == nil && k.fault != catalog.Whole {
 		return nil, fmt.Errorf("find NAR %x: %w: it is withheld", hash, cache.ErrNotFound)
 	}
@@ -67,7 +67,7 @@ func (d *Depot) whole(ctx context.Context, hash catalog.Sum) (*kept, error) {
 
 // PathInfo returns what was published.
 func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	path, _, err := p.look(ctx, hash)
+	path, _, err := p.lookupPath(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, missError{hash}
 	}
@@ -80,33 +80,35 @@ func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 	return &path.Info, nil
 }
 
-// look asks the catalog for a path, and remembers what else it says of it: who asks for a path info asks for that next.
-func (p *View) look(ctx context.Context, hash nix.PathHash) (*catalog.Path, sighting, error) {
-	now := p.d.version()
+// lookupPath asks the catalog for a path, and remembers its NAR: a client that asks for a path info
+// asks for the NAR next.
+func (p *View) lookupPath(ctx context.Context, hash nix.PathHash) (*catalog.Path, published, error) {
+	now := p.d.catalog.Version(ctx)
 	path, err := p.d.catalog.Path(ctx, p.id, hash)
 	if err != nil {
-		return nil, sighting{}, err
+		return nil, published{}, err
 	}
-	s := sighting{catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
-	p.seen.Put(hash, s, now, 1)
+	s := published{catalog.Sum(path.Info.NARHash.Sum()), path.FileSize, path.Tag}
+	p.published.Put(hash, s, now, 1)
 	return path, s, nil
 }
 
-// sight returns what is published now under the path hash of a path info that this part gave, if it is still the same.
-func (p *View) sight(ctx context.Context, info *nix.PathInfo) (sighting, error) {
+// lookupPublished returns the NAR that is published now under the path hash of a path info that
+// this view gave. It is not found if another NAR is published there.
+func (p *View) lookupPublished(ctx context.Context, info *nix.PathInfo) (published, error) {
 	if info.NARHash.Algorithm() != nix.SHA256 {
-		return sighting{}, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
+		return published{}, fmt.Errorf("find NAR of %v: %w: its NAR hash is no SHA-256", info.Path, cache.ErrInvalid)
 	}
 	hash := info.Path.Hash()
-	s, at, known := p.seen.Get(hash)
-	if !known || !at.Hit(p.d.version()) {
+	s, at, known := p.published.Get(hash)
+	if !known || !at.Hit(p.d.catalog.Version(ctx)) {
 		var err error
-		if _, s, err = p.look(ctx, hash); err != nil {
-			return sighting{}, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
+		if _, s, err = p.lookupPath(ctx, hash); err != nil {
+			return published{}, failure(fmt.Sprintf("find NAR of %v", info.Path), err)
 		}
 	}
 	if s.nar != catalog.Sum(info.NARHash.Sum()) {
-		return sighting{}, fmt.Errorf("find NAR of %v: %w: it is another one", info.Path, cache.ErrNotFound)
+		return published{}, fmt.Errorf("find NAR of %v: %w: another NAR is published there", info.Path, cache.ErrNotFound)
 	}
 	return s, nil
 }
@@ -117,22 +119,23 @@ type missError struct{ hash nix.PathHash }
 func (e missError) Error() string { return fmt.Sprintf("look up path hash %v: not found", e.hash) }
 func (e missError) Unwrap() error { return cache.ErrNotFound }
 
-// published returns the NAR of a path info that this part gave, if it is still published.
-func (p *View) published(ctx context.Context, info *nix.PathInfo) (*kept, error) {
-	s, err := p.sight(ctx, info)
+// lookupNAR returns the recipe of a NAR that lookupPublished finds.
+func (p *View) lookupNAR(ctx context.Context, info *nix.PathInfo) (*storedNAR, error) {
+	s, err := p.lookupPublished(ctx, info)
 	if err != nil {
 		return nil, err
 	}
-	k, err := p.d.whole(ctx, s.nar)
+	k, err := p.d.lookupIntact(ctx, s.nar)
 	if err != nil {
 		return nil, fmt.Errorf("find NAR of %v: %w", info.Path, err)
 	}
 	return k, nil
 }
 
-// WriteListing writes the listing of a published path as JSON. In memory is only the form in which it is kept, which takes a tenth.
+// WriteListing writes the listing of a published path as JSON. Only the stored form is in memory,
+// which is a tenth as large.
 func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer) error {
-	k, err := p.published(ctx, info)
+	k, err := p.lookupNAR(ctx, info)
 	if err != nil {
 		return err
 	}
@@ -146,51 +149,41 @@ func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer
 // Compression returns zstd.
 func (p *View) Compression() nix.Compression { return nix.Zstd }
 
-// StatCompressed returns the size of the frames of a NAR, and a tag that is another one if they are others.
+// StatCompressed returns the size of the frames of a NAR, and their tag.
 func (p *View) StatCompressed(ctx context.Context, info *nix.PathInfo) (int64, string, error) {
-	s, err := p.sight(ctx, info)
-	if err != nil {
-		return 0, "", err
-	}
-	if s.tag != "" {
-		return s.fileSize, s.tag, nil
-	}
-	k, err := p.published(ctx, info)
-	if err != nil {
-		return 0, "", err
-	}
-	return k.fileSize, k.tag, nil
+	s, err := p.lookupPublished(ctx, info)
+	return s.fileSize, s.tag, err
 }
 
-// OpenCompressed opens the frames of a NAR.
-func (p *View) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
-	k, err := p.published(ctx, info)
+// OpenCompressed opens the frames of a NAR, and returns their tag.
+func (p *View) OpenCompressed(ctx context.Context, info *nix.PathInfo) (cache.NAR, string, error) {
+	k, err := p.lookupNAR(ctx, info)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	return &frames{p.open(k)}, nil
+	return &frames{p.open(k)}, k.tag, nil
 }
 
 // OpenNAR opens a NAR, to be decompressed while it is sent.
 func (p *View) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
-	k, err := p.published(ctx, info)
+	k, err := p.lookupNAR(ctx, info)
 	if err != nil {
 		return nil, err
 	}
 	return &plain{p.open(k)}, nil
 }
 
-// opened is a NAR that is open, and keeps its packs from being deleted.
+// opened is an open NAR. Its packs are not deleted before it is closed.
 type opened struct {
 	d     *Depot
-	cache catalog.CacheID // whose it is, of those that have it
-	*kept
+	cache catalog.CacheID // that opened it
+	*storedNAR
 	closed bool
 }
 
-func (p *View) open(k *kept) opened {
+func (p *View) open(k *storedNAR) opened {
 	p.d.packs.pin(k.packs)
-	return opened{d: p.d, cache: p.id, kept: k}
+	return opened{d: p.d, cache: p.id, storedNAR: k}
 }
 
 // Close lets the packs be deleted.
@@ -212,7 +205,7 @@ func (o *opened) describe(err error) error {
 // outside returns an error if a range is not within size bytes.
 func outside(off, n, size int64) error {
 	if off < 0 || n < 0 || off > size-n {
-		return fmt.Errorf("%d bytes from %d on are not within its %d bytes", n, off, size)
+		return fmt.Errorf("%d bytes from %d on are outside of its %d bytes", n, off, size)
 	}
 	return nil
 }

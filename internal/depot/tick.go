@@ -8,30 +8,34 @@ import (
 	"sync"
 	"time"
 
+	"firn/internal/catalog"
 	"firn/internal/depot/blob"
 )
 
 const (
-	// sweepLimit is how many records of each kind one transaction of a sweep removes: others wait for it.
+	// sweepLimit is how many records of each kind one transaction of a sweep removes. Other writers
+	// wait for it.
 	sweepLimit = 256
-	// listEvery is how often all blobs are listed, to find those that no record leads to, and all
-	// packs looked for, to find those that are missing. Only crashes leave the first, and lose the
-	// second, and it takes long.
+	// listEvery is how often all blobs are listed, to find packs that no record names, and all
+	// packs looked for, to find missing ones. Only a crash leaves a pack without a record, only
+	// damage loses one, and it takes long.
 	listEvery = 24 * time.Hour
 )
 
-// sweeps is what a sweep remembers for the next one.
+// sweeps is the state of sweeps from one to the next.
 type sweeps struct {
-	mu      sync.Mutex           // held while sweeping
-	waiting map[string]bool      // packs that are to be deleted once nobody reads them
-	listed  time.Time            // when all blobs were listed last; zero: never
-	failed  map[string]time.Time // packs that could not be copied, and until when they are passed over
+	mu      sync.Mutex             // held while sweeping
+	waiting map[string]bool        // packs to delete once they have no reader
+	listed  time.Time              // when all blobs were listed last; zero: never
+	failed  map[string]time.Time   // packs that could not be copied, and until when they are left alone
+	damaged map[catalog.NARID]bool // NARs withheld as damaged that the log has counted
 }
 
-// Tick removes what nothing leads to any more, and what uploads that were cut off have left behind, and rewrites packs that are mostly nobody's.
-// It withholds what needs a pack that is missing, and serves it again when that is back. It does
-// nothing while the packs as a whole are not there. Anything younger than the grace stays, and so
-// does, until it is closed, what is open.
+// Tick removes NARs and packs that nothing refers to any more, and the remains of uploads that were
+// cut off. It rewrites packs in which more than half of the bytes are unreferenced. It withholds
+// NARs that need a missing pack, and serves them again when the pack is back. It logs what another
+// process, such as firn verify, found to be damaged. It does nothing while the packs as a whole are
+// not there. Nothing goes that is younger than the grace, or is open.
 func (d *Depot) Tick(ctx context.Context) error {
 	d.sweeps.mu.Lock()
 	defer d.sweeps.mu.Unlock()
@@ -77,7 +81,7 @@ func (d *Depot) Tick(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// deleteWaiting deletes the packs that nobody reads.
+// deleteWaiting deletes the packs that have no reader.
 func (d *Depot) deleteWaiting(ctx context.Context) error {
 	var errs []error
 	for name := range d.sweeps.waiting {
@@ -97,8 +101,9 @@ func (d *Depot) deleteWaiting(ctx context.Context) error {
 func (d *Depot) deleteOrphans(ctx context.Context, before time.Time) error {
 	var names []string
 	check := func() error {
-		// One that an upload is about to name in a record is none, however old: a machine may sleep in between, or its clock be set.
-		// When it is no longer pinned, the record is there, if there will ever be one.
+		// A pack that an upload is about to name in a record is not an orphan, however old it is:
+		// the machine may have slept in between, or its clock may have been set. When the pack is
+		// no longer pinned, the record is there, if there will ever be one.
 		names = slices.DeleteFunc(names, d.packs.isPinned)
 		if len(names) == 0 {
 			return nil

@@ -15,30 +15,33 @@ import (
 	"firn/nix"
 )
 
-// maxVerifying bounds the NARs that are verified at once: more would only make a disk seek.
+// maxVerifying bounds the NARs that are verified at once. More would only make a disk seek.
 const maxVerifying = 8
 
-// VerifyOptions says what to verify. The zero VerifyOptions is everything that is kept.
+// VerifyOptions says what to verify. The zero VerifyOptions is everything in the depot.
 type VerifyOptions struct {
-	// Caches has the names of those whose paths are verified. Nil: all, and NARs that are in none.
+	// Caches has the names of the caches whose paths are verified. Nil: all, and NARs that are in
+	// no cache.
 	Caches []string
-	// Path is the one path to verify. Zero: all.
+	// Path is the only path to verify. Zero: all.
 	Path nix.PathHash
-	// Repair withholds what is damaged, has no new upload refer to it, and serves what was withheld and is whole again.
+	// Repair withholds NARs that are damaged, keeps new uploads from referring to their damaged
+	// chunks, and serves withheld NARs again that are intact.
 	Repair bool
-	// Progress is told, now and then and by one goroutine at a time, how many bytes of NARs were verified, of how many. Nil: nobody is.
+	// Progress, unless it is nil, is called now and then, by one goroutine at a time, with how many
+	// bytes of NARs were verified, and of how many.
 	Progress func(done, total int64)
 }
 
-// A Report is what a verification found.
+// A Report is the result of a verification.
 type Report struct {
 	NARs    int64 // that were read
 	Bytes   int64 // of them
 	Damaged []Damage
-	Healed  int64 // NARs that were withheld and are whole; they are served again if that was to be repaired
+	Healed  int64 // withheld NARs that are intact; with Repair they are served again
 }
 
-// A Damage is a NAR that is not whole, at one of the paths that it is published at.
+// A Damage is a damaged NAR, at one of the paths at which it is published.
 type Damage struct {
 	Cache   string        // "" if it is published nowhere
 	Path    nix.StorePath // zero if it is published nowhere
@@ -49,8 +52,9 @@ type Damage struct {
 // ErrNoCache says that there is no cache of a name. Match it with errors.Is.
 var ErrNoCache = errors.New("no such cache")
 
-// Verify reads NARs from their packs as if to send them, and compares them with their hashes, the format, and their listings.
-// It can run while the depot is used, by other processes too. An error says that it could not go on.
+// Verify reads NARs from their packs as if to send them, and compares them with their hashes, the
+// format, and their listings. The depot may be used at the same time, also by other processes. An
+// error says that the verification could not go on.
 func (d *Depot) Verify(ctx context.Context, opts VerifyOptions) (Report, error) {
 	v := &verification{d: d, opts: opts, damaged: make(map[catalog.NARID]damagedNAR)}
 	if err := v.run(ctx); err != nil {
@@ -106,7 +110,7 @@ func (v *verification) run(ctx context.Context) error {
 	return v.name(ctx)
 }
 
-// choose finds the caches that are asked for.
+// choose looks up the caches whose names are in the options.
 func (v *verification) choose(ctx context.Context) error {
 	all, err := v.d.catalog.Caches(ctx)
 	if err != nil {
@@ -128,7 +132,7 @@ func (v *verification) choose(ctx context.Context) error {
 // all reports whether NARs that are published nowhere are asked for too.
 func (v *verification) all() bool { return v.opts.Caches == nil && v.opts.Path == nix.PathHash{} }
 
-// measure finds out how many bytes there are to verify.
+// measure sets how many bytes there are to verify.
 func (v *verification) measure(ctx context.Context) error {
 	if v.opts.Path != (nix.PathHash{}) {
 		return nil // it is told with its first byte
@@ -188,7 +192,7 @@ type namedPath struct {
 	cache string
 }
 
-// paths yields the paths that are asked for, withheld ones too.
+// paths yields the paths to verify, withheld ones too.
 func (v *verification) paths(ctx context.Context) iter.Seq2[namedPath, error] {
 	return func(yield func(namedPath, error) bool) {
 		for _, c := range v.caches {
@@ -210,7 +214,8 @@ func (v *verification) paths(ctx context.Context) iter.Seq2[namedPath, error] {
 	}
 }
 
-// list yields the paths of a cache. It does not go through all of them where one is asked for, unless they are withheld: these are few.
+// list yields the paths of a cache. For one path it does not read all of them, unless these are
+// withheld, which are few.
 func (v *verification) list(ctx context.Context, c *catalog.Cache, damaged bool) iter.Seq2[*catalog.Path, error] {
 	if v.opts.Path == (nix.PathHash{}) || damaged {
 		return v.d.catalog.AllPaths(ctx, c.ID, nix.PathHash{}, damaged)
@@ -223,7 +228,7 @@ func (v *verification) list(ctx context.Context, c *catalog.Cache, damaged bool)
 	}
 }
 
-// progress counts bytes that were verified.
+// progress adds bytes that were verified.
 func (v *verification) progress(n int64) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -265,7 +270,7 @@ func (v *verification) verify(ctx context.Context, n catalog.NAR) error {
 	return nil
 }
 
-// name finds the paths of what is damaged.
+// name adds the paths of damaged NARs to the report.
 func (v *verification) name(ctx context.Context) error {
 	if len(v.damaged) == 0 {
 		return nil

@@ -2,16 +2,16 @@ package fairlimit
 
 import "syscall"
 
-// Files says how many there may be at once of each kind of thing that has a file open, so that all
-// together have no more open than the process may. A connection counts as one file.
+// Files says how many things of each kind may have files open at once, so that all together have no more
+// open than the process may. A connection counts as one file.
 type Files struct {
-	// Reserved files are left for what has to go on beside all clients: the catalog, Nix's
+	// Reserved files are for everything that has to work whatever clients do: the catalog, Nix's
 	// database, listeners, logs, signals, and the sweeps of the depot.
 	Reserved int
 
 	Connections int // over HTTP
 	Readers     int // NARs and logs on their way over HTTP: two files each
-	Waiting     int // requests over HTTP that wait for their turn: of these only the connection is open
+	Waiting     int // requests over HTTP that wait for a slot: of these only the connection is open
 	Uploads     int // of NARs and logs over HTTP: two files each
 
 	SmallUploads int // of anything else over HTTP: only the connection is open
@@ -52,20 +52,20 @@ func Divide(files int) Files {
 		IdlePacks:      share(maxIdlePacks, 32),
 		IdleNARs:       share(maxIdleNARs, 16),
 	}
-	// Half of the connections may have a NAR sent at once. The other half has none open, or waits,
-	// or is idle.
+	// Half of the connections may get a NAR at once. The other half has none open, or waits, or is
+	// idle.
 	f.Connections = max(2, min(maxConnections, (files-f.Sum())/2))
 	f.Readers, f.Waiting = f.Connections/2, f.Connections/2
 	f.SmallUploads = max(1, min(maxSmallUploads, f.Connections/4))
 	return f
 }
 
-// Sum is how many files are open where there is the most of everything.
+// Sum returns how many files are open when there is the most of everything.
 func (f Files) Sum() int {
 	return f.Reserved + f.Connections + 2*f.Readers + 2*f.Uploads + f.SSHLogins + f.SSHConnections + 2*f.SSHSessions + 6*f.Making + f.IdlePacks + f.IdleNARs
 }
 
-// OfProcess is what Divide makes of the files that this process may have open.
+// OfProcess returns Divide of the files that this process may have open.
 func OfProcess() Files { return Divide(MaxFiles()) }
 
 // MaxFiles returns how many files this process may have open.

@@ -18,11 +18,11 @@ type Occupant interface {
 	Spare() (since int64, ok bool)
 }
 
-// Seats are slots for what may have to make room for others, as an idle connection does. They are
-// shared like [Slots]: an owner gets a seat while it holds fewer than are free, so that one alone
-// gets half of them. An owner who has its share gets one all the same where an owner that has at
-// least as many can spare one, itself included: the one that was spare for the longest makes room.
-// What has no owner, "", may have all that are free.
+// Seats are slots whose occupants may lose them to others, as an idle connection does. They are shared like
+// [Slots]: an owner gets a seat while it holds fewer than are free, so that a single owner gets half of
+// them. An owner that has its share gets one all the same if an owner with at least as many seats, itself
+// included, has an occupant that can spare its seat: the one that could for the longest loses it. An
+// occupant without an owner, "", may take any free seat.
 type Seats[T Occupant] struct {
 	mu    sync.Mutex
 	free  int
@@ -41,7 +41,7 @@ type spareSeat[T Occupant] struct {
 	since int64
 }
 
-// A Seat is the place of one occupant.
+// A Seat is for one occupant.
 type Seat[T Occupant] struct {
 	of    *Seats[T]
 	who   T
@@ -57,7 +57,7 @@ func NewSeats[T Occupant](n int) *Seats[T] {
 // Seat returns a seat that is not taken yet.
 func (s *Seats[T]) Seat(owner string, who T) *Seat[T] { return &Seat[T]{of: s, who: who, owner: owner} }
 
-// Take takes the seat; ok is false if there is none for its owner. If leaves is not nil, that has
+// Take takes the seat; ok is false if there is none for its owner. If leaves is not nil, that occupant has
 // lost its seat to this one, and must end.
 func (s *Seat[T]) Take() (leaves *T, ok bool) {
 	all := s.of
@@ -86,7 +86,7 @@ func (s *Seat[T]) Take() (leaves *T, ok bool) {
 	return leaves, true
 }
 
-// Give gives the seat back. It does nothing where that was done, or the seat was lost to another.
+// Give gives the seat back. It does nothing if that was done before, or if the seat was lost to another.
 func (s *Seat[T]) Give() {
 	s.of.mu.Lock()
 	defer s.of.mu.Unlock()
@@ -110,16 +110,16 @@ func (s *Seat[T]) isTaken() bool {
 	return taken
 }
 
-// Spared says that what Spare of the occupant returns has changed: that it can be spared, or since
-// when. The seat must have been taken.
+// Spared has to be called when the result of the occupant's Spare has changed. The seat must have been
+// taken.
 func (s *Seat[T]) Spared() {
-	if !s.own.spared.Load() { // nearly always it is set already, and cores can share what none of them writes
+	if !s.own.spared.Load() { // nearly always it is set already, and cores can share memory that none of them writes
 		s.own.spared.Store(true)
 	}
 }
 
-// sparest returns the seat that is spare for the longest among those of owners who have at least so
-// many; nil if there is none.
+// sparest returns the seat that could be spared for the longest, of owners that have at least so many
+// seats; nil if there is none.
 func (s *Seats[T]) sparest(least int) (seat *Seat[T]) {
 	var first int64
 	for _, own := range s.owned {
@@ -133,8 +133,8 @@ func (s *Seats[T]) sparest(least int) (seat *Seat[T]) {
 	return seat
 }
 
-// sparest is that of one owner. It looks at all seats only when those are used up that it found the
-// last time: so one that is asked again and again, while nothing can be spared, costs nothing.
+// sparest returns the same for one owner. It looks at all seats only when it has used up those that it
+// found the last time. So asking again and again costs nothing while no seat can be spared.
 func (o *ownSeats[T]) sparest() (*Seat[T], int64) {
 	for {
 		for ; len(o.queue) > 0; o.queue = o.queue[1:] {

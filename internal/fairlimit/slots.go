@@ -1,13 +1,12 @@
-// Package fairlimit shares places that there are few of, for uploads or connections, and memory, among
-// those who want them.
+// Package fairlimit bounds uploads, connections and memory, and shares them among clients.
 //
-//	uploads := slots.New(32)
-//	done, err := uploads.Take(ctx, "principal "+name, slots.Address(addr))
+//	uploads := fairlimit.New(32)
+//	done, err := uploads.Take(ctx, "principal "+name, fairlimit.Address(addr))
 //	…
 //	done()
 //
-//	memory := slots.NewMemory(512 << 20)
-//	done, err = memory.TakeN(ctx, 8<<20, "principal "+name, slots.Address(addr))
+//	memory := fairlimit.NewMemory(512 << 20)
+//	done, err = memory.TakeN(ctx, 8<<20, "principal "+name, fairlimit.Address(addr))
 package fairlimit
 
 import (
@@ -18,9 +17,10 @@ import (
 	"sync"
 )
 
-// Slots bound how many of something there are at once, and leave room for whoever comes next: nobody gets a slot while he has as many
-// as are free. So one alone gets half of them, and each further one half of what the others have left.
-// Who has to wait does so in a queue, in which those who have too many are passed over.
+// Slots bound how many of something there are at once, and leave some for the next owner. An owner may take
+// a slot only while it holds fewer than are free. So a single owner gets at most half, and each further one
+// half of what the others have left. Owners that have to wait do so in a queue; one that has too many is
+// passed over.
 type Slots struct {
 	needs func(n, held int) int // how many must be free for an owner of held to take n
 
@@ -41,29 +41,29 @@ func New(n int) *Slots {
 	return &Slots{needs: func(n, held int) int { return held + n }, free: n, held: make(map[string]int)}
 }
 
-// NewMemory returns n bytes of memory, of which requests take very different amounts.
-// After one is granted, at least as much is free as its owner then holds,
-// and beside that as much as it took, or as its owner held before, whichever is less.
+// NewMemory returns Slots for n bytes of memory, of which requests take very different amounts. After a
+// request is granted, at least as much is free as its owner then holds, and in addition as much as it
+// took, or as its owner held before, whichever is less.
 //
-// So an owner has at most half. Whatever it has, another one that has nothing gets a quarter of all
-// at once. And an owner who has all that it may have of large amounts still gets small ones.
+// So an owner has at most half. Whatever it has, another owner that has nothing gets a quarter of all at
+// once. And an owner that may have no more large amounts still gets small ones.
 func NewMemory(n int) *Slots {
 	needs := func(n, held int) int { return held + 2*n + min(n, held) }
 	return &Slots{needs: needs, free: n, held: make(map[string]int)}
 }
 
-// Take waits until there is a slot for somebody who is known by all of these names; an empty one is none. done gives it back.
+// Take waits until there is a slot for a request that counts for all of these owners; an empty name counts
+// for none. done gives the slot back.
 func (s *Slots) Take(ctx context.Context, owners ...string) (done func(), err error) {
 	return s.TakeN(ctx, 1, owners...)
 }
 
-// TakeN is Take for n slots, or bytes. It does not wait behind a larger request that cannot be
-// granted yet.
+// TakeN is Take for n slots, or bytes. It does not wait behind a larger request that cannot be granted yet.
 func (s *Slots) TakeN(ctx context.Context, n int, owners ...string) (done func(), err error) {
 	owners = named(owners)
 	w := &waiter{n, owners, make(chan struct{})}
 	s.mu.Lock()
-	if s.mayTake(n, owners) { // those who wait may not: they were looked at when a slot was given back last
+	if s.mayTake(n, owners) { // requests that wait may not: that was checked when a slot was given back last
 		s.lend(n, owners)
 		s.mu.Unlock()
 		return func() { s.give(n, owners) }, nil
@@ -87,10 +87,10 @@ func (s *Slots) TakeN(ctx context.Context, n int, owners ...string) (done func()
 	return nil, context.Cause(ctx)
 }
 
-// TryTake is Take for those who do not wait. ok is false if there is no slot now.
+// TryTake is Take without waiting. ok is false if there is no slot now.
 func (s *Slots) TryTake(owners ...string) (done func(), ok bool) { return s.TryTakeN(1, owners...) }
 
-// TryTakeN is TakeN for those who do not wait.
+// TryTakeN is TakeN without waiting.
 func (s *Slots) TryTakeN(n int, owners ...string) (done func(), ok bool) {
 	owners = named(owners)
 	s.mu.Lock()
@@ -106,7 +106,7 @@ func named(owners []string) []string {
 	return slices.DeleteFunc(slices.Clone(owners), func(o string) bool { return o == "" })
 }
 
-// lend counts what the owners have now.
+// lend counts slots that owners take. It is called with mu held.
 func (s *Slots) lend(n int, owners []string) {
 	s.free -= n
 	for _, o := range owners {
@@ -126,14 +126,14 @@ func (s *Slots) give(n int, owners []string) {
 	s.serve()
 }
 
-// Held returns how many an owner has.
+// Held returns how many slots an owner has.
 func (s *Slots) Held(owner string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.held[owner]
 }
 
-// serve gives what is free to those who wait. It is called with mu held.
+// serve gives free slots to requests that wait. It is called with mu held.
 func (s *Slots) serve() {
 	for e := s.waiting.Front(); e != nil && s.free > 0; {
 		w, next := e.Value.(*waiter), e.Next()
@@ -158,17 +158,17 @@ func (s *Slots) mayTake(n int, owners []string) bool {
 	return true
 }
 
-// Address is the owner that stands for a client's address: of IPv6 its network, as one machine has as many addresses of that as it likes.
-// It is "" if there is none.
+// Address returns the owner that stands for a client's address, "" if it has none. For IPv6 that is the
+// network, as one machine has as many addresses of its network as it likes.
 func Address(addr netip.Addr) string {
 	if !addr.IsValid() {
 		return ""
 	}
-	return "address " + Place(addr).String()
+	return "address " + Network(addr).String()
 }
 
-// Place is an address, or the network of an IPv6 address.
-func Place(addr netip.Addr) netip.Addr {
+// Network returns an address, or the network of an IPv6 address.
+func Network(addr netip.Addr) netip.Addr {
 	addr = addr.Unmap().WithZone("")
 	if addr.Is6() {
 		addr = netip.PrefixFrom(addr, 64).Masked().Addr()

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -28,6 +29,7 @@ type openable interface {
 	cache.Checker
 	cache.Keeper
 	cache.Adder
+	cache.BatchSource
 	io.Closer
 }
 
@@ -150,6 +152,14 @@ func (s *AwaitedStore) Verified() (right, wrong int64) {
 // PathInfo is that of the store.
 func (s *AwaitedStore) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
 	return ask(s, func(store openable) (*nix.PathInfo, error) { return store.PathInfo(ctx, hash) })
+}
+
+// References is that of the store.
+func (s *AwaitedStore) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	if store := s.store.Load(); store != nil {
+		return (*store).References(ctx, hashes)
+	}
+	return func(func(cache.Referrer, error) bool) {}
 }
 
 // Keep is that of the store.

@@ -45,19 +45,19 @@ type daemon struct {
 	socket   string
 	storeDir nix.StoreDir
 	idle     chan *daemonConn
-	turns    chan struct{} // holds something for each exchange
+	slots    chan struct{} // holds something for each exchange
 
 	mu     sync.Mutex
 	failed failure   // of the last exchange; zero after one that went well
 	silent time.Time // since when it has not answered; zero while it does, or is not there
-	given  bool      // up, and somebody was told
-	tried  bool      // by somebody, while it is given up
+	given  bool      // up, and that was logged
+	tried  bool      // a question is under way while it is given up
 }
 
 func newDaemon(socket string, storeDir nix.StoreDir) *daemon {
 	return &daemon{
 		socket: socket, storeDir: storeDir,
-		idle: make(chan *daemonConn, daemonIdleConns), turns: make(chan struct{}, maxExchanges),
+		idle: make(chan *daemonConn, daemonIdleConns), slots: make(chan struct{}, maxExchanges),
 	}
 }
 
@@ -87,7 +87,7 @@ func (d *daemon) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo
 	return info, err
 }
 
-// pathInfoOf asks for what is known of a path. protocol.ErrNotFound if it has gone meanwhile.
+// pathInfoOf asks for what is known of a path. protocol.ErrNotFound if it has gone since.
 func pathInfoOf(c *protocol.WorkerClient, dir nix.StoreDir, path nix.StorePath) (*nix.PathInfo, error) {
 	r, err := c.Registration(path)
 	if err != nil {
@@ -146,8 +146,8 @@ func (d *daemon) add(ctx context.Context, exchange func(*protocol.WorkerClient) 
 // do runs one exchange on a connection, once more on a fresh one when a kept one turns out to be dead.
 func (d *daemon) do(ctx context.Context, exchange func(*protocol.WorkerClient) error) error {
 	select {
-	case d.turns <- struct{}{}:
-		defer func() { <-d.turns }()
+	case d.slots <- struct{}{}:
+		defer func() { <-d.slots }()
 	case <-ctx.Done():
 		return d.fail(ctx, ctx.Err())
 	}
@@ -272,7 +272,7 @@ func (d *daemon) fail(ctx context.Context, err error) error {
 		switch {
 		case !isTimeout(err):
 			d.silent, d.given = time.Time{}, false
-		case d.silent.IsZero() || now.Sub(d.failed.at) > daemonPatience: // nobody has asked meanwhile
+		case d.silent.IsZero() || now.Sub(d.failed.at) > daemonPatience: // it was not asked in between
 			d.silent, d.given = now, false
 		}
 		d.failed = failure{err, now}

@@ -330,7 +330,7 @@ func TestUnconfirmed(t *testing.T) {
 		t.Fatal("nobody finds out whether it answers again")
 	}
 	for range maxExchanges {
-		s.daemon.turns <- struct{}{} // who waited for it would wait for these
+		s.daemon.slots <- struct{}{} // who waited for it would wait for these
 	}
 	late, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
@@ -339,7 +339,7 @@ func TestUnconfirmed(t *testing.T) {
 		t.Error("it waited for a daemon that is given up")
 	}
 	for range maxExchanges {
-		<-s.daemon.turns
+		<-s.daemon.slots
 	}
 	done()
 

@@ -3,6 +3,7 @@ package localstore
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -57,13 +58,22 @@ const infoQuery = `
 	order by path
 	limit 1`
 
+// infosQuery is infoQuery for many prefixes at once, as a JSON array.
+const infosQuery = `
+	select found.path, hash, registrationTime, deriver, narSize, ultimate, sigs, ca,
+		(select group_concat(target.path, char(10))
+			from Refs join ValidPaths as target on target.id = reference
+			where referrer = found.id)
+	from json_each(?1) as wanted
+		cross join ValidPaths as found on found.path >= wanted.value || '-' and found.path < wanted.value || '.'`
+
 // database is one opening of db.sqlite. When the file is replaced, it is closed and another one made.
 type database struct {
 	path     string
 	storeDir nix.StoreDir
 	sql      *sql.DB
 	info     *sql.Stmt
-	turns    chan struct{} // holds a token for each connection in use but the filter's
+	slots    chan struct{} // holds a token for each connection in use but the filter's
 	writable bool          // this process can write the WAL index, so it reads as any Nix does
 
 	// rest is its state where this process reads it without locks; nil where it has them.
@@ -164,7 +174,7 @@ var errNoIndex = errors.New("no process has the database open, and this one cann
 
 // openWith makes a database, and has open open it.
 func openWith(ctx context.Context, path string, storeDir nix.StoreDir, open func(context.Context, *database) error) (*database, error) {
-	d := &database{path: path, storeDir: storeDir, turns: make(chan struct{}, maxConns-1), opened: time.Now()}
+	d := &database{path: path, storeDir: storeDir, slots: make(chan struct{}, maxConns-1), opened: time.Now()}
 	d.filter.wake = make(chan struct{}, 1)
 	if err := open(ctx, d); err != nil {
 		d.close()
@@ -202,7 +212,7 @@ func (d *database) connect(ctx context.Context, query string) error {
 	if d.sql, err = sql.Open("sqlite", dsn.String()); err != nil {
 		return fmt.Errorf("open %s: %w", d.path, err)
 	}
-	// A connection that was used once holds a shared lock on the database, so that nobody
+	// A connection that was used once holds a shared lock on the database, so that no process
 	// removes the WAL and its index. It is kept for that, too.
 	d.sql.SetMaxOpenConns(maxConns)
 	d.sql.SetMaxIdleConns(maxConns)
@@ -241,24 +251,24 @@ func (d *database) fail(verb string, err error) error {
 	return fmt.Errorf("%s %s: %w: %w", verb, d.path, cache.ErrUnavailable, err)
 }
 
-// turn waits until the caller may use a connection, one at a time, which it does until endTurn.
-func (d *database) turn(ctx context.Context) error {
+// takeConn waits until the caller may use a connection, one at a time, which it does until returnConn.
+func (d *database) takeConn(ctx context.Context) error {
 	select {
-	case d.turns <- struct{}{}:
+	case d.slots <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return d.fail("query", ctx.Err())
 	}
 }
 
-func (d *database) endTurn() { <-d.turns }
+func (d *database) returnConn() { <-d.slots }
 
 // check reads from the database.
 func (d *database) check(ctx context.Context) error {
-	if err := d.turn(ctx); err != nil {
+	if err := d.takeConn(ctx); err != nil {
 		return err
 	}
-	defer d.endTurn()
+	defer d.returnConn()
 	var n int
 	if err := d.sql.QueryRowContext(ctx, `select count(*) from (select 1 from ValidPaths limit 1)`).Scan(&n); err != nil {
 		return d.fail("read", err)
@@ -268,10 +278,10 @@ func (d *database) check(ctx context.Context) error {
 
 // pathInfo looks a path up. cache.ErrNotFound if it is not valid, which includes a rowError.
 func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
-	if err := d.turn(ctx); err != nil {
+	if err := d.takeConn(ctx); err != nil {
 		return nil, err
 	}
-	defer d.endTurn()
+	defer d.returnConn()
 	// A query that can be cancelled costs a third more. This one takes microseconds, or busyTimeout.
 	ctx = context.WithoutCancel(ctx)
 	prefix := string(d.storeDir) + "/" + hash.String()
@@ -286,9 +296,14 @@ func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathIn
 		}
 		return nil, missError{hash}
 	}
+	return scanInfo(rows, d.storeDir, prefix)
+}
+
+// scanInfo parses a row of infoQuery or infosQuery, of a path that begins with prefix.
+func scanInfo(rows *sql.Rows, dir nix.StoreDir, prefix string) (*nix.PathInfo, error) {
 	var path, narHash, deriver, sigs, ca, references sql.NullString
 	var registered, narSize, ultimate sql.NullInt64
-	err = rows.Scan(&path, &narHash, &registered, &deriver, &narSize, &ultimate, &sigs, &ca, &references)
+	err := rows.Scan(&path, &narHash, &registered, &deriver, &narSize, &ultimate, &sigs, &ca, &references)
 	if err != nil {
 		return nil, &rowError{prefix, err}
 	}
@@ -303,7 +318,43 @@ func (d *database) pathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathIn
 		ca:         ca.String,
 		references: splitLines(references.String),
 	}
-	return r.pathInfo(d.storeDir)
+	return r.pathInfo(dir)
+}
+
+// pathInfos looks many paths up, in one statement. Those of which the database says something malformed
+// are left out, as those that are not valid are.
+func (d *database) pathInfos(ctx context.Context, hashes []nix.PathHash) ([]*nix.PathInfo, error) {
+	if len(hashes) == 0 {
+		return nil, nil
+	}
+	if err := d.takeConn(ctx); err != nil {
+		return nil, err
+	}
+	defer d.returnConn()
+	prefixes := make([]string, len(hashes))
+	for i, hash := range hashes {
+		prefixes[i] = string(d.storeDir) + "/" + hash.String()
+	}
+	list, err := json.Marshal(prefixes)
+	if err != nil {
+		return nil, err
+	}
+	rows, err := d.sql.QueryContext(ctx, infosQuery, string(list))
+	if err != nil {
+		return nil, d.fail("query", err)
+	}
+	defer rows.Close()
+	var infos []*nix.PathInfo
+	for rows.Next() {
+		info, err := scanInfo(rows, d.storeDir, string(d.storeDir))
+		if err == nil {
+			infos = append(infos, info)
+		}
+	}
+	if err := rows.Err(); err != nil {
+		return nil, d.fail("query", err)
+	}
+	return infos, nil
 }
 
 // hasTable reports whether the database has a table, which Nix may add at any time.
@@ -322,22 +373,34 @@ type failure struct {
 	at  time.Time
 }
 
-// acquire returns the database that is at its path now, opening it where it has to be, and its version at the moment,
-// with s.mu held for reading. Errors are cache.ErrUnavailable, or errAskDaemon.
-func (s *Store) acquire(ctx context.Context) (d *database, version uint64, err error) {
+// withDatabase has use do something with the database that is at its path now, which stays open until
+// use returns, and tells its version at the moment. It opens the database where it has to be. Errors
+// that are not of use are cache.ErrUnavailable, or errAskDaemon.
+func (s *Store) withDatabase(ctx context.Context, use func(d *database, version uint64)) error {
 	for {
-		s.mu.RLock()
-		d := s.db
-		if d != nil {
-			if version, ok := d.version(); ok {
-				return d, version, nil
-			}
+		d, done := s.useDatabase(use)
+		if done {
+			return nil
 		}
-		s.mu.RUnlock()
 		if err := s.reopen(ctx, d); err != nil {
-			return nil, 0, err
+			return err
 		}
 	}
+}
+
+// useDatabase is withDatabase for one that is open. done is false, and use not called, if there is
+// none, or the one that it returns was replaced.
+func (s *Store) useDatabase(use func(d *database, version uint64)) (d *database, done bool) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.db == nil {
+		return nil, false
+	}
+	version, ok := s.db.version()
+	if ok {
+		use(s.db, version)
+	}
+	return s.db, ok
 }
 
 // reopen replaces old, which may be nil, by the database that is at the path now.
@@ -348,7 +411,7 @@ func (s *Store) reopen(ctx context.Context, old *database) error {
 	case s.closed:
 		return fmt.Errorf("open %s: %w: %w", s.dbPath, cache.ErrUnavailable, fs.ErrClosed)
 	case s.db != old:
-		return nil // somebody else did it
+		return nil // another caller did it
 	case old != nil:
 		if old.rest == nil {
 			s.log.Warn("the database was replaced", "database", s.dbPath)

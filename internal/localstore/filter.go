@@ -98,7 +98,7 @@ func (f *filter) extend(ctx context.Context, d *database, last *int64) bool {
 		if keys, more, err = d.filterKeys(ctx, last, keys[:0]); err != nil {
 			return false
 		}
-		known := f.known.withRoom(len(keys)) // nobody else writes it, so it is copied while others read it
+		known := f.known.withRoom(len(keys)) // only this goroutine writes it, so it is copied while others read it
 		f.mu.Lock()
 		f.known = known
 		for _, key := range keys {

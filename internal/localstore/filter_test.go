@@ -58,11 +58,7 @@ func TestFilter(t *testing.T) {
 	if got := known(f); got != paths {
 		t.Errorf("it has %d paths, want %d", got, paths)
 	}
-	_, version, err := s.acquire(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	s.mu.RUnlock()
+	version := mustVersion(t, s)
 	for i := range paths {
 		if f.excludes(version, generatedHash(i)) {
 			t.Fatalf("it excludes path %d", i)

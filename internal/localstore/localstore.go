@@ -25,9 +25,11 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -58,7 +60,7 @@ type Options struct {
 	LogDir string
 
 	// DaemonSocket is the socket of the Nix daemon. Empty: StateDir/daemon-socket/socket.
-	// It is no error if nobody listens there.
+	// It is no error if no daemon listens there.
 	DaemonSocket string
 
 	// Roots is a directory of this process, such as STATE/gcroots, for links to paths that are to
@@ -130,14 +132,15 @@ type Store struct {
 }
 
 var (
-	_ cache.Source   = (*Store)(nil)
-	_ memo.Changes   = (*Store)(nil)
-	_ cache.Lister   = (*Store)(nil)
-	_ cache.Logger   = (*Store)(nil)
-	_ cache.Realiser = (*Store)(nil)
-	_ cache.Checker  = (*Store)(nil)
-	_ cache.Keeper   = (*Store)(nil)
-	_ cache.Adder    = (*Store)(nil)
+	_ cache.Source      = (*Store)(nil)
+	_ memo.Changes      = (*Store)(nil)
+	_ cache.Lister      = (*Store)(nil)
+	_ cache.Logger      = (*Store)(nil)
+	_ cache.Realiser    = (*Store)(nil)
+	_ cache.Checker     = (*Store)(nil)
+	_ cache.Keeper      = (*Store)(nil)
+	_ cache.BatchSource = (*Store)(nil)
+	_ cache.Adder       = (*Store)(nil)
 )
 
 // Open opens the store. ErrNoStore if there is none; the context bounds the opening.
@@ -214,7 +217,7 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Disconnect closes the connections to the Nix daemon that lie unused. The daemon takes whoever asks for the user that connected:
+// Disconnect closes the connections to the Nix daemon that lie unused. The daemon takes every question on a connection for one of the user that connected:
 // a process that has become another user calls this before anything else is asked of the store.
 func (s *Store) Disconnect() { s.daemon.close() }
 
@@ -245,6 +248,50 @@ func (s *Store) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo,
 		return nil, missError{hash}
 	}
 	return info, nil
+}
+
+// References looks many paths up in one query. Paths that the daemon has to be asked about are looked
+// up one by one.
+func (s *Store) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	return func(yield func(cache.Referrer, error) bool) {
+		left := hashes
+		infos, err := read(ctx, s, func(d *database, version uint64) ([]*nix.PathInfo, error) {
+			if d.writable || d.rest != nil { // else the daemon confirms what is absent
+				left = nil
+			}
+			return d.pathInfos(ctx, slices.DeleteFunc(slices.Clone(hashes), func(hash nix.PathHash) bool { return d.filter.excludes(version, hash) }))
+		})
+		if err != nil && !errors.Is(err, errAskDaemon) {
+			yield(cache.Referrer{}, fmt.Errorf("look up %d path hashes: %w", len(hashes), err))
+			return
+		}
+		found := make(map[nix.PathHash]bool, len(infos))
+		for _, info := range infos {
+			// The first one of a hash is what PathInfo returns.
+			if hash := info.Path.Hash(); !found[hash] {
+				found[hash] = true
+				if !s.verdicts.withholds(info, s.realPath(info.Path)) && !yield(cache.Referrer{Path: info.Path, References: info.References}, nil) {
+					return
+				}
+			}
+		}
+		for _, hash := range left {
+			if found[hash] {
+				continue
+			}
+			info, err := s.PathInfo(ctx, hash)
+			if errors.Is(err, cache.ErrNotFound) {
+				continue
+			}
+			var r cache.Referrer
+			if err == nil {
+				r.Path, r.References = info.Path, info.References
+			}
+			if !yield(r, err) || err != nil {
+				return
+			}
+		}
+	}
 }
 
 // lookUp finds a path wherever it can be asked for: in the filter, the database, or with the daemon.

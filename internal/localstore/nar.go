@@ -13,7 +13,7 @@ import (
 )
 
 // OpenNAR opens the NAR of a path and keeps the path from being collected until the NAR is closed.
-// cache.ErrNotFound if it is not valid any more, was registered anew, or is withheld.
+// cache.ErrNotFound if it is not valid any more, was registered again, or is withheld.
 func (s *Store) OpenNAR(ctx context.Context, info *nix.PathInfo) (cache.NAR, error) {
 	n, err := s.openNAR(ctx, info)
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *Store) openNAR(ctx context.Context, info *nix.PathInfo) (_ *narFile, er
 		return nil, err
 	}
 	if registrationOf(now) != registrationOf(info) || now.Path != info.Path {
-		return nil, fmt.Errorf("%w: it was registered anew", cache.ErrNotFound)
+		return nil, fmt.Errorf("%w: it was registered again", cache.ErrNotFound)
 	}
 	// It is valid, so that its files are not just being deleted.
 	if n.Size() != info.NARSize {
@@ -65,7 +65,7 @@ func (s *Store) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Write
 	return nar.WriteListing(w, n.plan.Listing().All())
 }
 
-// errFilesGone is why a path is withheld that somebody other than Nix removed.
+// errFilesGone is why a path is withheld whose files something other than Nix removed.
 var errFilesGone = errors.New("its files are gone")
 
 // layout returns the layout of a path, and withholds the path if its files are gone

@@ -8,7 +8,7 @@ import (
 	"firn/nix"
 )
 
-// newestQuery gives paths that somebody has signed, so which a cache somewhere has, and then others.
+// newestQuery gives signed paths, which some cache has, and then others.
 const newestQuery = `
 	select path from (select path from ValidPaths where sigs <> '' and path not like '%.drv' order by id desc limit ?1)
 	union all
@@ -20,10 +20,10 @@ func (s *Store) Newest(ctx context.Context, n int) ([]nix.StorePath, error) {
 }
 
 func (s *Store) newest(ctx context.Context, d *database, n int) ([]nix.StorePath, error) {
-	if err := d.turn(ctx); err != nil {
+	if err := d.takeConn(ctx); err != nil {
 		return nil, err
 	}
-	defer d.endTurn()
+	defer d.returnConn()
 	rows, err := d.sql.QueryContext(ctx, newestQuery, n)
 	if err != nil {
 		return nil, d.fail("query", err)

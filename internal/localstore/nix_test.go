@@ -283,22 +283,20 @@ func serveChild(dir string) error {
 // waitForFilter waits until the filter has all of the database as it is now.
 func waitForFilter(s *Store) error {
 	for {
-		d, version, err := s.acquire(context.Background())
-		if err != nil {
-			return err
-		}
-		d.filter.mu.RLock()
-		ready := d.filter.ready && d.filter.version == version
-		d.filter.mu.RUnlock()
-		if !ready {
-			select {
-			case d.filter.wake <- struct{}{}:
-			default:
+		ready := false
+		err := s.withDatabase(context.Background(), func(d *database, version uint64) {
+			d.filter.mu.RLock()
+			ready = d.filter.ready && d.filter.version == version
+			d.filter.mu.RUnlock()
+			if !ready {
+				select {
+				case d.filter.wake <- struct{}{}:
+				default:
+				}
 			}
-		}
-		s.mu.RUnlock()
-		if ready {
-			return nil
+		})
+		if err != nil || ready {
+			return err
 		}
 		runtime.Gosched()
 	}

@@ -107,7 +107,7 @@ func (p *protector) record(ctx context.Context, e *epoch, path nix.StorePath) er
 	if recorded {
 		return nil
 	}
-	if e.failed != nil { // who waits behind a collector that does not answer is not to begin waiting anew
+	if e.failed != nil { // a caller that waited for a collector that does not answer must not wait again
 		return e.failed
 	}
 	if e.roots == nil {
@@ -162,7 +162,7 @@ func (p *protector) release(e *epoch) {
 	if e.sends > 0 {
 		return
 	}
-	// Nobody is adding a root, as that would be a send.
+	// No caller is adding a root, as that would be a send.
 	if e.over {
 		p.finish(e)
 		return

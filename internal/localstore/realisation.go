@@ -132,10 +132,10 @@ func (s *Store) buildTrace(ctx context.Context, d *database, drv nix.StorePath, 
 // for every time; hardly anybody asks.
 func readTable[T any](ctx context.Context, s *Store, name string, ask func(*database) (T, error)) (T, error) {
 	answer, err := read(ctx, s, func(d *database, _ uint64) (none T, err error) {
-		if err := d.turn(ctx); err != nil {
+		if err := d.takeConn(ctx); err != nil {
 			return none, err
 		}
-		defer d.endTurn()
+		defer d.returnConn()
 		has, err := d.hasTable(ctx, name)
 		if err == nil && !has {
 			err = cache.ErrNotFound

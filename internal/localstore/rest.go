@@ -133,14 +133,16 @@ const maxReads = 4
 // read. Errors are cache.ErrUnavailable, errAskDaemon, or of ask.
 func read[T any](ctx context.Context, s *Store, ask func(d *database, version uint64) (T, error)) (answer T, err error) {
 	for range maxReads {
-		d, version, err := s.acquire(ctx)
-		if err != nil {
-			return answer, err
+		var answered error
+		var stands bool
+		err = s.withDatabase(ctx, func(d *database, version uint64) {
+			answer, answered = ask(d, version)
+			stands = d.stands()
+		})
+		if err == nil && stands {
+			err = answered
 		}
-		answer, err := ask(d, version)
-		stands := d.stands()
-		s.mu.RUnlock()
-		if stands {
+		if err != nil || stands {
 			return answer, err
 		}
 	}

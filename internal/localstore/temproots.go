@@ -22,7 +22,7 @@ import (
 //
 //   - A process has a file in <state>/temproots, and holds a flock on it for its life. The collector reads the
 //     files that it cannot lock exclusively: full paths, each followed by a zero byte. One that it can is of a dead process;
-//     it removes the file and writes "d" into it, for whoever was about to lock it. Nix's own lock is exclusive;
+//     it removes the file and writes "d" into it, for a process that was about to lock it. Nix's own lock is exclusive;
 //     a shared one does the same, and does not block the collectors of Nix before 2.5, which lock the file as readers.
 //   - Before a path is appended, a shared flock on <state>/gc.lock is tried. If it is had, no collection is running, and
 //     none begins before the path is in the file. If not, the collector is told over <state>/gc-socket/socket: the path

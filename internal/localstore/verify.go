@@ -26,7 +26,7 @@ const (
 )
 
 // registration is one registration of a path with the database: a path that is
-// registered anew, or repaired, gets a new verdict.
+// registered again, or repaired, gets a new verdict.
 type registration struct {
 	path nix.PathHash
 	nar  [8]byte // first of the NAR hash
@@ -204,7 +204,7 @@ func (s *Store) verifyPath(ctx context.Context, info *nix.PathInfo) {
 	}
 	n, err := s.openNAR(ctx, info)
 	if err != nil {
-		return // gone, withheld, or to be found out by whoever asks for it next
+		return // gone, withheld, or the next request finds out
 	}
 	defer n.Close()
 	sum, err := n.plan.Hash(ctx, n.realPath)

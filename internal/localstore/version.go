@@ -12,7 +12,7 @@ import (
 )
 
 // identityInterval is how long it may go unnoticed that one of the files was replaced, which
-// nobody does while Nix may run. Asking for it is a hundred times as expensive as reading the header.
+// must not happen while Nix may run. Asking for it is a hundred times as expensive as reading the header.
 const identityInterval = 100 * time.Millisecond
 
 // openVersion opens the files that the version is read from. SQLite has made db.sqlite-shm by now.
@@ -39,7 +39,7 @@ func (d *database) openVersion() error {
 }
 
 // version returns a number that changes with every commit.
-// ok is false when the database was replaced, and has to be opened anew.
+// ok is false when the database was replaced, and has to be opened again.
 func (d *database) version() (version uint64, ok bool) {
 	if d.rest != nil { // nothing can change but all of it
 		return d.number, d.stands()

@@ -1,4 +1,4 @@
-// Package logs writes what a server logs: records of what goes wrong, and a line for every request.
+// Package logs writes the logs of a server: records of failures, and a line for every request.
 //
 //	file, err := logs.Open("/var/log/firn/access.log")
 //	…
@@ -21,13 +21,13 @@ import (
 // Stderr is the path that stands for standard error.
 const Stderr = "stderr"
 
-// fileMode is that of a log that is made: who asked for what is not for everybody.
+// fileMode is the mode of a new log. Not every user may know who asked for what.
 const fileMode fs.FileMode = 0o640
 
-// A File is where lines are written to. It is safe for concurrent use.
+// A File is a log file. It is safe for concurrent use.
 type File struct {
 	path  string // absolute; "" for standard error
-	owner *owner // nil: it is of this process
+	owner *owner // nil: the user of this process
 
 	mu   sync.Mutex
 	file *os.File
@@ -37,12 +37,13 @@ type File struct {
 // An owner is the user that the process is about to become.
 type owner struct{ uid, gid int }
 
-// Open opens a log for appending, and makes it if it is not there. The path may be [Stderr].
+// Open opens a log for appending, and creates it if it is not there. The path may be [Stderr].
 func Open(path string) (*File, error) { return openFile(path, nil) }
 
-// OpenFor is Open for a process that is root and is about to become another user, who may be able to write to the directory of the log.
-// A log that it makes is that user's, so that what rotates it lets that user write the next one. One that is there keeps owner and group.
-// What that user could have led to a file of root's, a link, is an error.
+// OpenFor is Open for a process that is root and is about to become another user, which may be able to write
+// to the directory of the log. A new log belongs to that user, so that a rotation of logs lets the user write
+// the next one. A log that is there keeps owner and group. A link is an error: the user could lead it to a
+// file of root's.
 func OpenFor(path string, uid, gid int) (*File, error) { return openFile(path, &owner{uid, gid}) }
 
 func openFile(path string, o *owner) (*File, error) {
@@ -104,7 +105,8 @@ func (f *File) Write(lines []byte) (int, error) {
 	return n, err
 }
 
-// Reopen opens the file at the path again, which is another one if the old one was renamed. If it cannot, the old one stays.
+// Reopen opens the file at the path again, which is another one if the old one was renamed. If that fails,
+// the old one stays open.
 func (f *File) Reopen() error {
 	if f.path == "" {
 		return nil

@@ -15,12 +15,12 @@ type HandlerOptions struct {
 	Level slog.Level
 	JSON  bool // one object a line
 
-	// Journal puts in front of every line how important it is, as systemd's journal reads it (sd-daemon(3)), and leaves out the time,
-	// which the journal knows.
+	// Journal puts the priority in front of every line, as systemd's journal reads it (sd-daemon(3)), and
+	// leaves out the time, which the journal adds.
 	Journal bool
 }
 
-// NewHandler returns what writes records to w, one a line.
+// NewHandler returns a handler that writes records to w, one a line.
 func NewHandler(w io.Writer, opts HandlerOptions) slog.Handler {
 	slogOpts := &slog.HandlerOptions{Level: opts.Level}
 	if opts.Journal {
@@ -46,7 +46,7 @@ func withoutTime(groups []string, a slog.Attr) slog.Attr {
 	return a
 }
 
-// ranks writes lines with their rank in front.
+// ranks writes lines with their priority in front.
 type ranks struct {
 	w    io.Writer
 	rank string
@@ -82,8 +82,8 @@ func (h ranked) WithGroup(name string) slog.Handler {
 	return h
 }
 
-// IsJournal reports whether a file is systemd's journal, given the variable JOURNAL_STREAM with which systemd says which file is
-// (systemd.exec(5)): standard error may have been redirected since.
+// IsJournal reports whether a file is systemd's journal. It compares the file with the variable
+// JOURNAL_STREAM (systemd.exec(5)), as standard error may have been redirected since.
 func IsJournal(f *os.File, stream string) bool {
 	device, inode, ok := strings.Cut(stream, ":")
 	if !ok {

@@ -8,13 +8,13 @@ import (
 	"unicode/utf8"
 )
 
-// A Request is what is logged of one request when its answer has ended.
+// A Request is the record of one request, which is logged when its answer has ended.
 type Request struct {
 	Time     time.Time // when it began
 	Remote   string    // address of the client; "" if it has none
 	User     string    // name of the token; "" if none was looked at
 	Method   string
-	URI      string // without what may be secret: the caller takes that out
+	URI      string // without secrets, which the caller removes
 	Proto    string // HTTP/1.1
 	Status   int
 	Bytes    int64 // of the body that were sent
@@ -37,7 +37,7 @@ const (
 	JSON Format = "json"
 )
 
-// maxField bounds what is written of anything that the client chose, in bytes.
+// maxField bounds a field that the client chose, in bytes.
 const maxField = 2 << 10
 
 // appendTo appends the line of r.
@@ -76,11 +76,11 @@ func orDash(s string) string {
 	return s
 }
 
-// appendWord appends what must be one word for programs that split the line at spaces.
+// appendWord appends s as one word, for programs that split the line at spaces.
 func appendWord(b []byte, s string) []byte { return appendEscaped(b, orDash(s), ' ') }
 
-// appendEscaped appends s as Apache does: so that it can end neither the quotes around it nor the line, nor do anything to a terminal.
-// One more byte that it must not have is named; 0 is none, as that is escaped anyway.
+// appendEscaped appends s as Apache does, so that it can end neither the quotes around it nor the line, nor
+// control a terminal. also is one more byte to escape; 0 is none, as that is escaped in any case.
 func appendEscaped(b []byte, s string, also byte) []byte {
 	s, cut := bounded(s)
 	for s != "" {
@@ -103,12 +103,12 @@ func appendEscaped(b []byte, s string, also byte) []byte {
 	return append(b, cut...)
 }
 
-// isPlain reports whether a byte is printable ASCII that means nothing within quotes.
+// isPlain reports whether a byte is printable ASCII without a meaning within quotes.
 func isPlain(c byte) bool { return ' ' <= c && c < 0x7f && c != '"' && c != '\\' }
 
 const hexDigits = "0123456789abcdef"
 
-// bounded cuts what is too long, and returns what stands for the rest.
+// bounded cuts a text that is too long, and returns what stands for the rest.
 func bounded(s string) (start, cut string) {
 	if len(s) <= maxField {
 		return s, ""
@@ -141,8 +141,8 @@ func (r *Request) appendJSON(b []byte) []byte {
 	return append(b, "}\n"...)
 }
 
-// appendJSONText appends the inside of a JSON string. All but printable ASCII is escaped, as a terminal may take other characters for commands;
-// bytes that are no UTF-8 become U+FFFD.
+// appendJSONText appends the inside of a JSON string. All but printable ASCII is escaped, as a terminal may
+// take other characters for commands; bytes that are no UTF-8 become U+FFFD.
 func appendJSONText(b []byte, s string) []byte {
 	s, cut := bounded(s)
 	for _, c := range s {

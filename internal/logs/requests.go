@@ -9,10 +9,11 @@ import (
 )
 
 const (
-	// writeInterval is how long a line may wait to be written: many are written at once, and who watches does not notice.
+	// writeInterval is how long a line may wait to be written. So many are written at once, and a person
+	// who watches does not notice.
 	writeInterval = time.Second
 
-	// writeSize is how many bytes are not left to wait.
+	// writeSize is from how many bytes on lines do not wait.
 	writeSize = 64 << 10
 
 	// bufferSize bounds the bytes that wait for a disk that is slow: some 10,000 requests.
@@ -24,13 +25,13 @@ type RequestOptions struct {
 	// Format is Combined if empty.
 	Format Format
 
-	// Logger is told when requests could not be logged. Nil discards.
+	// Logger gets a record when requests could not be logged. Nil discards it.
 	Logger *slog.Logger
 }
 
-// Requests is a log of requests. A request waits neither for the disk nor for others: lines are gathered in memory,
-// and written by a goroutine of its own. If the disk does not follow, lines are lost, and counted, rather than kept without bound.
-// It is safe for concurrent use.
+// Requests is a log of requests. A request waits neither for the disk nor for others: lines are gathered in
+// memory, and written by another goroutine. If the disk is too slow, lines are dropped and counted, so that
+// memory stays bounded. It is safe for concurrent use.
 type Requests struct {
 	out    io.Writer
 	format Format

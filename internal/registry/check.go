@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/nix"
 )
@@ -19,7 +20,7 @@ const (
 
 // Check says what is wrong with a record that a person has made, nil if nothing is.
 func Check(r *catalog.Cache) error {
-	if err := catalog.CheckCacheName(r.Name); err != nil {
+	if err := cache.CheckName(r.Name); err != nil {
 		return err
 	}
 	if len(r.Sources) == 0 {

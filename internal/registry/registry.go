@@ -26,6 +26,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/internal/depot"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -84,8 +85,7 @@ var _ cache.Registry = (*Registry)(nil)
 
 // A snapshot is the caches as they were once. It does not change.
 type snapshot struct {
-	version uint64
-	vouched bool // there is a version
+	version memo.Version // of the catalog
 	made    time.Time
 	refuse  bool // Options.RefuseUnknown
 	failed  bool // what came after it could not be read
@@ -277,13 +277,13 @@ func HostName(host string) string {
 // and the local store can be served without the catalog.
 func (d *Registry) current(ctx context.Context, atOnce bool) *snapshot {
 	s := d.now.Load()
-	if d.isCurrent(s, atOnce) {
+	if d.isCurrent(ctx, s, atOnce) {
 		return s
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s = d.now.Load()
-	if d.isCurrent(s, atOnce) { // whoever held the mutex made it
+	if d.isCurrent(ctx, s, atOnce) { // whoever held the mutex made it
 		return s
 	}
 	// The snapshot is for everybody: that this client goes away is no reason to do without.
@@ -298,12 +298,12 @@ func (d *Registry) current(ctx context.Context, atOnce bool) *snapshot {
 	return next
 }
 
-func (d *Registry) isCurrent(s *snapshot, atOnce bool) bool {
-	version, ok := d.catalog.Version()
-	if ok && s.vouched && version == s.version {
+func (d *Registry) isCurrent(ctx context.Context, s *snapshot, atOnce bool) bool {
+	now := d.catalog.Version(ctx)
+	if s.version.Hit(now) {
 		return true
 	}
-	if atOnce && ok && !s.failed {
+	if atOnce && now.Freshness != memo.Unknown && !s.failed {
 		return false
 	}
 	return time.Since(s.made) < interval
@@ -312,7 +312,7 @@ func (d *Registry) isCurrent(s *snapshot, atOnce bool) bool {
 // make makes a snapshot, with the caches of the last one whose records have not changed.
 func (d *Registry) make(ctx context.Context, last *snapshot) (*snapshot, error) {
 	s := &snapshot{made: time.Now(), refuse: d.opts.RefuseUnknown, byName: map[string]*cache.Cache{}, byHost: map[string]*cache.Cache{}}
-	s.version, s.vouched = d.catalog.Version() // before the records are read
+	s.version = d.catalog.Version(ctx) // before the records are read
 	records, err := d.catalog.Caches(ctx)
 	if err != nil {
 		return nil, err

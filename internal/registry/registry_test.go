@@ -374,7 +374,7 @@ func TestCheck(t *testing.T) {
 		want string
 	}{
 		{func(r *catalog.Cache) {}, ""},
-		{func(r *catalog.Cache) { r.Name = "metrics" }, `name of a cache: "metrics" is the name of something that every cache has`},
+		{func(r *catalog.Cache) { r.Name = "metrics" }, `name of a cache: "metrics" is reserved: the server answers something else there`},
 		{func(r *catalog.Cache) { r.Sources = nil }, "a cache has at least one source, local or depot"},
 		{func(r *catalog.Cache) { r.Sources = []string{"upstream"} }, `there is no source named "upstream"; there are local and depot`},
 		{func(r *catalog.Cache) { r.Sources = []string{"depot", "depot"} }, "the source depot is there twice"},

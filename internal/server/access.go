@@ -9,12 +9,12 @@ import (
 	"firn/internal/cache"
 )
 
-// find finds the cache that a request is of: x.cache stays nil if there is none of its name.
+// find finds the cache of a request. x.cache stays nil if none has the name in the URL.
 func (s *Server) find(x *exchange) (err error) {
 	c, err := s.caches.ByHost(x.r.Context(), x.r.Host)
 	if errors.Is(err, cache.ErrNotFound) {
-		// Some proxies ask under a name of their own. What is a name of ours is never overruled:
-		// a client could say another one, and a proxy that keeps answers would then give them to others.
+		// Some proxies ask under a name of their own. A name that a cache has is never overruled: a
+		// client could say another one, and a caching proxy would then give its answers to others.
 		if o := s.originOf(x.r); o.host != "" {
 			c, err = s.caches.ByHost(x.r.Context(), o.host)
 		}
@@ -35,8 +35,8 @@ func (s *Server) find(x *exchange) (err error) {
 	return nil
 }
 
-// Whoever is refused learns nothing of the cache, not even whether there is one of this name:
-// what is said depends on the request only.
+// A client that is refused learns nothing of the cache, not even whether there is one of this name: the
+// text depends on the request only.
 var (
 	errNoToken = cache.Refuse(cache.ErrUnauthenticated, "this needs a token: `firn token create` on the server prints one. "+
 		"Put it into the file that netrc-file of nix.conf names, as: machine HOST login any password TOKEN")
@@ -48,7 +48,8 @@ var (
 	errMayNotPush = cache.Refuse(cache.ErrDenied, "this token may not push here: `firn token list` on the server shows what it may, and `firn token create --push CACHE NAME` prints one that may")
 )
 
-// allow checks that whoever asks may do so. Reading what is not private needs no token, and then none is looked at.
+// allow checks that the client may do what it asks. Reading a public cache needs no token, and then
+// none is looked at.
 func (s *Server) allow(x *exchange) error {
 	need, denied, reason := cache.Read, errMayNotRead, audit.MayNotRead
 	if x.r.Method == http.MethodPut {
@@ -75,7 +76,7 @@ func (s *Server) allow(x *exchange) error {
 		x.target.route == routeNoSlash:
 		return cache.Refuse(cache.ErrNotFound, "nothing here")
 	case x.who == cache.Anybody:
-		if x.cache != nil || need == cache.Push { // else it asks for what has never been here, as those do who look for holes
+		if x.cache != nil || need == cache.Push { // else the URL has never been one here, as when a scanner looks for holes
 			s.audit.Refused(s.auditClient(x), audit.NoToken, nil)
 		}
 		return errNoToken
@@ -84,9 +85,9 @@ func (s *Server) allow(x *exchange) error {
 	return denied
 }
 
-// mayPush reports whether the client that reads may push here as well. One whose token is not known
-// may not, and one that has to wait before it tries another may not either: it asks for what it may
-// read without a token, and would be told by a 429 that there is more.
+// mayPush reports whether the client that reads may push here as well. A client with an unknown token
+// may not, and neither may one that has to wait before it tries another token: it asks for a URL that
+// needs no token, and a 429 would tell it that something is there.
 func (s *Server) mayPush(x *exchange) (bool, error) {
 	if x.who == cache.Anybody {
 		who, err := s.authenticate(x)
@@ -101,7 +102,7 @@ func (s *Server) mayPush(x *exchange) (bool, error) {
 	return x.cache.Allow(x.who, cache.Push) == nil, nil
 }
 
-// auditClient is who makes a request, for the audit log.
+// auditClient returns the client of a request, for the audit log.
 func (s *Server) auditClient(x *exchange) audit.Client {
 	c := audit.Client{FrontEnd: audit.HTTP, Remote: s.originOf(x.r).addr, Cache: x.target.cache}
 	if x.cache != nil {
@@ -113,7 +114,7 @@ func (s *Server) auditClient(x *exchange) audit.Client {
 	return c
 }
 
-// authenticate finds out who asks.
+// authenticate returns the principal of the client.
 func (s *Server) authenticate(x *exchange) (cache.Principal, error) {
 	who, err := s.identify(x)
 	if e, ok := errors.AsType[*cache.TooOftenError](err); ok {
@@ -149,10 +150,10 @@ func (s *Server) identify(x *exchange) (cache.Principal, error) {
 	return who, nil
 }
 
-// forwarding are the headers of which a proxy sets at least one, unless it is told to hide that it is one.
+// forwarding are the headers of which a proxy sets at least one, unless it is told to hide itself.
 var forwarding = []string{"X-Forwarded-For", "Forwarded", "X-Real-Ip", "Via", "X-Forwarded-Host", "X-Forwarded-Proto"}
 
-// fromHere reports whether a request comes from this machine, and not through a proxy on it.
+// fromHere reports whether a request comes from this machine, and not through a proxy on this machine.
 func (s *Server) fromHere(x *exchange) bool {
 	for _, name := range forwarding {
 		if len(x.r.Header.Values(name)) > 0 {

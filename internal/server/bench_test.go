@@ -38,7 +38,7 @@ func benchServer(b *testing.B) (*Server, []string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	return New(cache.Only(c), Options{}), targets
+	return newServer(cache.Only(c), Options{}), targets
 }
 
 // benchListen lets a server answer on the loopback until the benchmark ends.
@@ -225,7 +225,7 @@ func benchmarkNARFile(b *testing.B, size int64, of func(*os.File) io.Reader) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	client := newBareClient(b, benchListen(b, New(cache.Only(c), Options{})))
+	client := newBareClient(b, benchListen(b, newServer(cache.Only(c), Options{})))
 	b.SetBytes(size)
 	for b.Loop() {
 		client.get(helloNAR)

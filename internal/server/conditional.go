@@ -13,9 +13,9 @@ var (
 )
 
 // parseRange returns which bytes of a body of the given size a Range header asks for (RFC 9110, 14.1.2).
-// ok is false if it is to be ignored: it is malformed, not of bytes, or of several ranges,
-// for which the whole is a right answer, and the only one that is as cheap to ask for as to give.
-// errRange if it begins after the end.
+// ok is false if the header is to be ignored: it is malformed, not of bytes, or of several ranges, for
+// which the whole is a right answer, and the only one that costs the server no more than the client.
+// errRange if the range begins after the end.
 func parseRange(header string, size int64) (off, n int64, ok bool, err error) {
 	unit, spec, _ := strings.Cut(header, "=")
 	if !strings.EqualFold(unit, "bytes") {
@@ -50,7 +50,7 @@ func parseRange(header string, size int64) (off, n int64, ok bool, err error) {
 	return off, end - off + 1, true, nil
 }
 
-// parseDigits parses digits and nothing else. What is beyond any size counts as the largest.
+// parseDigits parses digits and nothing else. A number that is too large counts as the largest.
 func parseDigits(s string) (int64, bool) {
 	if s == "" || strings.Trim(s, "0123456789") != "" {
 		return 0, false
@@ -59,8 +59,8 @@ func parseDigits(s string) (int64, bool) {
 	return n, true
 }
 
-// matches reports whether a list of entity tags has the strong tag, or is "*".
-// weak lets the weak form of the tag match too.
+// matches reports whether a list of entity tags has the strong tag, or is "*". With weak, the weak form of
+// the tag matches too.
 func matches(list []string, tag string, weak bool) bool {
 	for _, line := range list {
 		for line != "" {
@@ -78,8 +78,8 @@ func matches(list []string, tag string, weak bool) bool {
 	return false
 }
 
-// precondition evaluates If-Match and If-None-Match. No tag matches none but "*".
-// There is no date to compare with, so the headers that have one do not count.
+// precondition evaluates If-Match and If-None-Match. The empty tag matches only "*". There is no date to
+// compare with, so the headers that have one do not count.
 func precondition(h http.Header, tag string) (unchanged bool, err error) {
 	if list := h["If-Match"]; list != nil && !matches(list, tag, false) {
 		return false, errPrecondition

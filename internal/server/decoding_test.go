@@ -152,7 +152,7 @@ func TestDecoderMemoryIsShared(t *testing.T) {
 
 				// Those that wait are told in the end, and when to come again.
 				refused := 0
-				time.Sleep(turnLimit - time.Since(start) + time.Second)
+				time.Sleep(waitLimit - time.Since(start) + time.Second)
 				synctest.Wait()
 				for _, answer := range answers {
 					select {
@@ -192,9 +192,41 @@ func TestWaitsTogether(t *testing.T) {
 		t.wantAnswer(r, http.StatusCreated)
 		first.Close()
 		t.wantAnswer(r2, http.StatusServiceUnavailable)
-		if took := time.Since(start); took != turnLimit {
-			t.Errorf("it waited for %s, want %s", took, turnLimit)
+		if took := time.Since(start); took != waitLimit {
+			t.Errorf("it waited for %s, want %s", took, waitLimit)
 		}
 		second.Close()
+	})
+}
+
+// A text that is uploaded neither waits for the memory of decoders of NARs, nor, while it holds memory
+// itself, for that of decoders of texts.
+func TestTextsDoNotWait(t *testing.T) {
+	inUploadBubble(t, Options{}, func(t *uploadTester) {
+		if _, ok := t.server.memory.TryTakeN(decompress.Memory); !ok {
+			t.Fatal("the memory was not free")
+		}
+		put := func(file []byte, status int) {
+			t.Helper()
+			start := time.Now()
+			conn, r := t.begin("/realisations/sha256:"+strings.Repeat("0", 64)+"!out.doi", int64(len(file)), as("push-main"), "Content-Encoding: zstd")
+			defer conn.Close()
+			go conn.Write(file)
+			t.wantAnswer(r, status)
+			if took := time.Since(start); took > time.Second {
+				t.Errorf("it waited for %s", took)
+			}
+		}
+		put(compressed(t.T, []byte("no realisation"), "zstd"), http.StatusBadRequest)
+
+		// The first frame takes more bytes than a small text may have, and the second more memory to
+		// decode than there is.
+		first := compressed(t.T, bytes.Repeat([]byte{' '}, 2*firstText), "zstd", "-1", "--no-check")
+		second := []byte{0x28, 0xb5, 0x2f, 0xfd, 0, 14 << 3, 1, 0, 0} // a window of 16 MiB, and nothing in it
+		put(append(first, second...), http.StatusBadRequest)
+		if _, ok := t.server.textDecoders.TryTakeN(3*maxTextDecoder + maxTextDecoder/2 + 1<<20); !ok {
+			t.Fatal("the memory was not free")
+		}
+		put(append(first, second...), http.StatusServiceUnavailable)
 	})
 }

@@ -30,7 +30,7 @@ func TestEndOverHTTP2(t *testing.T) {
 		}
 	})
 	next := newOdd(t, 1, writeAll(1))
-	next.server = New(cache.Only(next.cache), Options{Version: "the next server"})
+	next.server = newServer(cache.Only(next.cache), Options{Version: "the next server"})
 	config := &tls.Config{Certificates: []tls.Certificate{certificate(t, "cache.example.org")}}
 	serve := func(s *Server) (addr string, end context.CancelFunc, served chan error) {
 		t.Helper()

@@ -14,30 +14,14 @@ import (
 	"firn/nix"
 )
 
+// serveNARInfo answers with a narinfo.
 func (s *Server) serveNARInfo(x *exchange) error {
 	hash, err := nix.ParsePathHash(x.target.name)
 	if err != nil {
 		return x.noPath(x.target.name)
 	}
 	if x.wantsJSON() {
-		info, err := x.cache.Lookup(x.r.Context(), hash)
-		if err := s.lookedUp(x, err); err != nil {
-			return err
-		}
-		if size := info.TextSize(); size > cache.LargeInfo {
-			info = nil
-			done, err := s.textTurn(x, min(3*size, textMemory/2)) // the references are in memory once more
-			if err != nil {
-				return err
-			}
-			defer done()
-			if info, err = x.cache.Lookup(x.r.Context(), hash); err != nil {
-				return err
-			}
-		}
-		x.w.Header()["Vary"] = onAccept
-		// Not for shared caches: some of them ignore Vary, and would give this to Nix.
-		return x.json(cacheNever, info)
+		return s.serveNARInfoJSON(x, hash)
 	}
 	old := knowsNoZstd(x.r.Header["User-Agent"])
 	narInfo := x.cache.NARInfo
@@ -47,7 +31,7 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	text, err := narInfo(x.r.Context(), hash)
 	if errors.Is(err, cache.ErrNotFound) {
 		if any, err := x.cache.HasSources(x.r.Context()); any && err == nil {
-			// What fail would answer, without its detours: most of what is asked of many caches is not there.
+			// This is what fail would answer, at less cost: most paths that clients ask for are not there.
 			s.metrics.lookups[lookupMiss].Inc()
 			return x.answer(http.StatusNotFound, typeText, cacheMiss, []byte(noPathText(x.target.name)+"\n"))
 		}
@@ -56,10 +40,10 @@ func (s *Server) serveNARInfo(x *exchange) error {
 		return err
 	}
 	if n := len(text); n > cache.LargeInfo && !x.isHead() {
-		done, ok := s.texts.TryTakeN(n, s.owners(x)...)
+		done, ok := s.sentTexts.TryTakeN(n, s.owners(x)...)
 		if !ok {
-			text = nil // so that those who wait hold nothing
-			if done, err = s.textTurn(x, n); err != nil {
+			text = nil // so that a request that waits holds nothing
+			if done, err = s.textSlot(x, n); err != nil {
 				return err
 			}
 		}
@@ -72,30 +56,53 @@ func (s *Server) serveNARInfo(x *exchange) error {
 	}
 	x.w.Header()["Vary"] = onAccept
 	if old {
-		// Not for shared caches: others would download several times as much.
+		// Not for proxies that keep it: they would give it to other clients, which would download several
+		// times as much.
 		return x.bytes(typeNARInfo, cacheNever, text)
 	}
 	return x.bytes(typeNARInfo, cacheShort, text)
 }
 
-// textTurn waits until there is memory for so many bytes of a text, which may take the client its
-// time to read.
-func (s *Server) textTurn(x *exchange, bytes int) (done func(), err error) {
-	done, err = s.slot(x, s.texts, bytes, textLimit)
+// serveNARInfoJSON answers with the JSON form of a narinfo.
+func (s *Server) serveNARInfoJSON(x *exchange, hash nix.PathHash) error {
+	info, err := x.cache.Lookup(x.r.Context(), hash)
+	if err := s.lookedUp(x, err); err != nil {
+		return err
+	}
+	if size := info.TextSize(); size > cache.LargeInfo {
+		info = nil
+		done, err := s.textSlot(x, min(3*size, textMemory/2)) // the references are in memory once more
+		if err != nil {
+			return err
+		}
+		defer done()
+		if info, err = x.cache.Lookup(x.r.Context(), hash); err != nil {
+			return err
+		}
+	}
+	x.w.Header()["Vary"] = onAccept
+	// Not for proxies that keep it: some of them ignore Vary, and would give this to Nix.
+	return x.json(cacheNever, info)
+}
+
+// textSlot waits until there is memory for so many bytes of a text, which a slow client may hold for a
+// while.
+func (s *Server) textSlot(x *exchange, bytes int) (done func(), err error) {
+	done, err = s.slot(x, s.sentTexts, bytes, textLimit)
 	if err != nil {
 		return nil, fmt.Errorf("%w: too many large narinfos are being sent: %w", cache.ErrUnavailable, err)
 	}
 	return done, nil
 }
 
-// knowsNoZstd reports whether a client is a Nix before 2.4: that fails at a narinfo that says zstd.
+// knowsNoZstd reports whether a client is a Nix before 2.4, which fails at a narinfo that says zstd.
 func knowsNoZstd(agent []string) bool {
 	minor, ok := nixVersion(agent)
 	return ok && minor < 4
 }
 
-// nixVersion returns the N of a client that is Nix 2.N, as in "curl/7.74.0 Nix/2.3.7", and less
-// than 0 for an older one. ok is false if it is none of both.
+// nixVersion returns the N of a client that is Nix 2.N, as in "curl/7.74.0 Nix/2.3.7", and less than 0
+// for an older Nix. ok is false if the client is no Nix.
 func nixVersion(agent []string) (minor int, ok bool) {
 	if len(agent) != 1 {
 		return 0, false
@@ -115,7 +122,7 @@ func nixVersion(agent []string) (minor int, ok bool) {
 	return minor, digits > 0
 }
 
-// lookedUp counts a look-up of the path hash that x names, and says what was not found.
+// lookedUp counts a look-up of the path hash in the URL, and returns its error for the client.
 func (s *Server) lookedUp(x *exchange, err error) error {
 	switch {
 	case err == nil:
@@ -129,7 +136,7 @@ func (s *Server) lookedUp(x *exchange, err error) error {
 	return err
 }
 
-// noPath returns an ErrNotFound for a path hash, which is shown only if it is one.
+// noPath returns an ErrNotFound for a text that shows it only if it is a path hash.
 func (x *exchange) noPath(hash string) error {
 	if _, err := nix.ParsePathHash(hash); err != nil {
 		return x.missing("this is not a path hash: it has 32 digits of Nix's base 32")
@@ -150,7 +157,7 @@ func (s *Server) serveLog(x *exchange) error {
 		return fmt.Errorf("send log of %s: %w: too many are being sent: %w", drv, cache.ErrUnavailable, err)
 	}
 	defer done()
-	read, err := s.reading(x)
+	read, err := s.readSlot(x)
 	if err != nil {
 		return err
 	}
@@ -222,9 +229,8 @@ func (s *Server) serveBuildTrace(x *exchange) error {
 	return x.json(cacheShort, t)
 }
 
-// logged returns the derivation that the name of a log is of.
-// Names of derivations may contain a question mark, and Nix does not escape it:
-// what looks like a query is the rest of the name.
+// logged returns the derivation of a log. Names of derivations may contain a question mark, and Nix does
+// not escape it: what looks like a query is the rest of the name.
 func (x *exchange) logged() (nix.StorePath, error) {
 	name := x.target.name
 	if x.r.URL.RawQuery != "" || x.r.URL.ForceQuery {
@@ -237,7 +243,7 @@ func (x *exchange) logged() (nix.StorePath, error) {
 	return x.parseDerivation(name)
 }
 
-// parseDerivation parses the last element of the store path of a derivation, or returns what is wrong as ErrNotFound.
+// parseDerivation parses the last element of the store path of a derivation. ErrNotFound if it is none.
 func (x *exchange) parseDerivation(base string) (nix.StorePath, error) {
 	drv, err := x.cache.Info().StoreDir.ParseBase(base)
 	if err != nil || !drv.IsDerivation() {
@@ -246,7 +252,8 @@ func (x *exchange) parseDerivation(base string) (nix.StorePath, error) {
 	return drv, nil
 }
 
-// serveDebugInfo says in which NAR the debug information of a build ID is. Nix asks with .debug behind the ID, Hydra's tools without.
+// serveDebugInfo answers which NAR has the debug information of a build ID. Nix asks with .debug behind
+// the ID, Hydra's tools without.
 func (s *Server) serveDebugInfo(x *exchange) error {
 	id := strings.TrimSuffix(x.target.name, ".debug")
 	if !isBuildID(id) {
@@ -266,7 +273,7 @@ func (s *Server) serveDebugInfo(x *exchange) error {
 	return x.json(cacheShort, json.RawMessage(text))
 }
 
-// debugInfo is what Nix uploads of a build ID, and is answered.
+// debugInfo is the JSON that Nix uploads for a build ID, and gets for it.
 type debugInfo struct {
 	Archive string `json:"archive"` // URL of the NAR, relative to debuginfo/
 	Member  string `json:"member"`
@@ -276,7 +283,7 @@ func isBuildID(s string) bool {
 	return len(s) == 40 && strings.Trim(s, "0123456789abcdef") == ""
 }
 
-// serveHealth says whether the sources of the cache at the root can serve, by asking them.
+// serveHealth asks the sources of the cache at the root whether they can serve.
 func (s *Server) serveHealth(x *exchange) error {
 	ctx, cancel := context.WithTimeout(x.r.Context(), healthLimit)
 	defer cancel()
@@ -288,7 +295,7 @@ func (s *Server) serveHealth(x *exchange) error {
 		return fmt.Errorf("%w: %w", cache.ErrUnavailable, err)
 	}
 	if nearlyFull(ctx, c) {
-		// It serves as before, so no monitor is to take it for down.
+		// It serves as before, so no monitor should take it for down.
 		return x.bytes(typeText, cacheNever, []byte("ok, but the disk is nearly full: what is pushed may be refused\n"))
 	}
 	return x.bytes(typeText, cacheNever, []byte("ok\n"))

@@ -2,14 +2,12 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"strings"
 	"sync"
-	"syscall"
 	"testing"
 	"time"
 
@@ -55,7 +53,7 @@ func newForgetful(t *testing.T, size int) *pushTester {
 		owners[fmt.Sprint("token-", i)] = holder{fmt.Sprint("owner-", i), map[string]cache.Rights{"main": cache.Read | cache.Push}}
 	}
 	owners["push-main"] = tokens["push-main"]
-	p.server = New(shelf{map[string]*cache.Cache{"main": p.cache}, nil}, Options{Access: owners})
+	p.server = newServer(shelf{map[string]*cache.Cache{"main": p.cache}, nil}, Options{Access: owners})
 	p.listen("127.0.0.1:0")
 	return p
 }
@@ -160,21 +158,5 @@ func TestLargeNARInfosAreReadSlowly(t *testing.T) {
 	t.Logf("%d MiB were in memory", live>>20)
 	if most := int64(250 << 20); live > most {
 		t.Errorf("%d MiB were in memory, more than %d", live>>20, most>>20)
-	}
-}
-
-// broken is a connection whose client has gone.
-type broken struct{ net.Conn }
-
-func (broken) SetWriteDeadline(time.Time) error { return nil }
-func (broken) Write([]byte) (int, error)        { return 0, syscall.EPIPE }
-
-// TestLargeAnswerToNobody: why a large answer on the short way could not be sent is known, so that
-// the log does not blame the source for it.
-func TestLargeAnswerToNobody(t *testing.T) {
-	n := &lane{link: newLink(broken{}, func(*link) {}), header: make(http.Header), out: new([]byte)}
-	n.request.Method = http.MethodGet
-	if _, err := n.Write(make([]byte, keptBytes+1)); !errors.Is(err, syscall.EPIPE) {
-		t.Errorf("the error is %v, want %v", err, syscall.EPIPE)
 	}
 }

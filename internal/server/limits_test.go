@@ -16,6 +16,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
+	"firn/internal/server/connlimit"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -137,8 +138,8 @@ func TestStalledReader(t *testing.T) {
 		if err := <-released; !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("writing the NAR: %v, want %v", err, os.ErrDeadlineExceeded)
 		}
-		if took := time.Since(start); took < patience*9/10 || took > patience {
-			t.Errorf("the client was cut after %s, want %s", took, patience)
+		if took := time.Since(start); took < connlimit.Patience*9/10 || took > connlimit.Patience {
+			t.Errorf("the client was cut after %s, want %s", took, connlimit.Patience)
 		}
 		synctest.Wait()
 		t.wantMetric(`firn_http_aborts_total{by="slow client"} 1`)
@@ -157,7 +158,7 @@ func TestStalledReaderOfShortAnswers(t *testing.T) {
 		if _, err := io.WriteString(conn, "GET / HTTP/1.1\r\nHost: x\r\n\r\n"); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(patience + time.Second)
+		time.Sleep(connlimit.Patience + time.Second)
 		if _, err := http.ReadResponse(r, nil); err == nil {
 			t.Error("the answer came though it was not read for so long")
 		}
@@ -166,19 +167,19 @@ func TestStalledReaderOfShortAnswers(t *testing.T) {
 
 // A client that reads slowly but steadily gets everything, however long that takes in all.
 func TestSteadyReader(t *testing.T) {
-	const size = 10 * slice
+	const size = 10 * connlimit.Slice
 	inBubble(t, func(t *pipeTester) {
 		t.serve(size, writeAll(size))
 		conn, r := t.dial()
 		resp := t.ask(conn, r, helloNAR)
 		start := time.Now()
-		for read := 0; read < size; read += minRate * 5 / 4 {
-			if n, err := io.CopyN(io.Discard, resp.Body, minRate*5/4); err != nil && (err != io.EOF || read+int(n) != size) {
+		for read := 0; read < size; read += connlimit.MinRate * 5 / 4 {
+			if n, err := io.CopyN(io.Discard, resp.Body, connlimit.MinRate*5/4); err != nil && (err != io.EOF || read+int(n) != size) {
 				t.Fatalf("after %d bytes and %s: %v", read+int(n), time.Since(start), err)
 			}
 			time.Sleep(time.Second)
 		}
-		if took := time.Since(start); took < 7*patience {
+		if took := time.Since(start); took < 7*connlimit.Patience {
 			t.Errorf("that took %s, which is not long enough to show anything", took)
 		}
 	})
@@ -254,7 +255,7 @@ func TestRequestBody(t *testing.T) {
 
 // When the server ends, running answers are sent to their end, and nothing new is begun.
 func TestGracefulEnd(t *testing.T) {
-	const size = 4 * slice
+	const size = 4 * connlimit.Slice
 	inBubble(t, func(t *pipeTester) {
 		t.serve(size, writeAll(size))
 		conn, r := t.dial()
@@ -268,13 +269,13 @@ func TestGracefulEnd(t *testing.T) {
 		if n, err := io.Copy(io.Discard, resp.Body); err != nil || n != size {
 			t.Errorf("%d bytes and %v, want all of the NAR", n, err)
 		}
-		t.wantCut(r, quietTime)
+		t.wantCut(r, connlimit.QuietTime)
 	})
 }
 
 // What takes longer than the server is ready to wait is cut.
 func TestGraceIsLimited(t *testing.T) {
-	const size = 4 * slice
+	const size = 4 * connlimit.Slice
 	inBubble(t, func(t *pipeTester) {
 		t.serve(size, writeAll(size))
 		conn, r := t.dial()

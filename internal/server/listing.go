@@ -12,21 +12,21 @@ import (
 )
 
 const (
-	// smallListing is how many bytes a listing has at most that is made before it is sent; 100 bytes a file make that some 2,500 files.
-	// A larger one is made again while it is sent.
+	// smallListing is how many bytes a listing may have that is made before it is sent. With 100 bytes
+	// a file that is some 2,500 files. A larger one is made again while it is sent.
 	smallListing = 256 << 10
 
-	// listingMakers bounds how many listings are made before they are sent at once.
+	// listingMakers bounds how many listings are made in memory at once.
 	listingMakers = 4
 
-	// largeListings bounds how many large listings are being sent, half of them to one address. What a source needs for one is in memory
-	// meanwhile: of the largest that the depot keeps, 16 MiB.
+	// largeListings bounds how many large listings are sent at once, half of them to one address. While
+	// one is sent, what a source needs for it is in memory: 16 MiB for the largest in the depot.
 	largeListings = 8
-	// listingLimit is how long a client waits for a large one while others take theirs.
+	// listingLimit is how long a client waits for a slot to get a large one.
 	listingLimit = 10 * time.Second
 )
 
-// serveListing answers with what is in a NAR.
+// serveListing answers with the listing of a NAR.
 func (s *Server) serveListing(x *exchange) error {
 	hash, err := nix.ParsePathHash(x.target.name)
 	if err != nil {
@@ -65,7 +65,7 @@ func (s *Server) serveListing(x *exchange) error {
 	return err
 }
 
-// errLarge says that a listing is not small.
+// errLarge is for a listing that is not small.
 var errLarge = errors.New("it is large")
 
 // smallListing returns a listing, or errLarge.
@@ -79,7 +79,7 @@ func (s *Server) smallListing(x *exchange, hash nix.PathHash) ([]byte, error) {
 	return text, err
 }
 
-// small is memory for smallListing bytes.
+// small is a writer into memory for smallListing bytes.
 type small []byte
 
 func (s *small) Write(p []byte) (int, error) {

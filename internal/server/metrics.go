@@ -15,7 +15,7 @@ import (
 	"firn/internal/cache"
 )
 
-// What a look-up of a narinfo came to.
+// Results of a look-up of a narinfo.
 const (
 	lookupHit = iota
 	lookupMiss
@@ -23,10 +23,11 @@ const (
 	lookupResults
 )
 
-// metrics are what /metrics shows. Every counter is looked up once, here, and not for each request.
+// metrics are the metrics that /metrics shows. Every counter is looked up once, here, and not for each
+// request.
 type metrics struct {
-	handler http.Handler // for everybody
-	inside  http.Handler // with what the process takes, which shows what uploads of others cost, and so what they have; and with what is kept of all
+	handler http.Handler // for every client
+	inside  http.Handler // with metrics of the process, which show the cost, and so the size, of others' uploads; and with those of all caches
 
 	inFlight atomic.Int64
 	requests [routes][6]prometheus.Counter // by status class; 0 is an answer that never began
@@ -38,7 +39,8 @@ type metrics struct {
 	refused map[string]prometheus.Counter // by reason
 }
 
-// newMetrics returns the metrics of a server, and what the given collectors add to them, for everybody and inside.
+// newMetrics returns the metrics of a server. more adds to those for every client, inside to those of the
+// process.
 func newMetrics(caches cache.Registry, more, inside []prometheus.Collector) *metrics {
 	m := &metrics{}
 	inFlight := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -114,7 +116,7 @@ func newMetrics(caches cache.Registry, more, inside []prometheus.Collector) *met
 	return m
 }
 
-// answered counts a request that has been answered, or given up.
+// answered counts a request that has been answered or aborted.
 func (m *metrics) answered(x *exchange, took time.Duration) {
 	route := x.label()
 	m.requests[route][x.status/100].Inc()
@@ -122,7 +124,8 @@ func (m *metrics) answered(x *exchange, took time.Duration) {
 	m.bytes[route].Add(float64(x.sent))
 }
 
-// verifiedOf returns what the sources of the cache at the root have verified. All caches have the same sources, or fewer.
+// verifiedOf returns how many NARs the sources of the cache at the root have verified. All caches have the
+// same sources, or fewer.
 func verifiedOf(caches cache.Registry) (right, wrong int64) {
 	c, err := caches.ByName(context.Background(), cache.Main)
 	if err != nil {
@@ -131,7 +134,7 @@ func verifiedOf(caches cache.Registry) (right, wrong int64) {
 	return c.Verified()
 }
 
-// refusal is a reason for which uploads are refused, and what errors have it.
+// refusal is a reason for which uploads are refused, and the error that stands for it.
 type refusal struct {
 	reason string
 	err    error
@@ -139,7 +142,7 @@ type refusal struct {
 
 const reasonFailed = "failed"
 
-// refusals are looked through in this order. What is none of them has failed on our side.
+// refusals are searched in this order. Any other error is a failure of the server.
 var refusals = []refusal{
 	{"no token", cache.ErrUnauthenticated},
 	{"denied", cache.ErrDenied},
@@ -189,7 +192,7 @@ func (s *Server) serveMetrics(x *exchange) error {
 	return nil
 }
 
-// counted is a response of which the body counts the bytes.
+// counted is a response whose body counts the bytes.
 type counted struct {
 	http.ResponseWriter
 	body *body

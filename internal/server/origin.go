@@ -11,24 +11,25 @@ import (
 	"firn/internal/cache"
 )
 
-// maxHops bounds the proxies that are looked at of one request.
+// maxHops bounds how many proxies of one request are looked at.
 const maxHops = 32
 
-// Proxies are believed when they say for whom they ask. Nobody else is: they could say anybody.
+// Proxies are trusted to say for which client they ask. Any other client could name any address.
 type Proxies struct {
 	Ranges []netip.Prefix
-	Unix   bool // whoever asks through a Unix socket
+	Unix   bool // all that ask through a Unix socket
 }
 
-// An origin is where a request comes from, and how the client wrote its URL: what proxies say of that, as far as they are believed.
+// An origin is where a request comes from, and how the client wrote its URL. What trusted proxies say of
+// that counts.
 type origin struct {
 	addr   netip.Addr // of the client; the zero Addr if it has none, such as one on a Unix socket
-	scheme string     // "http" or "https"; "" if that cannot be told
-	host   string     // "" if only the request itself says it
-	prefix string     // of the paths that the client asks for, which a proxy has taken away
+	scheme string     // "http" or "https"; "" if that is not known
+	host   string     // "" if only the request itself has it
+	prefix string     // that a proxy has removed from the paths that the client asks for
 }
 
-// originOf finds out where a request comes from.
+// originOf returns where a request comes from.
 func (s *Server) originOf(r *http.Request) origin {
 	host, _, err := net.SplitHostPort(r.RemoteAddr)
 	if err != nil {
@@ -52,7 +53,7 @@ func (s *Server) originOf(r *http.Request) origin {
 	hops := forwardedHops(r.Header["Forwarded"])
 	switch {
 	case said != nil && hops != nil:
-		// A proxy that knows one of the two passes on whatever its client says in the other.
+		// A proxy that knows one of the two headers passes the other on as its client wrote it.
 		if a, b := s.client(o.addr, split(said)), s.client(o.addr, addresses(hops)); a == b {
 			o.addr = a
 		}
@@ -85,7 +86,7 @@ func (s *Server) originOf(r *http.Request) origin {
 	return o
 }
 
-// client returns the address of the client for logs: with its port where no proxy is between.
+// client returns the address of the client for logs: with its port if no proxy is between.
 func (o origin) client(r *http.Request) string {
 	if !o.addr.IsValid() || strings.HasPrefix(r.RemoteAddr, o.addr.String()+":") || strings.HasPrefix(r.RemoteAddr, "["+o.addr.String()+"]:") {
 		return r.RemoteAddr
@@ -98,8 +99,8 @@ func (p Proxies) have(addr netip.Addr) bool {
 	return slices.ContainsFunc(p.Ranges, func(r netip.Prefix) bool { return r.Contains(addr) })
 }
 
-// client returns the address for which peer asks, given the addresses that it passes on, the nearest last:
-// the last that is not a proxy's.
+// client returns the address for which peer asks, given the addresses that it passes on, the nearest
+// last: the last that is not a proxy's.
 func (s *Server) client(peer netip.Addr, said []string) netip.Addr {
 	for _, text := range slices.Backward(said[max(0, len(said)-maxHops):]) {
 		addr, err := netip.ParseAddr(bare(text))
@@ -114,7 +115,7 @@ func (s *Server) client(peer netip.Addr, said []string) netip.Addr {
 	return peer
 }
 
-// bare returns the address in what a proxy says, without brackets and port.
+// bare returns an address without brackets and port.
 func bare(text string) string {
 	if host, _, err := net.SplitHostPort(text); err == nil {
 		return host
@@ -143,8 +144,9 @@ func addresses(hops []hop) []string {
 	return all
 }
 
-// forwardedHops parses Forwarded headers, RFC 7239: for=192.0.2.60;proto=https, for="[2001:db8::17]:4711".
-// They are nil if there are none, or one is malformed: half of it is not to be believed.
+// forwardedHops parses Forwarded headers, RFC 7239:
+// for=192.0.2.60;proto=https, for="[2001:db8::17]:4711". It returns nil if there are none, or if one is
+// malformed, as half of a header cannot be trusted.
 func forwardedHops(lists []string) []hop {
 	var hops []hop
 	for _, list := range lists {
@@ -179,8 +181,8 @@ func forwardedHops(lists []string) []hop {
 	return hops
 }
 
-// parameter takes the value, a token or a string in quotes, off the front of what follows a name.
-// What follows it begins with a comma or a semicolon.
+// parameter splits s into the value at its front, a token or a string in quotes, and the rest, which
+// begins with a comma or a semicolon.
 func parameter(s string) (value, rest string, ok bool) {
 	if !strings.HasPrefix(s, `"`) {
 		i := strings.IndexAny(s, ",;")
@@ -205,11 +207,12 @@ func parameter(s string) (value, rest string, ok bool) {
 	return "", "", false
 }
 
-// redirected answers a request without TLS with where it is to be had with TLS, if that is wanted, and reports whether it did.
-// What a monitor asks for is answered either way, and so is one of whom it cannot be told.
+// redirected redirects a request without TLS to the same URL with TLS, if the server is configured to,
+// and reports whether it did. The URLs of the server, which monitors ask for, are answered either way,
+// and so is a request of which the scheme is not known.
 //
-// An upload is refused: not every Nix can send it again to another place, and those that can would
-// go on sending their token in the clear.
+// An upload is refused: not every Nix can send it again to another place, and those that can would go on
+// sending their token in the clear.
 func (s *Server) redirected(x *exchange) (bool, error) {
 	if !s.https || x.r.TLS != nil || x.target.route.ofServer() {
 		return false, nil

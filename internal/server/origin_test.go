@@ -12,7 +12,7 @@ import (
 
 // Only proxies that are trusted say for whom they ask.
 func TestOrigin(t *testing.T) {
-	s := New(cache.Only(nil), Options{Proxies: Proxies{
+	s := newServer(cache.Only(nil), Options{Proxies: Proxies{
 		Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128"), netip.MustParsePrefix("10.0.0.0/8")},
 		Unix:   true,
 	}})

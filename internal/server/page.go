@@ -24,7 +24,8 @@ var pageCSS string
 //go:embed page.js
 var pageJS string
 
-// newPage returns the template of the front page, and the policy that lets it run its own style and script and nothing else.
+// newPage returns the template of the front page, and the policy that lets it run its own style and
+// script and nothing else.
 func newPage() (*template.Template, []string) {
 	t := template.New("page").Funcs(template.FuncMap{
 		"css": func() template.CSS { return template.CSS(pageCSS) },
@@ -39,10 +40,10 @@ func newPage() (*template.Template, []string) {
 	return template.Must(t.Parse(pageHTML)), []string{policy}
 }
 
-// sshPort is where SSH is, if nothing else is said.
+// sshPort is the port of SSH where a URL has none.
 const sshPort = 22
 
-// servePage answers with the front page: what this is, and the lines that a client needs.
+// servePage answers with the front page: a description of the cache, and the lines that a client needs.
 func (s *Server) servePage(x *exchange) error {
 	info := x.cache.Info()
 	present, err := x.cache.Presence(x.r.Context())
@@ -91,7 +92,7 @@ func (s *Server) servePage(x *exchange) error {
 		}
 	}
 	for _, key := range x.cache.PublicKeys() {
-		// Escaped here, as the template would needlessly make an entity of every plus.
+		// Escaped here, as the template would make an entity of every plus, which is not needed.
 		data.Keys = append(data.Keys, template.HTML(html.EscapeString(key.String())))
 	}
 	var text bytes.Buffer
@@ -101,12 +102,12 @@ func (s *Server) servePage(x *exchange) error {
 	h := x.w.Header()
 	h["Content-Security-Policy"] = s.policy
 	h["Referrer-Policy"] = []string{"no-referrer"}
-	// Never kept: it shows a URL made from the headers of this one request.
+	// Never cached: it shows a URL made from the headers of this one request.
 	return x.bytes(typeHTML, cacheNever, text.Bytes())
 }
 
-// redirect leads from /name to /name/, which the links of the front page are relative to.
-// A cache that may not be read is not there.
+// redirect redirects from /NAME to /NAME/, to which the links of the front page are relative. A client
+// that may not read the cache was refused before.
 func (s *Server) redirect(x *exchange) error {
 	h := x.w.Header()
 	h["Location"] = []string{x.target.cache + "/"}
@@ -118,8 +119,9 @@ var (
 	prefixPattern = regexp.MustCompile(`^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*){0,16}$`)
 )
 
-// shownURL returns the URL at which the client says that it reached this cache, or a proxy that is believed.
-// It is for showing only. Whoever asks may say anything, so what is not plainly a host or a path is not repeated.
+// shownURL returns the URL at which the client reached this cache, as the client says, or a trusted proxy.
+// It is for showing only. A client may say anything, so only what is plainly a host or a path is
+// repeated.
 func (s *Server) shownURL(r *http.Request) string {
 	o := s.originOf(r)
 	host := "localhost"

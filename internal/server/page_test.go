@@ -50,7 +50,7 @@ func TestPage(t *testing.T) {
 }
 
 func TestShownURL(t *testing.T) {
-	s := New(cache.Only(nil), Options{Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}}) // as httptest has it
+	s := newServer(cache.Only(nil), Options{Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}}}) // as httptest has it
 	for _, test := range []struct {
 		name    string
 		host    string

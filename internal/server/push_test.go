@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -119,7 +120,7 @@ func newCaches(t *testing.T, opts Options) *pushTester {
 	add(cache.Options{Name: "fixed"}, p.path)
 	p.cache, p.source = all.caches["main"], p.sinks["main"]
 	opts.Access = tokens
-	p.server = New(all, opts)
+	p.server = newServer(all, opts)
 	return p
 }
 
@@ -182,36 +183,33 @@ func narinfo(p cachetest.Path, file []byte, compression nix.Compression, ext str
 
 func text(n *nix.NARInfo) string { return string(n.AppendText(nil)) }
 
-// compress returns a NAR in a container of the compression.
+// compressors are the programs of each compression.
+var compressors = map[nix.Compression][]string{
+	nix.XZ: {"xz"}, nix.Zstd: {"zstd"}, nix.LZ4: {"lz4", "-c"}, nix.Brotli: {"brotli", "-c"}, nix.Gzip: {"gzip"},
+	nix.Bzip2: {"bzip2"}, nix.LZMA: {"xz", "--format=lzma"}, nix.Lzip: {"lzip"},
+}
+
+// compress returns a NAR compressed.
 func compress(t testing.TB, archive []byte, c nix.Compression) []byte {
 	t.Helper()
-	wrapped, ok := decompress.Wrap(c, plainNAR(archive))
-	if !ok {
-		t.Fatalf("no container of %s", c)
+	program := compressors[c]
+	cmd := exec.CommandContext(t.Context(), program[0], program[1:]...)
+	cmd.Stdin = bytes.NewReader(archive)
+	file, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%s: %v", program, err)
 	}
-	var file bytes.Buffer
-	if err := wrapped.WriteRange(t.Context(), &file, 0, wrapped.Size()); err != nil {
-		t.Fatal(err)
-	}
-	return file.Bytes()
+	return file
 }
 
-type plainNAR []byte
-
-func (n plainNAR) Size() int64  { return int64(len(n)) }
-func (n plainNAR) Close() error { return nil }
-func (n plainNAR) WriteRange(_ context.Context, w io.Writer, off, length int64) error {
-	_, err := w.Write(n[off : off+length])
-	return err
-}
-
-// A NAR that is uploaded in any compression is served as itself under its narinfo, and under its old URL as what that says.
+// A NAR that is uploaded is served as itself under its narinfo, and under its old URL as what that says.
+// TestNotStored has the compressions of which the old URL has no answer.
 func TestPush(t *testing.T) {
 	for _, test := range []struct {
 		compression nix.Compression
 		ext         string
 	}{
-		{nix.None, ""}, {nix.XZ, ".xz"}, {nix.Zstd, ".zst"}, {nix.LZ4, ".lz4"}, {nix.Brotli, ".br"}, {nix.Gzip, ""},
+		{nix.None, ""}, {nix.XZ, ".xz"},
 	} {
 		t.Run(string(test.compression), func(t *testing.T) {
 			p := newPushTester(t)
@@ -243,14 +241,10 @@ func TestPush(t *testing.T) {
 			if archive, err := io.ReadAll(plain); err != nil || !bytes.Equal(archive, p.path.NAR) {
 				t.Errorf("GET %s: not the NAR, %v", n.URL, err)
 			}
-			wantStatus, wantRanges, from := 206, "bytes", 10
-			if test.compression == nix.Gzip {
-				wantStatus, wantRanges, from = 200, "none", 0
-			}
 			for _, method := range []string{"GET", "HEAD"} {
 				resp, part := p.do(method, "/"+n.URL, "Range: bytes=10-")
-				if got := resp.Header.Get("Accept-Ranges"); resp.StatusCode != wantStatus || got != wantRanges || resp.ContentLength != int64(len(body)-from) ||
-					method == "GET" && !bytes.Equal(part, body[from:]) {
+				if got := resp.Header.Get("Accept-Ranges"); resp.StatusCode != 206 || got != "bytes" || resp.ContentLength != int64(len(body)-10) ||
+					method == "GET" && !bytes.Equal(part, body[10:]) {
 					t.Errorf("%s %s from byte 10 on: %s, %d bytes, Accept-Ranges: %s", method, n.URL, resp.Status, len(part), got)
 				}
 			}

@@ -17,20 +17,25 @@ import (
 )
 
 const (
-	// turnLimit is how long an upload waits for its turn, and for memory to decompress it,
-	// together. Nix gives up when it has sent and heard nothing for five minutes.
-	turnLimit = 4 * time.Minute
+	// waitLimit is how long an upload waits for a slot and for memory to decompress it, together. Nix
+	// gives up when it has sent and received nothing for five minutes.
+	waitLimit = 4 * time.Minute
 
-	// firstText is how many bytes of such an upload take no memory that is shared. Hardly any has
-	// more.
+	// firstText is how many bytes of a text that is uploaded take no memory that is shared. Hardly any
+	// has more.
 	firstText = 64 << 10
 	// maxChecked bounds a listing that is checked, in bytes.
 	maxChecked = 1 << 20
 
-	// textMemory bounds the bytes of larger narinfos and the like that are received and sent at
-	// once. Those that are received take some four times as much until they are published.
-	textMemory = 4 * nix.MaxNARInfoSize
-	// textLimit is how long a client waits to be sent one while others take theirs.
+	// textMemory bounds the bytes of larger narinfos and the like that are received at once, and of
+	// those that are sent at once: three of the largest, so that one owner's leaves room for that of
+	// another, see [fairlimit.NewMemory]. Those that are received take some four times as much until
+	// they are published.
+	textMemory = 3 * nix.MaxNARInfoSize
+	// maxTextDecoder bounds, in bytes, what the decoder of a text may take: the most of brotli, and
+	// four times what xz takes at the level that Nix uses.
+	maxTextDecoder = 32 << 20
+	// textLimit is how long a client waits for memory to be sent one.
 	textLimit = 10 * time.Second
 
 	// maxLog bounds a build log, in bytes before compression.
@@ -39,27 +44,27 @@ const (
 	maxListing = 1 << 30
 )
 
-// put receives an upload. What is uploaded that firn makes by itself, it checks and then drops.
-func (s *Server) put(x *exchange) error {
-	route := x.target.route
-	if !route.canBePut() {
+// put receives an upload. What firn makes itself, it checks and then drops.
+func (s *Server) put(x *exchange) (err error) {
+	if !x.target.route.canBePut() {
 		return cache.Refuse(errMethod, "only GET and HEAD are answered here")
 	}
 	x.push = s.audit.Join(s.auditClient(x))
-	switch {
-	case x.r.ContentLength > s.maxUpload:
+	defer func() { x.endPush(err) }()
+	if x.r.ContentLength > s.maxUpload {
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", s.maxUpload)
 	}
-	done, err := s.hasRoom(x)
+	done, err := s.reserve(x)
 	if err != nil {
 		return err
 	}
+	defer func() { done(err) }()
+	err = errNotReceived // if this panics
 	err = s.receive(x)
-	done(err)
 	return err
 }
 
-// receive is put for what there is room for.
+// receive is put for an upload for which there is enough space.
 func (s *Server) receive(x *exchange) error {
 	route := x.target.route
 	switch route {
@@ -78,7 +83,7 @@ func (s *Server) receive(x *exchange) error {
 	if x.r.ContentLength > limit {
 		return cache.Refuse(cache.ErrTooLarge, "this is larger than %d bytes", limit)
 	}
-	done, err := s.turn(x, s.small)
+	done, err := s.uploadSlot(x, s.small, 1)
 	if err != nil {
 		return err
 	}
@@ -105,11 +110,8 @@ func (s *Server) receive(x *exchange) error {
 
 // endPush ends the part that an upload has in a push session.
 func (x *exchange) endPush(err error) {
-	if x.push == nil {
-		return
-	}
-	if x.intake != nil {
-		x.push.Read(x.intake.n)
+	if x.upload != nil {
+		x.push.Read(x.upload.n)
 	}
 	if err != nil {
 		x.push.Failed()
@@ -117,10 +119,11 @@ func (x *exchange) endPush(err error) {
 	x.push.End()
 }
 
-// decoded returns the body of an upload without its Content-Encoding, which must be closed.
-// What has more than limit bytes fails with ErrTooLarge where it exceeds that. In place of its end it fails if whoever sends it may not do so any more:
-// it can take its time, and a token may be revoked meanwhile. A NAR is not looked at so, as nobody sees it before its narinfo.
-func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
+// decoded returns the body of an upload without its Content-Encoding, which must be closed. What has
+// more than limit bytes fails with ErrTooLarge where it exceeds that. At the end, authorization is
+// checked again, and reading fails without it: an upload can outlive its token. That of a NAR is not,
+// as a NAR cannot be seen before its narinfo.
+func (s *Server) decoded(x *exchange, limit int64, limits *decompress.Limits) (io.ReadCloser, error) {
 	encodings := x.r.Header["Content-Encoding"]
 	if len(encodings) > 1 {
 		return nil, cache.Refuse(cache.ErrInvalid, "this has more than one Content-Encoding")
@@ -129,7 +132,7 @@ func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
 	if len(encodings) == 1 {
 		encoding = encodings[0]
 	}
-	plain, err := decompress.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, s.decoding(x))
+	plain, err := decompress.DecodeEncoding(x.r.Context(), encoding, &bounded{x.body(), limit, limit}, limits)
 	if err != nil {
 		return nil, err
 	}
@@ -139,12 +142,12 @@ func (s *Server) decoded(x *exchange, limit int64) (io.ReadCloser, error) {
 	}{io.MultiReader(&bounded{plain, limit, limit}, &check{func() error { return s.allow(x) }}), plain}, nil
 }
 
-// A check is a reader of nothing, whose end may be an error.
+// A check is an empty reader, whose end may be an error.
 type check struct{ end func() error }
 
 func (c *check) Read([]byte) (int, error) { return 0, cmp.Or(c.end(), io.EOF) }
 
-// bounded is a reader that fails where there is more than its limit.
+// bounded is a reader that fails when there is more than its limit.
 type bounded struct {
 	r     io.Reader
 	left  int64
@@ -164,10 +167,10 @@ func (b *bounded) Read(p []byte) (int, error) {
 }
 
 // receiveText returns the whole body of a small upload, decoded. It may be in memory until done is
-// called. What is larger than most are waits for memory before more than its beginning is read, so
-// that those who wait hold little.
+// called. A body that is larger than most waits for memory before more than its beginning is read, so
+// that uploads that wait hold little.
 func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func(), err error) {
-	r, err := s.decoded(x, limit)
+	r, err := s.decoded(x, limit, s.decoding(x, s.textDecoders, maxTextDecoder))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -180,21 +183,22 @@ func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func()
 	if length := x.r.ContentLength; length > 0 && x.r.Header["Content-Encoding"] == nil {
 		most = length
 	}
-	done, err = s.turnN(x, s.texts, int(most))
+	done, err = s.uploadSlot(x, s.receivedTexts, int(most))
 	if err != nil {
 		return nil, nil, err
 	}
-	whole := bytes.NewBuffer(make([]byte, 0, min(most, x.r.ContentLength+bytes.MinRead)))
-	whole.Write(text)
-	if _, err := whole.ReadFrom(r); err != nil {
+	x.holdsText = true
+	all := bytes.NewBuffer(make([]byte, 0, min(most, x.r.ContentLength+bytes.MinRead)))
+	all.Write(text)
+	if _, err := all.ReadFrom(r); err != nil {
 		done()
 		return nil, nil, err
 	}
-	return whole.Bytes(), done, nil
+	return all.Bytes(), done, nil
 }
 
-// kept answers an upload: 201 if what it brought was not there before, else 204.
-func (x *exchange) kept(added bool) error {
+// stored answers an upload: 201 if its contents were not there before, else 204.
+func (x *exchange) stored(added bool) error {
 	h := x.w.Header()
 	x.setCaching(h, cacheNever)
 	status := http.StatusNoContent
@@ -233,7 +237,7 @@ func (s *Server) putNARInfo(x *exchange, text []byte) error {
 		x.push.Published()
 		s.log.Debug("published", "path", n.Path.String(), "cache", x.cache.Name(), "by", x.who.Name())
 	}
-	return x.kept(added)
+	return x.stored(added)
 }
 
 // received returns what was uploaded under the URL of a narinfo, and checks that it is the file that
@@ -279,7 +283,7 @@ func (s *Server) putRealisation(x *exchange, text []byte) error {
 		return err
 	}
 	x.push.Kept()
-	return x.kept(false)
+	return x.stored(false)
 }
 
 func (s *Server) putBuildTrace(x *exchange, text []byte) error {
@@ -296,10 +300,11 @@ func (s *Server) putBuildTrace(x *exchange, text []byte) error {
 		return err
 	}
 	x.push.Kept()
-	return x.kept(false)
+	return x.stored(false)
 }
 
-// putDerivation makes what is no derivation an ErrInvalid: it is not missing, it cannot be.
+// putDerivation returns ErrInvalid for an upload whose name is of no derivation. For a reader it would be
+// ErrNotFound.
 func (x *exchange) putDerivation(drv nix.StorePath, err error) (nix.StorePath, error) {
 	if err != nil {
 		return drv, cache.Refuse(cache.ErrInvalid, "this is not the name of a derivation")
@@ -307,7 +312,8 @@ func (x *exchange) putDerivation(drv nix.StorePath, err error) (nix.StorePath, e
 	return drv, nil
 }
 
-// putDebugInfo checks what says where debug information is, and drops it: firn finds it in every NAR.
+// putDebugInfo checks and drops an upload that says where debug information is: firn finds that in every
+// NAR.
 func (s *Server) putDebugInfo(x *exchange, text []byte) error {
 	var info debugInfo
 	switch err := json.Unmarshal(text, &info); {
@@ -316,10 +322,10 @@ func (s *Server) putDebugInfo(x *exchange, text []byte) error {
 	case err != nil || info.Archive == "" || info.Member == "":
 		return cache.Refuse(cache.ErrInvalid, `this is no debug info: {"archive":"../nar/…","member":"…"}`)
 	}
-	return x.kept(false)
+	return x.stored(false)
 }
 
-// putCacheInfo checks that the client has the same store directory, and drops what it says besides.
+// putCacheInfo checks that the client has the same store directory, and drops the rest.
 func (s *Server) putCacheInfo(x *exchange, text []byte) error {
 	info, err := nix.ParseCacheInfo(text)
 	if err != nil {
@@ -328,21 +334,21 @@ func (s *Server) putCacheInfo(x *exchange, text []byte) error {
 	if want := x.cache.Info().StoreDir; info.StoreDir != want {
 		return cache.Refuse(cache.ErrInvalid, "StoreDir: it is %s, and that of this cache is %s", info.StoreDir, want)
 	}
-	return x.kept(false)
+	return x.stored(false)
 }
 
-// putListing checks a listing, and drops it: firn makes one of every NAR. One that is large is not checked, as that would take
-// many times its size in memory.
+// putListing checks and drops a listing: firn makes one of every NAR. A large one is not checked, as that
+// would take many times its size in memory.
 func (s *Server) putListing(x *exchange) error {
 	if _, err := nix.ParsePathHash(x.target.name); err != nil {
 		return cache.Refuse(cache.ErrInvalid, "this is not a path hash: it has 32 digits of Nix's base 32")
 	}
-	done, err := s.turn(x, s.small)
+	done, err := s.uploadSlot(x, s.small, 1)
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := s.decoded(x, maxListing)
+	r, err := s.decoded(x, maxListing, s.decoding(x, s.textDecoders, maxTextDecoder))
 	if err != nil {
 		return err
 	}
@@ -359,7 +365,7 @@ func (s *Server) putListing(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	return x.kept(false)
+	return x.stored(false)
 }
 
 func (s *Server) putLog(x *exchange) error {
@@ -367,12 +373,12 @@ func (s *Server) putLog(x *exchange) error {
 	if err != nil {
 		return err
 	}
-	done, err := s.turn(x, s.large)
+	done, err := s.uploadSlot(x, s.large, 1)
 	if err != nil {
 		return err
 	}
 	defer done()
-	r, err := s.decoded(x, maxLog)
+	r, err := s.decoded(x, maxLog, s.decoding(x, s.memory, 0))
 	if err != nil {
 		return err
 	}
@@ -381,7 +387,7 @@ func (s *Server) putLog(x *exchange) error {
 		return err
 	}
 	x.push.Kept()
-	return x.kept(false)
+	return x.stored(false)
 }
 
 var errNotReceived = errors.New("not all of it was read")

@@ -16,7 +16,8 @@ import (
 	"firn/nix"
 )
 
-// putNAR receives a NAR under the name that Nix gives it: nar/<hash of the file>.nar and the name of its compression.
+// putNAR receives a NAR under the name that Nix gives it: nar/<hash of the file>.nar and the name of its
+// compression.
 func (s *Server) putNAR(x *exchange) error {
 	fileHash, err := nix.ParseHashOf(nix.SHA256, x.target.name)
 	if err != nil || len(x.target.name) != narHashLen || x.r.URL.RawQuery != "" {
@@ -26,7 +27,7 @@ func (s *Server) putNAR(x *exchange) error {
 	if x.r.Header["Content-Encoding"] != nil {
 		return cache.Refuse(cache.ErrInvalid, "a NAR may not have a Content-Encoding: its compression is in its name")
 	}
-	done, err := s.turn(x, s.large)
+	done, err := s.uploadSlot(x, s.large, 1)
 	if err != nil {
 		return err
 	}
@@ -36,7 +37,7 @@ func (s *Server) putNAR(x *exchange) error {
 	_, err = x.cache.Received(x.r.Context(), url)
 	switch {
 	case err == nil:
-		// The same file once more. As its hash is in its name, to hash it is to verify it.
+		// The same file again. Its hash is in its name, so hashing it verifies it.
 		in.hash = sha256.New()
 		if _, err := io.Copy(io.Discard, in); err != nil {
 			return err
@@ -47,7 +48,7 @@ func (s *Server) putNAR(x *exchange) error {
 		if err := x.cache.Renew(x.r.Context(), url); err != nil {
 			return err
 		}
-		return x.kept(false)
+		return x.stored(false)
 	case !errors.Is(err, cache.ErrNotFound):
 		return err
 	}
@@ -61,7 +62,7 @@ func (s *Server) putNAR(x *exchange) error {
 		u.NARHash = fileHash
 	} else {
 		in.hash = sha256.New()
-		plain, err := decompress.Decode(x.r.Context(), compression, in, s.decoding(x))
+		plain, err := decompress.Decode(x.r.Context(), compression, in, s.decoding(x, s.memory, 0))
 		if err != nil {
 			return err
 		}
@@ -71,11 +72,11 @@ func (s *Server) putNAR(x *exchange) error {
 	if _, err := x.cache.Receive(x.r.Context(), u); err != nil {
 		return err
 	}
-	if !x.intake.ended {
+	if !x.upload.ended {
 		return fmt.Errorf("receive NAR: %w", errNotReceived)
 	}
 	x.push.Received()
-	return x.kept(true)
+	return x.stored(true)
 }
 
 // uploadURL returns the URL of a NAR that is or was uploaded, relative to the cache.
@@ -97,7 +98,7 @@ func (u *upload) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// magics are how files begin to whose names Nix appends nothing that tells their compression.
+// magics are the first bytes of files of compressions that Nix does not append to the name of a file.
 var magics = []struct {
 	prefix      string
 	compression nix.Compression
@@ -110,9 +111,9 @@ var magics = []struct {
 	{"LRZI", nix.Lrzip},
 }
 
-// sniff returns how a file is compressed of which the name does not tell.
+// sniff returns the compression of a file whose name does not tell it.
 func (u *upload) sniff() nix.Compression {
-	head, _ := u.r.Peek(8) // what it fails with, Read will fail with
+	head, _ := u.r.Peek(8) // Read will fail with the same error
 	for _, m := range magics {
 		if bytes.HasPrefix(head, []byte(m.prefix)) {
 			return m.compression
@@ -121,92 +122,99 @@ func (u *upload) sniff() nix.Compression {
 	return nix.None
 }
 
-// file returns what was uploaded, once it has been read, and checks that it is what its name says.
+// file returns the hash and size of the file once it has been read, and checks that the hash is the one in
+// its name.
 func (u *upload) file() (nix.Hash, int64, error) {
-	if !u.x.intake.ended {
+	if !u.x.upload.ended {
 		return nix.Hash{}, 0, errNotReceived
 	}
 	sum := nix.SHA256Sum([sha256.Size]byte(u.hash.Sum(nil)))
 	if sum != u.want {
 		return nix.Hash{}, 0, cache.Refuse(cache.ErrInvalid, "the SHA-256 of this file is %s, and not the one in its name", sum.Nix32())
 	}
-	return sum, u.x.intake.n, nil
+	return sum, u.x.upload.n, nil
 }
 
-// notUploaded is what those are told, too, who may not know.
+// notUploaded is the answer also to clients that may not know of an upload.
 const notUploaded = "no NAR was uploaded under this name"
 
-// serveReceived answers with a NAR under the name of its upload, which clients remember for a month.
-// It is compressed as it is kept, where that is the compression in its name. Else it is a container of that, in which it is not compressed;
-// where there is no such container, only that it is there can be asked.
+// serveReceived answers with a NAR under the name of its upload, which clients remember for a month:
+// compressed as the depot keeps it where the name says that compression, else uncompressed, in an xz
+// file where the name says xz. Of an upload in another compression only a HEAD is answered.
 func (s *Server) serveReceived(x *exchange) error {
-	url, untagged := x.uploadURL(), false
 	if !x.isHead() { // before it is opened: a request that waits has nothing open
-		done, err := s.reading(x)
+		done, err := s.readSlot(x)
 		if err != nil {
 			return err
 		}
 		defer done()
 	}
-	n, r, err := x.cache.OpenReceived(x.r.Context(), url)
-	there := err == nil
-	if !there && !errors.Is(err, cache.ErrNotFound) {
-		return err
+	r, err := x.cache.Received(x.r.Context(), x.uploadURL())
+	there := !r.NARHash.IsZero()
+	if !there && err != nil && !errors.Is(err, cache.ErrNotFound) {
+		return err // which it is for every name
 	}
-	if !there || !r.Published {
-		// A NAR without a narinfo is only for those who may push. Who asks is found out where
-		// nothing is there as well: else the time that takes, a failed try that is counted, and
-		// what becomes of too many of these, would tell it from what is there.
-		may, err := s.mayPush(x)
-		if there && (err != nil || !may) {
-			n.Close()
-		}
-		if err != nil || !may || !there {
-			return cmp.Or(err, x.missing(notUploaded))
+	if !r.Published {
+		// A NAR without a narinfo is only for clients that may push. The server finds out who asks
+		// where nothing is there as well. Else the time that takes, a failed try that is counted, and
+		// the answer to too many of these would tell it from a NAR that is there.
+		may, denied := s.mayPush(x)
+		if denied != nil || !may || !there {
+			return cmp.Or(denied, x.missing(notUploaded))
 		}
 		x.secret = true // no proxy may keep it for others
-		untagged = true
-		if x.isHead() {
-			// Whoever is told that it is there does not send it again, so it has to stay until the narinfo comes.
-			if err := x.cache.Renew(x.r.Context(), url); err != nil {
-				n.Close()
-				return err
-			}
+	}
+	if err != nil {
+		return err
+	}
+	if !r.Published && x.isHead() {
+		// A client that is told that the NAR is there does not send it again, so the NAR has to stay
+		// until the narinfo comes.
+		if err := x.cache.Renew(x.r.Context(), x.uploadURL()); err != nil {
+			return err
 		}
 	}
-	closing := n
-	defer func() { closing.Close() }()
-	compression, tag := compressionOf[x.target.ext], r.NARHash.Nix32()
+	return x.sendReceived(r)
+}
+
+// sendReceived answers with a NAR in the compression that the name of its upload says.
+func (x *exchange) sendReceived(r cache.Received) error {
+	compression := compressionOf[x.target.ext]
 	switch {
 	case x.target.ext == "" && r.FileHash == r.NARHash:
 		compression = nix.None
 	case x.target.ext == "":
 		compression = cmp.Or(r.Compression, nix.Gzip) // nearly all of those whose name Nix does not append
 	}
-	kept, keptTag, ok, err := x.cache.OpenReceivedAs(x.r.Context(), r, compression)
+	kept, tag, ok, err := x.cache.OpenReceivedAs(x.r.Context(), r, compression)
 	if err != nil {
 		return err
 	}
 	if ok {
 		defer kept.Close()
-		if untagged {
-			// The tag is another one whenever the NAR is kept anew. Who uploads it, lets it be swept, and uploads it again,
-			// would see by one that is the same that another cache has had it meanwhile.
-			keptTag = ""
+		if !r.Published {
+			// The tag is another one whenever the NAR is kept in another form. A client that uploads
+			// it, lets it be swept, and uploads it again, would see by the same tag that another
+			// cache has had it all the time.
+			tag = ""
 		}
-		return x.sendNAR(kept, keptTag, cacheForever)
+		return x.sendNAR(kept, tag, cacheShort) // the name is not of these bytes
 	}
-	if compression != nix.None {
-		wrapped, ok := decompress.Wrap(compression, n)
-		if !ok {
-			if x.isHead() {
-				x.begin(http.StatusOK)
-				return nil
-			}
-			return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more, and that has no form without compression; its narinfo says where it is", compression)
+	if compression != nix.None && compression != nix.XZ {
+		if x.isHead() {
+			x.begin(http.StatusOK)
+			return nil
 		}
-		closing, n, tag = wrapped, wrapped, tag+"-stored-"+string(compression)
-		x.whole = !decompress.Ranges(compression)
+		return cache.Refuse(cache.ErrNotFound, "this NAR is here, but not compressed with %s any more; its narinfo says where it is", compression)
+	}
+	n, err := x.cache.OpenReceived(x.r.Context(), r)
+	if err != nil {
+		return err
+	}
+	defer n.Close()
+	tag = r.NARHash.Nix32()
+	if compression == nix.XZ {
+		n, tag = decompress.WrapXZ(n), tag+"-stored-xz"
 	}
 	return x.sendNAR(n, tag, cacheForever)
 }

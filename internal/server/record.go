@@ -10,10 +10,11 @@ import (
 	"firn/nix"
 )
 
-// statusGone stands for the status of a request whose client was gone before an answer began, as nginx has it.
+// statusGone stands for the status of a request whose client was gone before an answer began, as in logs
+// of nginx.
 const statusGone = 499
 
-// record is what the log of requests is told of an exchange.
+// record returns an exchange as the log of requests has it.
 func (s *Server) record(x *exchange, start time.Time) *logs.Request {
 	r := &logs.Request{
 		Time:     start,
@@ -44,8 +45,9 @@ func (s *Server) record(x *exchange, start time.Time) *logs.Request {
 	return r
 }
 
-// loggedURI is what was asked for, without what a person may have put into it by mistake: a name and password, or a token in the query.
-// The queries that are of use here, and what looks like one in the name of a derivation, stay.
+// loggedURI returns the URL without what a person may have put into it by mistake: a name and password, or
+// a token in the query. The queries that the server knows stay, and so does the part of the name of a
+// derivation that looks like a query.
 func (x *exchange) loggedURI() string {
 	path, query := x.r.URL.EscapedPath(), x.r.URL.RawQuery
 	switch {
@@ -61,14 +63,14 @@ func (x *exchange) loggedURI() string {
 	return path + "?..."
 }
 
-// isPathHash reports whether a query is what harmonia puts behind the URL of a NAR.
+// isPathHash reports whether a query is the one that harmonia puts behind the URL of a NAR.
 func isPathHash(query string) bool {
 	hash, ok := strings.CutPrefix(query, "hash=")
 	_, err := nix.ParsePathHash(hash)
 	return ok && err == nil
 }
 
-// withoutSecrets returns a URL that a client sends along without its name, password and query.
+// withoutSecrets returns a URL, as of a Referer, without its name, password and query.
 func withoutSecrets(text string) string {
 	if text == "" {
 		return ""

@@ -15,10 +15,11 @@ import (
 
 	"firn/internal/audit"
 	"firn/internal/cache"
+	"firn/internal/server/connlimit"
 	"firn/nix/nar"
 )
 
-// Values of headers, as they stand in a header map, so that none is allocated for a request.
+// Values of headers, in the form of a header map, so that no request allocates them.
 var (
 	typeCacheInfo = []string{"text/x-nix-cache-info"}
 	typeNARInfo   = []string{"text/x-nix-narinfo"}
@@ -28,7 +29,7 @@ var (
 	typeHTML      = []string{"text/html; charset=utf-8"}
 
 	noSniff    = []string{"nosniff"}
-	sandbox    = []string{"default-src 'none'; sandbox"} // what comes out of a store is never a page of ours
+	sandbox    = []string{"default-src 'none'; sandbox"} // a file of a store must never act as a page of this server
 	byteRanges = []string{"bytes"}
 	noRanges   = []string{"none"}
 	onAccept   = []string{"Accept"}
@@ -41,16 +42,16 @@ var (
 	retrySoon  = []string{"5"} // seconds
 )
 
-// caching is how long an answer may be kept, and by whom, as values of Cache-Control.
+// caching says how long an answer may be kept, as values of Cache-Control.
 type caching struct {
 	public  []string
-	private []string // of what not everybody may read
+	private []string // of a private cache
 }
 
 var (
-	cacheForever = &caching{[]string{"public, max-age=31536000, immutable"}, []string{"private, max-age=31536000, immutable"}} // the name stands for these bytes only
+	cacheForever = &caching{[]string{"public, max-age=31536000, immutable"}, []string{"private, max-age=31536000, immutable"}} // the URL stands for these bytes only
 	cacheShort   = &caching{[]string{"public, max-age=300"}, []string{"private, max-age=300"}}                                 // signatures are added, paths are collected
-	cacheMiss    = &caching{[]string{"public, max-age=5"}, []string{"no-store"}}                                               // what is missing may be on its way
+	cacheMiss    = &caching{[]string{"public, max-age=5"}, []string{"no-store"}}                                               // it may be pushed soon
 	cacheNever   = &caching{[]string{"no-store"}, []string{"no-store"}}
 )
 
@@ -60,10 +61,11 @@ var errMisdirected = errors.New("unknown host")
 // errMethod is the answer to a method that the thing asked for does not have.
 var errMethod = errors.New("method not allowed")
 
-// onlyRest is what else may be the matter with a body.
+// onlyRest is another reason why a body may be wrong.
 const onlyRest = ", or this is only the rest of it: if another error came before this one, that is the cause; push again"
 
-// statuses says how an error is answered: by the first entry that it is. Anything else is an internal error.
+// statuses has the answer to each error: the first entry that matches. Any other error is an internal
+// one.
 var statuses = []struct {
 	err    error
 	status int
@@ -78,7 +80,7 @@ var statuses = []struct {
 	{errGone, http.StatusBadRequest, "the body ended too early"},
 	{errRange, http.StatusRequestedRangeNotSatisfiable, "there are no such bytes"},
 	{errPrecondition, http.StatusPreconditionFailed, "it is another one"},
-	{cache.ErrFull, http.StatusInsufficientStorage, "the disk of this server is full: whoever runs it has to make room"},
+	{cache.ErrFull, http.StatusInsufficientStorage, "the disk of this server is full: its administrator has to free space"},
 	{cache.ErrUnavailable, http.StatusServiceUnavailable, "unavailable now, try again later"},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, "unavailable now, try again later"},
 	{context.Canceled, http.StatusServiceUnavailable, "unavailable now, try again later"},
@@ -88,7 +90,7 @@ var statuses = []struct {
 	{cache.ErrTooLarge, http.StatusRequestEntityTooLarge, "too large"},
 }
 
-// exchange is one request and the answer to it.
+// exchange is one request and its answer.
 type exchange struct {
 	w      http.ResponseWriter
 	r      *http.Request
@@ -98,19 +100,20 @@ type exchange struct {
 	ending <-chan struct{} // closed when this answer is to be the last of its connection; nil: never
 	length [1]string       // value of Content-Length
 
-	cache  *cache.Cache    // that is asked, nil if there is none of this name
-	who    cache.Principal // nil until it was found out
-	secret bool            // not everybody may read what is answered
-	intake *intake         // what is read of the body of the request, nil if nothing is
-	waited time.Duration   // for its turn, and for memory
-	whole  bool            // a Range is ignored
-	push   *audit.Session  // of which an upload is a part; nil until it is known that it may be
-	share  *share          // the room that the upload has taken
+	cache      *cache.Cache    // that is asked, nil if there is none of this name
+	who        cache.Principal // nil until it was found out
+	secret     bool            // not everybody may read what is answered
+	upload     *uploadBody     // the body of the request as it is read, nil if it is not read
+	waited     time.Duration   // for a slot, and for memory
+	holdsText  bool            // an upload holds memory of receivedTexts
+	otherBytes bool            // the URL is of other bytes than those that are here: a Range counts only with If-Range
+	push       *audit.Session  // of which an upload is a part; nil until it is known that it may be
+	share      *share          // the room that the upload has taken
 
 	aborted string // who ended the answer before its end; "" if nobody did
 }
 
-// begin sends the header.
+// begin sends the header of the answer.
 func (x *exchange) begin(status int) {
 	x.status = status
 	select {
@@ -127,7 +130,7 @@ func (x *exchange) setLength(h http.Header, n int64) {
 	h["Content-Length"] = x.length[:]
 }
 
-// label is the route that the request is counted under.
+// label returns the route that the request is counted under.
 func (x *exchange) label() route {
 	if x.target.route == routeNoSlash {
 		return routeOther
@@ -140,7 +143,7 @@ func (x *exchange) label() route {
 
 func (x *exchange) isHead() bool { return x.r.Method == http.MethodHead }
 
-// setCaching sets Cache-Control, and Vary where the answer depends on who asks.
+// setCaching sets Cache-Control, and Vary where the answer depends on the principal.
 func (x *exchange) setCaching(h http.Header, c *caching) {
 	if !x.secret {
 		h["Cache-Control"] = c.public
@@ -185,8 +188,8 @@ func (x *exchange) json(c *caching, v json.Marshaler) error {
 	return x.bytes(typeJSON, c, append(text, '\n'))
 }
 
-// body is the way of a long body to the client. It begins the answer with the first byte.
-// It is an io.ReaderFrom down to the connection, which for files means sendfile.
+// body writes a long body to the client. The first byte begins the answer. It is an io.ReaderFrom down
+// to the connection, so the kernel sends files.
 type body struct {
 	x      *exchange
 	status int // of the answer, when it begins
@@ -212,7 +215,7 @@ func (b *body) begin() {
 	}
 }
 
-// fail answers with an error, of which the log is told what the answer does not show.
+// fail answers with an error. The log gets what the answer does not show.
 func (s *Server) fail(x *exchange, err error) {
 	status, text := http.StatusInternalServerError, "internal error"
 	for _, known := range statuses {
@@ -232,7 +235,7 @@ func (s *Server) fail(x *exchange, err error) {
 
 	h := x.w.Header()
 	contentRange := h["Content-Range"]
-	clear(h) // of what belongs to the answer that could not be given
+	clear(h) // it is of the answer that could not be given
 	caching := cacheNever
 	switch status {
 	case http.StatusNotFound:
@@ -250,20 +253,20 @@ func (s *Server) fail(x *exchange, err error) {
 		h["Content-Range"] = contentRange
 	case http.StatusServiceUnavailable:
 		h["Retry-After"] = wait
-		// A client that has gone, and one that asks for more than its share, are not worth a line
-		// each.
+		// A client that has gone, and one that asks for more than its share, are not worth a line in
+		// the log.
 		if x.r.Context().Err() == nil && !errors.Is(err, errQueue) {
 			s.log.Warn("unavailable", "path", x.r.URL.Path, "error", err)
 		}
 	case http.StatusBadRequest:
-		if x.intake != nil && x.isNAR() && x.sendsRest() {
+		if x.upload != nil && x.target.isNAR() && x.sendsRest() {
 			text += onlyRest
 		}
 	case http.StatusInsufficientStorage:
 		if x.isFinal() {
-			status = http.StatusRequestEntityTooLarge // which has it end, and tell why, while it would fail in trying again
+			status = http.StatusRequestEntityTooLarge // the client ends with this text, while it would fail in trying again
 		}
-		s.log.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself",
+		s.log.Error("no space is left for uploads: free some on the disk of the state directory, or delete paths or caches; `firn stats` shows what will be removed without that",
 			"path", x.r.URL.Path, "error", err)
 	case http.StatusInternalServerError:
 		s.log.Error("failed", "path", x.r.URL.Path, "error", err)
@@ -271,32 +274,33 @@ func (s *Server) fail(x *exchange, err error) {
 	if x.hasBody() {
 		x.close()
 	}
-	// An error means that the client has gone, which is not worth a word now.
+	// An error means that the client has gone, which needs no line in the log now.
 	_ = x.answer(status, typeText, caching, []byte(text+"\n"))
 }
 
-// close has the connection closed after the answer. One of HTTP/2 carries other answers too, and ends a request by itself.
+// close has the connection closed after the answer. A connection of HTTP/2 stays open: it carries other
+// answers too, and can end one request alone.
 func (x *exchange) close() {
 	if x.r.ProtoMajor == 1 {
 		x.w.Header()["Connection"] = closed
 	}
 }
 
-// cut makes sure that the client does not take the end of the connection for that of the body, as one of HTTP/1.0 does
-// that was told no length: nginx, for one, unless it is told to speak HTTP/1.1.
+// cut makes sure that the client does not take the end of the connection for that of the body. A client of
+// HTTP/1.0 that was told no length would: nginx, for one, unless it is configured to speak HTTP/1.1.
 func (x *exchange) cut() {
 	if x.length[0] != "" || x.r.ProtoAtLeast(1, 1) {
 		return
 	}
 	if conn, _, err := http.NewResponseController(x.w).Hijack(); err == nil {
-		if l, ok := conn.(*link); ok {
-			l.reset()
+		if c, ok := conn.(*connlimit.Conn); ok {
+			c.Reset()
 		}
 		conn.Close()
 	}
 }
 
-// attributes are what the log says of an exchange.
+// attributes returns what the log says of an exchange.
 func (s *Server) attributes(x *exchange, start time.Time) []any {
 	return []any{
 		"method", x.r.Method,
@@ -309,12 +313,12 @@ func (s *Server) attributes(x *exchange, start time.Time) []any {
 	}
 }
 
-// Who ended an answer before its end.
+// A culprit is the cause that an answer ended early.
 type culprit uint8
 
 const (
 	byClient culprit = iota // it went away
-	bySlow                  // it took less than patience allows
+	bySlow                  // it took less than connlimit allows
 	bySource                // the NAR could not be written
 	culprits int     = iota
 )

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -23,7 +24,33 @@ import (
 	"firn/nix/nar"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+// noFastPath has the servers of all tests leave all requests to net/http.
+var noFastPath bool
+
+// newServer is New for tests.
+func newServer(caches cache.Registry, opts Options) *Server {
+	opts.NoFastPath = noFastPath
+	return New(caches, opts)
+}
+
+// bothWays runs all tests twice: with the fast path, and with net/http alone.
+type bothWays struct{ *testing.M }
+
+func (m bothWays) Run() int {
+	code := m.M.Run()
+	for _, name := range []string{"test.bench", "test.fuzz", "test.list"} {
+		if flag.Lookup(name).Value.String() != "" {
+			return code
+		}
+	}
+	if code == 0 {
+		noFastPath = true
+		code = m.M.Run()
+	}
+	return code
+}
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(bothWays{m}) }
 
 // tester is a server, what it serves, and a client that keeps its connection.
 type tester struct {
@@ -83,7 +110,7 @@ func (t *tester) serve(sources ...cache.Source) {
 		t.Fatal(err)
 	}
 	t.cache = c
-	t.server = New(cache.Only(c), Options{Version: "1.2.3"})
+	t.server = newServer(cache.Only(c), Options{Version: "1.2.3"})
 }
 
 // listen lets the server answer on an address, until the test ends.

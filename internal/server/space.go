@@ -15,11 +15,11 @@ import (
 )
 
 const (
-	// maxRefused is how many uploads are remembered that were refused, at some 300 bytes each, and
-	// maxTold more of what the client was told.
+	// maxRefused is how many refused uploads are remembered, at some 300 bytes each, and up to maxTold
+	// more for the text that the client got.
 	maxRefused, maxTold = 1 << 12, 300
-	// refusedTime is how long one is remembered, and refusedTimes how often it is answered from
-	// that: Nix tries four times more, within ten seconds.
+	// refusedTime is how long a refused upload is remembered, and refusedTimes how often the answer
+	// comes from that: Nix tries four times more, within ten seconds.
 	refusedTime  = 30 * time.Second
 	refusedTimes = 4
 
@@ -28,21 +28,20 @@ const (
 	fullPart, fullMost = 100, 64 << 20
 )
 
-// space is what is known of the room for uploads, so that one for which there is none is refused by
-// its header alone. Who has sent a body for nothing may not be able to send it again: Nix before
-// 2.29 goes on where it was, and sends nothing.
+// space counts the disk space that uploads have still to fill, so that an upload for which there is too
+// little is refused by its header alone. A client that has sent a body for nothing may not be able to
+// send it again: Nix before 2.29 goes on where it was, and sends nothing.
 type space struct {
 	mu      sync.Mutex
-	coming  map[string]int64 // bytes that uploads have still to bring, by who sends them
+	coming  map[string]int64 // bytes that uploads have still to bring, by owner
 	refused *memo.Memo[putKey, *refusedPut]
 }
 
-// A putKey is the SHA-256 of what tells an upload from others: who sends it, to which cache, and
-// under which name.
+// A putKey is the SHA-256 of the sender, the cache and the URL of an upload.
 type putKey [sha256.Size]byte
 
 type refusedPut struct {
-	err   error // of remembered, with what the client was told
+	err   error // of remembered, with the text that the client got
 	until time.Time
 	times int
 }
@@ -54,15 +53,15 @@ func newSpace() *space {
 	return &space{coming: make(map[string]int64), refused: memo.New[putKey, *refusedPut](maxRefused)}
 }
 
-// A share is the room that an upload has taken.
+// A share is the space that an upload has reserved.
 type share struct {
 	of    *space
 	owner string
 	left  int64 // bytes that have still to come
 }
 
-// take takes room for so many bytes that a client sends, of what is free. What others have still to
-// send does not count: who promises much and sends nothing would keep them out.
+// take reserves space for so many bytes that an owner sends, of the free ones. What others have still to
+// send does not count: an owner that promises much and sends nothing would keep them out.
 func (s *space) take(owner string, bytes, free int64) (*share, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -73,7 +72,7 @@ func (s *space) take(owner string, bytes, free int64) (*share, bool) {
 	return &share{s, owner, bytes}, true
 }
 
-// arrived gives back the room of bytes that have come: what is free has them by now.
+// arrived gives back the space of bytes that have come: the disk has less free by now.
 func (s *share) arrived(bytes int64) {
 	bytes = min(bytes, s.left)
 	if bytes == 0 {
@@ -87,7 +86,7 @@ func (s *share) arrived(bytes int64) {
 	}
 }
 
-// again returns what an upload was refused with a moment ago, or nil.
+// again returns the error with which an upload was refused a moment ago, or nil.
 func (s *space) again(key putKey) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,16 +102,16 @@ func (s *space) again(key putKey) error {
 	return p.err
 }
 
-// refuse remembers what an upload was refused with.
+// refuse remembers the error with which an upload was refused.
 func (s *space) refuse(key putKey, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refused.Put(key, &refusedPut{err: err, until: time.Now().Add(refusedTime)}, memo.Version{}, 1)
 }
 
-// hasRoom returns an error if an upload is to be refused before any of its body is read. done is
-// told how it has ended otherwise.
-func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
+// reserve returns an error if an upload is to be refused before any of its body is read. Otherwise it
+// reserves disk space for the upload until done is called with the upload's error.
+func (s *Server) reserve(x *exchange) (done func(error), err error) {
 	owner := s.owners(x)[0]
 	key := putKey(sha256.Sum256([]byte(owner + "\n" + x.cache.Name() + "\n" + x.r.URL.Path)))
 	if err := s.space.again(key); err != nil {
@@ -130,10 +129,10 @@ func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
 	x.share = taken
 	return func(err error) {
 		taken.arrived(taken.left)
-		if x.intake == nil || err == nil || x.isFinal() {
+		if x.upload == nil || err == nil || x.isFinal() {
 			return
 		}
-		err = cmp.Or(x.intake.err, err)
+		err = cmp.Or(x.upload.err, err)
 		for _, known := range remembered {
 			if errors.Is(err, known) && (known == cache.ErrFull || x.sendsRest()) {
 				if told, ok := errors.AsType[*cache.Refusal](err); ok && len(told.Text()) <= maxTold {
@@ -146,21 +145,18 @@ func (s *Server) hasRoom(x *exchange) (done func(error), err error) {
 	}, nil
 }
 
-// sendsRest reports whether the client is a Nix that cannot send a body again: before 2.29 it goes
-// on where it was.
+// sendsRest reports whether the client is a Nix that cannot send a body again: before 2.29, Nix goes on
+// where it was.
 func (x *exchange) sendsRest() bool {
 	minor, ok := nixVersion(x.r.Header["User-Agent"])
 	return ok && minor < 29
 }
 
-// isNAR reports whether the request is about a NAR.
-func (x *exchange) isNAR() bool { return x.target.route == routeNAR || x.target.route == routeZstdNAR }
-
-// isFinal reports whether the client, when it tries again, fails before it has heard anything: it
-// sends the body at once, without asking whether it may, and cannot send it again.
+// isFinal reports whether the client, when it tries again, fails before it gets an answer: it sends the
+// body at once, without asking whether it may, and cannot send it again.
 func (x *exchange) isFinal() bool { return x.sendsRest() && x.r.Header["Expect"] == nil }
 
-// nearlyFull reports whether there is hardly any room left for what is pushed.
+// nearlyFull reports whether the disk has hardly any space left for uploads.
 func nearlyFull(ctx context.Context, c *cache.Cache) bool {
 	free, all, err := c.Room(ctx)
 	return err == nil && all > 0 && free < min(all/fullPart, fullMost)

@@ -3,10 +3,11 @@ package server
 import (
 	"strings"
 
+	"firn/internal/cache"
 	"firn/nix"
 )
 
-// route is a kind of thing that can be asked for. Its order is that of routeNames.
+// route is a kind of thing that can be asked for. Routes are in the order of routeNames.
 type route uint8
 
 const (
@@ -27,13 +28,14 @@ const (
 	routeRobots
 	routeChallenge
 
-	// Uploads are counted by themselves: they take other times.
+	// Uploads are counted on their own: they take other times.
 	routePutNAR
 	routePutNARInfo
 	routePutOther
 	routes int = iota
 
-	// routeNoSlash is the front page of a cache, without the slash that makes its links right. It is counted as routeOther.
+	// routeNoSlash is the front page of a cache, without the slash that makes its links right. It is
+	// counted as routeOther.
 	routeNoSlash = route(routes)
 )
 
@@ -45,7 +47,7 @@ var routeNames = [routes]string{
 
 func (r route) String() string { return routeNames[r] }
 
-// ofServer reports whether it is asked of the whole server, not of a cache.
+// ofServer reports whether the route is of the whole server, not of a cache.
 func (r route) ofServer() bool { return routeVersion <= r && r <= routeChallenge }
 
 // canBePut reports whether clients upload things of this kind.
@@ -62,8 +64,64 @@ func (r route) put() route {
 	return routePutOther
 }
 
-// target is what a URL asks for: the route, and the part of the path that names one thing of that kind,
-// which is not checked yet.
+// A urlForm is a row of the table of URLs. It matches paths, relative to the root of a cache or of
+// the server, that begin with prefix and end in suffix; what is between them names one thing. With
+// neither a slash at the end of prefix nor a suffix, the path has to be prefix itself.
+type urlForm struct {
+	prefix, suffix string
+	route          route
+}
+
+// urlForms is the table of URLs. docs/http.md has the same table, with what each row means. The form
+// that clients ask for most comes first.
+//
+// What is firn's own, and comes from now on, is below _/: no cache has a name that begins with '_'.
+// The names at the root of the server are reserved, see [cache.CheckName].
+var urlForms = []urlForm{
+	{"", ".narinfo", routeNARInfo},
+	{"nix-cache-info", "", routeCacheInfo},
+	{"nar/", ".nar", routeNAR},
+	{"nar/", ".nar.zst", routeZstdNAR},
+	{"nar/", ".nar.xz", routeNAR},
+	{"nar/", ".nar.bz2", routeNAR},
+	{"nar/", ".nar.lzip", routeNAR},
+	{"nar/", ".nar.lz4", routeNAR},
+	{"nar/", ".nar.br", routeNAR},
+	{"", ".ls", routeListing},
+	{"log/", "", routeLog},
+	{"realisations/", ".doi", routeRealisation},
+	{"build-trace-v2/", ".doi", routeBuildTrace},
+	{"debuginfo/", "", routeDebugInfo},
+	{"", "", routePage},
+
+	// Of the server only.
+	{"version", "", routeVersion},
+	{"health", "", routeHealth},
+	{"metrics", "", routeMetrics},
+	{"robots.txt", "", routeRobots},
+	{".well-known/acme-challenge/", "", routeChallenge},
+}
+
+// match returns what a path names in this form.
+func (f *urlForm) match(path string) (name string, ok bool) {
+	rest, ok := strings.CutPrefix(path, f.prefix)
+	if !ok {
+		return "", false
+	}
+	if name, ok = strings.CutSuffix(rest, f.suffix); !ok {
+		return "", false
+	}
+	switch {
+	case strings.HasSuffix(f.prefix, "/"):
+		return name, true
+	case f.suffix == "":
+		return name, name == ""
+	}
+	return name, !strings.Contains(name, "/")
+}
+
+// target is what a URL asks for: the route, and the part of the path that names one thing of that
+// kind, which is not checked yet.
 type target struct {
 	cache string // name of a cache, checked; "" if the host tells which
 	route route
@@ -71,8 +129,9 @@ type target struct {
 	ext   string // of a NAR: what follows .nar
 }
 
-// parsePath splits the decoded path of a URL. Of several slashes in a row one counts, as clients join URLs carelessly.
-// What begins with no name of ours but with one that a cache may have, is asked of that cache.
+// parsePath splits the decoded path of a URL. Of several slashes in a row one counts, as clients join
+// URLs carelessly. A path that has none of the forms at the root, and begins with a name that a cache
+// may have, is asked of that cache.
 func parsePath(path string) target {
 	for strings.Contains(path, "//") {
 		path = strings.ReplaceAll(path, "//", "/")
@@ -83,7 +142,7 @@ func parsePath(path string) target {
 		return t
 	}
 	name, rest, slash := strings.Cut(path, "/")
-	if !mayBeCache(name) {
+	if cache.CheckName(name) != nil {
 		return target{}
 	}
 	if slash {
@@ -98,95 +157,26 @@ func parsePath(path string) target {
 	return t
 }
 
-// mayBeCache reports whether a cache may have this name: all but what means something at the root.
-func mayBeCache(s string) bool {
-	const most = 64
-	if s == "" || len(s) > most || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-_.") != "" || strings.Contains("-_.", s[:1]) {
-		return false
-	}
-	switch s {
-	case "nar", "log", "realisations", "build-trace-v2", "debuginfo", "version", "health", "metrics", "robots.txt", "nix-cache-info", "api":
-		return false
-	}
-	return !strings.HasSuffix(s, ".narinfo") && !strings.HasSuffix(s, ".ls")
-}
-
 // parseTarget splits a path that is relative to the root of a cache.
-//
-//	<path hash>.narinfo                     routeNARInfo      <path hash>
-//	<path hash>.ls                          routeListing      <path hash>
-//	nar/<name>.nar                          routeNAR          <name>
-//	nar/<name>.nar.zst                      routeZstdNAR      <name>
-//	nar/<name>.nar.<extension>              routeNAR          <name>
-//	log/<derivation>                        routeLog          <derivation>
-//	realisations/<id>.doi                   routeRealisation  <id>
-//	build-trace-v2/<derivation>/<output>.doi  routeBuildTrace   <derivation>/<output>
-//	debuginfo/<build id>                    routeDebugInfo    <build id>
-//	.well-known/acme-challenge/<token>      routeChallenge    <token>
 func parseTarget(path string) target {
-	dir, rest, inDir := strings.Cut(path, "/")
-	if !inDir {
-		if name, ok := strings.CutSuffix(path, ".narinfo"); ok {
-			return target{route: routeNARInfo, name: name}
+	for i := range urlForms {
+		f := &urlForms[i]
+		if name, ok := f.match(path); ok {
+			t := target{route: f.route, name: name}
+			if t.isNAR() {
+				t.ext = strings.TrimPrefix(f.suffix, ".nar")
+			}
+			return t
 		}
-		if name, ok := strings.CutSuffix(path, ".ls"); ok {
-			return target{route: routeListing, name: name}
-		}
-		switch path {
-		case "":
-			return target{route: routePage}
-		case "nix-cache-info":
-			return target{route: routeCacheInfo}
-		case "version":
-			return target{route: routeVersion}
-		case "health":
-			return target{route: routeHealth}
-		case "metrics":
-			return target{route: routeMetrics}
-		case "robots.txt":
-			return target{route: routeRobots}
-		}
-		return target{}
-	}
-	switch dir {
-	case "nar":
-		name, ext, ok := cutLast(rest, ".nar")
-		switch {
-		case ok && ext == ".zst":
-			return target{route: routeZstdNAR, name: name, ext: ext}
-		case ok && (ext == "" || compressionOf[ext] != ""):
-			return target{route: routeNAR, name: name, ext: ext}
-		}
-	case "log":
-		return target{route: routeLog, name: rest}
-	case "realisations":
-		if id, ok := strings.CutSuffix(rest, ".doi"); ok {
-			return target{route: routeRealisation, name: id}
-		}
-	case "build-trace-v2":
-		if name, ok := strings.CutSuffix(rest, ".doi"); ok {
-			return target{route: routeBuildTrace, name: name}
-		}
-	case ".well-known":
-		if token, ok := strings.CutPrefix(rest, "acme-challenge/"); ok {
-			return target{route: routeChallenge, name: token}
-		}
-	case "debuginfo":
-		return target{route: routeDebugInfo, name: rest}
 	}
 	return target{}
 }
 
-// compressionOf are the compressions whose names Nix appends to the URL of a NAR. It appends none for the others.
+// isNAR reports whether the target is a NAR.
+func (t target) isNAR() bool { return t.route == routeNAR || t.route == routeZstdNAR }
+
+// compressionOf has the compressions whose names Nix appends to the URL of a NAR. It appends nothing
+// for the others.
 var compressionOf = map[string]nix.Compression{
 	".xz": nix.XZ, ".bz2": nix.Bzip2, ".zst": nix.Zstd, ".lzip": nix.Lzip, ".lz4": nix.LZ4, ".br": nix.Brotli,
-}
-
-// cutLast cuts s around the last separator.
-func cutLast(s, separator string) (before, after string, found bool) {
-	i := strings.LastIndex(s, separator)
-	if i < 0 {
-		return s, "", false
-	}
-	return s[:i], s[i+len(separator):], true
 }

@@ -72,7 +72,7 @@ func FuzzAnswer(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	h := New(cache.Only(c), Options{}).Handler()
+	h := newServer(cache.Only(c), Options{}).Handler()
 	for _, target := range []string{
 		"/", "/nix-cache-info", "/" + helloHash + ".narinfo", "/" + helloHash + ".ls", helloNAR, "//x", "/log/" + logName, realisation,
 		"/nar/" + helloHash + ".nar", "/nar/" + helloNARHash + ".nar?hash=" + helloHash, "/build-trace-v2/" + logName + "/out.doi",

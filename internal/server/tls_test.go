@@ -28,6 +28,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/fairlimit"
+	"firn/internal/server/connlimit"
 )
 
 // certificate makes a certificate that signs itself.
@@ -177,7 +178,7 @@ func TestManyRequests(t *testing.T) {
 
 func TestHTTP2Off(t *testing.T) {
 	tt := newTester(t)
-	tt.server = New(cache.Only(tt.cache), Options{NoHTTP2: true})
+	tt.server = newServer(cache.Only(tt.cache), Options{NoHTTP2: true})
 	tt.serveTLS(&tls.Config{Certificates: []tls.Certificate{certificate(t, "a")}}, &tls.Config{InsecureSkipVerify: true})
 	if resp, _ := tt.do("GET", "/nix-cache-info"); resp.Proto != "HTTP/1.1" {
 		t.Errorf("answered with %s", resp.Proto)
@@ -189,12 +190,12 @@ func TestSlowStream(t *testing.T) {
 	w := &deadlines{}
 	s := newStream(w)
 	for range 3 {
-		if n, err := s.Write(make([]byte, slice)); n != slice || err != nil {
+		if n, err := s.Write(make([]byte, connlimit.Slice)); n != connlimit.Slice || err != nil {
 			t.Fatal(n, err)
 		}
 	}
-	if w.set != 3 || w.n != 3*slice {
-		t.Errorf("%d deadlines for %d bytes, want one a slice", w.set, w.n)
+	if w.set != 3 || w.n != 3*connlimit.Slice {
+		t.Errorf("%d deadlines for %d bytes, want one a connlimit.Slice", w.set, w.n)
 	}
 	w.err = errors.New("too late")
 	if _, err := s.Write(make([]byte, 10)); err != w.err {
@@ -209,7 +210,7 @@ type deadlines struct {
 }
 
 func (d *deadlines) SetWriteDeadline(at time.Time) error {
-	if left := time.Until(at); left < patience-time.Minute || left > patience {
+	if left := time.Until(at); left < connlimit.Patience-time.Minute || left > connlimit.Patience {
 		return fmt.Errorf("a deadline in %v", left)
 	}
 	d.set++
@@ -241,7 +242,7 @@ func TestClientCertificate(t *testing.T) {
 		t.Fatal(err)
 	}
 	known, unknown := certificate(t, "known"), certificate(t, "unknown")
-	tt.server = New(cache.Only(c), Options{Access: bearer{known: known.Leaf}})
+	tt.server = newServer(cache.Only(c), Options{Access: bearer{known: known.Leaf}})
 	config := &tls.Config{Certificates: []tls.Certificate{certificate(t, "server")}, ClientAuth: tls.RequestClientCert}
 	for _, test := range []struct {
 		shown  []tls.Certificate
@@ -286,7 +287,7 @@ func TestRedirect(t *testing.T) {
 		{443, "/version", "a", "", nil},
 		{443, "/.well-known/acme-challenge/token", "a", "", nil},
 	} {
-		tt.server = New(cache.Only(tt.cache), Options{
+		tt.server = newServer(cache.Only(tt.cache), Options{
 			Redirect: test.port, Challenger: answers{"token": "token.print"},
 			Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}},
 		})
@@ -330,7 +331,7 @@ func TestPlainUpload(t *testing.T) {
 		var log strings.Builder
 		test.opts.Audit = audit.New(audit.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
 		test.opts.Proxies.Ranges = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}
-		tt.server = New(cache.Only(tt.cache), test.opts)
+		tt.server = newServer(cache.Only(tt.cache), test.opts)
 		tt.listen("127.0.0.1:0")
 		headers := append([]string{"Host: " + test.host}, test.headers...)
 		if !strings.Contains(strings.Join(headers, " "), "X-Forwarded-For") {
@@ -358,7 +359,7 @@ func (s strict) ByHost(ctx context.Context, host string) (*cache.Cache, error) {
 
 func TestUnknownHost(t *testing.T) {
 	tt := newTester(t)
-	tt.server = New(strict{cache.Only(tt.cache)}, Options{Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}})
+	tt.server = newServer(strict{cache.Only(tt.cache)}, Options{Proxies: Proxies{Ranges: []netip.Prefix{netip.MustParsePrefix("127.0.0.1/32")}}})
 	tt.listen("127.0.0.1:0")
 	for _, test := range []struct {
 		target, host string

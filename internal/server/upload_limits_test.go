@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,9 +17,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"firn/internal/audit"
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/fairlimit"
+	"firn/internal/server/connlimit"
 	"firn/nix"
 )
 
@@ -112,15 +115,15 @@ func TestStalledUpload(t *testing.T) {
 // One that has sent enough to be trusted gets more time.
 func TestStalledLater(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
-		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*slice))
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*connlimit.Slice))
 		conn, r := t.begin("/"+cachetest.URL(path.NAR, ""), int64(len(path.NAR)), as("push-main"))
-		if _, err := conn.Write(path.NAR[:2*slice]); err != nil {
+		if _, err := conn.Write(path.NAR[:2*connlimit.Slice]); err != nil {
 			t.Fatal(err)
 		}
 		start := time.Now()
 		t.wantAnswer(r, http.StatusRequestTimeout)
-		if took := time.Since(start); took < patience*9/10 || took > patience*11/10 {
-			t.Errorf("the client was cut after %s, want %s", took, patience)
+		if took := time.Since(start); took < connlimit.Patience*9/10 || took > connlimit.Patience*11/10 {
+			t.Errorf("the client was cut after %s, want %s", took, connlimit.Patience)
 		}
 		io.Copy(io.Discard, r)
 	})
@@ -129,19 +132,19 @@ func TestStalledLater(t *testing.T) {
 // A client that sends slowly but steadily can take all the time it needs.
 func TestSteadyUpload(t *testing.T) {
 	inUploadBubble(t, Options{}, func(t *uploadTester) {
-		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*slice))
+		path := cachetest.NewPath(t, nix.DefaultStoreDir, "large", strings.Repeat("x", 4*connlimit.Slice))
 		url := cachetest.URL(path.NAR, "")
 		conn, r := t.begin("/"+url, int64(len(path.NAR)), as("push-main"))
 		start := time.Now()
 		for sent := 0; sent < len(path.NAR); {
-			n, err := conn.Write(path.NAR[sent:min(sent+minRate*5/4, len(path.NAR))])
+			n, err := conn.Write(path.NAR[sent:min(sent+connlimit.MinRate*5/4, len(path.NAR))])
 			if err != nil {
 				t.Fatalf("after %d bytes and %s: %v", sent, time.Since(start), err)
 			}
 			sent += n
 			time.Sleep(time.Second)
 		}
-		if took := time.Since(start); took < 3*patience {
+		if took := time.Since(start); took < 3*connlimit.Patience {
 			t.Errorf("that took %s, which is not long enough to show anything", took)
 		}
 		t.wantAnswer(r, http.StatusCreated)
@@ -249,11 +252,11 @@ func TestRefusedWhileSending(t *testing.T) {
 func TestRefusedMakesRoom(t *testing.T) {
 	for _, header := range []string{"X-No: expectation", "Expect: 100-continue"} {
 		inUploadBubble(t, Options{}, func(t *uploadTester) {
-			t.server.links = fairlimit.NewSeats[*link](1)
 			t.pipe.end()
 			if err := <-t.pipe.served; err != nil {
 				t.Fatal(err)
 			}
+			t.server.seats = fairlimit.NewSeats[*connlimit.Conn](1) // when nothing of the old server reads it any more
 			t.pipe.pipes = make(pipes)
 			var ctx context.Context
 			ctx, t.pipe.end = context.WithCancel(context.Background())
@@ -483,8 +486,8 @@ func TestUploadsTakeTurns(t *testing.T) {
 		second, r2 := t.begin(url, int64(len(t.path.NAR)), as("push-main"), "Expect: 100-continue")
 		start := time.Now()
 		resp := t.wantAnswer(r2, http.StatusServiceUnavailable)
-		if took := time.Since(start); took != turnLimit || took > 5*time.Minute {
-			t.Errorf("the second waited %s, want %s", took, turnLimit)
+		if took := time.Since(start); took != waitLimit || took > 5*time.Minute {
+			t.Errorf("the second waited %s, want %s", took, waitLimit)
 		}
 		if resp.Header.Get("Retry-After") == "" {
 			t.Error("the second is not told when to try again")
@@ -600,6 +603,41 @@ func TestWaitingOpensNothing(t *testing.T) {
 		synctest.Wait()
 		if n := sink.opened.Load(); n != 4 {
 			t.Errorf("%d NARs are open, want 4: one client has half of 8 readers", n)
+		}
+	})
+}
+
+// panicking is a sink that fails in a way that it must not.
+type panicking struct{ *cachetest.Memory }
+
+func (panicking) Receive(context.Context, cache.Upload) (cache.Received, error) { panic("a bug") }
+func (panicking) Room(context.Context) (free, all int64, err error)             { return 1 << 40, 1 << 41, nil }
+
+// An upload whose handler panics gives back what it holds, and is counted as failed.
+func TestPanicOfUpload(t *testing.T) {
+	var log bytes.Buffer
+	uploads := audit.New(audit.Options{Logger: slog.New(slog.NewTextHandler(&log, nil))})
+	inUploadBubble(t, Options{Uploads: 1, Audit: uploads}, func(t *uploadTester) {
+		sink := panicking{cachetest.NewMemory()}
+		c, err := cache.New([]cache.Source{sink}, cache.Options{Sink: cache.SinkOf(sink)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.server.caches.(shelf).caches["main"] = c
+		for range 2 {
+			conn, r := t.begin("/"+cachetest.URL(t.path.NAR, ""), int64(len(t.path.NAR)), as("push-main"))
+			go conn.Write(t.path.NAR)
+			if text, err := io.ReadAll(r); err != nil || len(text) > 0 {
+				t.Errorf("%q, %v, want the end of the connection", text, err)
+			}
+			conn.Close()
+		}
+		synctest.Wait()
+		if n := len(t.server.space.coming); n > 0 {
+			t.Errorf("%d clients still have room taken", n)
+		}
+		if uploads.Close(); !strings.Contains(log.String(), "failed=2") {
+			t.Errorf("the uploads are logged as %q, want two that failed", &log)
 		}
 	})
 }

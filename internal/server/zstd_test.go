@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -46,7 +47,7 @@ func zstdTester(t *testing.T, hold <-chan struct{}) (tt *tester, url string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tt = &tester{T: t, path: path, server: New(cache.Only(c), Options{})}
+	tt = &tester{T: t, path: path, server: newServer(cache.Only(c), Options{})}
 	tt.listen("127.0.0.1:0")
 	info, err := c.Lookup(t.Context(), path.Info.Path.Hash())
 	if err != nil {
@@ -120,8 +121,20 @@ func TestCompressed(t *testing.T) {
 		t.Errorf("a range behind the end: status %d", past.StatusCode)
 	}
 
+	// Its URL has the tag of its bytes. Older forms are answered with the same bytes, for a while.
+	base, ok := strings.CutSuffix(url, "-v1-default.nar.zst")
+	if caching := kept.Header.Get("Cache-Control"); !ok || caching != "public, max-age=31536000, immutable" {
+		t.Errorf("%s: %s", url, caching)
+	}
+	for _, older := range []string{base + ".nar.zst", base + "-v0.nar.zst"} {
+		resp, body := tt.do("GET", older)
+		if caching := resp.Header.Get("Cache-Control"); !bytes.Equal(body, whole) || caching != "public, max-age=300" || resp.Header.Get("ETag") != kept.Header.Get("ETag") {
+			t.Errorf("%s: %d bytes, %v", older, len(body), resp.Header)
+		}
+	}
+
 	// The plain NAR is another thing with another tag.
-	plain, body := tt.do("GET", url[:len(url)-len(".zst")])
+	plain, body := tt.do("GET", base+".nar")
 	if !bytes.Equal(body, tt.path.NAR) || plain.Header.Get("ETag") == kept.Header.Get("ETag") {
 		t.Errorf("plain: %d bytes, tag %s", len(body), plain.Header.Get("ETag"))
 	}
@@ -145,7 +158,7 @@ func TestCompressedAborted(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tt := &tester{T: t, server: New(cache.Only(c), Options{})}
+	tt := &tester{T: t, server: newServer(cache.Only(c), Options{})}
 	tt.listen("127.0.0.1:0")
 	info, err := c.Lookup(t.Context(), path.Info.Path.Hash())
 	if err != nil {

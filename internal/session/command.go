@@ -20,7 +20,7 @@ const (
 // maxCommand bounds command lines, in bytes. Those that Nix sends have some 50.
 const maxCommand = 4 << 10
 
-// errCommand is for whoever wants to run something else.
+// errCommand refuses every other command.
 var errCommand = errors.New("this is a Nix cache: it answers nix-store --serve [--write] and nix-daemon --stdio, which Nix asks for by itself, and runs nothing")
 
 // A Command is what a client wants to run.

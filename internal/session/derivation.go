@@ -54,7 +54,7 @@ func (s *store) outputs(ctx context.Context, c *cache.Cache, drv nix.StorePath) 
 	}
 	hash, err := s.derivationHash(ctx, c, drv)
 	if errors.Is(err, cache.ErrNotFound) {
-		return outputs, nil // nobody can know the others then
+		return outputs, nil // the others cannot be known then
 	}
 	if err != nil {
 		return nil, err
@@ -97,7 +97,7 @@ func (s *store) derivationHash(ctx context.Context, c *cache.Cache, drv nix.Stor
 		stack   []open
 		waiting int   // inputs of all that are open
 		size    int64 // of all that were read
-		room    = roomPaths
+		room    = pathsPerStep
 		hashes  = make(map[nix.StorePath]nix.Hash)
 		begun   = make(map[nix.StorePath]bool)
 	)
@@ -139,10 +139,10 @@ func (s *store) derivationHash(ctx context.Context, c *cache.Cache, drv nix.Stor
 		return nix.Hash{}, err
 	}
 	for len(stack) > 0 {
-		for ; len(begun)+waiting > room && s.Room != nil; room += roomPaths {
-			done, ok := s.Room()
+		for ; len(begun)+waiting > room && s.Memory != nil; room += pathsPerStep {
+			done, ok := s.Memory()
 			if !ok {
-				return nix.Hash{}, errNoRoomFor(drv)
+				return nix.Hash{}, errNoMemoryFor(drv)
 			}
 			defer done()
 		}
@@ -178,7 +178,7 @@ func (s *store) derivationHash(ctx context.Context, c *cache.Cache, drv nix.Stor
 	return hashes[drv], nil
 }
 
-func errNoRoomFor(drv nix.StorePath) error {
+func errNoMemoryFor(drv nix.StorePath) error {
 	return cache.Refuse(cache.ErrUnavailable, "there is no memory to read %v beside what others ask for; try again later", drv)
 }
 
@@ -252,14 +252,14 @@ func (s *store) roomFor(drv nix.StorePath, size int64) (done func(), err error) 
 			done()
 		}
 	}
-	if size <= smallDerivation || s.Room == nil {
+	if size <= smallDerivation || s.Memory == nil {
 		return done, nil
 	}
 	for range 1 + roomsDerivation*size>>20 {
-		one, ok := s.Room()
+		one, ok := s.Memory()
 		if !ok {
 			done()
-			return nil, errNoRoomFor(drv)
+			return nil, errNoMemoryFor(drv)
 		}
 		taken = append(taken, one)
 	}

@@ -94,7 +94,7 @@ func TestRoomForDerivation(t *testing.T) {
 	s := readerOf(t, p)
 	for free, want := range []error{cache.ErrUnavailable, nil} {
 		left := free
-		s.Room = func() (done func(), ok bool) {
+		s.Memory = func() (done func(), ok bool) {
 			if left == 0 {
 				return nil, false
 			}
@@ -166,7 +166,7 @@ func TestRoomForInputs(t *testing.T) {
 	top := derivationOf(t, "top", "", inputs...)
 	s := readerOf(t, append(paths, top)...)
 	most, taken := 0, 0
-	s.Room = func() (done func(), ok bool) {
+	s.Memory = func() (done func(), ok bool) {
 		taken++
 		most = max(most, taken)
 		return func() { taken-- }, true
@@ -174,7 +174,7 @@ func TestRoomForInputs(t *testing.T) {
 	if _, err := s.DerivationHash(t.Context(), top.Info.Path); !errors.Is(err, protocol.ErrNotFound) {
 		t.Error(err)
 	}
-	if names := depth * wide / roomPaths; most < names || taken != 0 {
+	if names := depth * wide / pathsPerStep; most < names || taken != 0 {
 		t.Errorf("%d rooms were taken at most, want %d, and %d were in the end", most, names, taken)
 	}
 }

@@ -33,7 +33,7 @@ const (
 	patience = 5 * time.Minute
 )
 
-var errSlow = cache.Refuse(cache.ErrUnavailable, "less than %d bytes of a NAR or log came in %s: too slow, as others wait for their turn", slice, patience)
+var errSlow = cache.Refuse(cache.ErrUnavailable, "less than %d bytes of a NAR or log came in %s: too slow, as others wait for a slot", slice, patience)
 
 // Behind bounds the memory of conversations that share it.
 type Behind struct{ turns chan struct{} }
@@ -41,7 +41,7 @@ type Behind struct{ turns chan struct{} }
 // NewBehind returns a Behind for all conversations of a process.
 func NewBehind() *Behind { return &Behind{make(chan struct{}, maxBehind)} }
 
-// wait waits until a NAR that was read is settled, or the next may be read meanwhile.
+// wait waits until a NAR that was read is settled, or the next may be read at the same time.
 func (b *Behind) wait(size int64, settled <-chan struct{}) {
 	switch {
 	case size <= smallNAR:
@@ -116,11 +116,11 @@ func (s *store) ReadNAR(ctx context.Context, info *nix.PathInfo, r io.Reader) er
 
 // turn waits for a turn to read what takes memory, and returns r, which must not dawdle from then on. end ends the turn.
 func (s *store) turn(ctx context.Context, r io.Reader) (_ io.Reader, end func(), err error) {
-	if s.Turn == nil {
+	if s.Slot == nil {
 		return r, func() {}, nil
 	}
-	if end, err = s.Turn(ctx); err != nil {
-		return nil, nil, fmt.Errorf("wait for a turn: %w: %w", cache.ErrUnavailable, err)
+	if end, err = s.Slot(ctx); err != nil {
+		return nil, nil, fmt.Errorf("wait for a slot: %w: %w", cache.ErrUnavailable, err)
 	}
 	return &paced{r: r, slow: s.hangUp}, end, nil
 }

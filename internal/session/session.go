@@ -1,4 +1,4 @@
-// Package session is what the doors have in common that speak Nix's own protocols: one client, one cache, one conversation.
+// Package session has a conversation in one of Nix's own protocols: of one client with one cache.
 //
 //	command, err := session.ParseCommand("nix-store --serve --write")
 //	err = session.Serve(ctx, conn, command, session.Options{Name: "main", Cache: …, Who: …})
@@ -74,7 +74,7 @@ func Serve(ctx context.Context, conn io.ReadWriteCloser, command Command, opts O
 		}
 	})()
 
-	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Room: opts.Room}
+	options := protocol.Options{ReadOnly: command.ReadOnly, Version: opts.Version, Memory: opts.Memory}
 	answers := protocol.Store{Paths: s, Pushes: s, Derivations: s}
 	if command.Protocol == Legacy {
 		err = protocol.ServeLegacy(work, heard, answers, options)

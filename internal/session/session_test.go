@@ -291,7 +291,7 @@ func TestPacedLog(t *testing.T) {
 			Name:  "main",
 			Cache: func(context.Context) (*cache.Cache, error) { return c, nil },
 			Who:   func(context.Context) (cache.Principal, error) { return who, nil },
-			Turn: func(context.Context) (func(), error) {
+			Slot: func(context.Context) (func(), error) {
 				turns.Add(1)
 				return func() { turns.Add(-1) }, nil
 			},

@@ -7,6 +7,7 @@ import (
 	"io"
 	"iter"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 
 	"firn/internal/audit"
@@ -18,17 +19,19 @@ import (
 const (
 	// maxClosure bounds how many paths a closure may have.
 	maxClosure = 1 << 18
-	// roomPaths is of how many of these a closure takes as much as a room has: each is some 250 bytes, in two lists and a map.
-	roomPaths = 4 << 10
+	// closureBatch is how many of these are looked up at once.
+	closureBatch = 1 << 10
+	// pathsPerStep is of how many of these a closure takes as much as Memory gives at a time: each is some 250 bytes, in two lists and a map.
+	pathsPerStep = 4 << 10
 )
 
-var errNoRoom = cache.Refuse(cache.ErrUnavailable, "the closure is too large to be found out beside what others ask for; try again later")
+var errNoMemory = cache.Refuse(cache.ErrUnavailable, "there is not enough memory to compute this closure now; try again later")
 
 // Options say whose conversation with which cache it is.
 type Options struct {
 	// Cache returns the cache, as it is now. cache.ErrNotFound if there is none of this name.
 	Cache func(ctx context.Context) (*cache.Cache, error)
-	// Who returns who the client is, as is known now. cache.ErrUnauthenticated: nobody any more.
+	// Who returns who the client is, as is known now. cache.ErrUnauthenticated: the key has expired or was revoked.
 	Who func(ctx context.Context) (cache.Principal, error)
 	// Name is that of the cache, as the client has said it.
 	Name string
@@ -39,11 +42,11 @@ type Options struct {
 	ToStore bool
 	// Behind is shared by conversations whose larger NARs may be kept while the next ones are read. Nil: each is kept before the next is read.
 	Behind *Behind
-	// Turn waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
+	// Slot waits until a NAR of some size, or a log, may be read: each takes memory that others wait for, so a client that is slow then is cut off. done ends it.
 	// Nil: at once, and as slowly as it likes.
-	Turn func(ctx context.Context) (done func(), err error)
-	// Room takes room in memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
-	Room func() (done func(), ok bool)
+	Slot func(ctx context.Context) (done func(), err error)
+	// Memory takes memory for another megabyte of what the client asks, of which the first is free, see [protocol.Options]. Nil: there always is.
+	Memory func() (done func(), ok bool)
 	// By is who pushes, for the catalog.
 	By string
 	// Pushes counts what is pushed. Nil does not.
@@ -56,7 +59,7 @@ type Options struct {
 	Logger *slog.Logger
 }
 
-// A store is a cache as one client may use it. Rights are looked at for every question anew:
+// A store is a cache as one client may use it. Rights are looked at for every question:
 // a key that is revoked is good for nothing from then on, also in the middle of a conversation, or of a NAR: they are looked at
 // once more when that has come in, which may take hours.
 //
@@ -68,7 +71,7 @@ type store struct {
 	busy   atomic.Int32 // questions that are being answered
 	push   pushes
 	hangUp func()      // ends the connection, of a client that is too slow
-	broke  atomic.Bool // the connection has, so that what fails then is nobody's fault
+	broke  atomic.Bool // the connection has, so that what fails then is no fault of the server
 }
 
 // StoreDir returns the store directory of the cache, as it was at the beginning.
@@ -127,16 +130,11 @@ func (s *store) ValidPaths(ctx context.Context, paths []nix.StorePath) ([]nix.St
 		return nil, err
 	}
 	defer done()
-	var valid []nix.StorePath
-	for _, p := range paths {
-		switch has, err := c.Has(ctx, p); {
-		case err != nil:
-			return nil, s.tell(err)
-		case has:
-			valid = append(valid, p)
-		}
+	valid, err := c.Valid(ctx, paths)
+	if err != nil {
+		return nil, s.tell(err)
 	}
-	return valid, nil
+	return slices.DeleteFunc(slices.Clone(paths), func(p nix.StorePath) bool { return !valid[p] }), nil
 }
 
 // PathInfo returns what is known of a path, signed.
@@ -223,7 +221,8 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		asked[p] = true
 	}
 	seen := map[nix.StorePath]bool{}
-	var found, all []nix.StorePath // what somebody refers to, and of that what is there
+	var found, all []nix.StorePath // what is referred to, and of that what is there
+	next := 0                      // of found is to be looked up
 	add := func(paths []nix.StorePath) {
 		for _, p := range paths {
 			if !seen[p] {
@@ -233,7 +232,7 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		}
 	}
 	add(paths)
-	room := roomPaths // for what is found
+	room := pathsPerStep // for what is found
 	var rooms []func()
 	defer func() {
 		for _, done := range rooms {
@@ -244,27 +243,33 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 		if len(found)+n > maxClosure {
 			return cache.Refuse(cache.ErrTooLarge, "the closure has more than %d paths", maxClosure)
 		}
-		for ; len(found)+n > room && s.Room != nil; room += roomPaths {
-			done, ok := s.Room()
+		for ; len(found)+n > room && s.Memory != nil; room += pathsPerStep {
+			done, ok := s.Memory()
 			if !ok {
-				return errNoRoom
+				return errNoMemory
 			}
 			rooms = append(rooms, done)
 		}
 		return nil
 	}
-	for i := 0; i < len(found); i++ {
+	for len(found) > next {
 		if err := grow(0); err != nil {
 			return nil, s.tell(err)
 		}
-		p := found[i]
-		has := false
-		err := c.WithOrigin(ctx, p.Hash(), func(info *nix.PathInfo) error {
-			if has = info.Path == p; !has {
-				return nil
+		batch := found[next:min(next+closureBatch, len(found))]
+		next += len(batch)
+		hashes := make([]nix.PathHash, len(batch))
+		for i, p := range batch {
+			hashes[i] = p.Hash()
+		}
+		there := make(map[nix.StorePath]bool, len(batch))
+		err := c.References(ctx, hashes, func(r cache.Referrer) error {
+			if !seen[r.Path] {
+				return nil // it has the hash of one, and another name
 			}
+			there[r.Path] = true
 			more := 0
-			for _, ref := range info.References {
+			for _, ref := range r.References {
 				if !seen[ref] {
 					more++
 				}
@@ -272,14 +277,21 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 			if err := grow(more); err != nil {
 				return err
 			}
-			add(info.References)
+			add(r.References)
 			return nil
 		})
-		switch {
-		case err != nil && !errors.Is(err, cache.ErrNotFound):
+		if err != nil {
 			return nil, s.tell(err)
-		case has:
-			all = append(all, p)
+		}
+		for _, p := range batch {
+			switch {
+			case there[p]:
+				all = append(all, p)
+			case asked[p]:
+				return nil, protocol.ErrNotFound
+			default: // a reference, which may be missing in a cache that allows that, or an output that was not pushed
+				continue
+			}
 			if outputs && p.IsDerivation() {
 				d, err := s.derivation(ctx, c, p)
 				if err != nil {
@@ -292,9 +304,6 @@ func (s *store) closure(ctx context.Context, paths []nix.StorePath, outputs bool
 				}
 				d.done()
 			}
-		case asked[p]:
-			return nil, protocol.ErrNotFound
-		default: // a reference, which may be missing in a cache that allows that, or an output that nobody has pushed
 		}
 	}
 	return all, nil
@@ -415,7 +424,7 @@ func (s *store) tell(err error) error {
 	case errors.Is(err, cache.ErrInvalid):
 		text = "this is not as it should be"
 	case errors.Is(err, cache.ErrFull):
-		text = "the disk of the server is full: whoever runs it has to make room"
+		text = "the disk of the server is full: an administrator has to free some space"
 		s.Logger.Error("there is no room for what is pushed: make some on the disk of the state directory, or delete paths or caches; firn stats tells what will go by itself", "error", err)
 	case errors.Is(err, cache.ErrUnavailable):
 		text = "this cannot be answered now; try again later"

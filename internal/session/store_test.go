@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"slices"
 	"testing"
@@ -26,6 +27,11 @@ func readerOfSource(tb testing.TB, source cache.Source) *store {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	return reader(c)
+}
+
+// reader returns a store for somebody who may read a cache.
+func reader(c *cache.Cache) *store {
 	return &store{Options: Options{
 		Name:   "main",
 		Cache:  func(context.Context) (*cache.Cache, error) { return c, nil },
@@ -77,14 +83,70 @@ func TestClosure(t *testing.T) {
 	}
 }
 
+// counted is a source that counts the questions that it is asked.
+type counted struct {
+	*cachetest.Memory
+	questions int
+}
+
+func (c *counted) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, error) {
+	c.questions++
+	return c.Memory.PathInfo(ctx, hash)
+}
+
+func (c *counted) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
+	c.questions++
+	return c.Memory.References(ctx, hashes)
+}
+
+// A closure of 3,000 paths, and which of 3,000 are valid, takes as many questions as there are hundreds.
+func TestQuestions(t *testing.T) {
+	store, sink := &counted{Memory: cachetest.NewMemory()}, &counted{Memory: cachetest.NewMemory()}
+	var paths []nix.StorePath
+	var tops []nix.StorePath
+	for i := range 3000 {
+		p := cachetest.NewPath(t, nix.DefaultStoreDir, fmt.Sprint(i), fmt.Sprint(i))
+		if p.Info.CA = (nix.ContentAddress{}); i%50 == 49 {
+			p.Info.References, tops = nix.SortPaths(paths[i-49:i]), append(tops, p.Info.Path)
+		}
+		paths = append(paths, p.Info.Path)
+		if i%2 == 0 {
+			store.Add(p)
+		} else {
+			sink.Add(p)
+		}
+	}
+	c, err := cache.New([]cache.Source{store, sink}, cache.Options{Sink: cache.SinkOf(sink)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := reader(c)
+	most := 2 * (3000/256 + 3) // of two sources
+	all, err := s.Closure(t.Context(), tops)
+	if err != nil || len(all) != 3000 {
+		t.Errorf("the closure has %d paths, %v", len(all), err)
+	}
+	if n := store.questions + sink.questions; n > most {
+		t.Errorf("the closure took %d questions, want %d at most", n, most)
+	}
+	store.questions, sink.questions = 0, 0
+	valid, err := s.ValidPaths(t.Context(), append(numbered(t, 3), paths...))
+	if err != nil || !slices.Equal(valid, paths) {
+		t.Errorf("%d are valid, %v", len(valid), err)
+	}
+	if n := store.questions + sink.questions; n > most {
+		t.Errorf("which are valid took %d questions, want %d at most", n, most)
+	}
+}
+
 // A large closure takes room, and gives it back.
 func TestRoomForClosure(t *testing.T) {
 	p := cachetest.NewPath(t, nix.DefaultStoreDir, "a", "a")
-	p.Info.References, p.Info.CA = numbered(t, 3*roomPaths), nix.ContentAddress{}
+	p.Info.References, p.Info.CA = numbered(t, 3*pathsPerStep), nix.ContentAddress{}
 	s := readerOf(t, p)
 	for free, want := range []error{cache.ErrUnavailable, cache.ErrUnavailable, cache.ErrUnavailable, nil} {
 		left := free
-		s.Room = func() (done func(), ok bool) {
+		s.Memory = func() (done func(), ok bool) {
 			if left == 0 {
 				return nil, false
 			}

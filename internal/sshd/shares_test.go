@@ -345,7 +345,7 @@ func TestLoginLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := sshd.New(access.New(catalogtest.NewMemory(nil), func() (uint64, bool) { return 0, false }, access.Options{}), echo,
+		s := sshd.New(access.New(catalogtest.NewMemory(nil), catalogtest.NewMemory(nil), access.Options{}), echo,
 			sshd.Options{HostKeys: keys, Logger: slog.New(slog.DiscardHandler)})
 		l := make(pipes)
 		ctx, cancel := context.WithCancel(t.Context())

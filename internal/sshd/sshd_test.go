@@ -81,7 +81,7 @@ func start(t *testing.T, opts sshd.Options, accessOpts access.Options) *tester {
 		t.Fatal(err)
 	}
 	s.address = l.Addr().String()
-	s.door = sshd.New(access.New(s.catalog, s.catalog.Version, accessOpts), echo, opts)
+	s.door = sshd.New(access.New(s.catalog, s.catalog, accessOpts), echo, opts)
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() { served <- s.door.Serve(ctx, l) }()

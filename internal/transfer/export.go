@@ -21,7 +21,7 @@ import (
 type ExportOptions struct {
 	// Workers is how many paths are written at once; 0: as many as this machine has processors, and 4 at least.
 	Workers int
-	// Progress is told of every change, by one goroutine at a time. Nil: nobody is.
+	// Progress is told of every change, by one goroutine at a time. Nil: it is not told.
 	Progress func(Progress)
 }
 
@@ -72,7 +72,7 @@ func (e *exporter) export(ctx context.Context, paths iter.Seq2[*nix.PathInfo, er
 		}
 		if !e.graph.has(info.Path.Hash()) {
 			e.graph.add(info.Path.Hash(), references(info))
-			e.change(func(p *Progress) { p.Known++ })
+			e.change(func(p *Progress) { p.Known, p.KnownBytes = p.Known+1, p.KnownBytes+info.NARSize })
 		}
 	}
 	if _, err := e.target.put("nix-cache-info", e.cache.Info().AppendText(nil)); err != nil {
@@ -106,7 +106,9 @@ func (e *exporter) path(ctx context.Context, hash nix.PathHash, await func() err
 	if err != nil {
 		return fmt.Errorf("look up %s: %w", hash, err)
 	}
-	wrote, err := e.nar(ctx, info)
+	moved, end := e.moving(info.NARSize)
+	defer end()
+	wrote, err := e.nar(ctx, info, moved)
 	if err != nil {
 		return fmt.Errorf("write NAR of %s: %w", info.Path, err)
 	}
@@ -122,7 +124,7 @@ func (e *exporter) path(ctx context.Context, hash nix.PathHash, await func() err
 	case err != nil:
 		return fmt.Errorf("look up %s: %w", hash, err)
 	case last.URL != info.URL:
-		return fmt.Errorf("write narinfo of %s: %w: it was replaced meanwhile", info.Path, cache.ErrUnavailable)
+		return fmt.Errorf("write narinfo of %s: %w: it was replaced while it was written", info.Path, cache.ErrUnavailable)
 	}
 	if err := await(); err != nil {
 		return fmt.Errorf("write narinfo of %s: %w", info.Path, err)
@@ -140,8 +142,9 @@ func (e *exporter) path(ctx context.Context, hash nix.PathHash, await func() err
 	return nil
 }
 
-// nar writes the NAR of a path as its narinfo names it, unless one of its size is there.
-func (e *exporter) nar(ctx context.Context, info *nix.NARInfo) (wrote bool, err error) {
+// nar writes the NAR of a path as its narinfo names it, unless one of its size is there. It tells
+// moved of its bytes, uncompressed, as they are written.
+func (e *exporter) nar(ctx context.Context, info *nix.NARInfo, moved func(int64)) (wrote bool, err error) {
 	archive := cache.Archive{Path: info.Path.Hash(), NARHash: info.NARHash, Compression: info.Compression}
 	there, err := e.target.size(info.URL)
 	if err != nil {
@@ -159,11 +162,31 @@ func (e *exporter) nar(ctx context.Context, info *nix.NARInfo) (wrote bool, err 
 		return false, err
 	}
 	defer n.Close()
-	err = e.target.write(info.URL, func(w io.Writer) error { return n.WriteRange(ctx, w, 0, n.Size()) })
+	err = e.target.write(info.URL, func(w io.Writer) error {
+		return n.WriteRange(ctx, &scaled{w: w, size: n.Size(), whole: info.NARSize, wrote: moved}, 0, n.Size())
+	})
 	if err == nil {
 		e.change(func(p *Progress) { p.Bytes += info.NARSize })
 	}
 	return err == nil, err
+}
+
+// A scaled writer tells how far it is with size bytes, as bytes of whole: with those of a compressed
+// NAR as bytes of the NAR.
+type scaled struct {
+	w           io.Writer
+	size, whole int64
+	done, told  int64 // bytes of size, and of whole
+	wrote       func(n int64)
+}
+
+func (s *scaled) Write(p []byte) (int, error) {
+	n, err := s.w.Write(p)
+	s.done += int64(n)
+	now := int64(float64(s.whole) * min(1, float64(s.done)/float64(max(s.size, 1))))
+	s.wrote(now - s.told)
+	s.told = now
+	return n, err
 }
 
 // listing writes the listing of a path, and where the debug information in it is.
@@ -261,7 +284,7 @@ func (e *exporter) files(ctx context.Context) error {
 			}
 			err := kind.write(ctx, name)
 			switch {
-			case err == nil || errors.Is(err, cache.ErrNotFound): // deleted meanwhile
+			case err == nil || errors.Is(err, cache.ErrNotFound): // deleted since
 			case ctx.Err() != nil:
 				return ctx.Err()
 			default:

@@ -26,7 +26,7 @@ import (
 type ImportOptions struct {
 	// Workers is how many paths are fetched at once; 0: 8.
 	Workers int
-	// Progress is told of every change, by one goroutine at a time. Nil: nobody is.
+	// Progress is told of every change, by one goroutine at a time. Nil: it is not told.
 	Progress func(Progress)
 	// TrustedKeys are those of which each path needs a signature, unless it is content-addressed. None: no path does.
 	TrustedKeys []nix.PublicKey
@@ -36,7 +36,7 @@ type ImportOptions struct {
 	Limits *decompress.Limits
 	// Netrc is a file with users and passwords, as curl and Nix read it; "": none. What is in the URL wins.
 	Netrc string
-	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: nobody is.
+	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: it is not told.
 	Retry func(err error, pause time.Duration)
 	// UserAgent is who asks; "": firn.
 	UserAgent string
@@ -45,7 +45,7 @@ type ImportOptions struct {
 }
 
 const (
-	// importWorkers is how many paths are fetched at once where nobody says.
+	// importWorkers is how many paths are fetched at once by default.
 	importWorkers = 8
 	// memory is how many bytes of narinfos are remembered between finding a path and fetching it. Others are fetched again.
 	memory = 64 << 20
@@ -225,7 +225,7 @@ func (i *importer) findAll(ctx context.Context) error {
 		}
 		hash, err := nix.ParsePathHash(base)
 		if err != nil {
-			continue // of somebody else
+			continue // no name of a narinfo
 		}
 		group.Go(func() error {
 			_, err := i.find(ctx, hash)
@@ -296,7 +296,7 @@ func (i *importer) find(ctx context.Context, hash nix.PathHash) ([]nix.PathHash,
 		i.infos[hash] = info
 	}
 	i.mu.Unlock()
-	i.change(func(p *Progress) { p.Known++ })
+	i.change(func(p *Progress) { p.Known, p.KnownBytes = p.Known+1, p.KnownBytes+info.NARSize })
 	return refs, nil
 }
 
@@ -339,13 +339,15 @@ func (i *importer) path(ctx context.Context, hash nix.PathHash, await func() err
 		}
 		defer done()
 	}
+	moved, end := i.moving(info.NARSize)
+	defer end()
 	if err := i.trust(info); err != nil {
 		return fmt.Errorf("import %s: %w", info.Path, err)
 	}
 	// Those under the names of this cache's own keys are left out, as where the server that is
 	// taken over was on a machine of the same name.
 	info.Signatures = i.cache.Others(info.Signatures, info.AppendFingerprint(nil))
-	added, err := i.publish(ctx, info, await)
+	added, err := i.publish(ctx, info, moved, await)
 	if err == nil && i.opts.Logs {
 		err = i.log(ctx, info.Deriver, false)
 	}
@@ -375,8 +377,9 @@ func (i *importer) trust(info *nix.NARInfo) error {
 	return fmt.Errorf("%w: no trusted key has signed it", cache.ErrInvalid)
 }
 
-// publish makes a path visible with its NAR, which it fetches unless it was before.
-func (i *importer) publish(ctx context.Context, info *nix.NARInfo, await func() error) (added bool, err error) {
+// publish makes a path visible with its NAR, which it fetches unless it was before. It tells moved of
+// the bytes that it reads.
+func (i *importer) publish(ctx context.Context, info *nix.NARInfo, moved func(int64), await func() error) (added bool, err error) {
 	pushed, err := i.cache.Pushed(ctx, info.Path.Hash())
 	if err != nil && !errors.Is(err, cache.ErrNotFound) {
 		return false, err
@@ -398,7 +401,7 @@ func (i *importer) publish(ctx context.Context, info *nix.NARInfo, await func() 
 	name := uploadName(info)
 	received, err := i.cache.Received(ctx, name)
 	if errors.Is(err, cache.ErrNotFound) || err == nil && (received.NARHash != info.NARHash || received.NARSize != info.NARSize) {
-		received, err = i.receive(ctx, info, name)
+		received, err = i.receive(ctx, info, name, moved)
 	}
 	if err != nil {
 		return false, err
@@ -413,7 +416,7 @@ var (
 	// anyNARURL matches the URLs of NARs that this server can have had from a client.
 	anyNARURL = regexp.MustCompile(`^nar/[0-9A-Za-z._+=~-]{1,200}$`)
 	// ownNARURL matches those that this server gives NARs itself.
-	ownNARURL = regexp.MustCompile(`^nar/[0-9a-z]{32}(-[0-9a-z]{52})?\.`)
+	ownNARURL = regexp.MustCompile(`^nar/[0-9a-z]{32}(-[0-9a-z]{52}(-[0-9A-Za-z-]+)?)?\.`)
 )
 
 // uploadName returns the name under which a NAR is kept: the URL that it had, so that this goes on
@@ -426,8 +429,8 @@ func uploadName(info *nix.NARInfo) string {
 	return info.URL
 }
 
-// receive fetches a NAR, and keeps it under a name.
-func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string) (cache.Received, error) {
+// receive fetches a NAR, and keeps it under a name. It tells moved of the bytes as they come.
+func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string, moved func(int64)) (cache.Received, error) {
 	body, encoding, err := i.origin.open(ctx, info.URL)
 	if err != nil {
 		return cache.Received{}, err
@@ -447,7 +450,10 @@ func (i *importer) receive(ctx context.Context, info *nix.NARInfo, name string) 
 		return cache.Received{}, err
 	}
 	defer plain.Close()
-	upload := cache.Upload{URL: name, NAR: &counted{plain, info.NARSize, i}, NARHash: info.NARHash, NARSize: info.NARSize,
+	upload := cache.Upload{URL: name, NAR: &counted{plain, info.NARSize, func(n int64) {
+		i.change(func(p *Progress) { p.Bytes += n })
+		moved(n)
+	}}, NARHash: info.NARHash, NARSize: info.NARSize,
 		Compression: cmp.Or(info.Compression, nix.None)}
 	check := func() (nix.Hash, int64, error) {
 		sum := nix.SHA256Sum([sha256.Size]byte(file.sum.Sum(nil)))
@@ -500,7 +506,7 @@ func (f *file) Read(p []byte) (int, error) {
 type counted struct {
 	r    io.Reader
 	left int64 // bytes that it may still have
-	i    *importer
+	read func(n int64)
 }
 
 func (c *counted) Read(p []byte) (int, error) {
@@ -509,7 +515,7 @@ func (c *counted) Read(p []byte) (int, error) {
 		return 0, fmt.Errorf("%w: the NAR is longer than its narinfo says", cache.ErrInvalid)
 	}
 	if n > 0 {
-		c.i.change(func(p *Progress) { p.Bytes += int64(n) })
+		c.read(int64(n))
 	}
 	return n, err
 }

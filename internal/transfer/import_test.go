@@ -115,7 +115,7 @@ func TestImport(t *testing.T) {
 			for _, i := range test.paths {
 				size += source.paths[i].Info.NARSize
 			}
-			want := transfer.Progress{Known: len(test.paths), Paths: len(test.paths), Moved: len(test.paths), Files: test.files, Bytes: size}
+			want := transfer.Progress{Known: len(test.paths), Paths: len(test.paths), Moved: len(test.paths), Files: test.files, Bytes: size, KnownBytes: size, DoneBytes: size}
 			if got != want || last != want {
 				t.Errorf("the result is %+v, the last progress %+v, want %+v", got, last, want)
 			}

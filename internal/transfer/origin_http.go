@@ -221,7 +221,7 @@ func (d *download) take(res *http.Response) error {
 	}
 	if d.off > 0 { // the whole once more
 		if d.size >= 0 && res.ContentLength != d.size || res.Header.Get("Etag") != d.tag || res.Header.Get("Content-Encoding") != d.encoding {
-			return backoff.Permanent(fmt.Errorf("get %s: %w: it was replaced meanwhile", d.url, cache.ErrConflict))
+			return backoff.Permanent(fmt.Errorf("get %s: %w: it was replaced while it was fetched", d.url, cache.ErrConflict))
 		}
 		if _, err := io.CopyN(io.Discard, res.Body, d.off); err != nil {
 			return unreachable{fmt.Errorf("get %s: %w", d.url, err)}

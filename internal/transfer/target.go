@@ -29,7 +29,7 @@ type target struct {
 	made map[string]bool // directories that are surely there
 }
 
-// openTarget makes the directory where there is none, and waits for nobody who writes to it already.
+// openTarget makes the directory where there is none, and fails at once if another export writes to it.
 func openTarget(dir string) (_ *target, err error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
@@ -65,7 +65,7 @@ func openTarget(dir string) (_ *target, err error) {
 	return t, nil
 }
 
-// finish makes all names durable and removes what was only needed meanwhile.
+// finish makes all names durable and removes what was only needed for writing.
 func (t *target) finish() error {
 	for dir := range t.made {
 		if err := t.syncDir(dir); err != nil {

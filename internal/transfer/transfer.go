@@ -4,7 +4,7 @@
 //	result, err := transfer.Export(ctx, c, c.Paths(ctx), "/srv/cache", transfer.ExportOptions{})
 //	result, err := transfer.Import(ctx, "https://cache.example.org", c, roots, transfer.ImportOptions{})
 //
-// Both go in an order in which nobody ever sees something broken: the NAR before its narinfo,
+// Both go in an order in which no client ever sees something broken: the NAR before its narinfo,
 // and the narinfos of all references before that. So both can be killed at any moment and be started again:
 // what is there already is not moved a second time.
 package transfer
@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"firn/nix"
 )
@@ -26,6 +27,11 @@ type Progress struct {
 	Failed int   // paths of Paths that could not be moved
 	Files  int   // logs, realisations and build traces that were moved
 	Bytes  int64 // of NARs as they were read, in this run
+
+	// The share of the work that is done is DoneBytes of KnownBytes: one path may be larger than all
+	// others.
+	KnownBytes int64 // of the NARs of Known
+	DoneBytes  int64 // of the NARs of Paths, and what was read of others
 }
 
 // errFailed is the cause of the error of a transfer that went on past failures.
@@ -51,6 +57,17 @@ func (t *tally) change(change func(*Progress)) {
 	if t.report != nil {
 		t.report(t.now)
 	}
+}
+
+// moving counts the bytes of a NAR, of size bytes, while it is moved: move is told of each part of
+// it. end is called once the path is done with, and counts what did not have to be read.
+func (t *tally) moving(size int64) (move func(n int64), end func()) {
+	var moved atomic.Int64
+	move = func(n int64) {
+		moved.Add(n)
+		t.change(func(p *Progress) { p.DoneBytes += n })
+	}
+	return move, func() { t.change(func(p *Progress) { p.DoneBytes += size - moved.Load() }) }
 }
 
 // failed counts a failure of a path, or of another file.
@@ -82,7 +99,7 @@ func (t *tally) result() (Progress, error) {
 	return t.now, errors.Join(append([]error{err}, t.failures...)...)
 }
 
-// defaultWorkers is how many paths are worked on at once where nobody says: reading, compressing and syncing wait in turns.
+// defaultWorkers is how many paths are worked on at once by default: reading, compressing and syncing wait in turns.
 func defaultWorkers() int { return max(4, runtime.GOMAXPROCS(0)) }
 
 // references returns what a path refers to besides itself.

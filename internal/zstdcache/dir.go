@@ -44,7 +44,7 @@ const (
 )
 
 // errNotKept says that a file cannot be kept: there is no room for it, or the directory fails.
-// Whoever wanted to send it has to do without.
+// A request that wanted to send it has to do without.
 var errNotKept = errors.New("cannot be kept")
 
 // dir is the directory of the kept files, and what is known of it.

@@ -200,7 +200,7 @@ func (k *cutter) Write(p []byte) (n int, err error) {
 			k.frame = nil
 			k.queue <- f
 			if last {
-				k.lane.encode(f) // there is nothing to read meanwhile
+				k.lane.encode(f) // there is nothing to read in between
 			} else {
 				go k.lane.encode(f)
 			}

@@ -10,7 +10,7 @@ import (
 	"firn/nix"
 )
 
-// making is a file of a dir that is not whole yet. One goroutine writes it, others may read what is written meanwhile.
+// making is a file of a dir that is not whole yet. One goroutine writes it, others may read what is written at the same time.
 // After keep or drop it is written no more, and can be read until it is closed.
 type making struct {
 	dir  *dir

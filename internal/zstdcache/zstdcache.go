@@ -6,8 +6,8 @@
 //
 // What is kept is a static file: it has a size, is sent with sendfile, and any range of it at once.
 // What is not, is compressed while it is sent, by as many cores as there are, into a file that grows.
-// Everyone who asks for the same NAR meanwhile reads that file as it grows, each at its own pace;
-// whoever goes away stops nothing for the others. When nobody is left, a NAR that is half made is finished,
+// All who ask for the same NAR at that time read that file as it grows, each at its own pace;
+// one that goes away stops nothing for the others. When none is left, a NAR that is half made is finished,
 // and one that is not is given up.
 //
 // The input is checked against its NAR hash; if that fails, the last frame is not sent, and nothing is kept.
@@ -52,8 +52,8 @@ const (
 // At the highest levels one takes up to a minute, and nothing is lost with it: what is half made is removed at the next start.
 const closeLimit = 2 * time.Second
 
-// errAbandoned ends the making of what nobody waits for any more.
-var errAbandoned = errors.New("nobody waits for it")
+// errAbandoned ends the making of a NAR for which no client waits any more.
+var errAbandoned = errors.New("no client waits for it")
 
 // Options of a Cache. The zero value is good.
 type Options struct {
@@ -107,7 +107,7 @@ type Stats struct {
 }
 
 // Open opens the directory of a cache and makes it if it is not there. One process can have it open at a time.
-// What it holds is found out in the background; meanwhile Encode waits, and Encoded knows of nothing.
+// What it holds is found out in the background; until then Encode waits, and Encoded knows of nothing.
 // The caller closes the Cache.
 func Open(dir string, opts Options) (*Cache, error) {
 	if opts.Level < 0 || opts.Level > 22 {
@@ -119,7 +119,7 @@ func Open(dir string, opts Options) (*Cache, error) {
 		level:   level,
 		log:     cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
 		small:   newLane(level, 2*workers, 2*workers, smallSize),
-		large:   newLane(level, workers+1, workers, frameSize), // one more is being read meanwhile
+		large:   newLane(level, workers+1, workers, frameSize), // one more is being read at the same time
 		directs: make(chan struct{}, maxDirect),
 		streams: make(map[nix.Hash]*stream),
 	}
@@ -273,7 +273,7 @@ func (c *Cache) leave(s *stream) {
 	s.release()
 }
 
-// end is called by the maker of a stream when it goes. Nobody joins a stream that has ended.
+// end is called by the maker of a stream when it goes. No reader joins a stream that has ended.
 func (c *Cache) end(s *stream, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -56,7 +56,7 @@ func findBuilt(ctx context.Context, store Store, text string) (*built, error) {
 	var paths []nix.StorePath
 	for _, path := range b.outputs {
 		if path.IsZero() {
-			return nil, fmt.Errorf("%w; nobody has pushed what it was built to", errBuild(p.String()))
+			return nil, fmt.Errorf("%w; what it was built to was not pushed", errBuild(p.String()))
 		}
 		paths = append(paths, path)
 	}

@@ -83,7 +83,7 @@ func nothing() {}
 
 func (s *workerServer) addToStoreNar(ctx context.Context) error {
 	info := s.info(s.dir, s.path(s.dir))
-	s.skip(2) // repair, and whether to check signatures: nothing is repaired, and whoever reads checks
+	s.skip(2) // repair, and whether to check signatures: nothing is repaired, and the reader checks
 	if s.err != nil {
 		return s.err
 	}
@@ -150,10 +150,10 @@ func (s *workerServer) addMultipleToStore(ctx context.Context) error {
 		if s.opts.ReadOnly {
 			return errReadOnly
 		}
-		in := &wire{r: bufio.NewReaderSize(r, bufferSize), room: s.room}
+		in := &wire{r: bufio.NewReaderSize(r, bufferSize), budget: s.budget}
 		n := in.count(maxPaths, "paths")
 		for range n {
-			in.room.clear()
+			in.budget.clear()
 			info := in.info(s.dir, in.path(s.dir))
 			if in.err != nil {
 				break

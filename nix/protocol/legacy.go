@@ -46,13 +46,13 @@ type legacyServer struct {
 // in this protocol: it is for the caller to show the error on standard error, and to end the connection.
 func ServeLegacy(ctx context.Context, conn io.ReadWriter, store Store, opts Options) error {
 	s := &legacyServer{wire: newWire(conn), store: store, dir: store.StoreDir(), opts: opts}
-	s.room = newRoom(opts.Room)
-	defer s.room.clear()
+	s.budget = newBudget(opts.Memory)
+	defer s.budget.clear()
 	if err := s.handshake(); err != nil {
 		return err
 	}
 	for {
-		s.room.clear()
+		s.budget.clear()
 		op := s.uint()
 		if errors.Is(s.err, io.EOF) {
 			return nil
@@ -136,7 +136,7 @@ func (s *legacyServer) queryPathInfos(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.room.hold(info); err != nil {
+		if err := s.budget.hold(info); err != nil {
 			return err
 		}
 		s.putPath(info.Path)

@@ -89,10 +89,10 @@ type Options struct {
 	ReadOnly bool
 	// Version is told to clients of the worker protocol as that of Nix, such as "firn 1.0".
 	Version string
-	// Room takes room in memory for another megabyte of a question, of which the first is free. ok is false if there is none, and then the question
+	// Memory takes memory for another megabyte of a question, of which the first is free. ok is false if there is none, and then the question
 	// is refused; done gives it back. Nil: there always is.
-	Room func() (done func(), ok bool)
+	Memory func() (done func(), ok bool)
 }
 
-// errReadOnly is for whoever writes to what is read-only.
+// errReadOnly refuses writes to what is read-only.
 var errReadOnly = errors.New("this session may only read: the command that began it has no --write, or says --read-only")

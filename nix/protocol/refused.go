@@ -11,7 +11,7 @@ var (
 	errGarbage = errors.New("this is a cache: it removes what nothing leads to by itself")
 	errRoots   = errors.New("this is a cache: it has no roots")
 	errUp      = errors.New("this is a cache: it does not know which paths refer to another, or which derivations were built to it")
-	errUpkeep  = errors.New("this is a cache: whoever runs it looks after its store")
+	errUpkeep  = errors.New("this is a cache: its administrator looks after its store")
 )
 
 // A buildError is for who wants to have a derivation built.

@@ -29,7 +29,7 @@ type wire struct {
 	r       *bufio.Reader
 	w       *bufio.Writer
 	err     error
-	room    *room // for the strings of a question; nil: without bounds
+	budget  *budget // for the strings of a question; nil: without bounds
 	scratch [8]byte
 }
 
@@ -113,8 +113,8 @@ func (c *wire) string(most int) string {
 	if c.err != nil || n == 0 {
 		return ""
 	}
-	if !c.room.take(n) {
-		c.fail(errNoRoom)
+	if !c.budget.take(n) {
+		c.fail(errNoMemory)
 		return ""
 	}
 	padded := n + -n&7
@@ -224,7 +224,7 @@ type Registration struct {
 	References       []string
 	RegistrationTime int64 // seconds since 1970
 	NARSize          int64 // what does not fit is negative
-	Ultimate         bool  // nobody's word but that of its own store
+	Ultimate         bool  // only its own store says so
 	Signatures       []string
 	CA               string
 }
@@ -358,7 +358,7 @@ func (c *wire) putInfo(info *nix.PathInfo) {
 	}
 	c.putUint(registered)
 	c.putUint(uint64(info.NARSize))
-	c.putBool(false) // ultimate: it was not built by whoever reads this
+	c.putBool(false) // ultimate: it was not built by the reader
 	c.putSignatures(info.Signatures)
 	c.putString(contentAddress(info))
 }

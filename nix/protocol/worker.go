@@ -21,7 +21,7 @@ const (
 	// featureBuildTrace: what derivations were built to goes by their paths, as in Nix from 2.35 on.
 	featureBuildTrace = "realisation-with-path-not-hash"
 
-	notTrusted = 2 // told to clients from 1.35 on: signatures are checked here, whoever pushes
+	notTrusted = 2 // told to clients from 1.35 on: signatures are checked here for every client
 )
 
 // What the server says before the result.
@@ -90,13 +90,13 @@ var errHungUp = errors.New("the client asked for what cannot be answered here")
 // after some of them, nothing can follow. These are returned too.
 func ServeWorker(ctx context.Context, conn io.ReadWriter, store Store, opts Options) error {
 	s := &workerServer{wire: newWire(conn), store: store, dir: store.StoreDir(), opts: opts}
-	s.room = newRoom(opts.Room)
-	defer s.room.clear()
+	s.budget = newBudget(opts.Memory)
+	defer s.budget.clear()
 	if err := s.handshake(); err != nil {
 		return err
 	}
 	for {
-		s.room.clear()
+		s.budget.clear()
 		op := s.uint()
 		if errors.Is(s.err, io.EOF) {
 			return nil
@@ -108,7 +108,7 @@ func ServeWorker(ctx context.Context, conn io.ReadWriter, store Store, opts Opti
 		switch {
 		case s.err == nil && err != nil && !errors.Is(err, errHungUp):
 			s.sayError(err)
-		case errors.As(s.err, new(*malformed)), errors.Is(s.err, errNoRoom): // what comes then cannot be understood
+		case errors.As(s.err, new(*malformed)), errors.Is(s.err, errNoMemory): // what comes then cannot be understood
 			wrong := s.take()
 			s.sayError(wrong)
 			s.flush()
@@ -338,8 +338,8 @@ func (s *workerServer) queryAllValidPaths(ctx context.Context) error {
 		if len(all) == maxPaths {
 			return fmt.Errorf("there are more than %d paths", maxPaths)
 		}
-		if !s.room.take(len(p.String())) {
-			return errNoRoom
+		if !s.budget.take(len(p.String())) {
+			return errNoMemory
 		}
 		all = append(all, p)
 	}
@@ -356,7 +356,7 @@ func (s *workerServer) queryPathInfo(ctx context.Context) error {
 		return s.result(nil, func() { s.putBool(false) })
 	}
 	if err == nil {
-		err = s.room.hold(info)
+		err = s.budget.hold(info)
 	}
 	return s.result(err, func() {
 		s.putBool(true)

@@ -481,7 +481,7 @@ func fuzz(f *testing.F, begin []uint64, serve func(ctx context.Context, conn io.
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			serve(t.Context(), conn, filled().store(), Options{Room: func() (func(), bool) { return nil, false }})
+			serve(t.Context(), conn, filled().store(), Options{Memory: func() (func(), bool) { return nil, false }})
 		}()
 		select {
 		case <-done:

@@ -129,7 +129,7 @@ func testCompressed(t *sinkTester) {
 		if _, _, err := s.StatCompressed(t.Context(), p.Info); !errors.Is(err, cache.ErrNotFound) {
 			t.Errorf("StatCompressed of what is not there: %v, want ErrNotFound", err)
 		}
-		if _, err := s.OpenCompressed(t.Context(), p.Info); !errors.Is(err, cache.ErrNotFound) {
+		if _, _, err := s.OpenCompressed(t.Context(), p.Info); !errors.Is(err, cache.ErrNotFound) {
 			t.Errorf("OpenCompressed of what is not there: %v, want ErrNotFound", err)
 		}
 		t.receive(p)
@@ -141,9 +141,9 @@ func testCompressed(t *sinkTester) {
 		if !tagPattern.MatchString(tag) {
 			t.Errorf("StatCompressed of %s: the tag is %q", p.Info.Path, tag)
 		}
-		n, err := s.OpenCompressed(t.Context(), info)
-		if err != nil {
-			t.Fatalf("OpenCompressed of %s: %v", p.Info.Path, err)
+		n, openTag, err := s.OpenCompressed(t.Context(), info)
+		if err != nil || openTag != tag {
+			t.Fatalf("OpenCompressed of %s: %v, the tag is %q and not %q", p.Info.Path, err, openTag, tag)
 		}
 		var file bytes.Buffer
 		if err := n.WriteRange(t.Context(), &file, 0, n.Size()); err != nil {

@@ -21,7 +21,7 @@ import (
 	"firn/nix"
 )
 
-// TestSink tests a sink, which open opens anew, and empty, for every test, in [nix.DefaultStoreDir].
+// TestSink tests a sink, which open opens, empty, for every test, in [nix.DefaultStoreDir].
 func TestSink(t *testing.T, open func(t testing.TB) cache.Sink) {
 	for _, test := range []struct {
 		name string

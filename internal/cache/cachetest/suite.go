@@ -19,6 +19,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"firn/internal/cache"
 	"firn/internal/memo"
@@ -39,7 +40,7 @@ type Fixture struct {
 	Remove func(t *testing.T, path nix.StorePath)
 }
 
-// Run tests the source of a fixture, which open opens anew for every test.
+// Run tests the source of a fixture, which open opens for every test.
 func Run(t *testing.T, open func(t *testing.T) Fixture) {
 	for _, test := range []struct {
 		name string
@@ -54,6 +55,7 @@ func Run(t *testing.T, open func(t *testing.T) Fixture) {
 		{"Concurrent", testConcurrent},
 		{"Changes", testChanges},
 		{"Removed", testRemoved},
+		{"Batch", testBatch},
 		{"Lister", testLister},
 		{"Logger", testLogger},
 		{"Realiser", testRealiser},
@@ -298,6 +300,55 @@ func testRemoved(t *testing.T, f Fixture) {
 	if _, err := f.Source.PathInfo(t.Context(), p.Info.Path.Hash()); !errors.Is(err, cache.ErrNotFound) {
 		t.Errorf("PathInfo of a path that was removed: %v, want ErrNotFound", err)
 	}
+}
+
+func testBatch(t *testing.T, f Fixture) {
+	s, ok := f.Source.(cache.BatchSource)
+	if !ok {
+		return // the source is not a BatchSource
+	}
+	want := map[string][]string{}
+	var hashes []nix.PathHash
+	for _, p := range f.Paths {
+		want[p.Info.Path.Base()] = bases(p.Info.References)
+		hashes = append(hashes, p.Info.Path.Hash())
+	}
+	for i := range 100 { // that are not there
+		hashes = append(hashes, nix.PathHash{byte(i), 17})
+	}
+	got := map[string][]string{}
+	for r, err := range s.References(t.Context(), hashes) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, twice := got[r.Path.Base()]; twice || r.Withheld {
+			t.Errorf("%s comes twice, or is withheld: %t", r.Path, r.Withheld)
+		}
+		got[r.Path.Base()] = bases(r.References)
+	}
+	if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+		t.Errorf("References (-want +got):\n%s", diff)
+	}
+	for range s.References(t.Context(), hashes) {
+		break // it may be left
+	}
+	for r, err := range s.References(t.Context(), nil) {
+		t.Errorf("References of nothing: %v, %v", r, err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for r, err := range s.References(ctx, hashes) {
+		if err == nil {
+			t.Errorf("References after its context has ended: %v", r)
+		}
+	}
+}
+
+func bases(paths []nix.StorePath) (names []string) {
+	for _, p := range paths {
+		names = append(names, p.Base())
+	}
+	return names
 }
 
 func testLister(t *testing.T, f Fixture) {

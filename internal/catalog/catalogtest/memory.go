@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -118,9 +119,9 @@ func (m *Memory) draw() int64 {
 }
 
 // Version counts changes.
-func (m *Memory) Version() (version uint64, ok bool) {
+func (m *Memory) Version(context.Context) memo.Version {
 	defer m.lock()()
-	return m.version, true
+	return memo.Exactly(m.version, true)
 }
 
 // Check finds nothing wrong.

@@ -63,7 +63,7 @@ func (m *Memory) AddNAR(_ context.Context, n *catalog.NewNAR) (id catalog.NARID,
 
 // keep puts a NAR under an ID.
 func (m *Memory) keep(id catalog.NARID, n *catalog.NewNAR) {
-	if n.Pack != nil {
+	if n.Pack != nil && m.packs[n.Pack.Name] == nil {
 		m.packs[n.Pack.Name] = &pack{size: n.Pack.Size}
 	}
 	for _, name := range n.Packs {

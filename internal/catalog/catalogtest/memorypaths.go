@@ -156,7 +156,7 @@ func (m *Memory) Endorsements(_ context.Context, cache catalog.CacheID, hash nix
 func (m *Memory) Basis(_ context.Context, cache catalog.CacheID, hash nix.PathHash) (catalog.Basis, error) {
 	defer m.lock()()
 	r := m.room(cache)
-	return catalog.Basis{Paths: m.lastRow, Deletions: r.deletions, Awaited: r.awaited[hash] || r.paths[hash] != nil}, nil
+	return catalog.Basis{Paths: m.lastRow, Deletions: r.deletions, Dangling: r.awaited[hash] || r.paths[hash] != nil}, nil
 }
 
 // DanglingReferences iterates over references to what is not published.

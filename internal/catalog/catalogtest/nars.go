@@ -3,6 +3,7 @@ package catalogtest
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"firn/internal/catalog"
 )
@@ -377,4 +378,59 @@ func (s *suite) uploadsOfKnown() {
 	u, err = s.c.Upload(s.Context(), a, "nar/one.nar.xz")
 	s.ok(err)
 	s.equal(u.FileSize, int64(77))
+}
+
+// sharedPacks: several NARs may bring the same new pack.
+func (s *suite) sharedPacks() {
+	cache := s.cache("main")
+	for _, name := range []string{"five", "six"} {
+		shared := newNAR(name, cache)
+		shared.Pack, shared.Packs, shared.Chunks = &catalog.Pack{Name: "pack-shared", Size: 7}, []string{"pack-shared"}, nil
+		_, _, err := s.c.AddNAR(s.Context(), shared)
+		s.ok(err)
+	}
+	var in []string
+	for n, err := range s.c.NARsIn(s.Context(), "pack-shared") {
+		s.ok(err)
+		in = append(in, string(n.Recipe))
+	}
+	s.equal(in, []string{"recipe of five", "recipe of six"})
+}
+
+// sharedListings: a NAR has its listing also when another NAR with the same listing goes, or gets
+// another one.
+func (s *suite) sharedListings() {
+	cache := s.cache("main")
+	add := func(name, listing string, in catalog.CacheID) catalog.NARID {
+		s.Helper()
+		n := newNAR(name, in)
+		n.Listing = []byte(listing)
+		id, _, err := s.c.AddNAR(s.Context(), n)
+		s.ok(err)
+		return id
+	}
+	is := func(name, want string) {
+		s.Helper()
+		listing, err := s.c.Listing(s.Context(), sum("NAR "+name))
+		s.ok(err)
+		s.equal(string(listing), want)
+	}
+	stays := add("stays", "the same", cache)
+	s.publish(cache, path("p", stays, "stays"))
+	add("goes", "the same", 0)
+	add("goes too", "another", 0)
+	is("goes", "the same")
+	s.clock.Advance(61 * time.Minute)
+	s.sweep()
+	for _, name := range []string{"goes", "goes too"} {
+		_, err := s.c.Listing(s.Context(), sum("NAR "+name))
+		s.want(err, catalog.ErrNotFound)
+	}
+	is("stays", "the same")
+
+	repaired := add("repaired", "the same", cache)
+	s.withhold(repaired, catalog.Whole, catalog.Damaged)
+	add("repaired", "a third", cache)
+	is("repaired", "a third")
+	is("stays", "the same")
 }

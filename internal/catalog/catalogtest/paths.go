@@ -334,8 +334,8 @@ func (s *suite) awaitedPaths() {
 		s.Helper()
 		got, err := s.c.Basis(s.Context(), cache, storePath(name).Hash())
 		s.ok(err)
-		if got.Awaited != want {
-			s.Errorf("%s is awaited: %v", name, got.Awaited)
+		if got.Dangling != want {
+			s.Errorf("%s is referred to: %v", name, got.Dangling)
 		}
 	}
 	p := path("p", id, "one") // it refers to a-p and b-p
@@ -467,7 +467,7 @@ func (s *suite) bases() {
 		return basis
 	}
 	none := basis("none")
-	if none.Awaited || none.Deletions != 0 {
+	if none.Dangling || none.Deletions != 0 {
 		s.Errorf("where there is nothing, the basis is %v", none)
 	}
 
@@ -478,7 +478,7 @@ func (s *suite) bases() {
 	s.want(s.publishingOn(early, a, "library"), catalog.ErrChanged)
 	s.ok(s.publishingOn(other, a, "other", "missing"))
 	s.ok(s.publishingOn(early, b, "library"))
-	if !basis("library").Awaited {
+	if !basis("library").Dangling {
 		s.Error("what is referred to is not awaited")
 	}
 	s.want(s.publishingOn(basis("library"), a, "library"), catalog.ErrChanged)
@@ -542,7 +542,7 @@ func (s *suite) racedCycles() {
 				return err
 			}
 			b.Partial = true
-			if b.Awaited {
+			if b.Dangling {
 				b.Visited = make(map[nix.PathHash]bool)
 				for next := hashes(ref); len(next) > 0; {
 					hash := next[0]

@@ -19,6 +19,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -253,7 +254,8 @@ func pushAndKill(t *testing.T, path string, after int) (names []string) {
 func checkFile(t testing.TB, c *Catalog) {
 	t.Helper()
 	for _, query := range []string{"PRAGMA integrity_check", "PRAGMA foreign_key_check",
-		"SELECT 'no listing for NAR ' || id FROM nars WHERE id NOT IN (SELECT nar FROM listings)",
+		"SELECT 'no listing for NAR ' || id FROM nars WHERE listing IS NULL",
+		"SELECT 'lost listing ' || id FROM listings WHERE id NOT IN (SELECT listing FROM nars)",
 		"SELECT 'no recipe for NAR ' || id FROM nars WHERE id NOT IN (SELECT nar FROM recipes)",
 		"SELECT 'lost pack ' || name FROM packs WHERE id NOT IN (SELECT pack FROM nar_packs) AND id NOT IN (SELECT pack FROM loose_packs)",
 		"SELECT 'lost NAR ' || id FROM nars WHERE id NOT IN (SELECT nar FROM paths) AND id NOT IN (SELECT nar FROM uploads) AND id NOT IN (SELECT nar FROM loose_nars)",
@@ -316,15 +318,15 @@ func TestOpenAtOnce(t *testing.T) {
 func TestOtherProcess(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "catalog.db")
 	c := openAt(t, path, Options{})
-	before, ok := c.Version()
-	if !ok {
+	before := c.Version(t.Context())
+	if before.Freshness != memo.Current {
 		t.Error("no version")
 	}
 	if out, err := child(t, "open", path).Output(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if after, ok := c.Version(); after == before || !ok {
-		t.Errorf("version %d, %v after another process has written", after, ok)
+	if after := c.Version(t.Context()); before.Hit(after) || after.Freshness != memo.Current {
+		t.Errorf("version %v after another process has written", after)
 	}
 	all, err := c.Caches(t.Context())
 	if err != nil || len(all) != 1 {

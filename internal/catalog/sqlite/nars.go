@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"iter"
@@ -87,14 +88,18 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 			return 0, err
 		}
 	}
+	listing, err := addListing(x, notNil(n.Listing))
+	if err != nil {
+		return 0, err
+	}
 	if id == 0 {
-		if _, err := x.get("INSERT INTO nars (hash, size, file_size, tag, added) VALUES (?, ?, ?, ?, ?) RETURNING id",
-			[]any{n.Hash[:], n.Size, n.FileSize, n.Tag, c.seconds()}, &id); err != nil {
+		if _, err := x.get("INSERT INTO nars (hash, size, file_size, tag, added, listing) VALUES (?, ?, ?, ?, ?, ?) RETURNING id",
+			[]any{n.Hash[:], n.Size, n.FileSize, n.Tag, c.seconds(), listing}, &id); err != nil {
 			return 0, err
 		}
 	} else {
-		if err := x.exec("UPDATE nars SET size = ?, file_size = ?, tag = ?, damaged = 0, added = ? WHERE id = ?",
-			n.Size, n.FileSize, n.Tag, c.seconds(), int64(id)); err != nil {
+		if err := x.exec("UPDATE nars SET size = ?, file_size = ?, tag = ?, damaged = 0, added = ?, listing = ? WHERE id = ?",
+			n.Size, n.FileSize, n.Tag, c.seconds(), listing, int64(id)); err != nil {
 			return 0, err
 		}
 		if err := x.exec("DELETE FROM nar_packs WHERE nar = ?", int64(id)); err != nil {
@@ -102,9 +107,6 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 		}
 	}
 	if err := x.exec("INSERT INTO recipes VALUES (?, ?) ON CONFLICT DO UPDATE SET recipe = excluded.recipe", int64(id), notNil(n.Recipe)); err != nil {
-		return 0, err
-	}
-	if err := x.exec("INSERT INTO listings VALUES (?, ?) ON CONFLICT DO UPDATE SET listing = excluded.listing", int64(id), notNil(n.Listing)); err != nil {
 		return 0, err
 	}
 	for i, name := range n.Packs {
@@ -136,6 +138,16 @@ func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catal
 	}
 	// Nothing leads to it yet.
 	return id, x.exec("INSERT INTO loose_nars VALUES (?) ON CONFLICT DO NOTHING", int64(id))
+}
+
+// addListing returns the ID of a listing, and adds it unless it is there.
+func addListing(x *change, listing []byte) (id int64, err error) {
+	hash := sha256.Sum256(listing)
+	there, err := x.get("SELECT id FROM listings WHERE hash = ?", []any{hash[:]}, &id)
+	if err == nil && !there {
+		_, err = x.get("INSERT INTO listings (hash, listing) VALUES (?, ?) RETURNING id", []any{hash[:], listing}, &id)
+	}
+	return id, err
 }
 
 func notNil(b []byte) []byte {
@@ -221,7 +233,7 @@ func (c *Catalog) Leads(ctx context.Context, cache catalog.CacheID, nar catalog.
 // Listing returns the listing of a NAR.
 func (c *Catalog) Listing(ctx context.Context, hash catalog.Sum) ([]byte, error) {
 	var listing []byte
-	err := c.queryRow(ctx, "SELECT listing FROM listings JOIN nars ON nars.id = nar WHERE hash = ?", hash[:]).scan(&listing, catalog.ErrNotFound)
+	err := c.queryRow(ctx, "SELECT listings.listing FROM nars JOIN listings ON listings.id = nars.listing WHERE nars.hash = ?", hash[:]).scan(&listing, catalog.ErrNotFound)
 	if err != nil {
 		return nil, fmt.Errorf("look up listing: %w", err)
 	}

@@ -179,10 +179,10 @@ func moveFrames(x *change, m *catalog.Move) (moved []catalog.NARID, err error) {
 	return moved, x.exec("UPDATE packs SET retired = 1 WHERE id = ?", from)
 }
 
-// addPack adds a pack that no NAR refers to yet.
+// addPack adds a new pack, unless another NAR has brought it.
 func addPack(x *change, p catalog.Pack) (id int64, err error) {
-	if _, err := x.get("INSERT INTO packs (name, size) VALUES (?, ?) RETURNING id", []any{p.Name, p.Size}, &id); err != nil {
+	if _, err := x.get("INSERT INTO packs (name, size) VALUES (?, ?) ON CONFLICT DO UPDATE SET size = excluded.size RETURNING id", []any{p.Name, p.Size}, &id); err != nil {
 		return 0, err
 	}
-	return id, x.exec("INSERT INTO loose_packs (pack) VALUES (?)", id)
+	return id, x.exec("INSERT INTO loose_packs (pack) VALUES (?) ON CONFLICT DO NOTHING", id)
 }

@@ -348,7 +348,7 @@ const isAwaited = "(EXISTS (SELECT 1 FROM awaited WHERE cache = ?1 AND hash = ?2
 // Basis returns what Publish will compare.
 func (c *Catalog) Basis(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (b catalog.Basis, err error) {
 	err = c.queryRow(ctx, "SELECT "+lastPath+", deletions, "+isAwaited+" FROM caches WHERE id = ?1", int64(cache), hash[:]).
-		scanAll(nil, &b.Paths, &b.Deletions, &b.Awaited)
+		scanAll(nil, &b.Paths, &b.Deletions, &b.Dangling)
 	if err != nil {
 		return b, fmt.Errorf("look up references to %s: %w", hash, err)
 	}

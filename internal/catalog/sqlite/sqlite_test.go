@@ -17,6 +17,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
+	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -85,17 +86,17 @@ func TestOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		before, _ := a.Version()
+		before := a.Version(t.Context())
 		if _, err := addCache(t.Context(), b, "main"); err != nil {
 			t.Fatal(err)
 		}
-		if after, ok := a.Version(); after == before || !ok {
+		if after := a.Version(t.Context()); before.Hit(after) || after.Freshness != memo.Current {
 			t.Error("the version stays")
 		}
 		if err := b.Close(); err != nil {
 			t.Fatal(err)
 		}
-		if _, ok := a.Version(); !ok {
+		if a.Version(t.Context()).Freshness != memo.Current {
 			t.Error("closing one catalog takes the version from the other")
 		}
 	})
@@ -115,7 +116,7 @@ func TestOpen(t *testing.T) {
 		if err := c.Check(t.Context()); !errors.Is(err, catalog.ErrUnavailable) {
 			t.Errorf("read: error %v", err)
 		}
-		if _, ok := c.Version(); ok {
+		if c.Version(t.Context()).Freshness != memo.Unknown {
 			t.Error("a closed catalog has a version")
 		}
 	})
@@ -403,52 +404,5 @@ func TestSize(t *testing.T) {
 	t.Logf("%d bytes a path", each)
 	if each > 2*(recipeSize+listingSize) {
 		t.Errorf("%d bytes a path with a recipe of %d and a listing of %d", each, recipeSize, listingSize)
-	}
-}
-
-// What an older firn kept says what was built, and goes with that.
-func TestFilesOfOlder(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "catalog.db")
-	c, err := Open(t.Context(), path, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	cache, err := addCache(t.Context(), c, "main")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, p := catalogtest.Sample("one", cache)
-	if err := push(t.Context(), c, cache, "one"); err != nil {
-		t.Fatal(err)
-	}
-	const realisation, broken = "realisations/sha256:00!out.doi", "build-trace-v2/x.drv/out.doi"
-	for _, f := range []*catalog.File{
-		{Key: realisation, Content: fmt.Appendf(nil, `{"outPath":%q}`, p.Info.Path.Base())},
-		{Key: broken, Content: []byte("{")},
-	} {
-		if err := c.PutFile(t.Context(), cache, f); err != nil {
-			t.Fatal(err)
-		}
-	}
-	for _, text := range []string{"ALTER TABLE paths DROP COLUMN fields", "DROP TABLE signatures", "DROP TABLE dangling_refs", "DROP TRIGGER path_has_no_refs", "DROP INDEX files_by_path", "ALTER TABLE files DROP COLUMN path",
-		"ALTER TABLE caches DROP COLUMN deletions", "ALTER TABLE awaited ADD COLUMN deleted INTEGER",
-		"ALTER TABLE paths DROP COLUMN published", "ALTER TABLE paths DROP COLUMN publisher",
-		"ALTER TABLE tokens DROP COLUMN used", "ALTER TABLE ssh_keys DROP COLUMN used", "DELETE FROM goose_db_version WHERE version_id >= 12"} {
-		if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := c.Close(); err != nil {
-		t.Fatal(err)
-	}
-	c = openAt(t, path, Options{})
-	if _, err := c.DeletePaths(t.Context(), &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{p.Info.Path.Hash()}}); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := c.File(t.Context(), cache, realisation); !errors.Is(err, catalog.ErrNotFound) {
-		t.Errorf("error %v", err)
-	}
-	if _, err := c.File(t.Context(), cache, broken); err != nil {
-		t.Error(err)
 	}
 }

@@ -1,8 +1,11 @@
 package sqlite
 
 import (
+	"context"
 	"os"
 	"sync"
+
+	"firn/internal/memo"
 )
 
 // index is the file of the WAL index, for reading its header.
@@ -59,4 +62,4 @@ func (i *index) close() error {
 }
 
 // Version changes with every commit, of whatever process.
-func (c *Catalog) Version() (version uint64, ok bool) { return c.header.Version() }
+func (c *Catalog) Version(context.Context) memo.Version { return memo.Exactly(c.header.Version()) }

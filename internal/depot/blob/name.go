@@ -5,7 +5,7 @@ import "fmt"
 // maxName is the length of the longest name, in bytes.
 const maxName = 128
 
-// CheckName returns an error if name is none that a Store takes.
+// CheckName returns an error if a Store takes no blob of that name.
 func CheckName(name string) error {
 	if name == "" || len(name) > maxName || name[0] == '.' {
 		return fmt.Errorf("name of a blob: %q is empty, too long or begins with a dot", name)

@@ -18,7 +18,7 @@ class Damaged(Exception):
 
 
 def parse_recipe(recipe):
-    """Yields (pack index, offset, size, length) of each frame, in the order of the NAR."""
+    """Yields (pack index, offset, size, length, SHA-256) of each frame, in the order of the NAR."""
     if recipe[0] != 1:
         raise Damaged("a recipe of another version")
     at = 1
@@ -34,12 +34,18 @@ def parse_recipe(recipe):
             if byte < 0x80:
                 return value
 
-    while at < len(recipe):
+    frames = number()
+    hashes = len(recipe) - 32 * frames
+    while at < hashes:
         pack, offset, count = number(), number(), number()
         for _ in range(count):
             size, length = number(), number()
-            yield pack, offset, size, length
+            at_hash = len(recipe) - 32 * frames
+            frames -= 1
+            yield pack, offset, size, length, recipe[at_hash : at_hash + 32]
             offset += length
+    if at != hashes or frames != 0:
+        raise Damaged("a recipe with more or fewer frames than it says")
 
 
 def content_size(frame):
@@ -67,19 +73,19 @@ def read_nar(depot, nar_hash):
             "SELECT idx, packs.name FROM nar_packs JOIN packs ON packs.id = nar_packs.pack WHERE nar = ?", (nar_id,)
         )
     )
-    frames = bytearray()  # one after the other they are a .nar.zst
-    total = 0
-    for pack, offset, size, length in parse_recipe(recipe):
+    nar = bytearray()
+    for pack, offset, size, length, frame_hash in parse_recipe(recipe):
         name = packs[pack]
         with open(depot / "packs" / name[:2] / name, "rb") as file:
             file.seek(offset)
             frame = file.read(length)
         if len(frame) != length or content_size(frame) != size:
             raise Damaged(f"{name} has no frame of {size} bytes at {offset}")
-        frames += frame
-        total += size
-    nar = subprocess.run(["zstd", "-dc"], input=frames, stdout=subprocess.PIPE, check=True).stdout
-    if len(nar) != nar_size or total != nar_size or hashlib.sha256(nar).digest() != nar_hash:
+        contents = subprocess.run(["zstd", "-dc"], input=frame, stdout=subprocess.PIPE, check=True).stdout
+        if len(contents) != size or hashlib.sha256(contents).digest() != frame_hash:
+            raise Damaged(f"the frame at {offset} of {name} has other contents than it should")
+        nar += contents
+    if len(nar) != nar_size or hashlib.sha256(nar).digest() != nar_hash:
         raise Damaged("the NAR has not the bytes it should have")
     return nar
 

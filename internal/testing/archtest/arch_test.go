@@ -46,11 +46,13 @@ var rules = map[string]rule{
 	"internal/depot/blob":           {},
 	"internal/depot/blob/blobtest":  {rooms: []string{"internal/depot/blob"}},
 	"internal/depot/blob/dir":       {rooms: []string{"internal/depot/blob"}, libraries: true},
-	"internal/catalog":              {rooms: []string{"nix"}},
-	"internal/catalog/catalogtest":  {rooms: []string{"internal/catalog", "nix"}, libraries: true},
-	"internal/catalog/sqlite":       {rooms: []string{"internal/catalog", "internal/sqlitex", "nix"}, libraries: true},
+	"internal/catalog":              {rooms: []string{"internal/memo", "nix"}},
+	"internal/catalog/catalogtest":  {rooms: []string{"internal/catalog", "internal/memo", "nix"}, libraries: true},
+	"internal/catalog/sqlite":       {rooms: []string{"internal/catalog", "internal/memo", "internal/sqlitex", "nix"}, libraries: true},
 	"internal/audit":                {rooms: []string{"internal/fairlimit"}, libraries: true},
-	"internal/server":               {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/memo", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/server":               {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/memo", "internal/fairlimit", "internal/server/connlimit", "internal/server/fastpath", "nix", "nix/nar"}, libraries: true},
+	"internal/server/connlimit":     {rooms: []string{"internal/fairlimit"}, libraries: true},
+	"internal/server/fastpath":      {},
 	"internal/session":              {rooms: []string{"internal/audit", "internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
 	"internal/testing/conversation": {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
 	"internal/sshd":                 {rooms: []string{"internal/audit", "internal/cache", "internal/fairlimit"}, libraries: true},
@@ -63,8 +65,8 @@ var rules = map[string]rule{
 	"internal/chunk": {rooms: []string{"nix"}},
 
 	"internal/backup":   {rooms: []string{"internal/depot/blob", "internal/depot/blob/dir", "internal/catalog/sqlite"}, libraries: true},
-	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog", "internal/memo"}, libraries: true},
-	"internal/registry": {rooms: []string{"internal/cache", "internal/depot", "internal/catalog", "nix"}},
+	"internal/access":   {rooms: []string{"internal/cache", "internal/catalog", "internal/memo", "internal/fairlimit"}, libraries: true},
+	"internal/registry": {rooms: []string{"internal/cache", "internal/depot", "internal/catalog", "internal/memo", "nix"}},
 
 	"internal/certs": {rooms: []string{"internal/cache", "internal/catalog"}, libraries: true},
 

@@ -1,4 +1,5 @@
-// Package dir keeps blobs as files of a directory of one machine, which several processes may use at once.
+// Package dir has blobs as files of a directory of one machine. Several processes may use it at
+// once.
 //
 //	firn-depot                  marks the directory: without it, the disk with the blobs is not mounted here
 //	ab/abcdef…                  a blob, in the directory of the first two characters of its name
@@ -22,7 +23,7 @@ import (
 	"firn/internal/depot/blob"
 )
 
-// Nobody but the owner reads what is kept: some caches are private.
+// Only the owner may read the blobs: some caches are private.
 const (
 	dirMode  = 0o700
 	fileMode = 0o600
@@ -31,18 +32,19 @@ const (
 // listed is how many entries of a directory are read at once.
 const listed = 1 << 10
 
-// Marker is the file that a directory of blobs has. An empty directory so is not taken for one that
-// has lost its blobs.
+// Marker is the file that marks a directory of blobs. It tells an empty depot from a disk that is
+// not mounted.
 const Marker = "firn-depot"
 
 const markerText = "The packs of a depot of firn are in this directory. Without this file, firn takes them to be on a disk that is not mounted.\n"
 
 // Options of a Store.
 type Options struct {
-	// Make makes the directory, and marks it, where that is not so yet: it is a new one.
+	// Make makes the directory and marks it, if it is not there: it is a new depot.
 	Make bool
-	// Fault, where it is not nil, is asked before every call that changes a file or a directory, and its error is the result of the call:
-	// "mkdir", "create", "write", "sync", "rename", "syncdir", "remove". A write that fails so has written half. For tests.
+	// Fault, unless it is nil, is called before every system call that changes a file or a
+	// directory, and its error is the result of the call: "mkdir", "create", "write", "sync",
+	// "rename", "syncdir", "remove". A write that fails so has written half. For tests.
 	Fault func(call, path string) error
 }
 
@@ -54,8 +56,8 @@ type Store struct {
 	made sync.Map // the names of directories that this process knows to be durable
 }
 
-// Open opens the store in a directory. If that is not there, or is not marked, it may come to be
-// later, and Check says that it is not.
+// Open opens the store in a directory. The directory may be there and marked only later; Check
+// returns an error until then.
 func Open(path string, opts Options) (*Store, error) {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -76,7 +78,7 @@ func Open(path string, opts Options) (*Store, error) {
 	return s, nil
 }
 
-// mark makes the marker, durably.
+// mark makes the marker durable.
 func (s *Store) mark() error {
 	path := filepath.Join(s.path, Marker)
 	if err := s.fault("create", path); err != nil {
@@ -120,9 +122,9 @@ func (s *Store) Check(context.Context) error {
 	return root.Close()
 }
 
-// missing returns ErrNotFound for a blob that could not be found, if it is sure that there is none:
-// marker and blob are looked for in one directory, also when a disk is mounted or unmounted in
-// between.
+// missing returns ErrNotFound for a blob that could not be found, if it is certain that there is
+// none: the marker and the blob are looked for in one directory, even if a disk is mounted or
+// unmounted in between.
 func (s *Store) missing(name string) error {
 	root, err := s.root()
 	if err != nil {
@@ -138,7 +140,7 @@ func (s *Store) missing(name string) error {
 	return fmt.Errorf("%s was not there a moment ago", name)
 }
 
-// makeAll makes a directory and what it lies in, and syncs what it changes.
+// makeAll makes a directory and its parents, and syncs every directory that it changes.
 func (s *Store) makeAll(path string) error {
 	var missing []string
 	for at := path; ; at = filepath.Dir(at) {
@@ -159,7 +161,7 @@ func (s *Store) makeAll(path string) error {
 	return nil
 }
 
-// mkdir makes a directory, if it is not there, durably.
+// mkdir makes a directory durable, and makes it if it is not there.
 func (s *Store) mkdir(path string) error {
 	if err := s.fault("mkdir", path); err != nil {
 		return err
@@ -196,11 +198,12 @@ func folder(name string) string { return name[:min(2, len(name))] }
 
 func (s *Store) file(name string) string { return filepath.Join(s.path, folder(name), name) }
 
-// folder returns the path of the directory of a blob, which it makes if need be.
+// folder returns the path of the directory of a blob, and makes the directory if it is not there.
 func (s *Store) folder(name string) (string, error) {
 	name = folder(name)
 	path := filepath.Join(s.path, name)
-	// One that another process has made may not be durable yet, so the first blob of this process in it makes sure.
+	// A directory that another process has made may not be durable yet, so the first blob of this
+	// process in it makes sure.
 	if _, ok := s.made.Load(name); ok {
 		return path, nil
 	}
@@ -266,7 +269,7 @@ func (s *Store) List(ctx context.Context, each func(blob.Info) error) error {
 		info, err := e.Info()
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
-			return nil // deleted meanwhile
+			return nil // it was just deleted
 		case err != nil:
 			return fmt.Errorf("list blobs: %w", err)
 		case !info.Mode().IsRegular():
@@ -276,7 +279,7 @@ func (s *Store) List(ctx context.Context, each func(blob.Info) error) error {
 	})
 }
 
-// Sweep removes files that were begun, and whose writers have ended.
+// Sweep removes files that were begun and whose writers have ended.
 func (s *Store) Sweep(ctx context.Context, before time.Time) error {
 	return s.walk(ctx, func(folder string, e fs.DirEntry) error {
 		if !isTemporary(e.Name()) {
@@ -289,7 +292,7 @@ func (s *Store) Sweep(ctx context.Context, before time.Time) error {
 	})
 }
 
-// sweep removes a file if it is older, and nobody is writing it.
+// sweep removes a file if it is older than before and has no writer.
 func (s *Store) sweep(path string, before time.Time) error {
 	f, err := os.Open(path)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -315,7 +318,7 @@ func (s *Store) sweep(path string, before time.Time) error {
 	return s.remove(path)
 }
 
-// walk calls each with every entry of every directory that blobs are in.
+// walk calls each with every entry of every directory of blobs.
 func (s *Store) walk(ctx context.Context, each func(folder string, e fs.DirEntry) error) error {
 	return readDir(ctx, s.path, func(d fs.DirEntry) error {
 		name := d.Name()
@@ -326,7 +329,7 @@ func (s *Store) walk(ctx context.Context, each func(folder string, e fs.DirEntry
 	})
 }
 
-// readDir calls each with every entry of a directory, of which a bounded part is in memory.
+// readDir calls each with every entry of a directory. Only a bounded part of them is in memory.
 func readDir(ctx context.Context, path string, each func(fs.DirEntry) error) error {
 	d, err := os.Open(path)
 	if err != nil {

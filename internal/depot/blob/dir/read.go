@@ -10,18 +10,19 @@ import (
 )
 
 const (
-	// partSize is how many bytes of a file are handed over at once: between two parts, a cancelled context is seen.
+	// partSize is how many bytes of a file are handed over at once. Between two parts, a cancelled
+	// context is noticed.
 	partSize = 16 << 20
 
-	// bufferSize is how many bytes are read at once for who takes no file.
+	// bufferSize is how many bytes are read at once for a writer that takes no file.
 	bufferSize = 128 << 10
 )
 
-// buffers has what files are read into: *[bufferSize]byte.
+// buffers are memory for reading files: *[bufferSize]byte.
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// file is a blob that is open. It has one file descriptor, however many ranges are being read:
-// every reader says its own offset with each read, and the offset of the file is not used.
+// file is an open blob. It has one file descriptor, however many ranges are being read: every read
+// has an offset of its own, and the offset of the file is not used.
 type file struct {
 	*os.File
 	size int64

@@ -14,10 +14,11 @@ import (
 	"firn/internal/depot/blob"
 )
 
-// isTemporary reports whether a file of this name is being written: no blob's name begins with a dot.
+// isTemporary reports whether a file of this name is being written. No name of a blob begins with a
+// dot.
 func isTemporary(name string) bool { return name[0] == '.' }
 
-// early is how many bytes gather in the page cache before the disk is told to take them.
+// early is how many bytes gather in the page cache before the disk is told to write them.
 const early = 2 << 20
 
 // writer is a blob that is being written.
@@ -28,7 +29,7 @@ type writer struct {
 	name  string
 	err   error // the first that a write had
 
-	size, begun int64 // bytes that were written, and those of them that the disk is taking
+	size, begun int64 // bytes that were written, and how many of them the disk was told to write
 }
 
 // Create begins a blob.
@@ -47,12 +48,12 @@ func (s *Store) create(ctx context.Context, name string) (*writer, error) {
 	if ctx.Err() != nil {
 		return nil, context.Cause(ctx)
 	}
-	// What is written below a mount point is hidden once the disk is mounted there.
+	// Files that are written below a mount point are hidden once the disk is mounted there.
 	if err := s.Check(ctx); err != nil {
 		return nil, err
 	}
 	path, f, err := s.temporary(name)
-	if errors.Is(err, fs.ErrNotExist) { // the folder that this process made is gone, such as with another disk
+	if errors.Is(err, fs.ErrNotExist) { // the folder is gone, such as with another disk
 		s.made.Delete(folder(name))
 		path, f, err = s.temporary(name)
 	}
@@ -60,7 +61,8 @@ func (s *Store) create(ctx context.Context, name string) (*writer, error) {
 		return nil, err
 	}
 	w := &writer{store: s, file: f, path: path, name: name}
-	// The lock ends with the file, also when the process is killed. It tells Sweep that somebody is writing, however slowly.
+	// The lock ends with the file, also when the process is killed. It tells Sweep that the file
+	// has a writer, however slow it is.
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX); err != nil {
 		w.Abort()
 		return nil, err
@@ -82,7 +84,7 @@ func (s *Store) temporary(name string) (path string, _ *os.File, err error) {
 	return path, f, err
 }
 
-// Write writes to the file as it is asked to; nothing is gathered.
+// Write writes to the file at once. It buffers nothing.
 func (w *writer) Write(p []byte) (n int, err error) {
 	if w.file == nil {
 		return 0, os.ErrClosed
@@ -124,7 +126,8 @@ func (w *writer) commit(ctx context.Context) error {
 	if err := w.store.fault("sync", w.path); err != nil {
 		return err
 	}
-	// The last byte may have been written long ago, and a blob that is old and in no record is taken for one that nobody will ever need.
+	// The last byte may have been written long ago, and a sweep takes an old blob without a record
+	// for one that will never be needed.
 	now := time.Now()
 	if err := os.Chtimes(w.path, now, now); err != nil {
 		return err
@@ -146,12 +149,13 @@ func (w *writer) commit(ctx context.Context) error {
 		return err
 	}
 	w.path = ""
-	// All bytes are synced: there is nothing that closing could fail to do.
+	// All bytes are synced, so closing cannot fail to write any.
 	w.close()
 	return nil
 }
 
-// Abort removes what was written, unless it is committed. What it cannot remove is for Sweep, or is a whole blob.
+// Abort removes the file unless it is committed. If that fails, the rest is for Sweep, or is a
+// complete blob.
 func (w *writer) Abort() {
 	if w.path != "" {
 		_ = w.store.remove(w.path)

@@ -1,8 +1,0 @@
-//go:build !linux
-
-package server
-
-import "net"
-
-// setCork does nothing.
-func setCork(net.Conn, bool) bool { return false }
