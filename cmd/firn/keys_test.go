@@ -54,7 +54,7 @@ func TestUnusedKey(t *testing.T) {
 		t.Helper()
 		before := len(s.stderr.String())
 		s.signal(t, syscall.SIGHUP)
-		for !strings.Contains(s.stderr.String()[before:], "read settings, keys and certificates") {
+		for !strings.Contains(s.stderr.String()[before:], "reloaded settings, keys and certificates") {
 			if t.Context().Err() != nil {
 				t.Fatal("the server was not reloaded")
 			}
