@@ -65,7 +65,7 @@ func TestACMERenewal(t *testing.T) {
 	var moved atomic.Int64 // the clock, in nanoseconds
 	node := func() *certs.Certs {
 		c, err := certs.New(certs.Options{
-			ACME: &certs.ACME{Email: "a@firn.example", Directory: ca.directory, Roots: pool(t, ca.ca), ALPN: true, Notes: cat},
+			ACME: &certs.ACME{Email: "a@firn.example", Directory: ca.directory, Roots: pool(t, ca.ca), ALPN: true, Notes: cat, Leases: cat},
 			Now:  func() time.Time { return time.Now().Add(time.Duration(moved.Load())) },
 		})
 		if err != nil {

@@ -15,7 +15,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/cache"
-	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/certs"
 	"firn/internal/listen"
 	"firn/internal/registry"
@@ -45,7 +45,7 @@ type banner struct {
 
 // describe adds what the catalog and the certificates say. tls may be nil; hosts are those of all
 // caches.
-func (a *banner) describe(ctx context.Context, cat catalog.Catalog, tls *certs.Certs, hosts []string) error {
+func (a *banner) describe(ctx context.Context, cat *sqlite.Catalog, tls *certs.Certs, hosts []string) error {
 	all, err := registry.Records(ctx, cat)
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/config"
 	"firn/internal/keyfile"
 	"firn/internal/logs"
@@ -121,7 +122,7 @@ func (c *cacheCreateCommand) Run(k *kong.Context) error {
 		}
 		r.Keys = []nix.SecretKey{key}
 	}
-	return withCatalog(c.makeCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.makeCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		if err := cat.AddCache(ctx, r); err != nil {
 			return conflict(err)
 		}
@@ -157,7 +158,7 @@ func (*cacheListCommand) Help() string {
 }
 
 func (c *cacheListCommand) Run(k *kong.Context) error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		all, err := registry.Records(ctx, cat)
 		if err != nil {
 			return err
@@ -276,7 +277,7 @@ Examples:
 }
 
 func (c *cacheShowCommand) Run(k *kong.Context) error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		r, err := record(ctx, cat, c.Name)
 		if err != nil {
 			return err
@@ -334,7 +335,7 @@ func (c *cacheSetCommand) Run() error {
 	if c.Name == cache.Main {
 		open = c.makeCatalog // it always exists, so it can be private before it is first served
 	}
-	return withCatalog(open, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(open, func(ctx context.Context, cat *sqlite.Catalog) error {
 		var r, changed *catalog.Cache
 		err := catalog.ErrChanged
 		for errors.Is(err, catalog.ErrChanged) { // by another command
@@ -434,12 +435,12 @@ func (c *cacheDeleteCommand) Run() error {
 	if c.Name == cache.Main {
 		return fmt.Errorf("the cache %s always exists; firn cache set can make it private", cache.Main)
 	}
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		r, err := record(ctx, cat, c.Name)
 		if err != nil {
 			return err
 		}
-		counts, err := cat.Count(ctx, &r.ID)
+		counts, err := cat.CountIn(ctx, r.ID)
 		if err != nil {
 			return err
 		}

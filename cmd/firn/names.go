@@ -57,13 +57,13 @@ func (c *namesCommand) names(ctx context.Context) (names []string, err error) {
 	defer cat.Close()
 	switch c.Kind {
 	case "token":
-		all, err := cat.Tokens(ctx)
+		all, err := cat.AllTokens(ctx)
 		return namesOf(all, func(t *catalog.Token) []string { return []string{t.Name} }), err
 	case "sshkey":
-		all, err := cat.SSHKeys(ctx)
+		all, err := cat.AllSSHKeys(ctx)
 		return namesOf(all, func(k *catalog.SSHKey) []string { return []string{k.Name} }), err
 	}
-	all, err := cat.Caches(ctx)
+	all, err := cat.AllCaches(ctx)
 	return namesOf(all, func(r *catalog.Cache) (names []string) {
 		if c.Kind == "cache" {
 			return []string{r.Name}

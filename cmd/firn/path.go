@@ -8,6 +8,8 @@ import (
 	"github.com/alecthomas/kong"
 
 	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -43,20 +45,20 @@ type shownDeletion struct {
 }
 
 func (c *pathDeleteCommand) Run(k *kong.Context) error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		r, err := record(ctx, cat, c.Cache)
 		if err != nil {
 			return err
 		}
-		d := &catalog.Deletion{Cache: r.ID, DryRun: c.DryRun}
+		d := &index.Deletion{Cache: r.ID, DryRun: c.DryRun}
 		switch {
 		case c.KeepReferrers && !r.AllowMissingReferences:
 			return fmt.Errorf("--keep-referrers: all references in the cache %s are there, and stay so; delete what refers to them with --with-referrers, "+
 				"or allow missing references with firn cache set --allow-missing-references %s", r.Name, r.Name)
 		case c.KeepReferrers:
-			d.Referrers = catalog.KeepReferrers
+			d.Referrers = index.KeepReferrers
 		case c.WithReferrers:
-			d.Referrers = catalog.DeleteReferrers
+			d.Referrers = index.DeleteReferrers
 		}
 		named := make(map[nix.PathHash]string)
 		for _, text := range c.Paths {
@@ -72,7 +74,7 @@ func (c *pathDeleteCommand) Run(k *kong.Context) error {
 				return err
 			}
 		}
-		gone, err := cat.DeletePaths(ctx, d)
+		gone, err := index.Of(cat).Delete(ctx, d)
 		if gone == nil {
 			return deletionAdvice(err, r.Name)
 		}
@@ -84,9 +86,9 @@ func (c *pathDeleteCommand) Run(k *kong.Context) error {
 }
 
 // ask asks whether to delete more than is named.
-func (c *pathDeleteCommand) ask(ctx context.Context, cat catalog.Catalog, d catalog.Deletion, named int) error {
+func (c *pathDeleteCommand) ask(ctx context.Context, cat *sqlite.Catalog, d index.Deletion, named int) error {
 	d.DryRun = true
-	gone, err := cat.DeletePaths(ctx, &d)
+	gone, err := index.Of(cat).Delete(ctx, &d)
 	if err != nil {
 		return deletionAdvice(err, c.Cache)
 	}
@@ -98,7 +100,7 @@ func (c *pathDeleteCommand) ask(ctx context.Context, cat catalog.Catalog, d cata
 
 // deletionAdvice says what a person can do about a deletion that was refused.
 func deletionAdvice(err error, cache string) error {
-	if referred, ok := errors.AsType[*catalog.ReferredError](err); ok {
+	if referred, ok := errors.AsType[*index.ReferredError](err); ok {
 		text := fmt.Sprintf("nothing was deleted, as others in the cache %s refer to %s:\n", cache, referred.Path)
 		for _, by := range referred.By {
 			text += fmt.Sprintf("    %s\n", by)
@@ -111,7 +113,7 @@ func deletionAdvice(err error, cache string) error {
 	return err
 }
 
-func (c *pathDeleteCommand) print(k *kong.Context, gone *catalog.Deleted) error {
+func (c *pathDeleteCommand) print(k *kong.Context, gone *index.Deleted) error {
 	if c.JSON {
 		shown := shownDeletion{Paths: []string{}, Served: gone.FileBytes, DryRun: c.DryRun}
 		for _, path := range gone.Paths {

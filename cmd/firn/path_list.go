@@ -16,8 +16,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
-	"firn/internal/catalog"
-	"firn/nix"
+	"firn/internal/catalog/sqlite"
+	"firn/internal/depot/index"
 )
 
 type pathListCommand struct {
@@ -52,12 +52,16 @@ type listedPath struct {
 }
 
 func (c *pathListCommand) Run(k *kong.Context) (err error) {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		r, err := record(ctx, cat, c.Cache)
 		if err != nil {
 			return err
 		}
-		paths, err := sorted(listed(cat.AllPaths(ctx, r.ID, nix.PathHash{}, c.Withheld)), c.Sort)
+		list := cat.AllPaths
+		if c.Withheld {
+			list = cat.WithheldPaths
+		}
+		paths, err := sorted(listed(list(ctx, r.ID)), c.Sort)
 		if err != nil {
 			return err
 		}
@@ -98,7 +102,7 @@ func nameOrQuoted(name string) string {
 	return cmp.Or(name, "-")
 }
 
-func listed(paths iter.Seq2[*catalog.Path, error]) iter.Seq2[listedPath, error] {
+func listed(paths iter.Seq2[*index.Path, error]) iter.Seq2[listedPath, error] {
 	return func(yield func(listedPath, error) bool) {
 		for p, err := range paths {
 			if err != nil {

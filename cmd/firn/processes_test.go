@@ -18,6 +18,7 @@ import (
 	"firn/internal/cache/cachetest"
 	"firn/internal/catalog"
 	"firn/internal/catalog/sqlite"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/protocol"
 )
@@ -416,12 +417,12 @@ func TestProcessesDeletion(t *testing.T) {
 			for _, p := range o.pushers {
 				p.upload(o, program)
 			}
-			d := &catalog.Deletion{Cache: r.ID, Paths: []nix.PathHash{library.Info.Path.Hash(), alone.Info.Path.Hash()}, Referrers: catalog.DeleteReferrers}
+			d := &index.Deletion{Cache: r.ID, Paths: []nix.PathHash{library.Info.Path.Hash(), alone.Info.Path.Hash()}, Referrers: index.DeleteReferrers}
 			deleted := make(chan error, 1)
 			go func() {
 				// A publish takes a millisecond or two.
 				time.Sleep(time.Duration(round%10) * 200 * time.Microsecond)
-				_, err := o.catalog.DeletePaths(o.Context(), d)
+				_, err := index.Of(o.catalog).Delete(o.Context(), d)
 				deleted <- err
 			}()
 			signed := *alone.Info

@@ -13,6 +13,7 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 )
 
 type sshkeyAddCommand struct {
@@ -47,7 +48,7 @@ func (c *sshkeyAddCommand) Run() error {
 	if err != nil {
 		return err
 	}
-	return withCatalog(c.makeCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.makeCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		if err := cat.AddSSHKey(ctx, key); err != nil {
 			if errors.Is(err, catalog.ErrConflict) {
 				return fmt.Errorf("there is a key named %s already, or this very key under another name; firn sshkey list shows them, and firn sshkey revoke removes one", c.Name)
@@ -110,8 +111,8 @@ type shownKey struct {
 }
 
 func (c *sshkeyListCommand) Run(k *kong.Context) error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
-		all, err := cat.SSHKeys(ctx)
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
+		all, err := cat.AllSSHKeys(ctx)
 		if err != nil {
 			return err
 		}
@@ -158,7 +159,7 @@ Examples:
 }
 
 func (c *sshkeyRevokeCommand) Run() error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		err := cat.RevokeSSHKey(ctx, c.Name)
 		if errors.Is(err, catalog.ErrNotFound) {
 			return fmt.Errorf("there is no key named %s; firn sshkey list shows those that there are", c.Name)

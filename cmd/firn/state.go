@@ -21,6 +21,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 	"firn/internal/logs"
 	"firn/internal/registry"
 )
@@ -68,7 +69,7 @@ func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 }
 
 // withCatalog opens a catalog, calls do, and closes the catalog.
-func withCatalog(open func(context.Context) (*sqlite.Catalog, error), do func(context.Context, catalog.Catalog) error) error {
+func withCatalog(open func(context.Context) (*sqlite.Catalog, error), do func(context.Context, *sqlite.Catalog) error) error {
 	ctx := context.Background()
 	cat, err := open(ctx)
 	if err != nil {
@@ -313,7 +314,7 @@ func openPacks(c *config.Config, cat *sqlite.Catalog, log *slog.Logger) (*opened
 		return nil, errors.Join(fmt.Errorf("open depot: %w%s", err, stateAdvice(err)), cat.Close())
 	}
 	opts := depot.Options{Level: int(c.DepotLevel), MaxNARSize: c.MaxNARSize.Bytes(), Spool: filepath.Join(c.State, depotDir), Logger: log}
-	return &openedDepot{Depot: depot.New(cat, blobs, opts), catalog: cat}, nil
+	return &openedDepot{Depot: depot.New(cat, index.Of(cat), blobs, opts), catalog: cat}, nil
 }
 
 // Close closes the depot, and then its catalog.
@@ -337,7 +338,7 @@ func stateAdvice(err error) string {
 }
 
 // record is the record of one cache.
-func record(ctx context.Context, cat catalog.Catalog, name string) (*catalog.Cache, error) {
+func record(ctx context.Context, cat catalog.Caches, name string) (*catalog.Cache, error) {
 	r, err := registry.Find(ctx, cat, name)
 	if errors.Is(err, cache.ErrNotFound) {
 		return nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", name)

@@ -76,7 +76,7 @@ func (c *statsCommand) Run(k *kong.Context) error {
 	}
 	shown := shownStats{Caches: []shownCounts{}}
 	for _, r := range all {
-		n, err := cat.Count(ctx, &r.ID)
+		n, err := cat.CountIn(ctx, r.ID)
 		if err != nil {
 			return err
 		}
@@ -123,7 +123,7 @@ func (c *statsCommand) Run(k *kong.Context) error {
 
 // total counts what is in all caches together, and what is kept for it.
 func total(ctx context.Context, d *openedDepot) (*shownCounts, error) {
-	n, err := d.catalog.Count(ctx, nil)
+	n, err := d.catalog.Count(ctx)
 	if err != nil {
 		return nil, err
 	}

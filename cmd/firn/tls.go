@@ -16,6 +16,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/certs"
 	"firn/internal/config"
 	"firn/internal/listen"
@@ -58,7 +59,7 @@ func (c *serveCommand) openHTTPS(ctx context.Context, sockets listen.Sockets) ([
 }
 
 // certificates returns the certificate store, nil if TLS is not configured.
-func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, log *slog.Logger) (*certs.Certs, error) {
+func (c *serveCommand) certificates(db *sqlite.Catalog, plain []net.Listener, log *slog.Logger) (*certs.Certs, error) {
 	if !c.HasTLS() {
 		return nil, nil
 	}
@@ -69,7 +70,7 @@ func (c *serveCommand) certificates(notes catalog.Notes, plain []net.Listener, l
 			return nil, err
 		}
 		opts.ACME = &certs.ACME{
-			Email: c.ACME, Directory: c.ACMEDirectory, Roots: roots, Version: version(), Notes: notes,
+			Email: c.ACME, Directory: c.ACMEDirectory, Roots: roots, Version: version(), Notes: db, Leases: db,
 			ALPN: slices.Contains(c.ACMEChallenge, config.ChallengeALPN),
 			HTTP: slices.Contains(c.ACMEChallenge, config.ChallengeHTTP),
 		}

@@ -18,6 +18,7 @@ import (
 	"firn/internal/access"
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 	"firn/internal/registry"
 )
 
@@ -91,7 +92,7 @@ func (c *tokenCreateCommand) Run(k *kong.Context) error {
 	if err != nil {
 		return err
 	}
-	return withCatalog(c.makeCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.makeCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		if err := cat.AddToken(ctx, token); err != nil {
 			if errors.Is(err, catalog.ErrConflict) && c.Certificate != "" {
 				return fmt.Errorf("there is a token named %s already, or one of this very certificate; firn token list shows them, and firn token revoke removes one", c.Name)
@@ -147,7 +148,7 @@ func mostUseful(grants []catalog.Grant) catalog.Grant {
 }
 
 // warnUnmatched tells of patterns that match no cache, as a name that is typed wrong.
-func warnUnmatched(ctx context.Context, cat catalog.Catalog, grants []catalog.Grant) error {
+func warnUnmatched(ctx context.Context, cat catalog.Caches, grants []catalog.Grant) error {
 	all, err := registry.Records(ctx, cat)
 	if err != nil {
 		return err
@@ -203,8 +204,8 @@ type shownGrant struct {
 }
 
 func (c *tokenListCommand) Run(k *kong.Context) error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
-		all, err := cat.Tokens(ctx)
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
+		all, err := cat.AllTokens(ctx)
 		if err != nil {
 			return err
 		}
@@ -291,7 +292,7 @@ Examples:
 }
 
 func (c *tokenRevokeCommand) Run() error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat catalog.Catalog) error {
+	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		err := cat.RevokeToken(ctx, c.Name)
 		if errors.Is(err, catalog.ErrNotFound) {
 			return fmt.Errorf("there is no token named %s; firn token list shows those that there are", c.Name)

@@ -52,8 +52,11 @@ type Options struct {
 
 // Records are what a catalog has of those who may do something.
 type Records interface {
-	catalog.Tokens
-	catalog.SSHKeys
+	// TokenByHash is that of [catalog.Tokens], SSHKey that of [catalog.SSHKeys], and NoteUses that
+	// of [catalog.Uses].
+	TokenByHash(ctx context.Context, hash catalog.Sum) (*catalog.Token, error)
+	SSHKey(ctx context.Context, key []byte) (*catalog.SSHKey, error)
+	NoteUses(ctx context.Context, uses []catalog.Use) error
 }
 
 // Access knows tokens and SSH keys. It is safe for concurrent use.

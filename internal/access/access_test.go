@@ -22,7 +22,7 @@ import (
 
 // counted is a catalog that counts questions, and can fail.
 type counted struct {
-	catalog.Catalog
+	*sqlite.Catalog
 	questions int
 	fail      error
 	vague     bool // it cannot tell its version
@@ -49,7 +49,7 @@ type tester struct {
 	access  *access.Access
 }
 
-func openCatalog(tb testing.TB) catalog.Catalog {
+func openCatalog(tb testing.TB) *sqlite.Catalog {
 	tb.Helper()
 	c, err := sqlite.Open(context.Background(), filepath.Join(tb.TempDir(), "catalog.db"), sqlite.Options{})
 	if err != nil {

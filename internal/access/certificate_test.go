@@ -17,7 +17,7 @@ import (
 	"firn/internal/access"
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite/sqlitetest"
 )
 
 // issued is a certificate with its key.
@@ -66,7 +66,7 @@ func client(name string) x509.Certificate {
 }
 
 func TestCertificate(t *testing.T) {
-	cat := catalogtest.NewMemory(nil)
+	cat := sqlitetest.Open(t, nil)
 	now := time.Now()
 	a := access.New(cat, cat, access.Options{Now: func() time.Time { return now }, Burst: 1000})
 	add := func(name string, cert *issued, expires time.Time) {

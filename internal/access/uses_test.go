@@ -12,11 +12,12 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/catalog"
+	"firn/internal/catalog/sqlite"
 )
 
 // noting counts what is written.
 type noting struct {
-	catalog.Catalog
+	*sqlite.Catalog
 	writes atomic.Int64
 }
 
@@ -43,7 +44,7 @@ func TestUses(t0 *testing.T) {
 		t.addKey("builder", key, access.SSHKeyOptions{})
 		used := func() time.Time {
 			t.Helper()
-			all, err := t.catalog.Tokens(t.Context())
+			all, err := t.catalog.AllTokens(t.Context())
 			if err != nil || !all[1].Used.IsZero() {
 				t.Fatalf("the other token was used at %v, %v", all[1].Used, err)
 			}

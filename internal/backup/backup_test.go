@@ -11,10 +11,10 @@ import (
 	"testing"
 	"time"
 
-	"firn/internal/catalog"
 	"firn/internal/catalog/sqlite"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 )
 
 // A state is a state directory with some packs, to each of which a NAR refers.
@@ -60,7 +60,7 @@ func (s *state) add(name string) {
 	if err := w.Commit(s.Context()); err != nil {
 		s.Fatal(err)
 	}
-	n := &catalog.NewNAR{Pack: &catalog.Pack{Name: name, Size: int64(len(data))}}
+	n := &index.NewNAR{Pack: &index.Pack{Name: name, Size: int64(len(data))}}
 	n.Hash, n.Packs, n.Size, n.FileSize = sha256.Sum256([]byte(name)), []string{name}, 1, 1
 	if _, _, err := s.catalog.AddNAR(s.Context(), n); err != nil {
 		s.Fatal(err)

@@ -57,14 +57,15 @@ type ACME struct {
 	// HTTP and ALPN are the challenges that this server can answer: http-01 and tls-alpn-01.
 	HTTP, ALPN bool
 
-	// Notes are shared by all nodes.
-	Notes catalog.Notes
+	// Notes and Leases are shared by all nodes.
+	Notes  catalog.Notes
+	Leases catalog.Leases
 }
 
 // authority gets certificates from an ACME authority.
 //
 // Everything is kept in notes: the account, the certificates, and what is answered to challenges,
-// so that any node can answer what another was asked. A lease in a note has one node at a time get a certificate.
+// so that any node can answer what another was asked. A lease has one node at a time get a certificate.
 type authority struct {
 	ACME
 	client  acmez.Client
@@ -122,7 +123,7 @@ func newAuthority(opts ACME, log *slog.Logger, now func() time.Time) *authority 
 func httpNote(token string) string { return "acme/http/" + token }
 func alpnNote(host string) string  { return "acme/alpn/" + strings.ToLower(host) }
 func certNote(host string) string  { return "acme/certificate/" + host }
-func leaseNote(host string) string { return "acme/lease/" + host }
+func leaseName(host string) string { return "acme/" + host }
 
 // answer is a solver that keeps the answers to challenges in notes.
 type answer struct {
@@ -189,14 +190,14 @@ func (a *authority) certificate(ctx context.Context, host string) (*tls.Certific
 	}
 	ctx, cancel := context.WithTimeout(ctx, orderLimit)
 	defer cancel()
-	lease := &catalog.Note{Key: leaseNote(host), Expires: a.now().Add(leaseTime)}
-	if err := a.Notes.AddNote(ctx, lease); errors.Is(err, catalog.ErrConflict) {
+	lease, err := a.Leases.TakeLease(ctx, leaseName(host), leaseTime)
+	if errors.Is(err, catalog.ErrConflict) {
 		return cert, nil // another node is at it
 	} else if err != nil {
 		return cert, fmt.Errorf("get certificate: %w", err)
 	}
 	defer func() {
-		if err := a.Notes.DeleteNote(context.WithoutCancel(ctx), lease.Key); err != nil {
+		if err := a.Leases.ReleaseLease(context.WithoutCancel(ctx), lease); err != nil {
 			a.log.Warn("others wait for a certificate for longer than they have to", "host", host, "error", err)
 		}
 	}()

@@ -3,13 +3,12 @@ package certs
 import (
 	"context"
 	"crypto/x509"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
-
-	"firn/internal/catalog/catalogtest"
 )
 
 // TestLease: of the servers of one state, one at a time asks for the certificate of a host. The
@@ -26,9 +25,9 @@ func TestLease(t *testing.T) {
 	defer ca.Close()
 	roots := x509.NewCertPool()
 	roots.AddCert(ca.Certificate())
-	notes := catalogtest.NewMemory(nil)
+	notes := sqlitetest.Open(t, nil)
 	node := func() *authority {
-		return newAuthority(ACME{Directory: ca.URL, Email: "you@example.org", Roots: roots, Notes: notes}, slog.New(slog.DiscardHandler), time.Now)
+		return newAuthority(ACME{Directory: ca.URL, Email: "you@example.org", Roots: roots, Notes: notes, Leases: notes}, slog.New(slog.DiscardHandler), time.Now)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -48,7 +47,7 @@ func TestLease(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("one got a certificate from an authority that gives none")
 	}
-	if _, err := notes.Note(t.Context(), leaseNote("cache.example.org")); err == nil {
-		t.Error("the lease is still there")
+	if _, err := notes.TakeLease(t.Context(), leaseName("cache.example.org"), time.Minute); err != nil {
+		t.Errorf("the lease was not given back: %v", err)
 	}
 }

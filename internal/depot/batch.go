@@ -6,6 +6,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/chunk"
+	"firn/internal/depot/index"
 )
 
 const (
@@ -43,12 +44,12 @@ type batch struct {
 
 // A piece is a part of a NAR that becomes one frame.
 type piece struct {
-	data   []byte         // in the buffer of its batch
-	shared bool           // it is one chunk, and long enough to be looked up by its hash
-	sum    catalog.Sum    // the hash of data
-	known  *catalog.Chunk // the chunk that is kept already, or nil
-	like   int            // the number of an earlier frame of the NAR with the same bytes, or -1
-	length int            // of its frame, if it has one
+	data   []byte       // in the buffer of its batch
+	shared bool         // it is one chunk, and long enough to be looked up by its hash
+	sum    catalog.Sum  // the hash of data
+	known  *index.Chunk // the chunk that is kept already, or nil
+	like   int          // the number of an earlier frame of the NAR with the same bytes, or -1
+	length int          // of its frame, if it has one
 }
 
 func (p *piece) isNew() bool { return p.known == nil && p.like < 0 }

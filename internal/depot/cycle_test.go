@@ -6,8 +6,8 @@ import (
 	"testing"
 
 	"firn/internal/cache"
-	"firn/internal/catalog"
 	"firn/internal/depot"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -38,13 +38,13 @@ func TestCycleThroughWithheld(tt *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := t.catalog.Withhold(t.Context(), []catalog.NARID{there.NAR}, catalog.Whole, catalog.Damaged); err != nil {
+	if _, err := t.catalog.SetFaults(t.Context(), []index.NARID{there.NAR}, index.Whole, index.Damaged); err != nil {
 		t.Fatal(err)
 	}
 	if err := publish(two, one); !errors.Is(err, cache.ErrInvalid) {
 		t.Errorf("Publish of the other half of a cycle: %v, want ErrInvalid", err)
 	}
-	if _, err := t.catalog.Withhold(t.Context(), []catalog.NARID{there.NAR}, catalog.Damaged, catalog.Whole); err != nil {
+	if _, err := t.catalog.SetFaults(t.Context(), []index.NARID{there.NAR}, index.Damaged, index.Whole); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := c.NARInfo(t.Context(), infoOf(t, two).Path.Hash()); !errors.Is(err, cache.ErrNotFound) {

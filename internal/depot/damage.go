@@ -13,6 +13,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/depot/blob"
+	"firn/internal/depot/index"
 	"firn/nix/nar"
 )
 
@@ -31,7 +32,7 @@ var errDamaged = errors.New("damaged")
 // bytes were read, unless read is nil. It returns an error if it could not tell whether the NAR is
 // damaged.
 func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, read func(int64)) (verdict, error) {
-	n, err := d.catalog.NAR(ctx, sum)
+	n, err := d.index.NAR(ctx, sum)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return verdict{gone: true}, nil
 	}
@@ -49,15 +50,15 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 	switch {
 	case ctx.Err() != nil:
 		return verdict{}, context.Cause(ctx)
-	case fault == nil && n.Fault != catalog.Whole:
+	case fault == nil && n.Fault != index.Whole:
 		if repair {
-			_, err = d.catalog.Withhold(ctx, []catalog.NARID{n.ID}, n.Fault, catalog.Whole)
+			_, err = d.index.SetFaults(ctx, []index.NARID{n.ID}, n.Fault, index.Whole)
 		}
 		return verdict{healed: true}, failure("serve NAR again", err)
 	case fault == nil:
 		return verdict{}, nil
 	}
-	if _, err := d.catalog.NAR(ctx, sum); errors.Is(err, catalog.ErrNotFound) {
+	if _, err := d.index.NAR(ctx, sum); errors.Is(err, catalog.ErrNotFound) {
 		return verdict{gone: true}, nil // removed while it was read
 	}
 	if !repair || !errors.Is(fault, errDamaged) {
@@ -67,7 +68,7 @@ func (d *Depot) verifyNAR(ctx context.Context, sum catalog.Sum, repair bool, rea
 		_, err := d.lose(ctx, sum)
 		return verdict{fault: fault}, err
 	}
-	if _, err := d.catalog.Withhold(ctx, []catalog.NARID{n.ID}, n.Fault, catalog.Damaged); err != nil {
+	if _, err := d.index.SetFaults(ctx, []index.NARID{n.ID}, n.Fault, index.Damaged); err != nil {
 		return verdict{}, failure("withhold NAR", err)
 	}
 	if r != nil {
@@ -143,7 +144,7 @@ func (s *frameStream) Read(p []byte) (int, error) {
 
 // compareListing parses a NAR and compares it with its listing.
 func (d *Depot) compareListing(ctx context.Context, sum catalog.Sum, in io.Reader) error {
-	text, err := d.catalog.Listing(ctx, sum)
+	text, err := d.index.Listing(ctx, sum)
 	if err != nil {
 		return failure("read listing", err)
 	}
@@ -173,7 +174,7 @@ func (d *Depot) compareListing(ctx context.Context, sum catalog.Sum, in io.Reade
 
 // forgetDamaged forgets the chunks that are frames of a NAR and have other contents than they
 // should, so that nothing new refers to them.
-func (d *Depot) forgetDamaged(ctx context.Context, n *catalog.NAR, r *recipe) error {
+func (d *Depot) forgetDamaged(ctx context.Context, n *index.NAR, r *recipe) error {
 	fr, err := d.readFrames(ctx, r, 0)
 	if err != nil {
 		return err
@@ -191,7 +192,7 @@ func (d *Depot) forgetDamaged(ctx context.Context, n *catalog.NAR, r *recipe) er
 		}
 	}
 	for pack, offsets := range damaged {
-		if err := d.catalog.ForgetChunks(ctx, pack, offsets); err != nil {
+		if err := d.index.ForgetChunks(ctx, pack, offsets); err != nil {
 			return failure("forget chunks", err)
 		}
 	}

@@ -34,6 +34,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/internal/depot/blob"
+	"firn/internal/depot/index"
 	"firn/internal/memo"
 	"firn/nix"
 )
@@ -75,9 +76,16 @@ const (
 	maxDecoding = 64 << 20
 )
 
+// A Catalog has the records of caches.
+type Catalog interface {
+	catalog.Database
+	catalog.Caches
+}
+
 // A Depot keeps NARs. It is safe for concurrent use.
 type Depot struct {
-	catalog catalog.Catalog
+	catalog Catalog
+	index   index.Index
 	blobs   blob.Store
 	opts    Options
 	log     *slog.Logger
@@ -95,8 +103,8 @@ type Depot struct {
 	right, wrong atomic.Int64 // NARs that were compared with their hash
 }
 
-// New returns a depot on a catalog and a store of packs. The caller closes both, after the depot.
-func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
+// New returns a depot on a catalog, an index and a store of packs. The caller closes them, after the depot.
+func New(cat Catalog, ix index.Index, blobs blob.Store, opts Options) *Depot {
 	opts.Level = cmp.Or(opts.Level, defaultLevel)
 	opts.MaxNARSize = cmp.Or(opts.MaxNARSize, defaultMaxNARSize)
 	opts.Grace = cmp.Or(opts.Grace, defaultGrace)
@@ -107,6 +115,7 @@ func New(cat catalog.Catalog, blobs blob.Store, opts Options) *Depot {
 	}
 	return &Depot{
 		catalog:  cat,
+		index:    ix,
 		blobs:    blobs,
 		opts:     opts,
 		log:      cmp.Or(opts.Logger, slog.New(slog.DiscardHandler)),
@@ -196,7 +205,7 @@ func (p *View) IsThere(ctx context.Context) (bool, error) {
 	if _, at, ok := p.empty.Get(struct{}{}); ok && at.Miss(now) {
 		return false, nil
 	}
-	for _, err := range p.d.catalog.AllPaths(ctx, p.id, nix.PathHash{}, false) {
+	for _, err := range p.d.index.AllPaths(ctx, p.id) {
 		p.there.Store(err == nil)
 		return err == nil, failure("list paths", err)
 	}

@@ -18,11 +18,12 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
-	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
 	blobdir "firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -52,7 +53,7 @@ func fixture(tb testing.TB) cachetest.Fixture {
 		f.Logs[drv] = []byte(log)
 	}
 	f.Remove = func(tb *testing.T, path nix.StorePath) {
-		if err := t.catalog.DeletePath(tb.Context(), t.record.ID, path.Hash()); err != nil {
+		if err := deletePath(t, path.Hash()); err != nil {
 			tb.Fatal(err)
 		}
 	}
@@ -253,7 +254,7 @@ func TestRefused(t *testing.T) {
 			}
 			_, err = t.Received(t.Context(), "nar/x.nar")
 			wantError(t, "Received", err, cache.ErrNotFound)
-			if counts, err := t.catalog.Count(t.Context(), nil); err != nil || counts.NARs+counts.Chunks+counts.Packs > 0 {
+			if counts, err := t.catalog.Count(t.Context()); err != nil || counts.NARs+counts.Chunks+counts.Packs > 0 {
 				t.Errorf("the catalog has %+v, %v", counts, err)
 			}
 			if names, _ := t.packs(); len(names) > 0 {
@@ -413,7 +414,7 @@ func TestSweep(tt *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := t.catalog.DeletePath(t.Context(), t.record.ID, goneInfo.Path.Hash()); err != nil {
+	if err := deletePath(t, goneInfo.Path.Hash()); err != nil {
 		t.Fatal(err)
 	}
 	now = now.Add(23 * time.Hour)
@@ -432,7 +433,7 @@ func TestSweep(tt *testing.T) {
 // What was deleted can come again without its NAR for a day, and its bytes go after another one.
 func TestDeletedPath(tt *testing.T) {
 	clock := catalogtest.NewClock()
-	t := newTesterOn(tt, catalogtest.NewMemory(clock.Now), blobtest.NewMemory(), depot.Options{Now: clock.Now})
+	t := newTesterOn(tt, sqlitetest.Open(tt, clock.Now), blobtest.NewMemory(), depot.Options{Now: clock.Now})
 	info := t.push(archive(t, file("", text(300_000, 1))))
 	url := "nar/" + info.NARHash.Nix32() + ".nar"
 	pass := func(hours int) {
@@ -445,7 +446,7 @@ func TestDeletedPath(tt *testing.T) {
 		}
 	}
 	pass(100)
-	if _, err := t.catalog.DeletePaths(t.Context(), &catalog.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
+	if _, err := index.Of(t.catalog).Delete(t.Context(), &index.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
 		t.Fatal(err)
 	}
 	pass(24)
@@ -483,7 +484,7 @@ func TestDeletedRealisation(tt *testing.T) {
 	if err := put(info.Path, before); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := t.catalog.DeletePaths(t.Context(), &catalog.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
+	if _, err := index.Of(t.catalog).Delete(t.Context(), &index.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{info.Path.Hash()}}); err != nil {
 		t.Fatal(err)
 	}
 	_, err = t.Realisation(t.Context(), id)
@@ -502,7 +503,7 @@ func TestDeletedRealisation(tt *testing.T) {
 // An upload that comes once more has all of the grace for its narinfo.
 func TestRenew(tt *testing.T) {
 	clock := catalogtest.NewClock()
-	t := newTesterOn(tt, catalogtest.NewMemory(clock.Now), blobtest.NewMemory(), depot.Options{Now: clock.Now})
+	t := newTesterOn(tt, sqlitetest.Open(tt, clock.Now), blobtest.NewMemory(), depot.Options{Now: clock.Now})
 	wantError(t, "Renew of what is not there", t.Renew(t.Context(), "nar/x.nar"), cache.ErrNotFound)
 	got, err := t.Receive(t.Context(), cache.Upload{URL: "nar/x.nar", NAR: bytes.NewReader(archive(t, file("", text(300_000, 1))))})
 	if err != nil {

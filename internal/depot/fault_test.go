@@ -14,6 +14,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -45,32 +46,32 @@ func (f *faults) call(do func() error) error {
 }
 
 type faultyCatalog struct {
-	catalog.Catalog
+	Catalog
 	*faults
 }
 
-func (c faultyCatalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []catalog.Sum) (got []catalog.Chunk, err error) {
-	return got, c.call(func() error { got, err = c.Catalog.Chunks(ctx, cache, hashes); return err })
+func (c faultyCatalog) FindChunks(ctx context.Context, cache catalog.CacheID, hashes []catalog.Sum) (got []index.Chunk, err error) {
+	return got, c.call(func() error { got, err = c.Catalog.FindChunks(ctx, cache, hashes); return err })
 }
 
-func (c faultyCatalog) AddNAR(ctx context.Context, n *catalog.NewNAR) (id catalog.NARID, added bool, err error) {
+func (c faultyCatalog) AddNAR(ctx context.Context, n *index.NewNAR) (id index.NARID, added bool, err error) {
 	return id, added, c.call(func() error { id, added, err = c.Catalog.AddNAR(ctx, n); return err })
 }
 
-func (c faultyCatalog) AddUpload(ctx context.Context, u *catalog.Upload) error {
+func (c faultyCatalog) AddUpload(ctx context.Context, u *index.Upload) error {
 	return c.call(func() error { return c.Catalog.AddUpload(ctx, u) })
 }
 
-func (c faultyCatalog) NAR(ctx context.Context, hash catalog.Sum) (n *catalog.NAR, err error) {
+func (c faultyCatalog) NAR(ctx context.Context, hash catalog.Sum) (n *index.NAR, err error) {
 	return n, c.call(func() error { n, err = c.Catalog.NAR(ctx, hash); return err })
 }
 
-func (c faultyCatalog) Publish(ctx context.Context, id catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis) (there *catalog.Path, added bool, err error) {
+func (c faultyCatalog) Publish(ctx context.Context, id catalog.CacheID, p *index.Path, debug []index.DebugInfo, b index.Basis) (there *index.Path, added bool, err error) {
 	return there, added, c.call(func() error { there, added, err = c.Catalog.Publish(ctx, id, p, debug, b); return err })
 }
 
-func (c faultyCatalog) Leads(ctx context.Context, id catalog.CacheID, n catalog.NARID) (leads bool, err error) {
-	return leads, c.call(func() error { leads, err = c.Catalog.Leads(ctx, id, n); return err })
+func (c faultyCatalog) Leads(ctx context.Context, id catalog.CacheID, n index.NARID) (leads bool, err error) {
+	return leads, c.call(func() error { leads, err = c.Catalog.Reaches(ctx, id, n); return err })
 }
 
 func (c faultyCatalog) Listing(ctx context.Context, hash catalog.Sum) (text []byte, err error) {
@@ -343,12 +344,12 @@ func TestHealed(tt *testing.T) {
 
 // forgetful is a catalog in which a chunk is forgotten after it was looked up.
 type forgetful struct {
-	catalog.Catalog
+	Catalog
 	forget bool
 }
 
-func (c *forgetful) Chunks(ctx context.Context, id catalog.CacheID, hashes []catalog.Sum) ([]catalog.Chunk, error) {
-	found, err := c.Catalog.Chunks(ctx, id, hashes)
+func (c *forgetful) FindChunks(ctx context.Context, id catalog.CacheID, hashes []catalog.Sum) ([]index.Chunk, error) {
+	found, err := c.Catalog.FindChunks(ctx, id, hashes)
 	if c.forget && err == nil && len(found) > 0 {
 		c.forget = false
 		err = c.Catalog.ForgetChunks(ctx, found[0].Pack, []int64{found[0].Offset})

@@ -8,7 +8,7 @@ import (
 	"slices"
 
 	"firn/internal/cache"
-	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -23,7 +23,7 @@ func traceKey(drv nix.StorePath, output string) string {
 
 // Realisation returns what was kept of an output.
 func (p *View) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Realisation, error) {
-	text, err := p.d.catalog.File(ctx, p.id, realisationKey(id))
+	text, err := p.d.index.File(ctx, p.id, realisationKey(id))
 	if err != nil {
 		return nil, failure(fmt.Sprintf("find realisation %v", id), err)
 	}
@@ -32,7 +32,7 @@ func (p *View) Realisation(ctx context.Context, id nix.RealisationID) (*nix.Real
 
 // BuildTrace returns what was kept of an output.
 func (p *View) BuildTrace(ctx context.Context, drv nix.StorePath, output string) (*nix.BuildTrace, error) {
-	text, err := p.d.catalog.File(ctx, p.id, traceKey(drv, output))
+	text, err := p.d.index.File(ctx, p.id, traceKey(drv, output))
 	if err != nil {
 		return nil, failure(fmt.Sprintf("find build trace of %v!%s", drv, output), err)
 	}
@@ -84,10 +84,10 @@ func (p *View) PutBuildTrace(ctx context.Context, t *nix.BuildTrace, b cache.Bas
 }
 
 // update changes what is kept under a key, which says that a path was built, to what change makes
-// of it, as [catalog.Files] says.
+// of it, as [index.Files] says.
 func (p *View) update(ctx context.Context, key string, built nix.StorePath, b cache.Basis, change func(old []byte) ([]byte, error)) error {
 	var refused error
-	err := p.d.catalog.UpdateFile(ctx, p.id, &catalog.File{Key: key, Path: built}, catalog.Basis(b), func(old []byte) (text []byte, _ error) {
+	err := p.d.index.UpdateFile(ctx, p.id, &index.File{Key: key, Path: built}, indexBasis(b), func(old []byte) (text []byte, _ error) {
 		text, refused = change(old)
 		return text, refused
 	})

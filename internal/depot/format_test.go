@@ -18,6 +18,7 @@ import (
 	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	blobs "firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -81,7 +82,7 @@ func openOnDisk(t *testing.T, path string) *depot.View {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := depot.New(cat, packs, depot.Options{})
+	d := depot.New(cat, index.Of(cat), packs, depot.Options{})
 	t.Cleanup(func() { d.Close() })
 	c := &catalog.Cache{Name: "main", StoreDir: nix.DefaultStoreDir, Sources: []string{"depot"}}
 	if err := cat.AddCache(context.Background(), c); err != nil {

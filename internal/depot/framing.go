@@ -8,6 +8,7 @@ import (
 	"sync"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // maxAsked is how many chunks a catalog is asked for at once.
@@ -69,14 +70,14 @@ func (f *framing) lookUp(pieces []piece) error {
 		for i, p := range asked {
 			sums[i] = p.sum
 		}
-		chunks, err := f.d.catalog.Chunks(f.ctx, f.cache, sums)
+		chunks, err := f.d.index.FindChunks(f.ctx, f.cache, sums)
 		if err != nil {
 			return failure("look up chunks", err)
 		}
 		if chunks, err = f.d.intactChunks(f.ctx, chunks); err != nil {
 			return err
 		}
-		found := make(map[catalog.Sum]*catalog.Chunk, len(chunks))
+		found := make(map[catalog.Sum]*index.Chunk, len(chunks))
 		for i := range chunks {
 			found[chunks[i].Hash] = &chunks[i]
 		}

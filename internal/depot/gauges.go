@@ -7,8 +7,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"firn/internal/catalog"
 	"firn/internal/depot/blob"
+	"firn/internal/depot/index"
 	"firn/internal/memo"
 )
 
@@ -27,7 +27,7 @@ type Gauges struct {
 	asked chan struct{} // holds something when there was a scrape
 
 	mu      sync.Mutex
-	counts  catalog.Counts
+	counts  index.Counts
 	at      time.Time     // when these were right; zero: never
 	took    time.Duration // to count them
 	version memo.Version  // of the catalog just before
@@ -68,7 +68,7 @@ func (g *Gauges) Tick(ctx context.Context) error {
 		g.mu.Unlock()
 		return nil
 	}
-	counts, err := g.d.catalog.Count(ctx, nil)
+	counts, err := g.d.index.Count(ctx)
 	if err != nil {
 		return failure("count what is kept", err)
 	}
@@ -81,25 +81,25 @@ func (g *Gauges) Tick(ctx context.Context) error {
 // A gauge is one number of a count.
 type gauge struct {
 	desc  *prometheus.Desc
-	value func(*catalog.Counts) int64
+	value func(*index.Counts) int64
 }
 
-func newGauge(name, help string, value func(*catalog.Counts) int64) gauge {
+func newGauge(name, help string, value func(*index.Counts) int64) gauge {
 	return gauge{prometheus.NewDesc("firn_depot_"+name, help, nil, nil), value}
 }
 
 var (
 	gauges = []gauge{
-		newGauge("paths", "Store paths that were pushed and are published, in all caches.", func(c *catalog.Counts) int64 { return c.Paths }),
-		newGauge("nars", "NARs that are kept, each once, however many paths and caches have it.", func(c *catalog.Counts) int64 { return c.NARs }),
-		newGauge("withheld_nars", "NARs that are not served, as they are damaged or lack a pack.", func(c *catalog.Counts) int64 { return c.Withheld }),
-		newGauge("incomplete_nars", "Of these, the NARs that lack a pack. They are served again when it is back.", func(c *catalog.Counts) int64 { return c.Missing }),
-		newGauge("nar_bytes", "The size of these NARs, uncompressed.", func(c *catalog.Counts) int64 { return c.NARBytes }),
-		newGauge("served_bytes", "The size of these NARs as they are served, compressed.", func(c *catalog.Counts) int64 { return c.FileBytes }),
-		newGauge("chunks", "Pieces that NARs can share.", func(c *catalog.Counts) int64 { return c.Chunks }),
-		newGauge("packs", "Packs, which hold the bytes of the NARs.", func(c *catalog.Counts) int64 { return c.Packs }),
-		newGauge("kept_bytes", "The size of the packs.", func(c *catalog.Counts) int64 { return c.PackBytes }),
-		newGauge("reclaimable_bytes", "Bytes of the packs that no NAR needs any more. Most go by themselves, a day later.", func(c *catalog.Counts) int64 { return c.Reclaimable }),
+		newGauge("paths", "Store paths that were pushed and are published, in all caches.", func(c *index.Counts) int64 { return c.Paths }),
+		newGauge("nars", "NARs that are kept, each once, however many paths and caches have it.", func(c *index.Counts) int64 { return c.NARs }),
+		newGauge("withheld_nars", "NARs that are not served, as they are damaged or lack a pack.", func(c *index.Counts) int64 { return c.Withheld }),
+		newGauge("incomplete_nars", "Of these, the NARs that lack a pack. They are served again when it is back.", func(c *index.Counts) int64 { return c.Missing }),
+		newGauge("nar_bytes", "The size of these NARs, uncompressed.", func(c *index.Counts) int64 { return c.NARBytes }),
+		newGauge("served_bytes", "The size of these NARs as they are served, compressed.", func(c *index.Counts) int64 { return c.FileBytes }),
+		newGauge("chunks", "Pieces that NARs can share.", func(c *index.Counts) int64 { return c.Chunks }),
+		newGauge("packs", "Packs, which hold the bytes of the NARs.", func(c *index.Counts) int64 { return c.Packs }),
+		newGauge("kept_bytes", "The size of the packs.", func(c *index.Counts) int64 { return c.PackBytes }),
+		newGauge("reclaimable_bytes", "Bytes of the packs that no NAR needs any more. Most go by themselves, a day later.", func(c *index.Counts) int64 { return c.Reclaimable }),
 	}
 	descCounted  = prometheus.NewDesc("firn_depot_counted_timestamp_seconds", "When the other firn_depot metrics but those of the disk were right, in seconds since 1970.", nil, nil)
 	descThere    = prometheus.NewDesc("firn_depot_there", "1 if the directory of the packs is there, 0 if not, such as on a disk that is not mounted.", nil, nil)

@@ -10,23 +10,23 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 
-	"firn/internal/catalog"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/index"
 )
 
 // slowCounts is a catalog in which counting takes some time of the clock.
 type slowCounts struct {
-	catalog.Catalog
+	Catalog
 	now    *time.Time
 	takes  time.Duration
 	counts int
 }
 
-func (s *slowCounts) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Counts, error) {
+func (s *slowCounts) Count(ctx context.Context) (index.Counts, error) {
 	s.counts++
 	*s.now = s.now.Add(s.takes)
-	return s.Catalog.Count(ctx, cache)
+	return s.Catalog.Count(ctx)
 }
 
 func TestGauges(tt *testing.T) {
@@ -69,7 +69,7 @@ func TestGauges(tt *testing.T) {
 	s.push(archive(s, file("", noise(200_000, 2))))
 	tick(0, 1)
 	counted := now
-	all, err := cat.Catalog.Count(s.Context(), nil)
+	all, err := cat.Catalog.Count(s.Context())
 	if err != nil {
 		s.Fatal(err)
 	}

@@ -10,24 +10,27 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
 var errNoLook = errors.New("no look-up")
 
 // blind is a catalog in which chunks cannot be looked up.
-type blind struct{ catalog.Catalog }
+type blind struct{ *sqlite.Catalog }
 
-func (blind) Chunks(context.Context, catalog.CacheID, []catalog.Sum) ([]catalog.Chunk, error) {
+func (blind) FindChunks(context.Context, catalog.CacheID, []catalog.Sum) ([]index.Chunk, error) {
 	return nil, errNoLook
 }
 
 // TestFailedBatch: nothing of a batch is written that comes after one that failed, so that nothing
 // is kept without the first. Both buffers come back.
 func TestFailedBatch(t *testing.T) {
-	d := New(blind{catalogtest.NewMemory(nil)}, blobtest.NewMemory(), Options{})
+	db := blind{sqlitetest.Open(t, nil)}
+	d := New(db, index.Of(db), blobtest.NewMemory(), Options{})
 	defer d.Close()
 	in := d.newIngest(t.Context(), 0, nix.DefaultStoreDir, strings.NewReader(""))
 	defer in.close()

@@ -23,10 +23,10 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
-	"firn/internal/catalog"
 	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	blobdir "firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 	"firn/internal/testing/seed"
 )
 
@@ -228,7 +228,7 @@ func (k *killing) check() {
 	t := k.open(depot.Options{Now: func() time.Time { return killedTime(k.ticks) }})
 	defer t.close()
 	t.wantClean()
-	all, err := t.catalog.Caches(t.Context())
+	all, err := t.catalog.AllCaches(t.Context())
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -302,7 +302,7 @@ func (k *killing) sweepAll() {
 	now := killedTime(k.ticks)
 	t := k.open(depot.Options{Now: func() time.Time { return now }})
 	defer t.close()
-	all, err := t.catalog.Caches(t.Context())
+	all, err := t.catalog.AllCaches(t.Context())
 	if err != nil {
 		k.Fatal(err)
 	}
@@ -317,8 +317,8 @@ func (k *killing) sweepAll() {
 			k.Error(err)
 		}
 	}
-	counts, err := t.catalog.Count(t.Context(), nil)
-	if err != nil || counts != (catalog.Counts{}) {
+	counts, err := t.catalog.Count(t.Context())
+	if err != nil || counts != (index.Counts{}) {
 		k.Errorf("the catalog counts %+v, %v", counts, err)
 	}
 	err = filepath.WalkDir(filepath.Join(k.dir, "packs"), func(path string, e fs.DirEntry, err error) error {
@@ -428,7 +428,7 @@ func (w *killedWorker) run() {
 		case n < len(w.there):
 			number := take(&w.there, n)
 			fmt.Println("delete", w.name, number)
-			if err := w.catalog.DeletePath(w.Context(), w.record.ID, infoOf(w, killedNAR(w, number)).Path.Hash()); err != nil {
+			if err := deletePath(w.tester, infoOf(w, killedNAR(w, number)).Path.Hash()); err != nil {
 				w.Fatal("delete", number, err)
 			}
 			fmt.Println("deleted", w.name, number)

@@ -12,7 +12,7 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"firn/internal/cache"
-	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -49,7 +49,7 @@ func (p *View) PutLog(ctx context.Context, drv nix.StorePath, log io.Reader) err
 	err := in.read(ctx, log)
 	if err == nil {
 		err = in.hold(ctx, func(kept []byte) error {
-			return failure("write catalog", p.d.catalog.PutFile(ctx, p.id, &catalog.File{Key: catalog.LogKey(drv), Content: kept}))
+			return failure("write catalog", p.d.index.PutFile(ctx, p.id, &index.File{Key: index.LogKey(drv), Content: kept}))
 		})
 	}
 	if err != nil {
@@ -142,7 +142,7 @@ func (p *View) OpenLog(ctx context.Context, drv nix.StorePath) (cache.Log, error
 		return nil, fmt.Errorf("open log of %v: %w", drv, context.Cause(ctx))
 	}
 	defer p.d.logs.reading.Release(maxLogKept)
-	kept, err := p.d.catalog.File(ctx, p.id, catalog.LogKey(drv))
+	kept, err := p.d.index.File(ctx, p.id, index.LogKey(drv))
 	if err != nil {
 		return nil, failure(fmt.Sprintf("open log of %v", drv), err)
 	}

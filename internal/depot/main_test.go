@@ -25,6 +25,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -36,10 +37,32 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// A Catalog is a database with all that a depot needs.
+type Catalog interface {
+	depot.Catalog
+	index.NARs
+	index.Uploads
+	index.Chunks
+	index.Packs
+	index.Paths
+	index.References
+	index.Endorsements
+	index.Deletions
+	index.Files
+	index.Upkeep
+	Close() error
+}
+
+// deletePath deletes a path of the cache main, whatever refers to it.
+func deletePath(t *tester, hash nix.PathHash) error {
+	_, err := index.Of(t.catalog).Delete(t.Context(), &index.Deletion{Cache: t.record.ID, Paths: []nix.PathHash{hash}, Referrers: index.KeepReferrers})
+	return err
+}
+
 // A tester is a depot in memory with one cache.
 type tester struct {
 	testing.TB
-	catalog catalog.Catalog
+	catalog Catalog
 	blobs   blob.Store
 	depot   *depot.Depot
 	record  *catalog.Cache
@@ -53,9 +76,9 @@ func newTester(tb testing.TB, opts depot.Options) *tester {
 	return newTesterOn(tb, newCatalog(tb), blobtest.NewMemory(), opts)
 }
 
-func newTesterOn(tb testing.TB, cat catalog.Catalog, blobs blob.Store, opts depot.Options) *tester {
+func newTesterOn(tb testing.TB, cat Catalog, blobs blob.Store, opts depot.Options) *tester {
 	tb.Helper()
-	t := &tester{TB: tb, catalog: cat, blobs: blobs, depot: depot.New(cat, blobs, opts)}
+	t := &tester{TB: tb, catalog: cat, blobs: blobs, depot: depot.New(cat, index.Of(cat), blobs, opts)}
 	tb.Cleanup(t.close)
 	t.record, t.View = t.main()
 	return t
@@ -78,7 +101,7 @@ func (t *tester) close() {
 // main returns the cache that there always is, which may be there already.
 func (t *tester) main() (*catalog.Cache, *depot.View) {
 	t.Helper()
-	all, err := t.catalog.Caches(t.Context())
+	all, err := t.catalog.AllCaches(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,11 +125,11 @@ func (t *tester) cache(name string) (*catalog.Cache, *depot.View) {
 }
 
 // newCatalog returns an empty catalog.
-func newCatalog(tb testing.TB) catalog.Catalog {
+func newCatalog(tb testing.TB) Catalog {
 	return openCatalog(tb, filepath.Join(tb.TempDir(), "catalog.db"))
 }
 
-func openCatalog(tb testing.TB, path string) catalog.Catalog {
+func openCatalog(tb testing.TB, path string) Catalog {
 	tb.Helper()
 	c, err := sqlite.Open(tb.Context(), path, sqlite.Options{})
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/catalog"
 	"firn/internal/depot/blob"
+	"firn/internal/depot/index"
 )
 
 // A pack may be missing, or shorter than it was. What needs it is withheld then, as if it were
@@ -123,7 +124,7 @@ func (d *Depot) checkIntact(ctx context.Context, hash catalog.Sum, r *recipe) er
 }
 
 // intactChunks returns the chunks whose packs are there: nothing is built on the others.
-func (d *Depot) intactChunks(ctx context.Context, chunks []catalog.Chunk) ([]catalog.Chunk, error) {
+func (d *Depot) intactChunks(ctx context.Context, chunks []index.Chunk) ([]index.Chunk, error) {
 	needs := make(map[string]int64)
 	for _, c := range chunks {
 		needs[c.Pack] = max(needs[c.Pack], c.Offset+c.Length)
@@ -131,7 +132,7 @@ func (d *Depot) intactChunks(ctx context.Context, chunks []catalog.Chunk) ([]cat
 	for name, size := range needs {
 		err := d.holds(ctx, name, size)
 		if lacks(err) {
-			chunks = slices.DeleteFunc(chunks, func(c catalog.Chunk) bool { return c.Pack == name })
+			chunks = slices.DeleteFunc(chunks, func(c index.Chunk) bool { return c.Pack == name })
 			err = d.losePack(ctx, name, err)
 		} else if err != nil {
 			err = d.unavailable(ctx, err)
@@ -174,8 +175,8 @@ func (d *Depot) readFailure(ctx context.Context, hash catalog.Sum, err error) er
 func (d *Depot) lose(ctx context.Context, hash catalog.Sum) (bool, error) {
 	d.absence.losing.Lock()
 	defer d.absence.losing.Unlock()
-	n, err := d.catalog.NAR(ctx, hash)
-	if errors.Is(err, catalog.ErrNotFound) || err == nil && n.Fault != catalog.Whole {
+	n, err := d.index.NAR(ctx, hash)
+	if errors.Is(err, catalog.ErrNotFound) || err == nil && n.Fault != index.Whole {
 		return true, nil // another request was faster
 	}
 	if err != nil {
@@ -204,13 +205,13 @@ func (d *Depot) lose(ctx context.Context, hash catalog.Sum) (bool, error) {
 // A refault gives many NARs another fault, maxAsked at a time.
 type refault struct {
 	d        *Depot
-	from, to catalog.Fault
+	from, to index.Fault
 	what     string // in an error
-	nars     []catalog.NARID
+	nars     []index.NARID
 	changed  int64
 }
 
-func (f *refault) add(ctx context.Context, nar catalog.NARID) error {
+func (f *refault) add(ctx context.Context, nar index.NARID) error {
 	if f.nars = append(f.nars, nar); len(f.nars) == maxAsked {
 		return f.flush(ctx)
 	}
@@ -218,7 +219,7 @@ func (f *refault) add(ctx context.Context, nar catalog.NARID) error {
 }
 
 func (f *refault) flush(ctx context.Context) error {
-	changed, err := f.d.catalog.Withhold(ctx, f.nars, f.from, f.to)
+	changed, err := f.d.index.SetFaults(ctx, f.nars, f.from, f.to)
 	f.changed, f.nars = f.changed+changed, f.nars[:0]
 	return failure(f.what, err)
 }
@@ -226,15 +227,15 @@ func (f *refault) flush(ctx context.Context) error {
 // losePack withholds all NARs that need what a pack has not, and has nothing new refer to that
 // pack.
 func (d *Depot) losePack(ctx context.Context, name string, cause error) error {
-	if err := d.catalog.ForgetChunks(ctx, name, nil); err != nil {
+	if err := d.index.ForgetPack(ctx, name); err != nil {
 		return failure("forget chunks", err)
 	}
-	lost := refault{d: d, from: catalog.Whole, to: catalog.Missing, what: "withhold NARs"}
-	for n, err := range d.catalog.NARsIn(ctx, name) {
+	lost := refault{d: d, from: index.Whole, to: index.Missing, what: "withhold NARs"}
+	for n, err := range d.index.NARsIn(ctx, name) {
 		if err != nil {
 			return failure("list NARs", err)
 		}
-		if n.Fault != catalog.Whole || !d.lacking(ctx, n, name) {
+		if n.Fault != index.Whole || !d.lacking(ctx, n, name) {
 			continue
 		}
 		if err := lost.add(ctx, n.ID); err != nil {
@@ -252,7 +253,7 @@ func (d *Depot) losePack(ctx context.Context, name string, cause error) error {
 }
 
 // lacking reports whether a pack lacks what a NAR needs of it.
-func (d *Depot) lacking(ctx context.Context, n *catalog.NAR, name string) bool {
+func (d *Depot) lacking(ctx context.Context, n *index.NAR, name string) bool {
 	r, err := parseRecipe(n)
 	if err != nil {
 		return false // which is for a verification to find
@@ -269,7 +270,7 @@ func (d *Depot) lacking(ctx context.Context, n *catalog.NAR, name string) bool {
 // from being looked for.
 func (d *Depot) findMissing(ctx context.Context) error {
 	var unread error // the first
-	for p, err := range d.catalog.AllPacks(ctx) {
+	for p, err := range d.index.AllPacks(ctx) {
 		if err != nil {
 			return failure("list packs", err)
 		}
@@ -289,21 +290,21 @@ func (d *Depot) findMissing(ctx context.Context) error {
 
 // findAgain has NARs served again whose packs are back, and logs those that are damaged, once.
 func (d *Depot) findAgain(ctx context.Context) error {
-	back := refault{d: d, from: catalog.Missing, to: catalog.Whole, what: "serve NARs again"}
-	damaged, found := make(map[catalog.NARID]bool), 0
-	for n, err := range d.catalog.AllNARs(ctx, 0, true) {
+	back := refault{d: d, from: index.Missing, to: index.Whole, what: "serve NARs again"}
+	damaged, found := make(map[index.NARID]bool), 0
+	for n, err := range d.index.WithheldNARs(ctx) {
 		if err != nil {
 			return failure("list NARs", err)
 		}
-		if n.Fault == catalog.Damaged {
+		if n.Fault == index.Damaged {
 			if damaged[n.ID] = true; !d.sweeps.damaged[n.ID] {
 				found++
 			}
 		}
-		if n.Fault != catalog.Missing {
+		if n.Fault != index.Missing {
 			continue
 		}
-		n, err := d.catalog.NAR(ctx, n.Hash)
+		n, err := d.index.NAR(ctx, n.Hash)
 		if errors.Is(err, catalog.ErrNotFound) {
 			continue
 		}

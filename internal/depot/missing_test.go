@@ -15,6 +15,7 @@ import (
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	blobdir "firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 	"firn/internal/memo"
 	"firn/nix"
 	"firn/nix/nar"
@@ -43,7 +44,7 @@ func (h *house) again() {
 	if err := h.depot.Close(); err != nil {
 		h.Fatal(err)
 	}
-	h.depot = depot.New(h.catalog, h.blobs, depot.Options{Logger: slog.New(slog.NewTextHandler(h.logs, nil))})
+	h.depot = depot.New(h.catalog, index.Of(h.catalog), h.blobs, depot.Options{Logger: slog.New(slog.NewTextHandler(h.logs, nil))})
 	h.record, h.View = h.main()
 }
 
@@ -376,7 +377,7 @@ func TestDamageFoundElsewhere(tt *testing.T) {
 		}
 	}
 	logged(0)
-	other := depot.New(h.catalog, h.blobs, depot.Options{})
+	other := depot.New(h.catalog, index.Of(h.catalog), h.blobs, depot.Options{})
 	report, err := other.Verify(h.Context(), depot.VerifyOptions{Repair: true})
 	if err != nil || len(report.Damaged) != 1 {
 		h.Fatalf("found %+v, %v", report, err)
@@ -386,7 +387,7 @@ func TestDamageFoundElsewhere(tt *testing.T) {
 	}
 	logged(1)
 	logged(1)
-	if counts, err := h.catalog.Count(h.Context(), nil); err != nil || counts.Withheld != 1 {
+	if counts, err := h.catalog.Count(h.Context()); err != nil || counts.Withheld != 1 {
 		h.Errorf("counted %+v, %v", counts, err)
 	}
 	if !strings.Contains(h.logs.String(), "nars=1") {

@@ -11,7 +11,7 @@ import (
 	"testing/synctest"
 
 	"firn/internal/cache"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
@@ -49,7 +49,7 @@ func TestSharedPack(tt *testing.T) {
 	synctest.Test(tt, func(tt *testing.T) {
 		const others = 10
 		g := &gatedBlobs{Store: blobtest.NewMemory(), gate: make(chan error)}
-		t := newTesterOn(tt, catalogtest.NewMemory(nil), g, depot.Options{})
+		t := newTesterOn(tt, sqlitetest.Open(tt, nil), g, depot.Options{})
 		var sent [][]byte
 		for i := range 2 * (others + 1) {
 			sent = append(sent, archive(t, file("", text(3_000, uint64(i)))))

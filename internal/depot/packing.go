@@ -6,6 +6,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // packing is the third stage of an ingest: it writes the frames of a NAR to a pack, and notes where
@@ -17,9 +18,9 @@ type packing struct {
 	frames  []place
 	packs   []string // that have them
 	indices map[string]int32
-	chunks  []catalog.Chunk // new ones
-	reused  []catalog.Chunk // those that were kept already
-	uses    []catalog.Sum   // chunks that nothing of the cache has led to so far
+	chunks  []index.Chunk // new ones
+	reused  []index.Chunk // those that were kept already
+	uses    []catalog.Sum // chunks that nothing of the cache has led to so far
 
 	to  *newPack // nil: nothing was written
 	own int32    // its index in packs; less than 0: no frame is in it
@@ -63,7 +64,7 @@ func (p *packing) writeShare(s *share) error {
 			at.pack, at.off, at.length = p.own, end, int32(t.length)
 			end += int64(t.length)
 			if t.shared {
-				p.chunks = append(p.chunks, catalog.Chunk{Hash: t.sum, Pack: p.to.frames.name, Offset: at.off, Length: int64(at.length), Size: int64(at.size)})
+				p.chunks = append(p.chunks, index.Chunk{Hash: t.sum, Pack: p.to.frames.name, Offset: at.off, Length: int64(at.length), Size: int64(at.size)})
 			}
 		}
 		p.frames = append(p.frames, at)
@@ -111,11 +112,11 @@ func (p *packing) commit(size int64) error {
 }
 
 // pack returns the pack that has the new frames, or nil if there are none.
-func (p *packing) pack() *catalog.Pack {
+func (p *packing) pack() *index.Pack {
 	if p.own < 0 {
 		return nil
 	}
-	return &catalog.Pack{Name: p.to.frames.name, Size: p.to.frames.size}
+	return &index.Pack{Name: p.to.frames.name, Size: p.to.frames.size}
 }
 
 // close removes what was written, unless a record may need it.

@@ -9,6 +9,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -16,7 +17,7 @@ import (
 // Received returns what an upload brought. A NAR that is damaged by now is not found, so that the
 // client sends it again.
 func (p *View) Received(ctx context.Context, url string) (cache.Received, error) {
-	u, err := p.d.catalog.Upload(ctx, p.id, url)
+	u, err := p.d.index.Upload(ctx, p.id, url)
 	if err != nil {
 		return cache.Received{}, failure(fmt.Sprintf("look up upload %q", url), err)
 	}
@@ -37,9 +38,9 @@ func (p *View) Received(ctx context.Context, url string) (cache.Received, error)
 
 // Renew begins the grace of an upload again.
 func (p *View) Renew(ctx context.Context, url string) error {
-	u, err := p.d.catalog.Upload(ctx, p.id, url)
+	u, err := p.d.index.Upload(ctx, p.id, url)
 	if err == nil {
-		err = p.d.catalog.AddUpload(ctx, u)
+		err = p.d.index.AddUpload(ctx, u)
 	}
 	if errors.Is(err, catalog.ErrGone) {
 		return fmt.Errorf("renew upload %q: %w: %w", url, cache.ErrNotFound, err)
@@ -75,7 +76,7 @@ func (p *View) lookupOwned(ctx context.Context, hash nix.Hash) (*storedNAR, erro
 	if err != nil {
 		return nil, err
 	}
-	leads, err := p.d.catalog.Leads(ctx, p.id, k.id)
+	leads, err := p.d.index.Reaches(ctx, p.id, k.id)
 	if err != nil {
 		return nil, failure("look up uploads", err)
 	}
@@ -109,7 +110,7 @@ func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 	if err != nil {
 		return nil, err
 	}
-	there, _, err := p.d.catalog.Publish(ctx, p.id, &catalog.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.PublishedBy(ctx)}, debug, catalog.Basis(b))
+	there, _, err := p.d.index.Publish(ctx, p.id, &index.Path{Info: *info, NAR: k.id, Elsewhere: elsewhere, By: cache.PublishedBy(ctx)}, debug, indexBasis(b))
 	if errors.Is(err, catalog.ErrGone) {
 		return nil, fmt.Errorf("%w: %w", cache.ErrNotFound, err)
 	}
@@ -122,26 +123,31 @@ func (p *View) publish(ctx context.Context, info *nix.PathInfo, b cache.Basis, e
 
 // Endorse keeps signatures of a path that another source has.
 func (p *View) Endorse(ctx context.Context, info *nix.PathInfo, sigs []nix.Signature) error {
-	return failure("keep signatures", p.d.catalog.Endorse(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()), sigs))
+	return failure("keep signatures", p.d.index.Endorse(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()), sigs))
 }
 
 // Endorsements returns the signatures and fields that were pushed for a path that another source
 // has.
 func (p *View) Endorsements(ctx context.Context, info *nix.PathInfo) ([]nix.Signature, []nix.Field, error) {
-	sigs, fields, err := p.d.catalog.Endorsements(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()))
+	sigs, fields, err := p.d.index.EndorsementsOf(ctx, p.id, info.Path.Hash(), catalog.Sum(info.NARHash.Sum()))
 	return sigs, fields, failure("look up signatures", err)
 }
 
 // Basis returns what is compared when something is kept.
 func (p *View) Basis(ctx context.Context, hash nix.PathHash) (cache.Basis, error) {
-	b, err := p.d.catalog.Basis(ctx, p.id, hash)
-	return cache.Basis(b), failure("look up references to "+hash.String(), err)
+	b, err := p.d.index.Basis(ctx, p.id, hash)
+	return cache.Basis{Paths: b.Paths, Deletions: b.Deletions, Dangling: b.Referred}, failure("look up references to "+hash.String(), err)
+}
+
+// indexBasis is a basis as the index has it.
+func indexBasis(b cache.Basis) index.Basis {
+	return index.Basis{Paths: b.Paths, Deletions: b.Deletions, Referred: b.Dangling, Visited: b.Visited, Partial: b.Partial}
 }
 
 // References returns what published paths refer to.
 func (p *View) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[cache.Referrer, error] {
 	return func(yield func(cache.Referrer, error) bool) {
-		for r, err := range p.d.catalog.References(ctx, p.id, hashes) {
+		for r, err := range p.d.index.ReferencesOf(ctx, p.id, hashes) {
 			if !yield(cache.Referrer(r), failure("look up references", err)) {
 				return
 			}
@@ -152,12 +158,12 @@ func (p *View) References(ctx context.Context, hashes []nix.PathHash) iter.Seq2[
 // DanglingReferences iterates over what published paths refer to and is not published itself.
 func (p *View) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference, error] {
 	return func(yield func(cache.Reference, error) bool) {
-		for r, err := range p.d.catalog.DanglingReferences(ctx, p.id) {
+		for r, err := range p.d.index.DanglingReferences(ctx, p.id) {
 			if err != nil {
 				yield(cache.Reference{}, failure("list references", err))
 				return
 			}
-			if !yield(cache.Reference{From: r.By, To: r.Path}, nil) {
+			if !yield(cache.Reference(r), nil) {
 				return
 			}
 		}
@@ -167,8 +173,12 @@ func (p *View) DanglingReferences(ctx context.Context) iter.Seq2[cache.Reference
 // WithheldPaths iterates over the published paths whose NARs are damaged.
 func (p *View) WithheldPaths(ctx context.Context) iter.Seq2[nix.StorePath, error] {
 	return func(yield func(nix.StorePath, error) bool) {
-		for path, err := range p.d.catalog.WithheldPaths(ctx, p.id) {
-			if !yield(path, failure("list withheld paths", err)) || err != nil {
+		for path, err := range p.d.index.WithheldPaths(ctx, p.id) {
+			if err != nil {
+				yield(nix.StorePath{}, failure("list withheld paths", err))
+				return
+			}
+			if !yield(path.Info.Path, nil) {
 				return
 			}
 		}
@@ -184,11 +194,11 @@ const debugDir = "lib/debug/.build-id/"
 const maxDebug = 16 << 10
 
 // debugInfo returns the debug information in a NAR, maxDebug files at most.
-func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHash) (found []catalog.DebugInfo, err error) {
+func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHash) (found []index.DebugInfo, err error) {
 	// A listing may be large, and many paths be published at once.
 	d.coders.work(func() {
 		var text []byte
-		if text, err = d.catalog.Listing(ctx, hash); err != nil {
+		if text, err = d.index.Listing(ctx, hash); err != nil {
 			err = failure("read listing", err)
 			return
 		}
@@ -198,7 +208,7 @@ func (d *Depot) debugInfo(ctx context.Context, hash catalog.Sum, path nix.PathHa
 				return
 			}
 			if id, ok := buildID(h); ok {
-				found = append(found, catalog.DebugInfo{BuildID: id, Path: path, Member: h.Path})
+				found = append(found, index.DebugInfo{BuildID: id, Path: path, Member: h.Path})
 				if len(found) == maxDebug {
 					return
 				}
@@ -226,7 +236,7 @@ func (p *View) DebugInfo(ctx context.Context, buildID string) (nix.PathHash, str
 	if !isBuildID(buildID) {
 		return nix.PathHash{}, "", fmt.Errorf("find build ID %q: %w", buildID, cache.ErrNotFound)
 	}
-	found, err := p.d.catalog.DebugInfo(ctx, p.id, buildID)
+	found, err := p.d.index.DebugInfo(ctx, p.id, buildID)
 	if err != nil {
 		return nix.PathHash{}, "", failure("find build ID "+buildID, err)
 	}

@@ -8,7 +8,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
 	"firn/nix"
@@ -50,7 +50,7 @@ func FuzzPush(f *testing.F) {
 	f.Add(self, "nar/x.nar", info(a), info(b), uint8(fuzzHash|fuzzURL|fuzzPartial))
 
 	f.Fuzz(func(tt *testing.T, sent []byte, url string, first, second []byte, how uint8) {
-		t := newTesterOn(tt, catalogtest.NewMemory(nil), blobtest.NewMemory(), depot.Options{})
+		t := newTesterOn(tt, sqlitetest.Open(tt, nil), blobtest.NewMemory(), depot.Options{})
 		hidden, private := t.cache("private")
 		known := map[nix.PathHash][]byte{t.push(there).Path.Hash(): there}
 		(&tester{TB: tt, catalog: t.catalog, blobs: t.blobs, depot: t.depot, record: hidden, View: private}).push(secret)
@@ -179,7 +179,7 @@ func (t *tester) wantServed(want map[nix.PathHash][]byte) {
 func (t *tester) wantNoCycle() {
 	t.Helper()
 	refs := make(map[nix.PathHash][]nix.PathHash)
-	for p, err := range t.catalog.AllPaths(t.Context(), catalog.CacheID(t.record.ID), nix.PathHash{}, false) {
+	for p, err := range t.catalog.AllPaths(t.Context(), catalog.CacheID(t.record.ID)) {
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -7,6 +7,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -61,7 +62,7 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 	if u.NARSize != 0 && u.NARSize != r.NARSize {
 		return r, cache.Refuse(cache.ErrInvalid, "this NAR has %d bytes, not %d", r.NARSize, u.NARSize)
 	}
-	upload := &catalog.Upload{
+	upload := &index.Upload{
 		Cache: p.id, Name: u.URL,
 		NARHash: sum, NARSize: r.NARSize,
 		FileHash: catalog.Sum(r.FileHash.Sum()), FileSize: r.FileSize,
@@ -82,14 +83,14 @@ func (p *View) receive(ctx context.Context, u cache.Upload) (r cache.Received, e
 
 // lookupReachable returns an intact NAR that is reachable from this cache, or nil. A NAR that only
 // other caches have takes as long as one that no cache has.
-func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
-	n, err := p.d.catalog.NAR(ctx, hash)
+func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*index.NAR, error) {
+	n, err := p.d.index.NAR(ctx, hash)
 	if errors.Is(err, catalog.ErrNotFound) {
 		return nil, nil
 	}
 	leads := false
-	if err == nil && n.Fault == catalog.Whole {
-		leads, err = p.d.catalog.Leads(ctx, p.id, n.ID)
+	if err == nil && n.Fault == index.Whole {
+		leads, err = p.d.index.Reaches(ctx, p.id, n.ID)
 	}
 	if err != nil {
 		return nil, failure("look up NAR", err)
@@ -110,13 +111,13 @@ func (p *View) lookupReachable(ctx context.Context, hash catalog.Sum) (*catalog.
 }
 
 // addUpload adds an upload of a NAR that is reachable from this cache, and reports whether it is.
-func (p *View) addUpload(ctx context.Context, u *catalog.Upload) (bool, error) {
+func (p *View) addUpload(ctx context.Context, u *index.Upload) (bool, error) {
 	n, err := p.lookupReachable(ctx, u.NARHash)
 	if n == nil {
 		return false, err
 	}
 	u.NAR = n.ID
-	err = p.d.catalog.AddUpload(ctx, u)
+	err = p.d.index.AddUpload(ctx, u)
 	if errors.Is(err, catalog.ErrGone) {
 		return false, nil
 	}
@@ -124,7 +125,7 @@ func (p *View) addUpload(ctx context.Context, u *catalog.Upload) (bool, error) {
 }
 
 // add adds the NAR to the catalog, once its frames are durable.
-func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing []byte) error {
+func (p *View) add(ctx context.Context, in *ingest, u *index.Upload, listing []byte) error {
 	if err := in.commit(); err != nil {
 		return err
 	}
@@ -153,9 +154,9 @@ func (p *View) add(ctx context.Context, in *ingest, u *catalog.Upload, listing [
 }
 
 // register adds the NAR to the catalog, and reports whether it was not there before.
-func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err error) {
-	n := &catalog.NewNAR{
-		NAR:     catalog.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: p.packs},
+func (p *packing) register(u *index.Upload, listing []byte) (added bool, err error) {
+	n := &index.NewNAR{
+		NAR:     index.NAR{Hash: u.NARHash, Size: u.NARSize, Packs: p.packs},
 		Pack:    p.pack(),
 		Chunks:  p.chunks,
 		Built:   p.reused,
@@ -167,7 +168,7 @@ func (p *packing) register(u *catalog.Upload, listing []byte) (added bool, err e
 	}
 	n.Recipe = appendRecipe(nil, p.frames)
 	n.Tag = newTag(n.Recipe, n.Packs)
-	_, added, err = p.d.catalog.AddNAR(p.ctx, n)
+	_, added, err = p.d.index.AddNAR(p.ctx, n)
 	return added, err
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/chunk"
+	"firn/internal/depot/index"
 )
 
 const (
@@ -89,7 +90,7 @@ type extent struct {
 type frame struct{ size, length uint32 }
 
 // parseRecipe parses the recipe of a NAR, as appendRecipe has made it.
-func parseRecipe(n *catalog.NAR) (*recipe, error) {
+func parseRecipe(n *index.NAR) (*recipe, error) {
 	r := &recipe{packs: n.Packs}
 	if err := r.parse(n.Recipe); err != nil {
 		return nil, fmt.Errorf("parse recipe of NAR %x: %w", n.Hash, err)
@@ -193,7 +194,7 @@ func splitRecipe(text []byte) (extents, hashes []byte, err error) {
 }
 
 // placesOf returns the frames of a NAR, with their hashes.
-func placesOf(n *catalog.NAR) ([]place, error) {
+func placesOf(n *index.NAR) ([]place, error) {
 	r, err := parseRecipe(n)
 	if err != nil {
 		return nil, err

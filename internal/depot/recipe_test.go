@@ -12,6 +12,7 @@ import (
 
 	"firn/internal/catalog"
 	"firn/internal/chunk"
+	"firn/internal/depot/index"
 )
 
 // drawPlaces draws where the frames of a NAR lie, in the given number of packs.
@@ -34,8 +35,8 @@ func drawPlaces(t *rapid.T, packs int) []place {
 	return places
 }
 
-func recordOf(places []place, packs int) *catalog.NAR {
-	n := &catalog.NAR{Recipe: appendRecipe(nil, places), Packs: make([]string, packs)}
+func recordOf(places []place, packs int) *index.NAR {
+	n := &index.NAR{Recipe: appendRecipe(nil, places), Packs: make([]string, packs)}
 	for _, p := range places {
 		n.Size += int64(p.size)
 		n.FileSize += int64(p.length)
@@ -112,7 +113,7 @@ func TestRecipeMalformed(t *testing.T) {
 		}
 	}
 	n := recordOf([]place{{size: 10, length: 20}}, 1)
-	for _, change := range []func(*catalog.NAR){func(n *catalog.NAR) { n.Size++ }, func(n *catalog.NAR) { n.FileSize-- }} {
+	for _, change := range []func(*index.NAR){func(n *index.NAR) { n.Size++ }, func(n *index.NAR) { n.FileSize-- }} {
 		other := *n
 		change(&other)
 		if _, err := parseRecipe(&other); err == nil {

@@ -2,6 +2,7 @@ package depot
 
 import (
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // maxRelocations is how often a NAR is told again where its chunks lie. Each time takes a pack that
@@ -16,8 +17,8 @@ func (p *packing) relocate(id catalog.CacheID) (bool, error) {
 		pack string
 		off  int64
 	}
-	moved := make(map[old]catalog.Chunk)
-	now := make(map[catalog.Sum]catalog.Chunk, len(p.reused))
+	moved := make(map[old]index.Chunk)
+	now := make(map[catalog.Sum]index.Chunk, len(p.reused))
 	for asked := p.reused; len(asked) > 0; {
 		some := asked[:min(len(asked), maxAsked)]
 		asked = asked[len(some):]
@@ -25,7 +26,7 @@ func (p *packing) relocate(id catalog.CacheID) (bool, error) {
 		for i, c := range some {
 			sums[i] = c.Hash
 		}
-		found, err := p.d.catalog.Chunks(p.ctx, id, sums)
+		found, err := p.d.index.FindChunks(p.ctx, id, sums)
 		if err != nil {
 			return false, failure("look up chunks", err)
 		}

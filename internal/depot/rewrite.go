@@ -11,6 +11,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 const (
@@ -42,13 +43,13 @@ const (
 // only while those that wait for that are not large. If a pack cannot be copied, it is left alone
 // for a while, and the others are rewritten. If the catalog fails, rewriting ends.
 func (d *Depot) rewrite(ctx context.Context) error {
-	waiting, err := d.catalog.Rewritten(ctx)
+	waiting, err := d.index.Rewritten(ctx)
 	if err != nil {
 		return failure("look up rewritten packs", err)
 	}
 	now, failed := d.opts.Now(), d.sweeps.failed
 	maps.DeleteFunc(failed, func(_ string, until time.Time) bool { return !now.Before(until) })
-	thin, err := d.catalog.ThinPacks(ctx, examineLimit+len(failed))
+	thin, err := d.index.ThinPacks(ctx, examineLimit+len(failed))
 	if err != nil {
 		return failure("look up thin packs", err)
 	}
@@ -91,7 +92,7 @@ var (
 
 // examine rewrites a pack if that is worth it, and returns how many bytes were copied, or may have
 // been.
-func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) {
+func (d *Depot) examine(ctx context.Context, p index.ThinPack) (int64, error) {
 	live, err := d.live(ctx, p.Name)
 	var size int64
 	for _, f := range live {
@@ -99,13 +100,13 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 	}
 	dead := max(0, p.Size-size)
 	if errors.Is(err, errUnsound) {
-		return 0, failure("note pack", d.catalog.Examined(ctx, p, 0))
+		return 0, failure("note pack", d.index.Examined(ctx, p, 0))
 	}
 	if err != nil {
 		return 0, err
 	}
 	if len(live) == 0 || 2*dead <= p.Size {
-		return 0, failure("note pack", d.catalog.Examined(ctx, p, dead))
+		return 0, failure("note pack", d.index.Examined(ctx, p, dead))
 	}
 	if err := d.hasRoom(ctx, size); err != nil {
 		return 0, fmt.Errorf("%w: %w", errNotCopied, err)
@@ -114,13 +115,13 @@ func (d *Depot) examine(ctx context.Context, p catalog.ThinPack) (int64, error) 
 	switch err := r.copy(ctx, live); {
 	case errors.Is(err, errUnsound), errors.Is(lost(err), errDamaged):
 		d.log.Error("a pack is left as it is, as it is damaged: run firn verify", "pack", p.Name, "error", err)
-		return 0, failure("note pack", d.catalog.Examined(ctx, p, dead))
+		return 0, failure("note pack", d.index.Examined(ctx, p, dead))
 	case err != nil:
 		return size, fmt.Errorf("%w: %w", errNotCopied, err)
 	}
 	rest, err := r.move(ctx)
 	if err == nil && !rest {
-		err = failure("note pack", d.catalog.Examined(ctx, p, 0))
+		err = failure("note pack", d.index.Examined(ctx, p, 0))
 	}
 	if err == nil {
 		d.log.Info("rewrote a pack", "pack", p.Name, "size", p.Size, "to", r.to.Name, "kept", r.to.Size)
@@ -144,11 +145,11 @@ func (d *Depot) hasRoom(ctx context.Context, size int64) error {
 // one of these NARs is withheld: the pack is left as it is until that is repaired.
 func (d *Depot) live(ctx context.Context, pack string) (map[int64]place, error) {
 	live := make(map[int64]place)
-	for n, err := range d.catalog.NARsIn(ctx, pack) {
+	for n, err := range d.index.NARsIn(ctx, pack) {
 		if err != nil {
 			return nil, failure("list NARs", err)
 		}
-		if n.Fault != catalog.Whole {
+		if n.Fault != index.Whole {
 			return live, fmt.Errorf("NAR %x: %w", n.Hash, errUnsound)
 		}
 		places, err := placesOf(n)
@@ -168,9 +169,9 @@ func (d *Depot) live(ctx context.Context, pack string) (map[int64]place, error) 
 type rewriting struct {
 	d      *Depot
 	old    string
-	to     catalog.Pack
+	to     index.Pack
 	at     map[int64]int64 // offsets in the new pack, by the offset in the old one
-	chunks []catalog.MovedChunk
+	chunks []index.MovedChunk
 }
 
 // copy makes the new pack.
@@ -203,7 +204,7 @@ func (r *rewriting) copy(ctx context.Context, live map[int64]place) error {
 			return fmt.Errorf("write pack: %w: %w", cache.ErrUnavailable, err)
 		}
 		// Of a frame that is no chunk, the catalog knows no chunk of this hash at this place.
-		r.chunks = append(r.chunks, catalog.MovedChunk{Hash: f.sum, From: off, To: r.to.Size})
+		r.chunks = append(r.chunks, index.MovedChunk{Hash: f.sum, From: off, To: r.to.Size})
 		r.at[off] = r.to.Size
 		r.to.Size += int64(f.length)
 	}
@@ -233,7 +234,7 @@ func (d *Depot) checkFrame(packed []byte, f place) (err error) {
 // move makes the NARs refer to the new pack, and reports whether some still refer to the old one,
 // such as a NAR that was added while the pack was copied.
 func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
-	m := &catalog.Move{From: r.old, To: r.to, Chunks: r.chunks}
+	m := &index.Move{From: r.old, To: r.to, Chunks: r.chunks}
 	var hashes []catalog.Sum
 	var size int
 	first := true
@@ -241,7 +242,7 @@ func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
 		if len(m.NARs) == 0 {
 			return nil
 		}
-		moved, err := r.d.catalog.MoveFrames(ctx, m)
+		moved, err := r.d.index.MoveFrames(ctx, m)
 		rest = rest || len(moved) < len(m.NARs)
 		if errors.Is(err, catalog.ErrGone) {
 			if first { // after any other error it may have been moved; if it was not, a sweep finds the pack
@@ -258,7 +259,7 @@ func (r *rewriting) move(ctx context.Context) (rest bool, err error) {
 		first, m.Chunks, m.NARs, hashes, size = false, nil, nil, nil, 0
 		return nil
 	}
-	for n, err := range r.d.catalog.NARsIn(ctx, r.old) {
+	for n, err := range r.d.index.NARsIn(ctx, r.old) {
 		if err != nil {
 			return rest, failure("list NARs", err)
 		}
@@ -293,22 +294,22 @@ func ignoreGone(err error) error {
 }
 
 // recipe returns the new recipe of a NAR. ok is false if it needs more than was copied.
-func (r *rewriting) recipe(n *catalog.NAR) (moved catalog.MovedNAR, ok bool, err error) {
+func (r *rewriting) recipe(n *index.NAR) (moved index.MovedNAR, ok bool, err error) {
 	places, err := placesOf(n)
 	if err != nil {
 		return moved, false, err
 	}
-	index := slices.Index(n.Packs, r.old)
+	number := slices.Index(n.Packs, r.old)
 	for i := range places {
 		at := &places[i]
 		if n.Packs[at.pack] != r.old {
 			continue
 		}
 		to, there := r.at[at.off]
-		if !there || int(at.pack) != index {
+		if !there || int(at.pack) != number {
 			return moved, false, nil
 		}
 		at.off = to
 	}
-	return catalog.MovedNAR{ID: n.ID, Index: index, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}, true, nil
+	return index.MovedNAR{ID: n.ID, Index: number, Was: n.Recipe, Recipe: appendRecipe(nil, places), Tag: n.Tag}, true, nil
 }

@@ -12,10 +12,10 @@ import (
 	"time"
 
 	"firn/internal/cache"
-	"firn/internal/catalog"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
 	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -28,12 +28,12 @@ type thinned struct {
 	info   *nix.PathInfo
 }
 
-func newThinned(tb testing.TB, cat catalog.Catalog, blobs blob.Store) *thinned {
+func newThinned(tb testing.TB, cat Catalog, blobs blob.Store) *thinned {
 	tb.Helper()
 	return newThinnedWith(tb, cat, blobs, depot.Options{})
 }
 
-func newThinnedWith(tb testing.TB, cat catalog.Catalog, blobs blob.Store, opts depot.Options) *thinned {
+func newThinnedWith(tb testing.TB, cat Catalog, blobs blob.Store, opts depot.Options) *thinned {
 	tb.Helper()
 	// What lies between references is cut as if there were nothing around it.
 	s := &thinned{now: time.Now(), shared: slices.Concat([]byte(reference(3, 1)), text(600_000, 1), []byte(reference(3, 1)))}
@@ -60,7 +60,7 @@ func (s *thinned) thin(seed uint64) (info *nix.PathInfo, kept []byte) {
 // remove has a path, and what nothing else leads to, gone at once.
 func (s *thinned) remove(gone *nix.PathInfo) {
 	s.Helper()
-	if err := s.catalog.DeletePath(s.Context(), s.record.ID, gone.Path.Hash()); err != nil {
+	if err := deletePath(s.tester, gone.Path.Hash()); err != nil {
 		s.Fatal(err)
 	}
 	for more := true; more; {
@@ -89,7 +89,7 @@ func (s *thinned) wantSmall() {
 	if names, size := s.packs(); len(names) > 2 || size > 400_000 {
 		s.Errorf("packs %v of %d bytes are left", names, size)
 	}
-	counts, err := s.catalog.Count(s.Context(), nil)
+	counts, err := s.catalog.Count(s.Context())
 	if _, size := s.packs(); err != nil || counts.PackBytes != size || counts.Reclaimable != 0 {
 		s.Errorf("the catalog counts %+v, %v", counts, err)
 	}
@@ -115,7 +115,7 @@ func TestRewrite(tt *testing.T) {
 	if names, _ := s.packs(); len(names) != 3 {
 		s.Errorf("packs %v, want the two and a new one", names)
 	}
-	counts, err := s.catalog.Count(s.Context(), nil)
+	counts, err := s.catalog.Count(s.Context())
 	if err != nil || counts.Reclaimable < 2_000_000 {
 		s.Errorf("the catalog counts %+v, %v", counts, err)
 	}
@@ -224,7 +224,7 @@ func TestRewriteRoom(tt *testing.T) {
 		if names, _ := s.packs(); len(names) != len(before)+1 {
 			s.Errorf("%d packs were rewritten before the first was gone", len(names)-len(before))
 		}
-		again := depot.New(s.catalog, s.blobs, depot.Options{RewriteRoom: 1, Now: func() time.Time { return s.now }})
+		again := depot.New(s.catalog, index.Of(s.catalog), s.blobs, depot.Options{RewriteRoom: 1, Now: func() time.Time { return s.now }})
 		if err := again.Tick(s.Context()); err != nil {
 			s.Error(err)
 		}
@@ -322,11 +322,11 @@ func (u *unreadable) Open(ctx context.Context, name string) (blob.Blob, error) {
 
 // interrupted is a catalog that does something once before it adds a NAR, or moves frames.
 type interrupted struct {
-	catalog.Catalog
+	Catalog
 	adding, moving func()
 }
 
-func (c *interrupted) AddNAR(ctx context.Context, n *catalog.NewNAR) (catalog.NARID, bool, error) {
+func (c *interrupted) AddNAR(ctx context.Context, n *index.NewNAR) (index.NARID, bool, error) {
 	if f := c.adding; f != nil {
 		c.adding = nil
 		f()
@@ -334,7 +334,7 @@ func (c *interrupted) AddNAR(ctx context.Context, n *catalog.NewNAR) (catalog.NA
 	return c.Catalog.AddNAR(ctx, n)
 }
 
-func (c *interrupted) MoveFrames(ctx context.Context, m *catalog.Move) ([]catalog.NARID, error) {
+func (c *interrupted) MoveFrames(ctx context.Context, m *index.Move) ([]index.NARID, error) {
 	if f := c.moving; f != nil {
 		c.moving = nil
 		f()
@@ -424,7 +424,7 @@ func TestRewrittenMeanwhile(t *testing.T) {
 		s.wantNAR(infoOf(s, other), other)
 		s.wantNAR(s.info, s.kept)
 		s.wantClean()
-		counts, err := s.catalog.Count(s.Context(), nil)
+		counts, err := s.catalog.Count(s.Context())
 		if _, size := s.packs(); err != nil || counts.PackBytes != size {
 			s.Errorf("the catalog counts %+v, %v, of %d bytes", counts, err, size)
 		}
@@ -444,7 +444,7 @@ func TestRewrittenMeanwhile(t *testing.T) {
 		c := &interrupted{Catalog: newCatalog(tt)}
 		blobs := blobtest.NewMemory()
 		s := newThinned(tt, c, blobs)
-		node := depot.New(c, blobs, depot.Options{Now: func() time.Time { return s.now }})
+		node := depot.New(c, index.Of(c), blobs, depot.Options{Now: func() time.Time { return s.now }})
 		defer node.Close()
 		c.moving = func() {
 			if err := node.Tick(s.Context()); err != nil {
@@ -489,7 +489,7 @@ func TestRewriteConcurrent(tt *testing.T) {
 	s.wantClean()
 }
 
-func (c faultyCatalog) ThinPacks(ctx context.Context, limit int) (got []catalog.ThinPack, err error) {
+func (c faultyCatalog) ThinPacks(ctx context.Context, limit int) (got []index.ThinPack, err error) {
 	return got, c.call(func() error { got, err = c.Catalog.ThinPacks(ctx, limit); return err })
 }
 
@@ -497,18 +497,18 @@ func (c faultyCatalog) Rewritten(ctx context.Context) (size int64, err error) {
 	return size, c.call(func() error { size, err = c.Catalog.Rewritten(ctx); return err })
 }
 
-func (c faultyCatalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NAR, error] {
+func (c faultyCatalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*index.NAR, error] {
 	if err := c.call(func() error { return nil }); err != nil {
-		return func(yield func(*catalog.NAR, error) bool) { yield(nil, err) }
+		return func(yield func(*index.NAR, error) bool) { yield(nil, err) }
 	}
 	return c.Catalog.NARsIn(ctx, pack)
 }
 
-func (c faultyCatalog) Examined(ctx context.Context, p catalog.ThinPack, dead int64) error {
+func (c faultyCatalog) Examined(ctx context.Context, p index.ThinPack, dead int64) error {
 	return c.call(func() error { return c.Catalog.Examined(ctx, p, dead) })
 }
 
-func (c faultyCatalog) MoveFrames(ctx context.Context, m *catalog.Move) (moved []catalog.NARID, err error) {
+func (c faultyCatalog) MoveFrames(ctx context.Context, m *index.Move) (moved []index.NARID, err error) {
 	return moved, c.call(func() error { moved, err = c.Catalog.MoveFrames(ctx, m); return err })
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 	"firn/nix/nar"
 )
@@ -27,9 +28,9 @@ type published struct {
 // A storedNAR is a NAR that was found in the catalog.
 type storedNAR struct {
 	*recipe
-	id    catalog.NARID
+	id    index.NARID
 	hash  catalog.Sum
-	fault catalog.Fault
+	fault index.Fault
 	right sync.Map // the caches for which this process has compared it with its hash
 }
 
@@ -40,7 +41,7 @@ func (d *Depot) lookup(ctx context.Context, hash catalog.Sum) (*storedNAR, error
 	if known && at.Hit(now) {
 		return k, nil
 	}
-	n, err := d.catalog.NAR(ctx, hash)
+	n, err := d.index.NAR(ctx, hash)
 	if err != nil {
 		return nil, failure("find NAR", err)
 	}
@@ -59,7 +60,7 @@ func (d *Depot) lookup(ctx context.Context, hash catalog.Sum) (*storedNAR, error
 // lookupIntact returns what is known of a NAR that is to be sent. It is not found if it is damaged.
 func (d *Depot) lookupIntact(ctx context.Context, hash catalog.Sum) (*storedNAR, error) {
 	k, err := d.lookup(ctx, hash)
-	if err == nil && k.fault != catalog.Whole {
+	if err == nil && k.fault != index.Whole {
 		return nil, fmt.Errorf("find NAR %x: %w: it is withheld", hash, cache.ErrNotFound)
 	}
 	return k, err
@@ -82,9 +83,9 @@ func (p *View) PathInfo(ctx context.Context, hash nix.PathHash) (*nix.PathInfo, 
 
 // lookupPath asks the catalog for a path, and remembers its NAR: a client that asks for a path info
 // asks for the NAR next.
-func (p *View) lookupPath(ctx context.Context, hash nix.PathHash) (*catalog.Path, published, error) {
+func (p *View) lookupPath(ctx context.Context, hash nix.PathHash) (*index.Path, published, error) {
 	now := p.d.catalog.Version(ctx)
-	path, err := p.d.catalog.Path(ctx, p.id, hash)
+	path, err := p.d.index.Path(ctx, p.id, hash)
 	if err != nil {
 		return nil, published{}, err
 	}
@@ -139,7 +140,7 @@ func (p *View) WriteListing(ctx context.Context, info *nix.PathInfo, w io.Writer
 	if err != nil {
 		return err
 	}
-	text, err := p.d.catalog.Listing(ctx, k.hash)
+	text, err := p.d.index.Listing(ctx, k.hash)
 	if err != nil {
 		return fmt.Errorf("list NAR of %v: %w", info.Path, failure("read listing", err))
 	}

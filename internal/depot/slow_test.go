@@ -17,7 +17,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
 	"firn/nix"
@@ -261,7 +261,7 @@ func TestStalledLogs(tt *testing.T) {
 
 // slowFiles is a catalog that takes until it is let go to read a file.
 type slowFiles struct {
-	catalog.Catalog
+	Catalog
 	reading atomic.Int64
 	until   chan struct{}
 }
@@ -275,7 +275,7 @@ func (c *slowFiles) File(ctx context.Context, id catalog.CacheID, key string) ([
 // TestLogsAtOnce: however many ask for a log at once, few are read into memory before it is known whether there is room for them.
 func TestLogsAtOnce(tt *testing.T) {
 	synctest.Test(tt, func(tt *testing.T) {
-		cat := &slowFiles{Catalog: catalogtest.NewMemory(nil), until: make(chan struct{})}
+		cat := &slowFiles{Catalog: sqlitetest.Open(tt, nil), until: make(chan struct{})}
 		t := newTesterOn(tt, cat, blobtest.NewMemory(), depot.Options{})
 		if err := t.PutLog(t.Context(), derivation(t, "log"), strings.NewReader("it is built")); err != nil {
 			t.Fatal(err)

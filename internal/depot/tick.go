@@ -8,8 +8,8 @@ import (
 	"sync"
 	"time"
 
-	"firn/internal/catalog"
 	"firn/internal/depot/blob"
+	"firn/internal/depot/index"
 )
 
 const (
@@ -24,11 +24,11 @@ const (
 
 // sweeps is the state of sweeps from one to the next.
 type sweeps struct {
-	mu      sync.Mutex             // held while sweeping
-	waiting map[string]bool        // packs to delete once they have no reader
-	listed  time.Time              // when all blobs were listed last; zero: never
-	failed  map[string]time.Time   // packs that could not be copied, and until when they are left alone
-	damaged map[catalog.NARID]bool // NARs withheld as damaged that the log has counted
+	mu      sync.Mutex           // held while sweeping
+	waiting map[string]bool      // packs to delete once they have no reader
+	listed  time.Time            // when all blobs were listed last; zero: never
+	failed  map[string]time.Time // packs that could not be copied, and until when they are left alone
+	damaged map[index.NARID]bool // NARs withheld as damaged that the log has counted
 }
 
 // Tick removes NARs and packs that nothing refers to any more, and the remains of uploads that were
@@ -54,7 +54,7 @@ func (d *Depot) Tick(ctx context.Context) error {
 		}
 		var names []string
 		var err error
-		names, more, err = d.catalog.Sweep(ctx, before, sweepLimit)
+		names, more, err = d.index.Sweep(ctx, before, sweepLimit)
 		if err != nil {
 			errs = append(errs, failure("sweep catalog", err))
 			break
@@ -108,7 +108,7 @@ func (d *Depot) deleteOrphans(ctx context.Context, before time.Time) error {
 		if len(names) == 0 {
 			return nil
 		}
-		known, err := d.catalog.KnownPacks(ctx, names)
+		known, err := d.index.KnownPacks(ctx, names)
 		if err != nil {
 			return failure("look up packs", err)
 		}

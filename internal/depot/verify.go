@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -56,7 +57,7 @@ var ErrNoCache = errors.New("no such cache")
 // format, and their listings. The depot may be used at the same time, also by other processes. An
 // error says that the verification could not go on.
 func (d *Depot) Verify(ctx context.Context, opts VerifyOptions) (Report, error) {
-	v := &verification{d: d, opts: opts, damaged: make(map[catalog.NARID]damagedNAR)}
+	v := &verification{d: d, opts: opts, damaged: make(map[index.NARID]damagedNAR)}
 	if err := v.run(ctx); err != nil {
 		return v.report, fmt.Errorf("verify depot: %w", err)
 	}
@@ -72,7 +73,7 @@ type verification struct {
 	report  Report
 	done    int64
 	total   int64
-	damaged map[catalog.NARID]damagedNAR
+	damaged map[index.NARID]damagedNAR
 }
 
 type damagedNAR struct {
@@ -112,7 +113,7 @@ func (v *verification) run(ctx context.Context) error {
 
 // choose looks up the caches whose names are in the options.
 func (v *verification) choose(ctx context.Context) error {
-	all, err := v.d.catalog.Caches(ctx)
+	all, err := v.d.catalog.AllCaches(ctx)
 	if err != nil {
 		return failure("read caches", err)
 	}
@@ -138,12 +139,12 @@ func (v *verification) measure(ctx context.Context) error {
 		return nil // it is told with its first byte
 	}
 	if v.all() {
-		counts, err := v.d.catalog.Count(ctx, nil)
+		counts, err := v.d.index.Count(ctx)
 		v.total = counts.NARBytes
 		return failure("count NARs", err)
 	}
 	for _, c := range v.caches {
-		counts, err := v.d.catalog.Count(ctx, &c.ID)
+		counts, err := v.d.index.CountIn(ctx, c.ID)
 		if err != nil {
 			return failure("count NARs", err)
 		}
@@ -153,12 +154,12 @@ func (v *verification) measure(ctx context.Context) error {
 }
 
 // nars yields the NARs to verify, each once.
-func (v *verification) nars(ctx context.Context) iter.Seq2[catalog.NAR, error] {
-	return func(yield func(catalog.NAR, error) bool) {
+func (v *verification) nars(ctx context.Context) iter.Seq2[index.NAR, error] {
+	return func(yield func(index.NAR, error) bool) {
 		if v.all() {
-			for n, err := range v.d.catalog.AllNARs(ctx, 0, false) {
+			for n, err := range v.d.index.AllNARs(ctx) {
 				if err != nil {
-					yield(catalog.NAR{}, failure("list NARs", err))
+					yield(index.NAR{}, failure("list NARs", err))
 					return
 				}
 				if !yield(*n, nil) {
@@ -167,13 +168,13 @@ func (v *verification) nars(ctx context.Context) iter.Seq2[catalog.NAR, error] {
 			}
 			return
 		}
-		seen := make(map[catalog.NARID]bool)
+		seen := make(map[index.NARID]bool)
 		for p, err := range v.paths(ctx) {
 			if err != nil {
-				yield(catalog.NAR{}, err)
+				yield(index.NAR{}, err)
 				return
 			}
-			n := catalog.NAR{ID: p.NAR, Hash: catalog.Sum(p.Info.NARHash.Sum()), Size: p.Info.NARSize}
+			n := index.NAR{ID: p.NAR, Hash: catalog.Sum(p.Info.NARHash.Sum()), Size: p.Info.NARSize}
 			if seen[n.ID] {
 				v.progress(n.Size)
 				continue
@@ -188,7 +189,7 @@ func (v *verification) nars(ctx context.Context) iter.Seq2[catalog.NAR, error] {
 
 // A namedPath is a path in a cache.
 type namedPath struct {
-	*catalog.Path
+	*index.Path
 	cache string
 }
 
@@ -216,12 +217,15 @@ func (v *verification) paths(ctx context.Context) iter.Seq2[namedPath, error] {
 
 // list yields the paths of a cache. For one path it does not read all of them, unless these are
 // withheld, which are few.
-func (v *verification) list(ctx context.Context, c *catalog.Cache, damaged bool) iter.Seq2[*catalog.Path, error] {
-	if v.opts.Path == (nix.PathHash{}) || damaged {
-		return v.d.catalog.AllPaths(ctx, c.ID, nix.PathHash{}, damaged)
+func (v *verification) list(ctx context.Context, c *catalog.Cache, damaged bool) iter.Seq2[*index.Path, error] {
+	switch {
+	case damaged:
+		return v.d.index.WithheldPaths(ctx, c.ID)
+	case v.opts.Path == (nix.PathHash{}):
+		return v.d.index.AllPaths(ctx, c.ID)
 	}
-	return func(yield func(*catalog.Path, error) bool) {
-		p, err := v.d.catalog.Path(ctx, c.ID, v.opts.Path)
+	return func(yield func(*index.Path, error) bool) {
+		p, err := v.d.index.Path(ctx, c.ID, v.opts.Path)
 		if !errors.Is(err, catalog.ErrNotFound) {
 			yield(p, err)
 		}
@@ -239,7 +243,7 @@ func (v *verification) progress(n int64) {
 	}
 }
 
-func (v *verification) verify(ctx context.Context, n catalog.NAR) error {
+func (v *verification) verify(ctx context.Context, n index.NAR) error {
 	if v.opts.Path != (nix.PathHash{}) {
 		v.mu.Lock()
 		v.total += n.Size
@@ -275,7 +279,7 @@ func (v *verification) name(ctx context.Context) error {
 	if len(v.damaged) == 0 {
 		return nil
 	}
-	named := make(map[catalog.NARID]bool)
+	named := make(map[index.NARID]bool)
 	for p, err := range v.paths(ctx) {
 		if err != nil {
 			return err

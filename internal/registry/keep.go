@@ -31,7 +31,7 @@ func (d *Registry) Tick(ctx context.Context) error {
 // needed returns what the local store is to keep: what pushed paths refer to and was not pushed,
 // and what was pushed and is damaged.
 func (d *Registry) needed(ctx context.Context) ([]nix.StorePath, error) {
-	records, err := d.catalog.Caches(ctx)
+	records, err := d.catalog.AllCaches(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -40,13 +40,14 @@ func (d *Registry) needed(ctx context.Context) ([]nix.StorePath, error) {
 		if !slices.Contains(r.Sources, catalog.SourceLocal) || d.local.StoreDir() != r.StoreDir {
 			continue
 		}
-		for ref, err := range d.catalog.DanglingReferences(ctx, r.ID) {
+		view := d.depot.For(r)
+		for ref, err := range view.DanglingReferences(ctx) {
 			if err != nil {
 				return nil, err
 			}
-			all[ref.Path] = true
+			all[ref.To] = true
 		}
-		for path, err := range d.catalog.WithheldPaths(ctx, r.ID) {
+		for path, err := range view.WithheldPaths(ctx) {
 			if err != nil {
 				return nil, err
 			}

@@ -10,6 +10,7 @@ import (
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/internal/registry"
 	"firn/nix"
 )
@@ -73,7 +74,7 @@ func TestTick(t0 *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, err := t.admin.DeletePaths(t.Context(), &catalog.Deletion{Cache: r.ID, Paths: []nix.PathHash{p.Info.Path.Hash()}}); err != nil {
+		if _, err := index.Of(t.admin).Delete(t.Context(), &index.Deletion{Cache: r.ID, Paths: []nix.PathHash{p.Info.Path.Hash()}}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -89,7 +90,7 @@ func TestTick(t0 *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := t.admin.Withhold(t.Context(), []catalog.NARID{n.ID}, catalog.Whole, catalog.Damaged); err != nil {
+	if _, err := t.admin.SetFaults(t.Context(), []index.NARID{n.ID}, index.Whole, index.Damaged); err != nil {
 		t.Fatal(err)
 	}
 	want("with lib damaged")

@@ -67,9 +67,15 @@ type Options struct {
 	Logger *slog.Logger
 }
 
+// A Catalog has the records of caches.
+type Catalog interface {
+	catalog.Database
+	catalog.Caches
+}
+
 // Registry finds caches. It is safe for concurrent use.
 type Registry struct {
-	catalog catalog.Catalog
+	catalog Catalog
 	depot   *depot.Depot
 	local   cache.Source // Options.Local
 	log     *slog.Logger
@@ -104,7 +110,7 @@ type member struct {
 
 // New returns the directory of the caches in the catalog, whose bytes are in the depot. [Prepare] has made the cache main.
 // An error says what keeps the cache main from being served; what is wrong with others is logged.
-func New(ctx context.Context, cat catalog.Catalog, d *depot.Depot, opts Options) (*Registry, error) {
+func New(ctx context.Context, cat Catalog, d *depot.Depot, opts Options) (*Registry, error) {
 	dir := &Registry{catalog: cat, depot: d, local: opts.Local, opts: opts, looks: cache.NewLookMemory(), log: cmp.Or(opts.Logger, slog.New(slog.DiscardHandler))}
 	s, err := dir.make(ctx, nil)
 	if err != nil {
@@ -146,14 +152,14 @@ func Record(name string) *catalog.Cache {
 // Prepare makes the record of [cache.Main] if there is none, and fits it to the store directory of
 // this machine, "" if that is not known: it is that of the cache, unless the depot keeps paths of
 // another one.
-func Prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
+func Prepare(ctx context.Context, cat Catalog, d *depot.Depot, dir nix.StoreDir) error {
 	if err := prepare(ctx, cat, d, dir); err != nil {
 		return fmt.Errorf("prepare cache %s: %w", cache.Main, err)
 	}
 	return nil
 }
 
-func prepare(ctx context.Context, cat catalog.Catalog, d *depot.Depot, dir nix.StoreDir) error {
+func prepare(ctx context.Context, cat Catalog, d *depot.Depot, dir nix.StoreDir) error {
 	record, err := find(ctx, cat, cache.Main, dir)
 	if err != nil {
 		return err
@@ -185,7 +191,7 @@ func Records(ctx context.Context, cat catalog.Caches) ([]*catalog.Cache, error) 
 // records is Records, with the store directory for the record of main if it makes that; "" is Nix's default.
 func records(ctx context.Context, cat catalog.Caches, dir nix.StoreDir) ([]*catalog.Cache, error) {
 	for {
-		all, err := cat.Caches(ctx)
+		all, err := cat.AllCaches(ctx)
 		if err != nil || named(all, cache.Main) != nil {
 			return all, err
 		}
@@ -313,7 +319,7 @@ func (d *Registry) isCurrent(ctx context.Context, s *snapshot, atOnce bool) bool
 func (d *Registry) make(ctx context.Context, last *snapshot) (*snapshot, error) {
 	s := &snapshot{made: time.Now(), refuse: d.opts.RefuseUnknown, byName: map[string]*cache.Cache{}, byHost: map[string]*cache.Cache{}}
 	s.version = d.catalog.Version(ctx) // before the records are read
-	records, err := d.catalog.Caches(ctx)
+	records, err := d.catalog.AllCaches(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -17,6 +17,7 @@ import (
 	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/dir"
+	"firn/internal/depot/index"
 	"firn/internal/registry"
 	"firn/nix"
 )
@@ -56,7 +57,7 @@ func (t *tester) open(opts registry.Options) (*registry.Registry, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := depot.New(cat, blobs, depot.Options{})
+	d := depot.New(cat, index.Of(cat), blobs, depot.Options{})
 	t.Cleanup(func() { d.Close() })
 	var storeDir nix.StoreDir
 	if opts.Local != nil {
@@ -157,7 +158,7 @@ func TestMainCache(t0 *testing.T) {
 		})
 	}
 	group.Wait()
-	records, err := t.admin.Caches(t.Context())
+	records, err := t.admin.AllCaches(t.Context())
 	if err != nil || len(records) != 1 || !slices.Equal(records[0].Sources, []string{"local", "depot"}) || len(records[0].Keys) != 0 {
 		t.Fatalf("the records are %v, %v", records, err)
 	}
@@ -257,7 +258,7 @@ func TestStoreDir(t0 *testing.T) {
 	if got := t.named(t.mustOpen(registry.Options{}), cache.Main).Info().StoreDir; got != nix.DefaultStoreDir {
 		t.Errorf("without a local store it is %s", got)
 	}
-	records, err := t.admin.Caches(t.Context())
+	records, err := t.admin.AllCaches(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,10 +320,10 @@ func TestUnreadable(t0 *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := registry.Prepare(t.Context(), f, depot.New(f, blobs, depot.Options{}), ""); err != nil {
+	if err := registry.Prepare(t.Context(), f, depot.New(f, index.Of(f), blobs, depot.Options{}), ""); err != nil {
 		t.Fatal(err)
 	}
-	d, err := registry.New(t.Context(), f, depot.New(f, blobs, depot.Options{}), registry.Options{})
+	d, err := registry.New(t.Context(), f, depot.New(f, index.Of(f), blobs, depot.Options{}), registry.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -340,13 +341,13 @@ func TestUnreadable(t0 *testing.T) {
 	}
 
 	f.set(catalog.ErrUnavailable)
-	if _, err := registry.New(t.Context(), f, depot.New(f, blobs, depot.Options{}), registry.Options{}); !errors.Is(err, catalog.ErrUnavailable) {
+	if _, err := registry.New(t.Context(), f, depot.New(f, index.Of(f), blobs, depot.Options{}), registry.Options{}); !errors.Is(err, catalog.ErrUnavailable) {
 		t.Errorf("opened without the catalog: %v", err)
 	}
 }
 
 type failing struct {
-	catalog.Catalog
+	*sqlite.Catalog
 	mu  sync.Mutex
 	err error
 }
@@ -357,14 +358,14 @@ func (f *failing) set(err error) {
 	f.err = err
 }
 
-func (f *failing) Caches(ctx context.Context) ([]*catalog.Cache, error) {
+func (f *failing) AllCaches(ctx context.Context) ([]*catalog.Cache, error) {
 	f.mu.Lock()
 	err := f.err
 	f.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	return f.Catalog.Caches(ctx)
+	return f.Catalog.AllCaches(ctx)
 }
 
 func TestCheck(t *testing.T) {
@@ -410,10 +411,10 @@ func BenchmarkByHost(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	if err := registry.Prepare(b.Context(), cat, depot.New(cat, blobs, depot.Options{}), ""); err != nil {
+	if err := registry.Prepare(b.Context(), cat, depot.New(cat, index.Of(cat), blobs, depot.Options{}), ""); err != nil {
 		b.Fatal(err)
 	}
-	d, err := registry.New(b.Context(), cat, depot.New(cat, blobs, depot.Options{}), registry.Options{})
+	d, err := registry.New(b.Context(), cat, depot.New(cat, index.Of(cat), blobs, depot.Options{}), registry.Options{})
 	if err != nil {
 		b.Fatal(err)
 	}

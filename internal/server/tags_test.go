@@ -18,13 +18,14 @@ import (
 	"firn/internal/catalog/sqlite"
 	"firn/internal/depot"
 	"firn/internal/depot/blob/blobtest"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
 // levels are two depots on one state, as of two processes, which compress at other levels.
 type levels struct {
 	*testing.T
-	catalog catalog.Catalog
+	catalog *sqlite.Catalog
 	record  *catalog.Cache
 	now     atomic.Int64 // in seconds
 	depots  [2]*depot.Depot
@@ -46,7 +47,7 @@ func newLevels(t *testing.T) *levels {
 	l.now.Store(time.Now().Unix())
 	blobs := blobtest.NewMemory()
 	for i, level := range []int{1, 9} {
-		l.depots[i] = depot.New(l.catalog, blobs, depot.Options{Level: level, Now: func() time.Time { return time.Unix(l.now.Load(), 0) }})
+		l.depots[i] = depot.New(l.catalog, index.Of(l.catalog), blobs, depot.Options{Level: level, Now: func() time.Time { return time.Unix(l.now.Load(), 0) }})
 		t.Cleanup(func() { l.depots[i].Close() })
 		view := l.depots[i].For(l.record)
 		if l.caches[i], err = cache.New([]cache.Source{view}, cache.Options{Sink: cache.SinkOf(view)}); err != nil {
@@ -78,7 +79,7 @@ func (l *levels) push(i int) {
 // remove deletes the path, and sweeps the state until nothing of it is left.
 func (l *levels) remove() {
 	l.Helper()
-	if _, err := l.catalog.DeletePaths(l.Context(), &catalog.Deletion{Cache: l.record.ID, Paths: []nix.PathHash{l.path.Info.Path.Hash()}}); err != nil {
+	if _, err := index.Of(l.catalog).Delete(l.Context(), &index.Deletion{Cache: l.record.ID, Paths: []nix.PathHash{l.path.Info.Path.Hash()}}); err != nil {
 		l.Fatal(err)
 	}
 	for range 4 {

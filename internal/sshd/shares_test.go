@@ -18,7 +18,7 @@ import (
 	"golang.org/x/crypto/ssh"
 
 	"firn/internal/access"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/sshd"
 )
 
@@ -345,7 +345,7 @@ func TestLoginLimits(t *testing.T) {
 		t.Fatal(err)
 	}
 	synctest.Test(t, func(t *testing.T) {
-		s := sshd.New(access.New(catalogtest.NewMemory(nil), catalogtest.NewMemory(nil), access.Options{}), echo,
+		s := sshd.New(access.New(sqlitetest.Open(t, nil), sqlitetest.Open(t, nil), access.Options{}), echo,
 			sshd.Options{HostKeys: keys, Logger: slog.New(slog.DiscardHandler)})
 		l := make(pipes)
 		ctx, cancel := context.WithCancel(t.Context())

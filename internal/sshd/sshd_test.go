@@ -25,7 +25,8 @@ import (
 	"firn/internal/access"
 	"firn/internal/cache"
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/catalog/sqlite"
+	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/sshd"
 )
 
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // A tester is a running server with a catalog of keys. Its commands are those of echo.
 type tester struct {
 	*testing.T
-	catalog *catalogtest.Memory
+	catalog *sqlite.Catalog
 	address string
 	log     *lockedBuffer
 	door    *sshd.Server
@@ -74,7 +75,7 @@ func start(t *testing.T, opts sshd.Options, accessOpts access.Options) *tester {
 	if opts.HostKeys, err = hostKeys(); err != nil {
 		t.Fatal(err)
 	}
-	s := &tester{T: t, catalog: catalogtest.NewMemory(nil), log: &lockedBuffer{}}
+	s := &tester{T: t, catalog: sqlitetest.Open(t, nil), log: &lockedBuffer{}}
 	opts.Logger = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

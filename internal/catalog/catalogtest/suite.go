@@ -1,22 +1,19 @@
-// Package catalogtest has what every catalog must pass.
+// Package catalogtest has what every database of the ports of package catalog must pass.
 package catalogtest
 
 import (
-	"bytes"
-	"context"
 	"crypto/sha256"
 	"errors"
-	"fmt"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"firn/internal/catalog"
-	"firn/internal/memo"
 	"firn/nix"
 )
 
@@ -42,8 +39,32 @@ func (c *Clock) Advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-// Test checks what the port promises. open opens an empty catalog that has its time from a clock.
-func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
+// A Catalog is all ports of package catalog.
+type Catalog struct {
+	catalog.Database
+	catalog.Caches
+	catalog.Tokens
+	catalog.SSHKeys
+	catalog.Uses
+	catalog.Notes
+	catalog.Leases
+}
+
+// Of returns the ports of a database that has them all.
+func Of(db interface {
+	catalog.Database
+	catalog.Caches
+	catalog.Tokens
+	catalog.SSHKeys
+	catalog.Uses
+	catalog.Notes
+	catalog.Leases
+}) Catalog {
+	return Catalog{db, db, db, db, db, db, db}
+}
+
+// Test checks what the ports promise. open opens an empty catalog that has its time from a clock.
+func Test(t *testing.T, open func(testing.TB, *Clock) Catalog) {
 	for _, test := range []struct {
 		name string
 		run  func(*suite)
@@ -52,49 +73,8 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 		{"tokens", (*suite).tokens},
 		{"SSH keys", (*suite).sshKeys},
 		{"notes", (*suite).notes},
-		{"NARs", (*suite).nars},
-		{"NARs that are refused", (*suite).refusedNARs},
-		{"NARs of little", (*suite).bareNARs},
-		{"damaged NARs", (*suite).damaged},
-		{"missing packs", (*suite).missing},
-		{"uploads", (*suite).uploads},
-		{"packs of several NARs", (*suite).sharedPacks},
-		{"listings of several NARs", (*suite).sharedListings},
-		{"uploads of NARs that are there", (*suite).uploadsOfKnown},
-		{"uses of chunks", (*suite).usesOfChunks},
-		{"NARs built on chunks", (*suite).builtNARs},
-		{"awaited paths", (*suite).awaitedPaths},
-		{"dangling references", (*suite).danglingReferences},
-		{"paths on a basis", (*suite).bases},
-		{"cycles that are closed at once", (*suite).racedCycles},
-		{"references", (*suite).references},
-		{"paths", (*suite).paths},
-		{"paths that are refused", (*suite).refusedPaths},
-		{"all of a path", (*suite).wholePaths},
-		{"signatures of what is elsewhere", (*suite).endorsements},
-		{"paths in order", (*suite).order},
-		{"deletions", (*suite).deletions},
-		{"deletions of what is referred to", (*suite).referredDeletions},
-		{"deletions of what files tell of", (*suite).fileDeletions},
-		{"deletions while others publish", (*suite).racedDeletions},
-		{"signatures", (*suite).signatures},
-		{"paths that are withheld", (*suite).replaceWithheld},
-		{"debug info", (*suite).debug},
-		{"files", (*suite).files},
-		{"updates of files", (*suite).updates},
-		{"updates of files at once", (*suite).racedUpdates},
-		{"sweeps", (*suite).sweeps},
-		{"packs that are soon swept", (*suite).leavingPacks},
-		{"sweeps of uploads", (*suite).sweepUploads},
-		{"sweeps of a few", (*suite).sweepLimit},
-		{"thin packs", (*suite).thinPacks},
-		{"moves", (*suite).moves},
-		{"retired packs", (*suite).retiredPacks},
-		{"rewritten packs", (*suite).rewrittenPacks},
-		{"moves that come too late", (*suite).lateMoves},
-		{"deleting a cache", (*suite).deleteCache},
-		{"versions", (*suite).versions},
-		{"many writers", (*suite).many},
+		{"leases", (*suite).leases},
+		{"leases taken at once", (*suite).racedLeases},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := &suite{T: t, clock: NewClock()}
@@ -107,7 +87,7 @@ func Test(t *testing.T, open func(testing.TB, *Clock) catalog.Catalog) {
 type suite struct {
 	*testing.T
 	clock *Clock
-	c     catalog.Catalog
+	c     Catalog
 }
 
 func sum(text string) catalog.Sum { return sha256.Sum256([]byte(text)) }
@@ -135,25 +115,6 @@ func (s *suite) equal(got, want any) {
 	}
 }
 
-func (s *suite) cache(name string) catalog.CacheID {
-	s.Helper()
-	c := &catalog.Cache{Name: name, StoreDir: nix.DefaultStoreDir, Sources: []string{catalog.SourceDepot}, Created: s.clock.Now()}
-	s.ok(s.c.AddCache(s.Context(), c))
-	return c.ID
-}
-
-// nar adds a NAR of one shared chunk of its own, and those of others, under an upload if cache is not 0.
-func (s *suite) nar(name string, cache catalog.CacheID, others ...string) (catalog.NARID, *catalog.NewNAR) {
-	s.Helper()
-	n := newNAR(name, cache, others...)
-	id, added, err := s.c.AddNAR(s.Context(), n)
-	s.ok(err)
-	if !added {
-		s.Errorf("NAR %s is not added", name)
-	}
-	return id, n
-}
-
 func (s *suite) caches() {
 	key, err := nix.GenerateKey("a-1")
 	s.ok(err)
@@ -162,7 +123,7 @@ func (s *suite) caches() {
 	s.ok(s.c.AddCache(s.Context(), a))
 	b := &catalog.Cache{Name: "b", StoreDir: nix.DefaultStoreDir, Sources: []string{catalog.SourceDepot}, Created: s.clock.Now()}
 	s.ok(s.c.AddCache(s.Context(), b))
-	all, err := s.c.Caches(s.Context())
+	all, err := s.c.AllCaches(s.Context())
 	s.ok(err)
 	// None of something may come back as nil or as empty.
 	for _, c := range append(all, b) {
@@ -195,7 +156,7 @@ func (s *suite) caches() {
 		stale(&old)
 		s.want(s.c.SetCache(s.Context(), &old, a), catalog.ErrChanged)
 	}
-	all, err = s.c.Caches(s.Context())
+	all, err = s.c.AllCaches(s.Context())
 	s.ok(err)
 	if len(all) != 2 || all[1].Priority != 3 || !slices.Equal(all[1].Hosts, b.Hosts) || !slices.Equal(all[0].Hosts, a.Hosts) {
 		s.Errorf("caches %+v, %+v", all[0], all[1])
@@ -206,7 +167,7 @@ func (s *suite) caches() {
 	s.ok(s.c.SetCache(s.Context(), b, &catalog.Cache{ID: b.ID, Name: "z", Hosts: []string{"z.example"}, Created: s.clock.Now().Add(time.Hour)}))
 	s.want(s.c.AddCache(s.Context(), &catalog.Cache{Name: "d", Hosts: []string{"d.example", "a.example"}}), catalog.ErrConflict)
 	s.ok(s.c.AddCache(s.Context(), &catalog.Cache{Name: "b", Hosts: []string{"d.example", "b.example"}}))
-	all, err = s.c.Caches(s.Context())
+	all, err = s.c.AllCaches(s.Context())
 	s.ok(err)
 	if len(all) != 3 || all[1].Name != "b" || all[2].Name != "z" || !all[2].Created.Equal(s.clock.Now()) {
 		s.Errorf("caches %+v, %+v", all[1], all[2])
@@ -243,7 +204,7 @@ func (s *suite) tokens() {
 	s.want(s.c.AddToken(s.Context(), &catalog.Token{Name: "ci", Hash: sum("other")}), catalog.ErrConflict)
 	s.want(s.c.AddToken(s.Context(), &catalog.Token{Name: "other", Hash: sum("secret")}), catalog.ErrConflict)
 	s.ok(s.c.AddToken(s.Context(), &catalog.Token{Name: "b", Hash: sum("b"), Created: s.clock.Now()}))
-	all, err := s.c.Tokens(s.Context())
+	all, err := s.c.AllTokens(s.Context())
 	s.ok(err)
 	if len(all) != 2 || all[0].Name != "b" || !all[0].Expires.IsZero() {
 		s.Errorf("tokens %+v", all)
@@ -277,7 +238,7 @@ func (s *suite) sshKeys() {
 	s.want(s.c.AddSSHKey(s.Context(), &catalog.SSHKey{Name: "other", Key: []byte("key\x00")}), catalog.ErrConflict)
 	b := &catalog.SSHKey{Name: "b", Key: []byte("b"), Authority: true, Users: []string{"alice", "bob"}, Created: s.clock.Now()}
 	s.ok(s.c.AddSSHKey(s.Context(), b))
-	all, err := s.c.SSHKeys(s.Context())
+	all, err := s.c.AllSSHKeys(s.Context())
 	s.ok(err)
 	if len(all) != 2 {
 		s.Fatalf("keys %+v", all)
@@ -358,154 +319,61 @@ func (s *suite) notes() {
 	}
 }
 
-func errOf[A, B any](_ A, _ B, err error) error { return err }
-
-func (s *suite) files() {
-	a, b := s.cache("a"), s.cache("b")
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("one")}))
-	content, err := s.c.File(s.Context(), a, "log/x")
+func (s *suite) leases() {
+	one, err := s.c.TakeLease(s.Context(), "sweep", time.Minute)
 	s.ok(err)
-	s.equal(string(content), "one")
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("three")}))
-	content, err = s.c.File(s.Context(), a, "log/x")
+	_, err = s.c.TakeLease(s.Context(), "sweep", time.Minute)
+	s.want(err, catalog.ErrConflict)
+	other, err := s.c.TakeLease(s.Context(), "rewrite", time.Minute)
 	s.ok(err)
-	s.equal(string(content), "three")
-	_, err = s.c.File(s.Context(), b, "log/x")
-	s.want(err, catalog.ErrNotFound)
-	s.want(s.c.PutFile(s.Context(), 999, &catalog.File{Key: "log/x"}), catalog.ErrGone)
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/empty"}))
-	for i := range 410 {
-		s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: fmt.Sprintf("k/%03d", i)}))
-	}
-	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "j"}))
-	s.ok(s.c.PutFile(s.Context(), b, &catalog.File{Key: "l"}))
-	var keys []string
-	for key, err := range s.c.AllFiles(s.Context(), b, "k/") {
-		s.ok(err)
-		keys = append(keys, key)
-	}
-	if len(keys) != 410 || !slices.IsSorted(keys) || keys[0] != "k/000" {
-		s.Errorf("%d keys", len(keys))
-	}
-}
-
-func (s *suite) updates() {
-	a := s.cache("a")
-	f := &catalog.File{Key: "k", Content: []byte("not this")}
-	update := func(cache catalog.CacheID, old, content string, result error) error {
-		s.Helper()
-		return s.c.UpdateFile(s.Context(), cache, f, catalog.Basis{}, func(got []byte) ([]byte, error) {
-			if string(got) != old {
-				s.Errorf("the old content is %q, want %q", got, old)
-			}
-			if content == "nil" {
-				return nil, result
-			}
-			return []byte(content), result
-		})
-	}
-	want := func(content string) {
-		s.Helper()
-		got, err := s.c.File(s.Context(), a, "k")
-		s.ok(err)
-		s.equal(string(got), content)
-	}
-	refused := errors.New("refused")
-	if err := update(a, "", "x", refused); err != refused {
-		s.Errorf("an update that fails: %v, want its own error", err)
-	}
-	_, err := s.c.File(s.Context(), a, "k")
-	s.want(err, catalog.ErrNotFound)
-	s.ok(update(a, "", "nil", nil))
-	_, err = s.c.File(s.Context(), a, "k")
-	s.want(err, catalog.ErrNotFound)
-	s.want(update(999, "", "x", nil), catalog.ErrGone)
-	s.ok(update(a, "", "one", nil))
-	want("one")
-	s.ok(update(a, "one", "two", nil))
-	s.ok(update(a, "two", "nil", nil))
-	s.ok(update(a, "two", "two", nil))
-	if err := update(a, "two", "three", refused); err != refused {
-		s.Errorf("an update that fails: %v, want its own error", err)
-	}
-	want("two")
-
-	// A file that is there and empty is not one that is missing.
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
-	s.ok(s.c.UpdateFile(s.Context(), a, f, catalog.Basis{}, func(old []byte) ([]byte, error) {
-		if old == nil || len(old) > 0 {
-			s.Errorf("the content of an empty file is %#v", old)
-		}
-		return []byte("three"), nil
-	}))
-	want("three")
-}
-
-// racedUpdates all take effect, each once.
-func (s *suite) racedUpdates() {
-	a := s.cache("a")
-	const writers, each = 8, 20
-	var wg sync.WaitGroup
-	for range writers {
-		wg.Go(func() {
-			for range each {
-				if err := s.c.UpdateFile(s.Context(), a, &catalog.File{Key: "k"}, catalog.Basis{}, func(old []byte) ([]byte, error) {
-					return append(bytes.Clone(old), 'x'), nil
-				}); err != nil {
-					s.Error(err)
-				}
-			}
-		})
-	}
-	wg.Wait()
-	content, err := s.c.File(s.Context(), a, "k")
+	s.ok(s.c.ReleaseLease(s.Context(), one))
+	s.ok(s.c.ReleaseLease(s.Context(), one))
+	two, err := s.c.TakeLease(s.Context(), "sweep", time.Minute)
 	s.ok(err)
-	s.equal(len(content), writers*each)
+	// One that has ended, or was given back, takes nothing from the next.
+	s.ok(s.c.ReleaseLease(s.Context(), one))
+	_, err = s.c.TakeLease(s.Context(), "sweep", time.Minute)
+	s.want(err, catalog.ErrConflict)
+	s.clock.Advance(time.Minute)
+	three, err := s.c.TakeLease(s.Context(), "sweep", time.Second)
+	s.ok(err)
+	s.ok(s.c.ReleaseLease(s.Context(), two))
+	_, err = s.c.TakeLease(s.Context(), "sweep", time.Minute)
+	s.want(err, catalog.ErrConflict)
+	s.ok(s.c.ReleaseLease(s.Context(), three))
+	s.ok(s.c.ReleaseLease(s.Context(), other))
+	_, err = s.c.TakeLease(s.Context(), strings.Repeat("x", catalog.MaxNoteKey+1), time.Minute)
+	s.want(err, catalog.ErrTooLarge)
 }
 
-func (s *suite) versions() {
-	s.ok(s.c.Check(s.Context()))
-	a := s.cache("a")
-	before := s.c.Version(s.Context())
-	if before.Freshness == memo.Unknown {
-		return
-	}
-	if !before.Hit(s.c.Version(s.Context())) {
-		s.Error("the version changes by itself")
-	}
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "k"}))
-	if before.Hit(s.c.Version(s.Context())) {
-		s.Error("the version stays after a commit")
-	}
-}
-
-func (s *suite) many() {
-	a := s.cache("a")
-	var group sync.WaitGroup
-	ctx := context.WithoutCancel(s.Context())
-	for i := range 16 {
-		group.Go(func() {
-			for j := range 8 {
-				name := fmt.Sprint("n", i, "-", j)
-				id, _, err := s.c.AddNAR(ctx, newNAR(name, a))
-				if err == nil {
-					_, _, err = s.c.Publish(ctx, a, path(name, id, name), nil, Unchecked())
-				}
-				if err == nil {
-					_, err = s.c.Path(ctx, a, storePath(name).Hash())
-				}
-				// One that fails does no harm to those that share its transaction.
-				if _, _, gone := s.c.AddNAR(ctx, newNAR("x"+name, a, "gone")); !errors.Is(gone, catalog.ErrGone) {
-					s.Errorf("error %v, want ErrGone", gone)
+// racedLeases are held by one at a time.
+func (s *suite) racedLeases() {
+	var holders, taken atomic.Int64
+	var all sync.WaitGroup
+	for range 8 {
+		all.Go(func() {
+			for range 20 {
+				l, err := s.c.TakeLease(s.Context(), "one", time.Minute)
+				if errors.Is(err, catalog.ErrConflict) {
+					continue
 				}
 				if err != nil {
 					s.Error(err)
+					return
+				}
+				taken.Add(1)
+				if holders.Add(1) != 1 {
+					s.Error("two have the lease")
+				}
+				holders.Add(-1)
+				if err := s.c.ReleaseLease(s.Context(), l); err != nil {
+					s.Error(err)
 				}
 			}
 		})
 	}
-	group.Wait()
-	if n := len(s.all(a, false)); n != 128 {
-		s.Errorf("%d paths, want 128", n)
+	all.Wait()
+	if taken.Load() == 0 {
+		s.Error("none has had the lease")
 	}
 }

@@ -14,7 +14,8 @@ import (
 	"time"
 
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/depot/index"
+	"firn/internal/depot/index/indextest"
 	"firn/internal/memo"
 	"firn/nix"
 )
@@ -32,15 +33,18 @@ func fill(b *testing.B, c *Catalog, cache catalog.CacheID, n int) {
 	key := func(digits int) string {
 		return fmt.Sprintf("unhex(printf('%%016x%%0%dx', i * %d, 0))", digits-16, 1<<62/n)
 	}
-	const ref = "00000000000000000000000000000000-some-package-1.2.3"
+	const references = 20 // of each path
 	sig := "cache.example.org-1:" + strings.Repeat("A", 86) + "=="
 	for _, text := range []string{
 		"PRAGMA cache_size = -100000",
 		numbers + "INSERT INTO listings SELECT i + 1, " + key(64) + ", randomblob(300) FROM numbers",
-		numbers + "INSERT INTO nars SELECT i + 1, " + key(64) + ", 100000, 30000, 0, 0, '0123456789abcdef', i + 1 FROM numbers",
+		numbers + "INSERT INTO nars SELECT i + 1, " + key(64) + ", 100000, 30000, '0123456789abcdef', 0, 0, i + 1 FROM numbers",
 		numbers + "INSERT INTO recipes SELECT i + 1, randomblob(60) FROM numbers",
-		numbers + fmt.Sprintf("INSERT INTO paths (cache, hash, name, nar, refs, deriver, sigs, ca, registered) SELECT %d, %s, 'some-package-1.2.3', i + 1, '%s %s %s', '%s.drv', '%s', '', 1700000000 FROM numbers",
-			cache, key(40), ref, ref, ref, ref, sig),
+		numbers + fmt.Sprintf(`INSERT INTO paths (cache, hash, name, nar, deriver, sigs, ca, fields, registered, published, publisher)
+			SELECT %d, %s, 'some-package-1.2.3', i + 1, printf('%%032d-some-package-1.2.3.drv', i), '%s', '', '', 1700000000, 1700000000, '' FROM numbers`, cache, key(40), sig),
+		// Each refers to those before it: the first of them have most of the referrers, as in any cache.
+		numbers + fmt.Sprintf("INSERT INTO referenced (cache, hash, name) SELECT %d, %s, 'some-package-1.2.3' FROM numbers", cache, key(40)),
+		numbers + fmt.Sprintf("INSERT INTO path_refs SELECT i + 1, 1 + i * value / %d FROM numbers, json_each('[0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19]') WHERE true ON CONFLICT DO NOTHING", references),
 		numbers + fmt.Sprintf("INSERT INTO uploads SELECT %d, printf('nar/%%052d.nar.xz', i), i + 1, zeroblob(32), 25000, NULL, 'xz' FROM numbers", cache),
 	} {
 		if err := c.write(context.Background(), func(x *change) error { return x.exec(text) }); err != nil {
@@ -100,7 +104,7 @@ func BenchmarkAddNAR(b *testing.B) {
 							done <- nil
 							return
 						}
-						n, _ := catalogtest.Sample(fmt.Sprint(i), cache)
+						n, _ := indextest.Sample(fmt.Sprint(i), cache)
 						if _, _, err := c.AddNAR(context.Background(), n); err != nil {
 							done <- err
 							return
@@ -151,8 +155,8 @@ func BenchmarkDeletePaths(b *testing.B) {
 				}
 			})
 			for b.Loop() {
-				d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{sampleHash(rand.IntN(n), n)}, Referrers: catalog.DeleteReferrers}
-				if _, err := c.DeletePaths(b.Context(), d); err != nil && !errors.Is(err, catalog.ErrNotFound) {
+				d := &index.Deletion{Cache: cache, Paths: []nix.PathHash{sampleHash(rand.IntN(n), n)}, Referrers: index.DeleteReferrers}
+				if _, err := index.Of(c).Delete(b.Context(), d); err != nil && !errors.Is(err, catalog.ErrNotFound) {
 					b.Fatal(err)
 				}
 			}

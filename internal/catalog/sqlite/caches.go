@@ -64,8 +64,8 @@ func conflict(there bool, err error, format string, args ...any) error {
 	return fmt.Errorf("%w: %s", catalog.ErrConflict, fmt.Sprintf(format, args...))
 }
 
-// Caches returns all caches.
-func (c *Catalog) Caches(ctx context.Context) ([]*catalog.Cache, error) {
+// AllCaches returns all caches.
+func (c *Catalog) AllCaches(ctx context.Context) ([]*catalog.Cache, error) {
 	var all []*catalog.Cache
 	err := c.rows(ctx, func(scan func(...any) error) error {
 		r, err := scanCache(scan)
@@ -171,7 +171,6 @@ func removeFrom(x *change, cache int64, limit int) (more bool, err error) {
 		"DELETE FROM paths WHERE cache = ?1 AND hash IN (SELECT hash FROM paths WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM uploads WHERE cache = ?1 AND name IN (SELECT name FROM uploads WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM files WHERE cache = ?1 AND key IN (SELECT key FROM files WHERE cache = ?1 LIMIT ?2)",
-		"DELETE FROM awaited WHERE cache = ?1 AND hash IN (SELECT hash FROM awaited WHERE cache = ?1 LIMIT ?2)",
 		"DELETE FROM signatures WHERE cache = ?1 AND hash IN (SELECT hash FROM signatures WHERE cache = ?1 LIMIT ?2)",
 	} {
 		n, err := x.count(text, cache, limit)
@@ -230,8 +229,8 @@ func scanToken(scan func(...any) error) (*catalog.Token, error) {
 	return t, json.Unmarshal([]byte(grants), &t.Grants)
 }
 
-// Tokens returns all tokens.
-func (c *Catalog) Tokens(ctx context.Context) ([]*catalog.Token, error) {
+// AllTokens returns all tokens.
+func (c *Catalog) AllTokens(ctx context.Context) ([]*catalog.Token, error) {
 	var all []*catalog.Token
 	err := c.rows(ctx, func(scan func(...any) error) error {
 		t, err := scanToken(scan)

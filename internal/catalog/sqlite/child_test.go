@@ -17,7 +17,7 @@ import (
 	"time"
 
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/depot/index/indextest"
 	"firn/internal/memo"
 	"firn/internal/testing/seed"
 	"firn/nix"
@@ -117,7 +117,7 @@ func TestCloseLeavesOneFile(t *testing.T) {
 	if _, err := addCache(t.Context(), c, "team"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Caches(t.Context()); err != nil {
+	if _, err := c.AllCaches(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	if err := c.Close(); err != nil {
@@ -140,13 +140,13 @@ func addCache(ctx context.Context, c *Catalog, name string) (catalog.CacheID, er
 
 // push adds and publishes what is called name, and has its digest for all hashes.
 func push(ctx context.Context, c *Catalog, cache catalog.CacheID, name string) error {
-	n, p := catalogtest.Sample(name, cache)
+	n, p := indextest.Sample(name, cache)
 	id, _, err := c.AddNAR(ctx, n)
 	if err != nil {
 		return err
 	}
 	p.NAR = id
-	_, _, err = c.Publish(ctx, cache, p, nil, catalogtest.Unchecked())
+	_, _, err = c.Publish(ctx, cache, p, nil, indextest.Unchecked())
 	return err
 }
 
@@ -156,7 +156,7 @@ func pushUntilKilled(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	caches, err := c.Caches(ctx)
+	caches, err := c.AllCaches(ctx)
 	if err != nil {
 		return err
 	}
@@ -207,7 +207,7 @@ func TestKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range names {
-			n, p := catalogtest.Sample(name, cache)
+			n, p := indextest.Sample(name, cache)
 			if _, err := c.Path(t.Context(), cache, p.Info.Path.Hash()); err != nil {
 				t.Errorf("acknowledged, but: %v", err)
 			}
@@ -308,7 +308,7 @@ func TestOpenAtOnce(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		all, err := openAt(t, path, Options{}).Caches(t.Context())
+		all, err := openAt(t, path, Options{}).AllCaches(t.Context())
 		if err != nil || len(all) != 6 {
 			t.Errorf("%d caches, %v", len(all), err)
 		}
@@ -329,7 +329,7 @@ func TestOtherProcess(t *testing.T) {
 	if after := c.Version(t.Context()); before.Hit(after) || after.Freshness != memo.Current {
 		t.Errorf("version %v after another process has written", after)
 	}
-	all, err := c.Caches(t.Context())
+	all, err := c.AllCaches(t.Context())
 	if err != nil || len(all) != 1 {
 		t.Errorf("%d caches, %v", len(all), err)
 	}
@@ -374,7 +374,7 @@ func hitLimit(ctx context.Context, path string) error {
 			}
 		}
 		fmt.Println(round, len(good), err)
-		if _, err := c.Caches(ctx); err != nil {
+		if _, err := c.AllCaches(ctx); err != nil {
 			return fmt.Errorf("read after a write failed: %w", err)
 		}
 		if err := syscall.Setrlimit(syscall.RLIMIT_FSIZE, &old); err != nil {
@@ -384,7 +384,7 @@ func hitLimit(ctx context.Context, path string) error {
 			return fmt.Errorf("write after a write failed: %w", err)
 		}
 		for _, name := range append(good, "first", fmt.Sprint("after", round)) {
-			_, p := catalogtest.Sample(name, cache)
+			_, p := indextest.Sample(name, cache)
 			if _, err := c.Path(ctx, cache, p.Info.Path.Hash()); err != nil {
 				return err
 			}

@@ -12,13 +12,14 @@ import (
 	"time"
 
 	"firn/internal/catalog"
-	"firn/internal/catalog/catalogtest"
+	"firn/internal/depot/index"
+	"firn/internal/depot/index/indextest"
 	"firn/nix"
 )
 
 // pushReferring publishes a path with the references given.
 func pushReferring(ctx context.Context, c *Catalog, cache catalog.CacheID, name string, refs ...nix.StorePath) (nix.StorePath, error) {
-	_, p := catalogtest.Sample(name, cache)
+	_, p := indextest.Sample(name, cache)
 	b, err := c.Basis(ctx, cache, p.Info.Path.Hash())
 	if err != nil {
 		return nix.StorePath{}, err
@@ -28,8 +29,8 @@ func pushReferring(ctx context.Context, c *Catalog, cache catalog.CacheID, name 
 }
 
 // pushOn publishes a path on a basis.
-func pushOn(ctx context.Context, c *Catalog, cache catalog.CacheID, b catalog.Basis, name string, refs ...nix.StorePath) (nix.StorePath, error) {
-	n, p := catalogtest.Sample(name, cache)
+func pushOn(ctx context.Context, c *Catalog, cache catalog.CacheID, b index.Basis, name string, refs ...nix.StorePath) (nix.StorePath, error) {
+	n, p := indextest.Sample(name, cache)
 	id, _, err := c.AddNAR(ctx, n)
 	if err != nil {
 		return nix.StorePath{}, err
@@ -42,11 +43,45 @@ func pushOn(ctx context.Context, c *Catalog, cache catalog.CacheID, b catalog.Ba
 // fillReferring publishes n paths that refer to one.
 func fillReferring(t testing.TB, c *Catalog, cache catalog.CacheID, n int, to nix.StorePath) {
 	t.Helper()
-	text := fmt.Sprintf(`WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < %d)
-		INSERT INTO paths (cache, hash, name, nar, refs, deriver, sigs, ca, registered) SELECT %d, unhex(printf('%%040x', i)), 'user', (SELECT min(id) FROM nars), '%s', '', '', '', 1700000000 FROM numbers`, n, cache, to.Base())
-	if err := c.write(t.Context(), func(x *change) error { return x.exec(text) }); err != nil {
+	hash := to.Hash()
+	if err := c.write(t.Context(), func(x *change) error {
+		var ref int64
+		if _, err := x.get("INSERT INTO referenced (cache, hash, name) VALUES (?, ?, ?) RETURNING id", []any{int64(cache), hash[:], to.Name()}, &ref); err != nil {
+			return err
+		}
+		return errors.Join(x.exec(fmt.Sprintf(`WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < %d)
+			INSERT INTO paths (cache, hash, name, nar, deriver, sigs, ca, fields, registered, published, publisher)
+			SELECT %d, unhex(printf('%%040x', i)), 'user', (SELECT min(id) FROM nars), '', '', '', '', 1700000000, 1700000000, '' FROM numbers`, n, cache)),
+			x.exec("INSERT INTO path_refs SELECT id, ? FROM paths WHERE name = 'user'", ref))
+	}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// interrupted has something happen before the first transaction of a deletion, and after it.
+type interrupted struct {
+	index.Deletions
+	before func()
+	after  func(gone []index.Leaving)
+}
+
+func (i *interrupted) DeletePaths(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash, may func(index.Reference) bool) ([]index.Leaving, error) {
+	if before := i.before; before != nil {
+		i.before = nil
+		before()
+	}
+	gone, err := i.Deletions.DeletePaths(ctx, cache, hashes, may)
+	if after := i.after; after != nil {
+		i.after = nil
+		after(gone)
+	}
+	return gone, err
+}
+
+// deleteOne deletes a path, whatever refers to it.
+func deleteOne(c *Catalog, cache catalog.CacheID, hash nix.PathHash) error {
+	_, err := index.Of(c).Delete(context.Background(), &index.Deletion{Cache: cache, Paths: []nix.PathHash{hash}, Referrers: index.KeepReferrers})
+	return err
 }
 
 // lacking returns the paths of a cache that lack a reference.
@@ -54,7 +89,7 @@ func lacking(t *testing.T, c *Catalog, cache catalog.CacheID) (lack []string) {
 	t.Helper()
 	there := make(map[nix.StorePath]bool)
 	refs := make(map[nix.StorePath][]nix.StorePath)
-	for p, err := range c.AllPaths(t.Context(), cache, nix.PathHash{}, false) {
+	for p, err := range c.AllPaths(t.Context(), cache) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -86,7 +121,7 @@ func TestDeleteMany(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const many = 20*removeBatch + 7
+	const many = 20*100 + 7
 	fillReferring(t, c, cache, many, library)
 
 	var done atomic.Bool
@@ -123,7 +158,7 @@ func TestDeleteMany(t *testing.T) {
 	for published.Load() < 10 {
 		time.Sleep(time.Millisecond)
 	}
-	gone, err := c.DeletePaths(t.Context(), &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: catalog.DeleteReferrers})
+	gone, err := index.Of(c).Delete(t.Context(), &index.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: index.DeleteReferrers})
 	done.Store(true)
 	pushing.Wait()
 	if err != nil {
@@ -138,7 +173,7 @@ func TestDeleteMany(t *testing.T) {
 	}
 }
 
-// What is published after the search has read everything is found as well.
+// What is published after the search is found as well.
 func TestDeleteWhatComesLate(t *testing.T) {
 	c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{})
 	cache, err := addCache(t.Context(), c, "main")
@@ -155,7 +190,7 @@ func TestDeleteWhatComesLate(t *testing.T) {
 	}
 	remove := func(path nix.StorePath) {
 		t.Helper()
-		if err := c.DeletePath(t.Context(), cache, path.Hash()); err != nil {
+		if err := deleteOne(c, cache, path.Hash()); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -178,24 +213,18 @@ func TestDeleteWhatComesLate(t *testing.T) {
 			missing := publish("missing")
 			remove(missing)
 			early := publish("early", missing)
-			d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: catalog.DeleteReferrers}
-			x := &deletion{c: c, d: d, dir: nix.DefaultStoreDir, search: catalog.NewSearch(d), logs: make(map[string]nix.StorePath)}
-			if err := x.find(t.Context()); err != nil {
-				t.Fatal(err)
-			}
-			test.late(library, early)
-			err := x.remove(t.Context())
-			for err == nil && x.again {
-				err = errors.Join(x.find(t.Context()), x.remove(t.Context()))
-			}
+			d := &index.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: index.DeleteReferrers}
+			ix := index.Of(c)
+			ix.Deletions = &interrupted{Deletions: c, before: func() { test.late(library, early) }}
+			gone, err := ix.Delete(t.Context(), d)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if len(x.gone.Paths) != test.gone {
-				t.Errorf("gone are %v", x.gone.Paths)
+			if len(gone.Paths) != test.gone {
+				t.Errorf("gone are %v", gone.Paths)
 			}
 			for _, path := range []nix.StorePath{early, library} {
-				_ = c.DeletePath(t.Context(), cache, path.Hash())
+				_ = deleteOne(c, cache, path.Hash())
 			}
 		})
 	}
@@ -212,28 +241,23 @@ func TestDeleteWhatComesAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	fillReferring(t, c, cache, removeBatch+1, library)
-	d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: catalog.DeleteReferrers}
-	x := &deletion{c: c, d: d, dir: nix.DefaultStoreDir, search: catalog.NewSearch(d), logs: make(map[string]nix.StorePath)}
-	if err := errors.Join(x.find(t.Context()), x.removeNext(t.Context())); err != nil {
+	fillReferring(t, c, cache, 100+1, library)
+	d := &index.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: index.DeleteReferrers}
+	ix := index.Of(c)
+	ix.Deletions = &interrupted{Deletions: c, after: func(gone []index.Leaving) {
+		n, p := indextest.Sample("again", cache)
+		if p.NAR, _, err = c.AddNAR(t.Context(), n); err != nil {
+			t.Fatal(err)
+		}
+		p.Info.Path, p.Info.References = gone[0].Path, []nix.StorePath{library}
+		if _, _, err := c.Publish(t.Context(), cache, p, nil, indextest.Unchecked()); err != nil {
+			t.Fatal(err)
+		}
+	}}
+	if _, err := ix.Delete(t.Context(), d); err != nil {
 		t.Fatal(err)
 	}
-	n, p := catalogtest.Sample("again", cache)
-	if p.NAR, _, err = c.AddNAR(t.Context(), n); err != nil {
-		t.Fatal(err)
-	}
-	p.Info.Path, p.Info.References = x.gone.Paths[0], []nix.StorePath{library}
-	if _, _, err := c.Publish(t.Context(), cache, p, nil, catalogtest.Unchecked()); err != nil {
-		t.Fatal(err)
-	}
-	err = x.remove(t.Context())
-	for err == nil && x.again {
-		err = errors.Join(x.find(t.Context()), x.remove(t.Context()))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	for p := range c.AllPaths(t.Context(), cache, nix.PathHash{}, false) {
+	for p := range c.AllPaths(t.Context(), cache) {
 		t.Errorf("%s is still there", p.Info.Path)
 	}
 }
@@ -249,10 +273,10 @@ func TestDeletionCutOff(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const many = 20 * removeBatch
+	const many = 20 * 100
 	fillReferring(t, c, cache, many, library)
 	if err := c.write(t.Context(), func(x *change) error { // each has the log of a derivation of its own
-		return errors.Join(x.exec("UPDATE paths SET deriver = printf('%032d-user.drv', rowid) WHERE name = 'user'"),
+		return errors.Join(x.exec("UPDATE paths SET deriver = printf('%032d-user.drv', id) WHERE name = 'user'"),
 			x.exec("INSERT INTO files (cache, key, content) SELECT cache, 'log/' || deriver, x'00' FROM paths WHERE name = 'user'"))
 	}); err != nil {
 		t.Fatal(err)
@@ -269,7 +293,7 @@ func TestDeletionCutOff(t *testing.T) {
 	}
 	count := func() int64 {
 		t.Helper()
-		n, err := c.Count(context.Background(), &cache)
+		n, err := c.CountIn(context.Background(), cache)
 		if err != nil {
 			t.Error(err)
 		}
@@ -283,8 +307,8 @@ func TestDeletionCutOff(t *testing.T) {
 		}
 		cancel()
 	}()
-	d := &catalog.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: catalog.DeleteReferrers}
-	gone, err := c.DeletePaths(ctx, d)
+	d := &index.Deletion{Cache: cache, Paths: []nix.PathHash{library.Hash()}, Referrers: index.DeleteReferrers}
+	gone, err := index.Of(c).Delete(ctx, d)
 	if !errors.Is(err, context.Canceled) || gone == nil {
 		t.Fatalf("cut off: %+v, %v", gone, err)
 	}
@@ -298,7 +322,7 @@ func TestDeletionCutOff(t *testing.T) {
 	if lack := lacking(t, c, cache); len(lack) > 0 {
 		t.Error(strings.Join(lack, "\n"))
 	}
-	if _, err := c.DeletePaths(t.Context(), d); err != nil || count() != 0 || logs() != 0 {
+	if _, err := index.Of(c).Delete(t.Context(), d); err != nil || count() != 0 || logs() != 0 {
 		t.Errorf("gone on with: %d left, with %d logs, %v", count(), logs(), err)
 	}
 }

@@ -8,10 +8,11 @@ import (
 	"strings"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // PutFile adds a file.
-func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog.File) error {
+func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *index.File) error {
 	if err := c.write(ctx, func(x *change) error { return c.putFile(x, cache, f) }); err != nil {
 		return fmt.Errorf("put file %s: %w", f.Key, err)
 	}
@@ -19,7 +20,7 @@ func (c *Catalog) PutFile(ctx context.Context, cache catalog.CacheID, f *catalog
 }
 
 // UpdateFile changes a file.
-func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *catalog.File, b catalog.Basis, update func(old []byte) ([]byte, error)) error {
+func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *index.File, b index.Basis, update func(old []byte) ([]byte, error)) error {
 	var refused error
 	err := c.write(ctx, func(x *change) error {
 		var old []byte
@@ -38,11 +39,11 @@ func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *cata
 			return hasCache(x, cache)
 		}
 		if !f.Path.IsZero() {
-			if _, err := missing(x, cache, b, f.Path); err != nil {
+			if err := missing(x, cache, b, f.Path); err != nil {
 				return err
 			}
 		}
-		return c.putFile(x, cache, &catalog.File{Key: f.Key, Path: f.Path, Content: content})
+		return c.putFile(x, cache, &index.File{Key: f.Key, Path: f.Path, Content: content})
 	})
 	if refused != nil {
 		return refused
@@ -53,7 +54,7 @@ func (c *Catalog) UpdateFile(ctx context.Context, cache catalog.CacheID, f *cata
 	return nil
 }
 
-func (c *Catalog) putFile(x *change, cache catalog.CacheID, f *catalog.File) error {
+func (c *Catalog) putFile(x *change, cache catalog.CacheID, f *index.File) error {
 	if err := hasCache(x, cache); err != nil {
 		return err
 	}

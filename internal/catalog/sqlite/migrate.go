@@ -31,9 +31,12 @@ var errNotNow = errors.New("it cannot be brought up to date now")
 
 // migrate brings the file up to date, if the options allow it.
 func migrate(ctx context.Context, db *sql.DB, opts Options) error {
-	steps, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return err
+	steps := opts.steps
+	if steps == nil {
+		var err error
+		if steps, err = fs.Sub(migrations, "migrations"); err != nil {
+			return err
+		}
 	}
 	p, err := goose.NewProvider(goose.DialectSQLite3, db, steps)
 	if err != nil {

@@ -9,10 +9,11 @@ import (
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
-// Chunks returns those of the given chunks that there are.
-func (c *Catalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []catalog.Sum) ([]catalog.Chunk, error) {
+// FindChunks returns those of the given chunks that there are.
+func (c *Catalog) FindChunks(ctx context.Context, cache catalog.CacheID, hashes []catalog.Sum) ([]index.Chunk, error) {
 	if err := atMost(len(hashes)); err != nil {
 		return nil, err
 	}
@@ -24,9 +25,9 @@ func (c *Catalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []ca
 	for i := range hashes {
 		args[1+i] = hashes[i][:]
 	}
-	var there []catalog.Chunk
+	var there []index.Chunk
 	err := c.rows(ctx, func(scan func(...any) error) error {
-		var k catalog.Chunk
+		var k index.Chunk
 		var hash []byte
 		if err := scan(&k.Led, &hash, &k.Pack, &k.Offset, &k.Length, &k.Size); err != nil {
 			return err
@@ -46,7 +47,7 @@ func (c *Catalog) Chunks(ctx context.Context, cache catalog.CacheID, hashes []ca
 }
 
 // AddNAR adds a NAR with all that belongs to it.
-func (c *Catalog) AddNAR(ctx context.Context, n *catalog.NewNAR) (id catalog.NARID, added bool, err error) {
+func (c *Catalog) AddNAR(ctx context.Context, n *index.NewNAR) (id index.NARID, added bool, err error) {
 	err = c.write(ctx, func(x *change) error {
 		var err error
 		id, added, err = c.addNAR(x, n)
@@ -58,18 +59,18 @@ func (c *Catalog) AddNAR(ctx context.Context, n *catalog.NewNAR) (id catalog.NAR
 	return id, added, nil
 }
 
-func (c *Catalog) addNAR(x *change, n *catalog.NewNAR) (id catalog.NARID, added bool, err error) {
+func (c *Catalog) addNAR(x *change, n *index.NewNAR) (id index.NARID, added bool, err error) {
 	if n.Upload != nil {
 		if err := hasCache(x, n.Upload.Cache); err != nil {
 			return 0, false, err
 		}
 	}
-	var fault catalog.Fault
+	var fault index.Fault
 	there, err := x.get("SELECT id, damaged FROM nars WHERE hash = ?", []any{n.Hash[:]}, &id, &fault)
 	if err != nil {
 		return 0, false, err
 	}
-	if !there || fault != catalog.Whole {
+	if !there || fault != index.Whole {
 		added = true
 		if id, err = c.keepNAR(x, n, id); err != nil {
 			return 0, false, err
@@ -82,7 +83,7 @@ func (c *Catalog) addNAR(x *change, n *catalog.NewNAR) (id catalog.NARID, added 
 }
 
 // keepNAR adds a NAR, or replaces all but the ID of one that is withheld.
-func (c *Catalog) keepNAR(x *change, n *catalog.NewNAR, id catalog.NARID) (catalog.NARID, error) {
+func (c *Catalog) keepNAR(x *change, n *index.NewNAR, id index.NARID) (index.NARID, error) {
 	if n.Pack != nil {
 		if _, err := addPack(x, *n.Pack); err != nil {
 			return 0, err
@@ -159,26 +160,32 @@ func notNil(b []byte) []byte {
 
 // ForgetChunks forgets chunks of a pack.
 func (c *Catalog) ForgetChunks(ctx context.Context, pack string, offsets []int64) error {
-	err := c.write(ctx, func(x *change) error {
-		const of = "DELETE FROM chunks WHERE pack = (SELECT id FROM packs WHERE name = ?)"
-		if offsets == nil {
-			return x.exec(of, pack)
-		}
+	return c.forget(ctx, func(x *change) error {
 		for _, off := range offsets {
-			if err := x.exec(of+` AND "offset" = ?`, pack, off); err != nil {
+			if err := x.exec(`DELETE FROM chunks WHERE pack = (SELECT id FROM packs WHERE name = ?) AND "offset" = ?`, pack, off); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil {
+}
+
+// ForgetPack forgets all chunks of a pack.
+func (c *Catalog) ForgetPack(ctx context.Context, pack string) error {
+	return c.forget(ctx, func(x *change) error {
+		return x.exec("DELETE FROM chunks WHERE pack = (SELECT id FROM packs WHERE name = ?)", pack)
+	})
+}
+
+func (c *Catalog) forget(ctx context.Context, do func(*change) error) error {
+	if err := c.write(ctx, do); err != nil {
 		return fmt.Errorf("forget chunks: %w", err)
 	}
 	return nil
 }
 
 // NAR returns what is kept under a NAR hash.
-func (c *Catalog) NAR(ctx context.Context, hash catalog.Sum) (*catalog.NAR, error) {
+func (c *Catalog) NAR(ctx context.Context, hash catalog.Sum) (*index.NAR, error) {
 	n, err := c.nar(ctx, "hash = ?", hash[:])
 	if err == nil && n == nil {
 		err = catalog.ErrNotFound
@@ -190,8 +197,8 @@ func (c *Catalog) NAR(ctx context.Context, hash catalog.Sum) (*catalog.NAR, erro
 }
 
 // nar returns the NAR that a condition is true of, nil if there is none.
-func (c *Catalog) nar(ctx context.Context, condition string, of any) (*catalog.NAR, error) {
-	n := &catalog.NAR{}
+func (c *Catalog) nar(ctx context.Context, condition string, of any) (*index.NAR, error) {
+	n := &index.NAR{}
 	// One statement, so that recipe and packs are of one moment.
 	first := true
 	err := c.rows(ctx, func(scan func(...any) error) error {
@@ -203,7 +210,7 @@ func (c *Catalog) nar(ctx context.Context, condition string, of any) (*catalog.N
 				return err
 			}
 			copy(n.Hash[:], hash)
-		} else if err := scan(new(int64), new([]byte), new(int64), new(int64), new(string), new([]byte), new(catalog.Fault), &pack); err != nil {
+		} else if err := scan(new(int64), new([]byte), new(int64), new(int64), new(string), new([]byte), new(index.Fault), &pack); err != nil {
 			return err
 		}
 		if pack != nil {
@@ -219,8 +226,8 @@ func (c *Catalog) nar(ctx context.Context, condition string, of any) (*catalog.N
 	return n, nil
 }
 
-// Leads reports whether something of a cache leads to a NAR.
-func (c *Catalog) Leads(ctx context.Context, cache catalog.CacheID, nar catalog.NARID) (bool, error) {
+// Reaches reports whether something of a cache leads to a NAR.
+func (c *Catalog) Reaches(ctx context.Context, cache catalog.CacheID, nar index.NARID) (bool, error) {
 	var leads bool
 	err := c.queryRow(ctx, `SELECT EXISTS (SELECT 1 FROM uploads WHERE nar = ?1 AND cache = ?2) OR EXISTS (SELECT 1 FROM paths WHERE nar = ?1 AND cache = ?2)`,
 		int64(nar), int64(cache)).scan(&leads, nil)
@@ -241,7 +248,7 @@ func (c *Catalog) Listing(ctx context.Context, hash catalog.Sum) ([]byte, error)
 }
 
 // AddUpload adds a name for a NAR.
-func (c *Catalog) AddUpload(ctx context.Context, u *catalog.Upload) error {
+func (c *Catalog) AddUpload(ctx context.Context, u *index.Upload) error {
 	err := c.write(ctx, func(x *change) error {
 		if err := hasCache(x, u.Cache); err != nil {
 			return err
@@ -261,7 +268,7 @@ func (c *Catalog) AddUpload(ctx context.Context, u *catalog.Upload) error {
 	return nil
 }
 
-func (c *Catalog) addUpload(x *change, u *catalog.Upload, nar catalog.NARID) error {
+func (c *Catalog) addUpload(x *change, u *index.Upload, nar index.NARID) error {
 	for _, hash := range u.Uses {
 		if err := x.exec(`INSERT INTO chunk_uses SELECT hash, ?, ? FROM chunks WHERE hash = ? ON CONFLICT DO UPDATE SET nar = excluded.nar`,
 			int64(u.Cache), int64(nar), hash[:]); err != nil {
@@ -275,8 +282,8 @@ func (c *Catalog) addUpload(x *change, u *catalog.Upload, nar catalog.NARID) err
 }
 
 // Upload returns what a client sent under a name.
-func (c *Catalog) Upload(ctx context.Context, cache catalog.CacheID, name string) (*catalog.Upload, error) {
-	u := &catalog.Upload{Cache: cache, Name: name}
+func (c *Catalog) Upload(ctx context.Context, cache catalog.CacheID, name string) (*index.Upload, error) {
+	u := &index.Upload{Cache: cache, Name: name}
 	var narHash, fileHash []byte
 	err := c.queryRow(ctx, "SELECT nar, hash, size, file_hash, uploads.file_size, made IS NULL, compression FROM uploads JOIN nars ON nars.id = nar WHERE cache = ? AND name = ?", int64(cache), name).
 		scanAll(catalog.ErrNotFound, &u.NAR, &narHash, &u.NARSize, &fileHash, &u.FileSize, &u.Published, &u.Compression)
@@ -289,17 +296,20 @@ func (c *Catalog) Upload(ctx context.Context, cache catalog.CacheID, name string
 }
 
 // AllNARs iterates over all NARs.
-func (c *Catalog) AllNARs(ctx context.Context, after catalog.NARID, withheld bool) iter.Seq2[*catalog.NAR, error] {
-	query := "SELECT id, hash, size, file_size, damaged FROM nars WHERE id > ? ORDER BY id LIMIT ?"
-	if withheld {
-		query = "SELECT id, hash, size, file_size, damaged FROM nars WHERE damaged AND id > ? ORDER BY id LIMIT ?"
-	}
-	return pages(func(last catalog.NARID, first bool) (nars []*catalog.NAR, err error) {
-		if first {
-			last = after
-		}
+func (c *Catalog) AllNARs(ctx context.Context) iter.Seq2[*index.NAR, error] {
+	return c.listNARs(ctx, "SELECT id, hash, size, file_size, damaged FROM nars WHERE id > ? ORDER BY id LIMIT ?")
+}
+
+// WithheldNARs iterates over those that are withheld.
+func (c *Catalog) WithheldNARs(ctx context.Context) iter.Seq2[*index.NAR, error] {
+	return c.listNARs(ctx, "SELECT id, hash, size, file_size, damaged FROM nars WHERE damaged AND id > ? ORDER BY id LIMIT ?")
+}
+
+// listNARs iterates over what a query finds after an ID.
+func (c *Catalog) listNARs(ctx context.Context, query string) iter.Seq2[*index.NAR, error] {
+	return pages(func(last index.NARID, _ bool) (nars []*index.NAR, err error) {
 		err = c.rows(ctx, func(scan func(...any) error) error {
-			n := &catalog.NAR{}
+			n := &index.NAR{}
 			var hash []byte
 			if err := scan(&n.ID, &hash, &n.Size, &n.FileSize, &n.Fault); err != nil {
 				return err
@@ -309,7 +319,7 @@ func (c *Catalog) AllNARs(ctx context.Context, after catalog.NARID, withheld boo
 			return nil
 		}, query, int64(last), page)
 		return nars, err
-	}, func(n *catalog.NAR) catalog.NARID { return n.ID })
+	}, func(n *index.NAR) index.NARID { return n.ID })
 }
 
 // Sweep forgets what nothing leads to.

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"math"
 	"time"
@@ -71,6 +72,45 @@ func (c *Catalog) DeleteNote(ctx context.Context, key string) error {
 	err := c.write(ctx, func(x *change) error { return x.exec("DELETE FROM notes WHERE key = ?", key) })
 	if err != nil {
 		return fmt.Errorf("delete note %s: %w", key, err)
+	}
+	return nil
+}
+
+// TakeLease takes a lease.
+func (c *Catalog) TakeLease(ctx context.Context, name string, d time.Duration) (*catalog.Lease, error) {
+	l := &catalog.Lease{Name: name, Holder: rand.Text()}
+	err := c.write(ctx, func(x *change) error {
+		if len(name) > catalog.MaxNoteKey {
+			return catalog.ErrTooLarge
+		}
+		now := c.now()
+		if err := x.exec("DELETE FROM leases WHERE expires <= ?", now.UnixMilli()); err != nil {
+			return err
+		}
+		n, err := x.count("INSERT INTO leases SELECT ?1, ?2, ?3 WHERE (SELECT count(*) FROM leases) < ?4 ON CONFLICT DO NOTHING",
+			l.Name, l.Holder, now.Add(d).UnixMilli(), catalog.MaxNotes)
+		if err != nil || n > 0 {
+			return err
+		}
+		held, err := x.get("SELECT 1 FROM leases WHERE name = ?", []any{name}, new(int64))
+		if err == nil && !held {
+			return fmt.Errorf("%w: there are %d leases", catalog.ErrTooLarge, catalog.MaxNotes)
+		}
+		return conflict(held, err, "another process has it")
+	})
+	if err != nil {
+		return nil, fmt.Errorf("take lease %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// ReleaseLease gives back a lease.
+func (c *Catalog) ReleaseLease(ctx context.Context, l *catalog.Lease) error {
+	err := c.write(ctx, func(x *change) error {
+		return x.exec("DELETE FROM leases WHERE name = ? AND holder = ?", l.Name, l.Holder)
+	})
+	if err != nil {
+		return fmt.Errorf("release lease %s: %w", l.Name, err)
 	}
 	return nil
 }

@@ -6,12 +6,13 @@ import (
 	"iter"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // ThinPacks returns packs that NARs have left.
-func (c *Catalog) ThinPacks(ctx context.Context, limit int) (thin []catalog.ThinPack, err error) {
+func (c *Catalog) ThinPacks(ctx context.Context, limit int) (thin []index.ThinPack, err error) {
 	err = c.rows(ctx, func(scan func(...any) error) error {
-		var p catalog.ThinPack
+		var p index.ThinPack
 		err := scan(&p.Name, &p.Size, &p.Left)
 		thin = append(thin, p)
 		return err
@@ -25,10 +26,10 @@ func (c *Catalog) ThinPacks(ctx context.Context, limit int) (thin []catalog.Thin
 }
 
 // AllPacks iterates over all packs.
-func (c *Catalog) AllPacks(ctx context.Context) iter.Seq2[catalog.Pack, error] {
+func (c *Catalog) AllPacks(ctx context.Context) iter.Seq2[index.Pack, error] {
 	type row struct {
 		id int64
-		catalog.Pack
+		index.Pack
 	}
 	rows := pages(func(last int64, _ bool) (packs []row, err error) {
 		err = c.rows(ctx, func(scan func(...any) error) error {
@@ -39,7 +40,7 @@ func (c *Catalog) AllPacks(ctx context.Context) iter.Seq2[catalog.Pack, error] {
 		}, "SELECT id, name, size FROM packs WHERE id > ? ORDER BY id LIMIT ?", last, page)
 		return packs, err
 	}, func(p row) int64 { return p.id })
-	return func(yield func(catalog.Pack, error) bool) {
+	return func(yield func(index.Pack, error) bool) {
 		for p, err := range rows {
 			if err != nil {
 				err = fmt.Errorf("list packs: %w", err)
@@ -52,7 +53,7 @@ func (c *Catalog) AllPacks(ctx context.Context) iter.Seq2[catalog.Pack, error] {
 }
 
 // NARsIn iterates over the NARs that refer to a pack.
-func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NAR, error] {
+func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*index.NAR, error] {
 	ids := pages(func(last int64, _ bool) (ids []int64, err error) {
 		err = c.rows(ctx, func(scan func(...any) error) error {
 			var id int64
@@ -62,14 +63,14 @@ func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NA
 		}, "SELECT nar FROM nar_packs WHERE pack = (SELECT id FROM packs WHERE name = ?) AND nar > ? ORDER BY nar LIMIT ?", pack, last, page)
 		return ids, err
 	}, func(id int64) int64 { return id })
-	return func(yield func(*catalog.NAR, error) bool) {
+	return func(yield func(*index.NAR, error) bool) {
 		var last int64
 		for id, err := range ids {
 			if err == nil && id == last { // it refers to the pack twice
 				continue
 			}
 			last = id
-			var n *catalog.NAR
+			var n *index.NAR
 			if err == nil {
 				// Recipes may be long: they are read one by one.
 				n, err = c.nar(ctx, "nars.id = ?", id)
@@ -89,7 +90,7 @@ func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*catalog.NA
 }
 
 // Examined notes what of a pack is nobody's.
-func (c *Catalog) Examined(ctx context.Context, p catalog.ThinPack, dead int64) error {
+func (c *Catalog) Examined(ctx context.Context, p index.ThinPack, dead int64) error {
 	err := c.write(ctx, func(x *change) error {
 		noted, err := x.count("UPDATE thin_packs SET gone = 0, dead = ? WHERE pack = (SELECT id FROM packs WHERE name = ?) AND gone = ?", dead, p.Name, p.Left)
 		if err != nil || noted == 0 {
@@ -115,7 +116,7 @@ func (c *Catalog) Rewritten(ctx context.Context) (size int64, err error) {
 }
 
 // MoveFrames makes a move.
-func (c *Catalog) MoveFrames(ctx context.Context, m *catalog.Move) (moved []catalog.NARID, err error) {
+func (c *Catalog) MoveFrames(ctx context.Context, m *index.Move) (moved []index.NARID, err error) {
 	if err := atMost(len(m.NARs)); err != nil {
 		return nil, err
 	}
@@ -129,7 +130,7 @@ func (c *Catalog) MoveFrames(ctx context.Context, m *catalog.Move) (moved []cata
 	return moved, nil
 }
 
-func moveFrames(x *change, m *catalog.Move) (moved []catalog.NARID, err error) {
+func moveFrames(x *change, m *index.Move) (moved []index.NARID, err error) {
 	var from, to int64
 	const idOf = "SELECT id FROM packs WHERE name = ?"
 	ok, err := x.get(idOf, []any{m.From}, &from)
@@ -180,7 +181,7 @@ func moveFrames(x *change, m *catalog.Move) (moved []catalog.NARID, err error) {
 }
 
 // addPack adds a new pack, unless another NAR has brought it.
-func addPack(x *change, p catalog.Pack) (id int64, err error) {
+func addPack(x *change, p index.Pack) (id int64, err error) {
 	if _, err := x.get("INSERT INTO packs (name, size) VALUES (?, ?) ON CONFLICT DO UPDATE SET size = excluded.size RETURNING id", []any{p.Name, p.Size}, &id); err != nil {
 		return 0, err
 	}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -20,15 +21,20 @@ const maxSignatures = 64
 
 // pathColumns are what a path is made of, in the order of scanPath.
 const pathColumns = `
-	SELECT paths.hash, paths.name, nar, refs, deriver, sigs, ca, fields, registered, published, publisher, nars.hash, nars.size, file_size, tag, store_dir
-	FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache `
+	SELECT paths.hash, paths.name, nar, ` + referencesOf + `, deriver, sigs, ca, fields, registered, published, publisher, nars.hash, nars.size, file_size, tag, store_dir, paths.id
+	FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = paths.cache `
 
-func scanPath(scan func(...any) error) (*catalog.Path, error) {
-	p := &catalog.Path{}
+// referencesOf is what a path refers to, as parseReferences reads it.
+const referencesOf = "(SELECT group_concat(hex(referenced.hash) || referenced.name, ' ') FROM path_refs JOIN referenced ON referenced.id = ref WHERE path = paths.id)"
+
+// scanPath scans a path, and its ID into id.
+func scanPath(scan func(...any) error, id *int64) (*index.Path, error) {
+	p := &index.Path{}
 	var hash, narHash []byte
-	var name, refs, deriver, sigs, ca, fields, storeDir string
+	var name, deriver, sigs, ca, fields, storeDir string
+	var refs sql.NullString
 	var registered, published int64
-	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &fields, &registered, &published, &p.By, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir); err != nil {
+	if err := scan(&hash, &name, &p.NAR, &refs, &deriver, &sigs, &ca, &fields, &registered, &published, &p.By, &narHash, &p.Info.NARSize, &p.FileSize, &p.Tag, &storeDir, id); err != nil {
 		return nil, err
 	}
 	if len(hash) != len(nix.PathHash{}) || len(narHash) != len(catalog.Sum{}) {
@@ -39,7 +45,7 @@ func scanPath(scan func(...any) error) (*catalog.Path, error) {
 	if p.Info.Path, err = dir.ParseBase(nix.PathHash(hash).String() + "-" + name); err != nil {
 		return nil, err
 	}
-	if p.Info.References, err = parseReferences(dir, refs); err != nil {
+	if p.Info.References, err = parseReferences(dir, refs.String); err != nil {
 		return nil, err
 	}
 	if deriver != "" {
@@ -83,14 +89,11 @@ func joinSignatures(sigs []nix.Signature) string {
 	return strings.Join(texts, " ")
 }
 
-// nextPath is the row of a path that is published: after all that there are, and were.
-const nextPath = "(SELECT 1 + max(past, " + lastPath + ") FROM past_paths)"
-
-// lastPath is the last row of all caches. Those that are published later come after it.
-const lastPath = "coalesce((SELECT max(rowid) FROM paths), 0)"
+// nextPath is the ID of the path that is published next.
+const nextPath = "1 + coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'paths'), 0)"
 
 // Publish makes a path visible.
-func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis) (there *catalog.Path, added bool, err error) {
+func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *index.Path, debug []index.DebugInfo, b index.Basis) (there *index.Path, added bool, err error) {
 	err = c.write(ctx, func(x *change) error {
 		there, added, err = nil, false, nil
 		return c.publish(x, cache, p, debug, b, &there, &added)
@@ -101,7 +104,7 @@ func (c *Catalog) Publish(ctx context.Context, cache catalog.CacheID, p *catalog
 	return there, added, nil
 }
 
-func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, debug []catalog.DebugInfo, b catalog.Basis, there **catalog.Path, added *bool) error {
+func (c *Catalog) publish(x *change, cache catalog.CacheID, p *index.Path, debug []index.DebugInfo, b index.Basis, there **index.Path, added *bool) error {
 	if err := hasCache(x, cache); err != nil {
 		return err
 	}
@@ -136,18 +139,13 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if err := unvisited(x, cache, p.Info.Path, b); err != nil {
 		return err
 	}
-	absent, err := missing(x, cache, b, slices.DeleteFunc(slices.Clone(p.Info.References), func(ref nix.StorePath) bool { return ref == p.Info.Path })...)
-	if err != nil {
+	if err := missing(x, cache, b, slices.DeleteFunc(slices.Clone(p.Info.References), func(ref nix.StorePath) bool { return ref == p.Info.Path })...); err != nil {
 		return err
 	}
 	if old != nil { // which is withheld, and makes way
-		if err := c.deletePath(x, cache, hash); err != nil {
+		if _, err := c.deletePath(x, cache, hash); err != nil {
 			return err
 		}
-	}
-	refs := make([]string, len(p.Info.References))
-	for i, ref := range p.Info.References {
-		refs[i] = ref.Base()
 	}
 	var deriver, ca string
 	if !p.Info.Deriver.IsZero() {
@@ -161,32 +159,24 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	if registered.IsZero() {
 		registered = published
 	}
-	if err := x.exec("INSERT INTO paths (rowid, cache, hash, name, nar, refs, deriver, sigs, ca, fields, registered, published, publisher) VALUES ("+nextPath+", ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR),
-		strings.Join(refs, " "), deriver, joinSignatures(p.Info.Signatures), ca, string(nix.AppendFields(nil, p.Info.Extra)), registered.Unix(), published.Unix(), p.By); err != nil {
+	var id int64
+	if _, err := x.get("INSERT INTO paths (cache, hash, name, nar, deriver, sigs, ca, fields, registered, published, publisher) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING id",
+		[]any{int64(cache), hash[:], p.Info.Path.Name(), int64(p.NAR), deriver, joinSignatures(p.Info.Signatures), ca, string(nix.AppendFields(nil, p.Info.Extra)),
+			registered.Unix(), published.Unix(), p.By}, &id); err != nil {
+		return err
+	}
+	if err := addReferences(x, cache, id, p); err != nil {
 		return err
 	}
 	if err := x.exec("UPDATE uploads SET made = NULL WHERE nar = ? AND +cache = ?" /* by the NAR: a cache has a million */, int64(p.NAR), int64(cache)); err != nil {
 		return err
 	}
-	// They stay when they are published: older paths refer to them.
-	if absent != "" {
-		if err := x.exec("INSERT INTO awaited (cache, hash) SELECT ?, unhex(value) FROM json_each(?) WHERE true ON CONFLICT DO NOTHING", int64(cache), absent); err != nil {
-			return err
-		}
-	}
-	for _, ref := range p.Elsewhere {
-		to := ref.Hash()
-		if err := x.exec("INSERT INTO dangling_refs (cache, ref, hash, name) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING",
-			int64(cache), to[:], hash[:], ref.Name()); err != nil {
-			return err
-		}
-	}
 	for _, d := range debug {
-		id, err := hex.DecodeString(d.BuildID)
+		buildID, err := hex.DecodeString(d.BuildID)
 		if err != nil {
 			return fmt.Errorf("build ID %q: %w", d.BuildID, err)
 		}
-		if err := x.exec("INSERT INTO debug_info (build_id, cache, hash, member) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", id, int64(cache), hash[:], d.Member); err != nil {
+		if err := x.exec("INSERT INTO debug_info (build_id, cache, path, member) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING", buildID, int64(cache), id, d.Member); err != nil {
 			return err
 		}
 	}
@@ -195,16 +185,62 @@ func (c *Catalog) publish(x *change, cache catalog.CacheID, p *catalog.Path, deb
 	return err
 }
 
+// addReferences keeps what a new path refers to.
+func addReferences(x *change, cache catalog.CacheID, id int64, p *index.Path) error {
+	if len(p.Info.References) == 0 {
+		return nil
+	}
+	list, err := referenceList(p.Info.References)
+	if err != nil {
+		return err
+	}
+	if err := x.exec(`INSERT INTO referenced (cache, hash, name) SELECT ?1, unhex(substr(value, 1, 40)), substr(value, 41) FROM json_each(?2)
+		WHERE NOT EXISTS (SELECT 1 FROM referenced WHERE cache = ?1 AND hash = unhex(substr(value, 1, 40)) AND name = substr(value, 41))`, int64(cache), list); err != nil {
+		return err
+	}
+	if err := x.exec(`INSERT INTO path_refs SELECT ?3, referenced.id FROM json_each(?2) CROSS JOIN referenced ON `+isValue, int64(cache), list, id); err != nil {
+		return err
+	}
+	if len(p.Elsewhere) == 0 {
+		return nil
+	}
+	if list, err = referenceList(p.Elsewhere); err != nil {
+		return err
+	}
+	return x.exec(`UPDATE referenced SET elsewhere = 1 WHERE NOT elsewhere AND id IN (SELECT referenced.id FROM json_each(?2) CROSS JOIN referenced ON `+isValue+`)`, int64(cache), list)
+}
+
+// isValue is true of what a value of a referenceList, in a cache, is kept as.
+const isValue = "cache = ?1 AND hash = unhex(substr(value, 1, 40)) AND name = substr(value, 41)"
+
+// referenceList is a list of paths, each once, in JSON: the path hash in hexadecimal, and the name.
+func referenceList(paths []nix.StorePath) (string, error) {
+	seen := make(map[nix.StorePath]bool, len(paths))
+	texts := make([]string, 0, len(paths))
+	for _, path := range paths {
+		if !seen[path] {
+			seen[path] = true
+			hash := path.Hash()
+			texts = append(texts, hex.EncodeToString(hash[:])+path.Name())
+		}
+	}
+	list, err := json.Marshal(texts)
+	return string(list), err
+}
+
 // maxSince bounds how many paths are looked at that were published since a basis.
 // That takes some milliseconds, and all that is pushed waits for it.
 const maxSince = 4096
 
 // unvisited is ErrChanged if a path may close a cycle that was not seen.
-func unvisited(x *change, cache catalog.CacheID, path nix.StorePath, b catalog.Basis) error {
+func unvisited(x *change, cache catalog.CacheID, path nix.StorePath, b index.Basis) error {
+	if b.Paths == 0 {
+		return fmt.Errorf("%w: %s was deleted", catalog.ErrChanged, path)
+	}
 	if b.Visited == nil {
 		hash := path.Hash()
-		awaited, err := x.get("SELECT 1 WHERE "+isAwaited, []any{int64(cache), hash[:]}, new(int64))
-		if err == nil && awaited {
+		referred, err := x.get("SELECT 1 WHERE "+isReferred, []any{int64(cache), hash[:]}, new(int64))
+		if err == nil && referred {
 			return fmt.Errorf("%w: others refer to %s", catalog.ErrChanged, path)
 		}
 		return err
@@ -219,46 +255,43 @@ func unvisited(x *change, cache catalog.CacheID, path nix.StorePath, b catalog.B
 			return fmt.Errorf("%w: %s may lead to what was published since", catalog.ErrChanged, path)
 		}
 		return nil
-	}, "SELECT hash FROM paths WHERE rowid > ? AND +cache = ? ORDER BY rowid LIMIT ?", b.Paths, int64(cache), maxSince)
+	}, "SELECT hash FROM paths WHERE id >= ? AND +cache = ? ORDER BY id LIMIT ?", b.Paths, int64(cache), maxSince)
 }
 
-// missing returns the path hashes of those of the given references that are not published, as a
-// list in JSON, or "" if all are. It is ErrChanged if one may have been deleted since it was looked
-// for.
-func missing(x *change, cache catalog.CacheID, b catalog.Basis, refs ...nix.StorePath) (absent string, err error) {
-	hashes := make([]string, len(refs))
-	for i, ref := range refs {
-		hash := ref.Hash()
-		hashes[i] = hex.EncodeToString(hash[:])
+// missing is ErrChanged if one of the given references is not published, and may have been deleted
+// since it was looked for.
+func missing(x *change, cache catalog.CacheID, b index.Basis, refs ...nix.StorePath) error {
+	if b.Partial {
+		return nil
 	}
-	list, err := json.Marshal(hashes)
+	changed, err := x.get("SELECT 1 FROM caches WHERE id = ? AND deletions <> ?", []any{int64(cache), b.Deletions}, new(int64))
+	if err != nil || !changed {
+		return err
+	}
+	list, err := referenceList(refs)
 	if err != nil {
-		return "", err
+		return err
 	}
-	var deletions, n int64
-	if _, err := x.get(`SELECT deletions, count(value), json_group_array(value) FROM caches
-		LEFT JOIN json_each(?2) ON NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = unhex(value)) WHERE caches.id = ?1`,
-		[]any{int64(cache), string(list)}, &deletions, &n, &absent); err != nil || n == 0 {
-		return "", err
+	absent, err := x.get("SELECT 1 FROM json_each(?2) WHERE NOT EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = unhex(substr(value, 1, 40))) LIMIT 1",
+		[]any{int64(cache), list}, new(int64))
+	if err == nil && absent {
+		return fmt.Errorf("%w: paths were deleted", catalog.ErrChanged)
 	}
-	if !b.Partial && deletions != b.Deletions {
-		return "", fmt.Errorf("%w: paths were deleted", catalog.ErrChanged)
-	}
-	return absent, nil
+	return err
 }
 
 var errTooManySignatures = fmt.Errorf("%w: more than %d signatures", catalog.ErrConflict, maxSignatures)
 
 // getPath returns a path as it is in the transaction, withheld or not; nil if there is none.
-func getPath(x *change, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
+func getPath(x *change, cache catalog.CacheID, hash nix.PathHash) (*index.Path, error) {
 	there := true
 	p, err := scanPath(func(to ...any) (err error) {
-		there, err = x.get(pathColumns+"WHERE cache = ? AND paths.hash = ?", []any{int64(cache), hash[:]}, to...)
+		there, err = x.get(pathColumns+"WHERE paths.cache = ? AND paths.hash = ?", []any{int64(cache), hash[:]}, to...)
 		if err == nil && !there {
 			err = catalog.ErrNotFound
 		}
 		return err
-	})
+	}, new(int64))
 	if !there {
 		return nil, nil
 	}
@@ -266,7 +299,7 @@ func getPath(x *change, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path
 }
 
 // addSignatures adds to p, and keeps, the signatures that it does not have.
-func addSignatures(x *change, cache catalog.CacheID, p *catalog.Path, sigs []nix.Signature) error {
+func addSignatures(x *change, cache catalog.CacheID, p *index.Path, sigs []nix.Signature) error {
 	all := slices.Clone(p.Info.Signatures)
 	for _, s := range sigs {
 		if !slices.Contains(all, s) {
@@ -319,8 +352,8 @@ func (c *Catalog) Endorse(ctx context.Context, cache catalog.CacheID, hash nix.P
 	return nil
 }
 
-// Endorsements returns what was pushed of a path.
-func (c *Catalog) Endorsements(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum) ([]nix.Signature, []nix.Field, error) {
+// EndorsementsOf returns what was pushed of a path.
+func (c *Catalog) EndorsementsOf(ctx context.Context, cache catalog.CacheID, hash nix.PathHash, nar catalog.Sum) ([]nix.Signature, []nix.Field, error) {
 	var sigs, fields string
 	err := c.queryRow(ctx, `
 		SELECT coalesce((SELECT sigs FROM paths JOIN nars ON nars.id = nar WHERE cache = ?1 AND paths.hash = ?2 AND nars.hash = ?3), '') || ' ' ||
@@ -341,71 +374,128 @@ func (c *Catalog) Endorsements(ctx context.Context, cache catalog.CacheID, hash 
 	return all, extra, nil
 }
 
-// isAwaited is whether a path may be referred to. All that is deleted is among those that are
-// awaited.
-const isAwaited = "(EXISTS (SELECT 1 FROM awaited WHERE cache = ?1 AND hash = ?2) OR EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = ?2))"
+// isReferred is whether a path refers to another one.
+const isReferred = `EXISTS (SELECT 1 FROM referenced CROSS JOIN path_refs ON ref = referenced.id
+	WHERE referenced.cache = ?1 AND referenced.hash = ?2 AND path <> coalesce((SELECT paths.id FROM paths WHERE paths.cache = ?1 AND paths.hash = ?2), 0))`
 
 // Basis returns what Publish will compare.
-func (c *Catalog) Basis(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (b catalog.Basis, err error) {
-	err = c.queryRow(ctx, "SELECT "+lastPath+", deletions, "+isAwaited+" FROM caches WHERE id = ?1", int64(cache), hash[:]).
-		scanAll(nil, &b.Paths, &b.Deletions, &b.Dangling)
+func (c *Catalog) Basis(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (b index.Basis, err error) {
+	err = c.queryRow(ctx, "SELECT "+nextPath+", deletions, "+isReferred+" FROM caches WHERE caches.id = ?1", int64(cache), hash[:]).
+		scanAll(nil, &b.Paths, &b.Deletions, &b.Referred)
 	if err != nil {
 		return b, fmt.Errorf("look up references to %s: %w", hash, err)
 	}
 	return b, nil
 }
 
-// danglingQuery are a page of dangling references of a cache after one, each once, and whether they
-// were published since. From each, the next is found by the primary key; a CROSS JOIN keeps SQLite
-// from another order.
-const danglingQuery = `
-	WITH RECURSIVE next (ref) AS (
-		SELECT (SELECT min(ref) FROM dangling_refs WHERE cache = ?1 AND ref > ?2)
-		UNION ALL
-		SELECT (SELECT min(ref) FROM dangling_refs WHERE cache = ?1 AND ref > next.ref) FROM next WHERE next.ref IS NOT NULL
-		LIMIT ?3
-	)
-	SELECT store_dir, next.ref, d.name, d.hash, paths.name, EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = next.ref)
-	FROM next
-		CROSS JOIN dangling_refs AS d ON d.cache = ?1 AND d.ref = next.ref
-			AND d.hash = (SELECT min(hash) FROM dangling_refs WHERE cache = ?1 AND ref = next.ref)
-		CROSS JOIN paths ON paths.cache = ?1 AND paths.hash = d.hash
-		CROSS JOIN caches ON caches.id = ?1`
+// Referrers iterates over references to paths.
+func (c *Catalog) Referrers(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[index.Reference, error] {
+	return func(yield func(index.Reference, error) bool) {
+		if err := c.referrers(ctx, cache, hashes, func(r index.Reference) bool { return yield(r, nil) }); err != nil {
+			yield(index.Reference{}, fmt.Errorf("look up referrers: %w", err))
+		}
+	}
+}
+
+func (c *Catalog) referrers(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash, yield func(index.Reference) bool) error {
+	if err := atMost(len(hashes)); err != nil {
+		return err
+	}
+	list, err := hashList(hashes)
+	if err != nil {
+		return err
+	}
+	// Which of them are referred to at all, with their IDs: a few bytes each, and most are not.
+	var ids []int64
+	if err := c.rows(ctx, func(scan func(...any) error) error {
+		var id int64
+		err := scan(&id)
+		ids = append(ids, id)
+		return err
+	}, "SELECT referenced.id FROM json_each(?2) CROSS JOIN referenced ON cache = ?1 AND hash = unhex(value)", int64(cache), list); err != nil {
+		return err
+	}
+	type row struct {
+		path int64
+		index.Reference
+	}
+	for _, id := range ids {
+		for r, err := range pages(func(last int64, _ bool) (rows []row, err error) {
+			err = c.rows(ctx, func(scan func(...any) error) error {
+				var r row
+				err := scanReference(scan, &r.Reference, &r.path)
+				rows = append(rows, r)
+				return err
+			}, `SELECT store_dir, paths.hash, paths.name, referenced.hash, referenced.name, path
+				FROM referenced CROSS JOIN path_refs ON ref = referenced.id CROSS JOIN paths ON paths.id = path CROSS JOIN caches ON caches.id = paths.cache
+				WHERE referenced.id = ?1 AND path > ?2 AND paths.hash <> referenced.hash ORDER BY path LIMIT ?3`, id, last, page)
+			return rows, err
+		}, func(r row) int64 { return r.path }) {
+			if err != nil {
+				return err
+			}
+			if !yield(r.Reference) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// scanReference scans a store directory, the path and the other end of a reference, and what follows.
+func scanReference(scan func(...any) error, r *index.Reference, more ...any) error {
+	var dir nix.StoreDir
+	var from, to []byte
+	var fromName, toName string
+	err := scan(append([]any{&dir, &from, &fromName, &to, &toName}, more...)...)
+	if err == nil {
+		r.From, err = pathOf(dir, from, fromName)
+	}
+	if err == nil {
+		r.To, err = pathOf(dir, to, toName)
+	}
+	return err
+}
+
+func pathOf(dir nix.StoreDir, hash []byte, name string) (nix.StorePath, error) {
+	if len(hash) != len(nix.PathHash{}) {
+		return nix.StorePath{}, fmt.Errorf("%w: a hash has not its length", catalog.ErrUnavailable)
+	}
+	return dir.ParseBase(nix.PathHash(hash).String() + "-" + name)
+}
 
 // DanglingReferences iterates over references to what is not published.
-func (c *Catalog) DanglingReferences(ctx context.Context, cache catalog.CacheID) iter.Seq2[*catalog.DanglingReference, error] {
+func (c *Catalog) DanglingReferences(ctx context.Context, cache catalog.CacheID) iter.Seq2[index.Reference, error] {
 	type row struct {
-		catalog.DanglingReference
+		index.Reference
 		published bool
 	}
 	rows := pages(func(last nix.PathHash, first bool) (refs []row, err error) {
 		after := last[:]
 		if first {
-			after = []byte{}
+			after = []byte{} // which even a hash of zeros comes after
 		}
 		err = c.rows(ctx, func(scan func(...any) error) error {
 			var r row
-			var dir nix.StoreDir
-			var name, byName string
-			var hash, by []byte
-			err := scan(&dir, &hash, &name, &by, &byName, &r.published)
-			if err == nil {
-				r.Path, err = pathOf(dir, hash, name)
-			}
-			if err == nil {
-				r.By, err = pathOf(dir, by, byName)
+			if err := scanReference(scan, &r.Reference, &r.published); err != nil {
+				return err
 			}
 			refs = append(refs, r)
-			return err
-		}, danglingQuery, int64(cache), after, page)
+			return nil
+		}, `SELECT store_dir, paths.hash, paths.name, dangling.hash, dangling.name, EXISTS (SELECT 1 FROM paths WHERE cache = ?1 AND hash = dangling.hash)
+			FROM (SELECT id, hash, name FROM referenced WHERE cache = ?1 AND elsewhere AND hash > ?2 ORDER BY hash LIMIT ?3) AS dangling
+				CROSS JOIN paths ON paths.id = (SELECT path FROM path_refs WHERE ref = dangling.id LIMIT 1)
+				CROSS JOIN caches ON caches.id = ?1`, int64(cache), after, page)
 		return refs, err
-	}, func(r row) nix.PathHash { return r.Path.Hash() })
-	return func(yield func(*catalog.DanglingReference, error) bool) {
+	}, func(r row) nix.PathHash { return r.To.Hash() })
+	return func(yield func(index.Reference, error) bool) {
+		var last nix.StorePath
 		for r, err := range rows {
-			if err == nil && r.published {
+			if err == nil && (r.published || r.To.Hash() == last.Hash()) { // another name
 				continue
 			}
-			if !yield(&r.DanglingReference, err) {
+			last = r.To
+			if !yield(r.Reference, err) {
 				return
 			}
 		}
@@ -413,57 +503,51 @@ func (c *Catalog) DanglingReferences(ctx context.Context, cache catalog.CacheID)
 }
 
 // WithheldPaths iterates over paths that are withheld.
-func (c *Catalog) WithheldPaths(ctx context.Context, cache catalog.CacheID) iter.Seq2[nix.StorePath, error] {
+func (c *Catalog) WithheldPaths(ctx context.Context, cache catalog.CacheID) iter.Seq2[*index.Path, error] {
 	type row struct {
-		nar  int64
-		path nix.StorePath // zero: no path of the cache has the NAR
+		id   int64
+		path *index.Path
 	}
-	rows := pages(func(last int64, _ bool) (paths []row, err error) {
-		err = c.rows(ctx, func(scan func(...any) error) error {
-			var r row
-			var dir nix.StoreDir
-			var name sql.NullString
-			var hash []byte
-			err := scan(&r.nar, &dir, &hash, &name)
-			if err == nil && name.Valid {
-				r.path, err = pathOf(dir, hash, name.String)
-			}
-			paths = append(paths, r)
-			return err
-		}, `SELECT withheld.id, store_dir, paths.hash, paths.name
-			FROM (SELECT id FROM nars WHERE damaged AND id > ?2 ORDER BY id LIMIT ?3) AS withheld JOIN caches ON caches.id = ?1
-				LEFT JOIN paths ON paths.nar = withheld.id AND paths.cache = ?1`, int64(cache), last, page)
-		return paths, err
-	}, func(r row) int64 { return r.nar })
-	return func(yield func(nix.StorePath, error) bool) {
-		for r, err := range rows {
-			if err == nil && r.path.IsZero() {
-				continue
-			}
-			if !yield(r.path, err) {
+	return func(yield func(*index.Path, error) bool) {
+		for n, err := range c.WithheldNARs(ctx) {
+			if err != nil {
+				yield(nil, err)
 				return
+			}
+			for r, err := range pages(func(last int64, _ bool) (paths []row, err error) {
+				err = c.rows(ctx, func(scan func(...any) error) error {
+					var r row
+					r.path, err = scanPath(scan, &r.id)
+					paths = append(paths, r)
+					return err
+				}, pathColumns+"WHERE nar = ? AND paths.cache = ? AND damaged AND paths.id > ? ORDER BY paths.id LIMIT ?", int64(n.ID), int64(cache), last, page)
+				return paths, err
+			}, func(r row) int64 { return r.id }) {
+				if !yield(r.path, err) || err != nil {
+					return
+				}
 			}
 		}
 	}
 }
 
-// References returns what paths refer to.
-func (c *Catalog) References(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[catalog.Referrer, error] {
-	return func(yield func(catalog.Referrer, error) bool) {
+// ReferencesOf returns what paths refer to.
+func (c *Catalog) ReferencesOf(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash) iter.Seq2[index.Referrer, error] {
+	return func(yield func(index.Referrer, error) bool) {
 		more := true
-		err := c.references(ctx, cache, hashes, func(r catalog.Referrer) error {
+		err := c.references(ctx, cache, hashes, func(r index.Referrer) error {
 			if more = yield(r, nil); !more {
 				return catalog.ErrUnavailable // which is not told
 			}
 			return nil
 		})
 		if err != nil && more {
-			yield(catalog.Referrer{}, fmt.Errorf("look up references: %w", err))
+			yield(index.Referrer{}, fmt.Errorf("look up references: %w", err))
 		}
 	}
 }
 
-func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash, each func(catalog.Referrer) error) error {
+func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes []nix.PathHash, each func(index.Referrer) error) error {
 	if err := atMost(len(hashes)); err != nil || len(hashes) == 0 {
 		return err
 	}
@@ -474,8 +558,9 @@ func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes 
 	}
 	return c.rows(ctx, func(scan func(...any) error) error {
 		var hash []byte
-		var name, text, dir string
-		var r catalog.Referrer
+		var name, dir string
+		var text sql.NullString
+		var r index.Referrer
 		if err := scan(&hash, &name, &text, &r.Withheld, &dir); err != nil {
 			return err
 		}
@@ -483,37 +568,57 @@ func (c *Catalog) references(ctx context.Context, cache catalog.CacheID, hashes 
 		if r.Path, err = pathOf(nix.StoreDir(dir), hash, name); err != nil {
 			return err
 		}
-		if r.References, err = parseReferences(nix.StoreDir(dir), text); err != nil {
+		if r.References, err = parseReferences(nix.StoreDir(dir), text.String); err != nil {
 			return err
 		}
 		return each(r)
-	}, `SELECT paths.hash, paths.name, refs, damaged <> 0, store_dir FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = cache
-		WHERE cache = ?1 AND paths.hash IN (`+marks(len(args)-1)+`)`, args...)
+	}, `SELECT paths.hash, paths.name, `+referencesOf+`, damaged <> 0, store_dir FROM paths JOIN nars ON nars.id = nar JOIN caches ON caches.id = paths.cache
+		WHERE paths.cache = ?1 AND paths.hash IN (`+marks(len(args)-1)+`)`, args...)
 }
 
+// parseReferences returns references in the order that Nix has them in, which is that of their last
+// elements: the text has them in any.
 func parseReferences(dir nix.StoreDir, text string) (refs []nix.StorePath, err error) {
-	for base := range strings.FieldsSeq(text) {
-		ref, err := dir.ParseBase(base)
+	for field := range strings.FieldsSeq(text) {
+		if len(field) <= 2*len(nix.PathHash{}) {
+			return nil, fmt.Errorf("%w: a reference has no name", catalog.ErrUnavailable)
+		}
+		hash, err := hex.DecodeString(field[:2*len(nix.PathHash{})])
+		if err != nil {
+			return nil, err
+		}
+		ref, err := pathOf(dir, hash, field[2*len(hash):])
 		if err != nil {
 			return nil, err
 		}
 		refs = append(refs, ref)
 	}
+	slices.SortFunc(refs, func(a, b nix.StorePath) int { return strings.Compare(a.Base(), b.Base()) })
 	return refs, nil
 }
 
+// hashList is a list of path hashes in JSON, in hexadecimal.
+func hashList(hashes []nix.PathHash) (string, error) {
+	texts := make([]string, len(hashes))
+	for i := range hashes {
+		texts[i] = hex.EncodeToString(hashes[i][:])
+	}
+	list, err := json.Marshal(texts)
+	return string(list), err
+}
+
 // Path returns a published path.
-func (c *Catalog) Path(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (*catalog.Path, error) {
-	r := c.queryRow(ctx, pathColumns+"WHERE cache = ? AND paths.hash = ? AND NOT damaged", int64(cache), hash[:])
-	p, err := scanPath(func(to ...any) error { return r.scanAll(catalog.ErrNotFound, to...) })
+func (c *Catalog) Path(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) (*index.Path, error) {
+	r := c.queryRow(ctx, pathColumns+"WHERE paths.cache = ? AND paths.hash = ? AND NOT damaged", int64(cache), hash[:])
+	p, err := scanPath(func(to ...any) error { return r.scanAll(catalog.ErrNotFound, to...) }, new(int64))
 	if err != nil {
 		return nil, fmt.Errorf("look up %s: %w", hash, unavailable(err))
 	}
 	return p, nil
 }
 
-// Withhold changes the faults of NARs.
-func (c *Catalog) Withhold(ctx context.Context, nars []catalog.NARID, from, to catalog.Fault) (changed int64, err error) {
+// SetFaults changes the faults of NARs.
+func (c *Catalog) SetFaults(ctx context.Context, nars []index.NARID, from, to index.Fault) (changed int64, err error) {
 	if err := atMost(len(nars)); err != nil {
 		return 0, err
 	}
@@ -535,18 +640,15 @@ func (c *Catalog) Withhold(ctx context.Context, nars []catalog.NARID, from, to c
 }
 
 // AllPaths iterates over paths.
-func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix.PathHash, withheld bool) iter.Seq2[*catalog.Path, error] {
-	return pages(func(last nix.PathHash, first bool) (paths []*catalog.Path, err error) {
-		if first {
-			last = after
-		}
+func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID) iter.Seq2[*index.Path, error] {
+	return pages(func(last nix.PathHash, first bool) (paths []*index.Path, err error) {
 		from := last[:]
-		if first && last == (nix.PathHash{}) {
+		if first {
 			from = []byte{} // which even a hash of zeros comes after
 		}
 		many := 0
 		err = c.rows(ctx, func(scan func(...any) error) error {
-			p, err := scanPath(scan)
+			p, err := scanPath(scan, new(int64))
 			if err != nil {
 				return err
 			}
@@ -555,46 +657,22 @@ func (c *Catalog) AllPaths(ctx context.Context, cache catalog.CacheID, after nix
 				return errPageFull
 			}
 			return nil
-		}, pathColumns+"WHERE cache = ? AND paths.hash > ? AND (damaged <> 0) = ? ORDER BY paths.hash LIMIT ?", int64(cache), from, withheld, page)
+		}, pathColumns+"WHERE paths.cache = ? AND paths.hash > ? AND NOT damaged ORDER BY paths.hash LIMIT ?", int64(cache), from, page)
 		return paths, err
-	}, func(p *catalog.Path) nix.PathHash { return p.Info.Path.Hash() })
-}
-
-// DeletePath removes a path.
-func (c *Catalog) DeletePath(ctx context.Context, cache catalog.CacheID, hash nix.PathHash) error {
-	if err := c.write(ctx, func(x *change) error { return c.deletePath(x, cache, hash) }); err != nil {
-		return fmt.Errorf("delete %s: %w", hash, err)
-	}
-	return nil
-}
-
-func (c *Catalog) deletePath(x *change, cache catalog.CacheID, hash nix.PathHash) error {
-	var nar int64
-	ok, err := x.get("DELETE FROM paths WHERE cache = ? AND hash = ? RETURNING nar", []any{int64(cache), hash[:]}, &nar)
-	if err == nil && !ok {
-		err = catalog.ErrNotFound
-	}
-	if err != nil {
-		return err
-	}
-	if err := x.exec("UPDATE caches SET deletions = deletions + 1 WHERE id = ?", int64(cache)); err != nil {
-		return err
-	}
-	return x.exec("UPDATE uploads SET made = ?1 WHERE nar = ?2 AND +cache = ?3 AND NOT EXISTS (SELECT 1 FROM paths WHERE nar = ?2 AND cache = ?3)",
-		c.seconds(), nar, int64(cache))
+	}, func(p *index.Path) nix.PathHash { return p.Info.Path.Hash() })
 }
 
 // DebugInfo returns the debug info of a build ID.
-func (c *Catalog) DebugInfo(ctx context.Context, cache catalog.CacheID, buildID string) (*catalog.DebugInfo, error) {
+func (c *Catalog) DebugInfo(ctx context.Context, cache catalog.CacheID, buildID string) (*index.DebugInfo, error) {
 	id, err := hex.DecodeString(buildID)
 	if err != nil {
 		return nil, fmt.Errorf("look up debug info of %q: %w", buildID, catalog.ErrNotFound)
 	}
-	d := &catalog.DebugInfo{BuildID: buildID}
+	d := &index.DebugInfo{BuildID: buildID}
 	var hash []byte
 	err = c.queryRow(ctx, `
-		SELECT debug_info.hash, member FROM debug_info JOIN paths USING (cache, hash) JOIN nars ON nars.id = nar
-		WHERE cache = ? AND build_id = ? AND NOT damaged LIMIT 1`, int64(cache), id).scanAll(catalog.ErrNotFound, &hash, &d.Member)
+		SELECT paths.hash, member FROM debug_info JOIN paths ON paths.id = path JOIN nars ON nars.id = nar
+		WHERE debug_info.cache = ? AND build_id = ? AND NOT damaged LIMIT 1`, int64(cache), id).scanAll(catalog.ErrNotFound, &hash, &d.Member)
 	if err != nil {
 		return nil, fmt.Errorf("look up debug info: %w", err)
 	}
@@ -602,29 +680,32 @@ func (c *Catalog) DebugInfo(ctx context.Context, cache catalog.CacheID, buildID 
 	return d, nil
 }
 
-// Count returns what is kept.
-func (c *Catalog) Count(ctx context.Context, cache *catalog.CacheID) (catalog.Counts, error) {
-	var n catalog.Counts
-	var err error
-	if cache != nil {
-		// By the index of NARs, of all caches: so nars is read from its beginning to its end, and paths not at all.
-		err = c.queryRow(ctx, `
-			SELECT 1, coalesce(sum(n), 0), count(*), coalesce(sum(n * size), 0), coalesce(sum(n * file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0)
-			FROM (SELECT nar, count(*) AS n FROM paths INDEXED BY paths_by_nar WHERE cache = ? GROUP BY nar) JOIN nars ON nars.id = nar`, int64(*cache)).
-			scanAll(nil, &n.Caches, &n.Paths, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
-	} else {
-		err = c.queryRow(ctx, `
-			SELECT (SELECT count(*) FROM caches WHERE name IS NOT NULL), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
-				(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
-				(SELECT coalesce(sum(size), 0) FROM loose_packs JOIN packs ON packs.id = loose_packs.pack) +
-				(SELECT coalesce(sum(dead), 0) FROM thin_packs WHERE NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack)),
-				(SELECT coalesce(sum(file_size), 0) FROM (SELECT nar FROM uploads INDEXED BY uploads_unpublished WHERE made >= 0 UNION SELECT nar FROM loose_nars) AS few JOIN nars ON nars.id = few.nar
-					WHERE NOT EXISTS (SELECT 1 FROM paths WHERE paths.nar = few.nar)),
-				count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0) FROM nars`).
-			scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.Unpublished, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
-	}
+// Count returns how much is kept.
+func (c *Catalog) Count(ctx context.Context) (n index.Counts, err error) {
+	err = c.queryRow(ctx, `
+		SELECT (SELECT count(*) FROM caches WHERE name IS NOT NULL), (SELECT count(*) FROM paths), (SELECT count(*) FROM chunks),
+			(SELECT count(*) FROM packs), (SELECT coalesce(sum(size), 0) FROM packs),
+			(SELECT coalesce(sum(size), 0) FROM loose_packs JOIN packs ON packs.id = loose_packs.pack) +
+			(SELECT coalesce(sum(dead), 0) FROM thin_packs WHERE NOT EXISTS (SELECT 1 FROM loose_packs WHERE loose_packs.pack = thin_packs.pack)),
+			(SELECT coalesce(sum(file_size), 0) FROM (SELECT nar FROM uploads INDEXED BY uploads_unpublished WHERE made >= 0 UNION SELECT nar FROM loose_nars) AS few JOIN nars ON nars.id = few.nar
+				WHERE NOT EXISTS (SELECT 1 FROM paths WHERE paths.nar = few.nar)),
+			count(*), coalesce(sum(size), 0), coalesce(sum(file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0) FROM nars`).
+		scanAll(nil, &n.Caches, &n.Paths, &n.Chunks, &n.Packs, &n.PackBytes, &n.Reclaimable, &n.Unpublished, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
 	if err != nil {
-		return catalog.Counts{}, fmt.Errorf("count: %w", err)
+		return index.Counts{}, fmt.Errorf("count: %w", err)
+	}
+	return n, nil
+}
+
+// CountIn returns how much is published in a cache.
+func (c *Catalog) CountIn(ctx context.Context, cache catalog.CacheID) (n index.Counts, err error) {
+	// By the index of NARs, of all caches: so nars is read from its beginning to its end, and paths not at all.
+	err = c.queryRow(ctx, `
+		SELECT 1, coalesce(sum(n), 0), count(*), coalesce(sum(n * size), 0), coalesce(sum(n * file_size), 0), coalesce(sum(damaged <> 0), 0), coalesce(sum(damaged = 2), 0)
+		FROM (SELECT nar, count(*) AS n FROM paths INDEXED BY paths_by_nar WHERE cache = ? GROUP BY nar) JOIN nars ON nars.id = nar`, int64(cache)).
+		scanAll(nil, &n.Caches, &n.Paths, &n.NARs, &n.NARBytes, &n.FileBytes, &n.Withheld, &n.Missing)
+	if err != nil {
+		return index.Counts{}, fmt.Errorf("count: %w", err)
 	}
 	return n, nil
 }

@@ -10,12 +10,13 @@ import (
 	"strings"
 	"testing"
 
-	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
+	"firn/internal/depot/index"
+	"firn/internal/depot/index/indextest"
 )
 
 // bigTables may have millions of rows.
-var bigTables = []string{"packs", "chunks", "nars", "nar_packs", "recipes", "listings", "uploads", "paths", "debug_info", "files", "thin_packs", "dangling_refs"}
+var bigTables = []string{"packs", "chunks", "nars", "nar_packs", "recipes", "listings", "uploads", "paths", "debug_info", "files", "thin_packs", "referenced", "path_refs", "signatures"}
 
 // exempt has statements that may do what costs more, the more there is, by how they begin, with how the steps for that begin.
 var exempt = map[string][]string{
@@ -26,8 +27,9 @@ var exempt = map[string][]string{
 	"DELETE FROM paths WHERE cache = ?1 AND hash IN":   {"SEARCH paths USING COVERING INDEX"},
 	"DELETE FROM uploads WHERE cache = ?1 AND name IN": {"SEARCH uploads USING PRIMARY KEY"},
 	"DELETE FROM files WHERE cache = ?1 AND key IN":    {"SEARCH files USING COVERING INDEX"},
-	"DELETE FROM caches":                               {"SEARCH paths", "SEARCH uploads", "SEARCH files"},
-	"INSERT INTO caches":                               {"SEARCH paths", "SEARCH uploads", "SEARCH files"},
+	"DELETE FROM signatures WHERE cache = ?1 AND hash": {"SEARCH signatures USING PRIMARY KEY"},
+	"DELETE FROM caches":                               {"SEARCH paths", "SEARCH uploads", "SEARCH files", "SEARCH signatures"},
+	"INSERT INTO caches":                               {"SEARCH paths", "SEARCH uploads", "SEARCH files", "SEARCH signatures"},
 	// Those that are to be examined.
 	"SELECT name, size, gone FROM thin_packs": {"SCAN thin_packs USING INDEX thin_packs_to_examine"},
 	// The hosts of one cache.
@@ -46,7 +48,7 @@ func expensive(step string) bool {
 // Every statement that the suite runs finds what it looks for by a key, and sorts nothing.
 func TestPlans(t *testing.T) {
 	texts := make(map[string]bool)
-	catalogtest.Test(t, func(t testing.TB, clock *catalogtest.Clock) catalog.Catalog {
+	open := func(t testing.TB, clock *catalogtest.Clock) *Catalog {
 		c, err := Open(t.Context(), filepath.Join(t.TempDir(), "catalog.db"), Options{Now: clock.Now})
 		if err != nil {
 			t.Fatal(err)
@@ -63,6 +65,13 @@ func TestPlans(t *testing.T) {
 			}
 		})
 		return c
+	}
+	catalogtest.Test(t, func(t testing.TB, clock *catalogtest.Clock) catalogtest.Catalog {
+		return catalogtest.Of(open(t, clock))
+	})
+	indextest.Test(t, func(t testing.TB, clock *catalogtest.Clock) (catalogtest.Catalog, index.Index) {
+		c := open(t, clock)
+		return catalogtest.Of(c), index.Of(c)
 	})
 	if len(texts) < 50 {
 		t.Errorf("only %d statements", len(texts))

@@ -46,7 +46,7 @@ func TestQuota(t *testing.T) {
 			t.Errorf("error %v, want %v", err, catalog.ErrFull)
 		}
 	}
-	if n, err := c.Count(t.Context(), &cache); err != nil || n.Paths != 1 {
+	if n, err := c.CountIn(t.Context(), cache); err != nil || n.Paths != 1 {
 		t.Errorf("%d paths, %v", n.Paths, err)
 	}
 	if left, err := filepath.Glob(filepath.Join(dir, "room*")); err != nil || len(left) > 0 {

@@ -22,6 +22,7 @@ import (
 	codes "modernc.org/sqlite/lib"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/internal/sqlitex"
 )
 
@@ -47,6 +48,8 @@ type Options struct {
 	// Older, if it is not nil, is asked before a catalog of an older firn is brought up to date: only if it is ok. Otherwise it is asked again a moment later,
 	// unless somebody else has done it by then. Its error ends Open. It may be asked again after it was ok.
 	Older func() (ok bool, err error)
+
+	steps fs.FS // migrations of a test
 }
 
 // Catalog keeps a catalog in a file.
@@ -54,7 +57,7 @@ type Catalog struct {
 	now    func() time.Time
 	reads  *sql.DB
 	writes *writer
-	shm    *index
+	shm    *walIndex
 	header *sqlitex.Header // of shm
 
 	mu       sync.Mutex
@@ -62,7 +65,16 @@ type Catalog struct {
 	closed   bool
 }
 
-var _ catalog.Catalog = (*Catalog)(nil)
+var (
+	_ catalog.Database = (*Catalog)(nil)
+	_ catalog.Caches   = (*Catalog)(nil)
+	_ catalog.Tokens   = (*Catalog)(nil)
+	_ catalog.SSHKeys  = (*Catalog)(nil)
+	_ catalog.Uses     = (*Catalog)(nil)
+	_ catalog.Notes    = (*Catalog)(nil)
+	_ catalog.Leases   = (*Catalog)(nil)
+	_                  = index.Of((*Catalog)(nil))
+)
 
 // Open opens the catalog in the file at path, which it makes, or brings up to date, where that is needed.
 func Open(ctx context.Context, path string, opts Options) (*Catalog, error) {
@@ -114,7 +126,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	}
 	c.reads.SetMaxOpenConns(maxReaders)
 	c.reads.SetMaxIdleConns(maxReaders)
-	if c.shm, err = openIndex(path + "-shm"); err != nil {
+	if c.shm, err = openWALIndex(path + "-shm"); err != nil {
 		return nil, errors.Join(err, c.reads.Close())
 	}
 	if c.header, err = sqlitex.Map(c.shm.File); err != nil {
@@ -260,7 +272,7 @@ func (c *Catalog) seconds() int64 { return c.now().Unix() }
 func marks(n int) string { return strings.TrimSuffix(strings.Repeat("?,", n), ",") }
 
 // most is how many things may be asked for at once.
-const most = 256
+const most = index.MaxAsked
 
 // atMost refuses more.
 func atMost(n int) error {

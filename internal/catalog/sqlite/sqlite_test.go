@@ -11,21 +11,30 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"firn/internal/catalog"
 	"firn/internal/catalog/catalogtest"
+	"firn/internal/depot/index"
+	"firn/internal/depot/index/indextest"
 	"firn/internal/memo"
-	"firn/nix"
 )
 
 func TestCatalog(t *testing.T) {
-	catalogtest.Test(t, func(t testing.TB, clock *catalogtest.Clock) catalog.Catalog {
+	open := func(t testing.TB, clock *catalogtest.Clock) *Catalog {
 		c := openAt(t, filepath.Join(t.TempDir(), "catalog.db"), Options{Now: clock.Now})
 		t.Cleanup(func() { checkFile(t, c) })
 		return c
+	}
+	catalogtest.Test(t, func(t testing.TB, clock *catalogtest.Clock) catalogtest.Catalog {
+		return catalogtest.Of(open(t, clock))
+	})
+	indextest.Test(t, func(t testing.TB, clock *catalogtest.Clock) (catalogtest.Catalog, index.Index) {
+		c := open(t, clock)
+		return catalogtest.Of(c), index.Of(c)
 	})
 }
 
@@ -145,7 +154,7 @@ func TestLocked(t *testing.T) {
 	if _, err := tx.ExecContext(t.Context(), "UPDATE caches SET priority = 5"); err != nil {
 		t.Fatal(err)
 	}
-	_, p := catalogtest.Sample("one", cache)
+	_, p := indextest.Sample("one", cache)
 	if _, err := c.Path(t.Context(), cache, p.Info.Path.Hash()); err != nil {
 		t.Errorf("read: %v", err)
 	}
@@ -243,7 +252,7 @@ func TestFull(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, name := range good {
-			_, p := catalogtest.Sample(name, cache)
+			_, p := indextest.Sample(name, cache)
 			if _, err := c.Path(t.Context(), cache, p.Info.Path.Hash()); err != nil {
 				t.Error(err)
 			}
@@ -279,12 +288,12 @@ func TestIterations(t *testing.T) {
 		}
 	}
 	seen := 0
-	for p, err := range c.AllPaths(t.Context(), cache, nix.PathHash{}, false) {
+	for p, err := range c.AllPaths(t.Context(), cache) {
 		if err != nil {
 			t.Fatal(err)
 		}
 		idle()
-		if err := c.DeletePath(t.Context(), cache, p.Info.Path.Hash()); err != nil {
+		if err := deleteOne(c, cache, p.Info.Path.Hash()); err != nil {
 			t.Fatal(err)
 		}
 		seen++
@@ -293,7 +302,7 @@ func TestIterations(t *testing.T) {
 		t.Errorf("%d paths, want %d", seen, many)
 	}
 	seen = 0
-	for _, err := range c.AllNARs(t.Context(), 0, false) {
+	for _, err := range c.AllNARs(t.Context()) {
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -320,7 +329,7 @@ func TestHalfDeleted(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		if err := c.PutFile(t.Context(), cache, &catalog.File{Key: "log/x"}); err != nil {
+		if err := c.PutFile(t.Context(), cache, &index.File{Key: "log/x"}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -330,10 +339,10 @@ func TestHalfDeleted(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if all, err := c.Caches(t.Context()); err != nil || len(all) != 1 || all[0].Name != "b" {
+	if all, err := c.AllCaches(t.Context()); err != nil || len(all) != 1 || all[0].Name != "b" {
 		t.Errorf("caches %v, %v", all, err)
 	}
-	if err := c.PutFile(t.Context(), caches[0], &catalog.File{Key: "log/y"}); !errors.Is(err, catalog.ErrGone) {
+	if err := c.PutFile(t.Context(), caches[0], &index.File{Key: "log/y"}); !errors.Is(err, catalog.ErrGone) {
 		t.Errorf("put into a deleted cache: %v", err)
 	}
 	if err := c.DeleteCache(t.Context(), caches[0]); !errors.Is(err, catalog.ErrNotFound) {
@@ -379,7 +388,7 @@ func TestSize(t *testing.T) {
 	for range 16 {
 		group.Go(func() {
 			for i := range queue {
-				n, p := catalogtest.Sample(fmt.Sprintf("a-name-of-usual-length-%d", i), cache)
+				n, p := indextest.Sample(fmt.Sprintf("a-name-of-usual-length-%d", i), cache)
 				n.Recipe, n.Listing = make([]byte, recipeSize), make([]byte, listingSize)
 				n.Pack.Name = fmt.Sprintf("%032d", i)
 				n.Packs = []string{n.Pack.Name, n.Pack.Name}
@@ -389,7 +398,7 @@ func TestSize(t *testing.T) {
 					t.Error(err)
 				}
 				p.NAR = id
-				if _, _, err := c.Publish(t.Context(), cache, p, nil, catalogtest.Unchecked()); err != nil {
+				if _, _, err := c.Publish(t.Context(), cache, p, nil, indextest.Unchecked()); err != nil {
 					t.Error(err)
 				}
 			}
@@ -404,5 +413,45 @@ func TestSize(t *testing.T) {
 	t.Logf("%d bytes a path", each)
 	if each > 2*(recipeSize+listingSize) {
 		t.Errorf("%d bytes a path with a recipe of %d and a listing of %d", each, recipeSize, listingSize)
+	}
+}
+
+// A catalog of an older version is brought up to date, but only when that is allowed, and by one of
+// several that try.
+func TestOlder(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "catalog.db")
+	openAt(t, path, Options{}).Close()
+	first, err := migrations.ReadFile("migrations/00001_first.sql")
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := fstest.MapFS{
+		"00001_first.sql":  {Data: first},
+		"00002_second.sql": {Data: []byte("-- +goose Up\nCREATE TABLE second (x INTEGER) STRICT;\n")},
+	}
+	refusal := errors.New("not under a server")
+	if _, err := Open(t.Context(), path, Options{steps: steps, Older: func() (bool, error) { return false, refusal }}); !errors.Is(err, refusal) {
+		t.Errorf("error %v, want %v", err, refusal)
+	}
+	var asked atomic.Int64
+	var all sync.WaitGroup
+	for range 4 {
+		all.Go(func() {
+			c, err := Open(t.Context(), path, Options{steps: steps, Older: func() (bool, error) { return asked.Add(1) > 2, nil }})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+	if asked.Load() < 3 {
+		t.Errorf("it was brought up to date after %d questions", asked.Load())
+	}
+	if _, err := Open(t.Context(), path, Options{}); err == nil || !strings.Contains(err.Error(), "a newer firn") {
+		t.Errorf("a catalog of a newer version: %v", err)
 	}
 }

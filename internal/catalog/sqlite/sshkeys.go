@@ -50,8 +50,8 @@ func scanSSHKey(scan func(...any) error) (*catalog.SSHKey, error) {
 	return k, errors.Join(json.Unmarshal([]byte(users), &k.Users), json.Unmarshal([]byte(grants), &k.Grants))
 }
 
-// SSHKeys returns all keys.
-func (c *Catalog) SSHKeys(ctx context.Context) ([]*catalog.SSHKey, error) {
+// AllSSHKeys returns all keys.
+func (c *Catalog) AllSSHKeys(ctx context.Context) ([]*catalog.SSHKey, error) {
 	var all []*catalog.SSHKey
 	err := c.rows(ctx, func(scan func(...any) error) error {
 		k, err := scanSSHKey(scan)

@@ -8,22 +8,22 @@ import (
 	"firn/internal/memo"
 )
 
-// index is the file of the WAL index, for reading its header.
+// walIndex is the file of the WAL index, for reading its header.
 //
 // SQLite has locks on that file, and any process that closes it loses all its locks on it.
 // So all catalogs of a process that have the same file share one, which is closed after the last of them.
-type index struct {
+type walIndex struct {
 	*os.File
 	users int
 }
 
 var indices struct {
 	mu   sync.Mutex
-	open []*index
+	open []*walIndex
 }
 
-// openIndex opens an index. The database is open.
-func openIndex(path string) (*index, error) {
+// openWALIndex opens an index. The database is open.
+func openWALIndex(path string) (*walIndex, error) {
 	indices.mu.Lock()
 	defer indices.mu.Unlock()
 	info, err := os.Stat(path)
@@ -40,13 +40,13 @@ func openIndex(path string) (*index, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &index{f, 1}
+	i := &walIndex{f, 1}
 	indices.open = append(indices.open, i)
 	return i, nil
 }
 
 // close is called after the database is closed.
-func (i *index) close() error {
+func (i *walIndex) close() error {
 	indices.mu.Lock()
 	defer indices.mu.Unlock()
 	if i.users--; i.users > 0 {

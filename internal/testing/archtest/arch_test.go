@@ -36,31 +36,34 @@ var rules = map[string]rule{
 	"nix/protocol":    {rooms: []string{"nix"}},
 	"nix/nar/nartest": {rooms: []string{"nix/nar"}},
 
-	"internal/cache":                {rooms: []string{"internal/memo", "nix", "nix/nar"}, libraries: true},
-	"internal/cache/cachetest":      {rooms: []string{"internal/cache", "internal/memo", "nix", "nix/nar"}, libraries: true},
-	"internal/localstore":           {rooms: []string{"internal/cache", "internal/memo", "internal/sqlitex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
-	"internal/sqlitex":              {libraries: true},
-	"internal/zstdcache":            {rooms: []string{"internal/cache", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
-	"internal/decompress":           {rooms: []string{"internal/cache", "internal/fairlimit", "nix"}, libraries: true},
-	"internal/depot":                {rooms: []string{"internal/cache", "internal/depot/blob", "internal/catalog", "internal/chunk", "internal/memo", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
-	"internal/depot/blob":           {},
-	"internal/depot/blob/blobtest":  {rooms: []string{"internal/depot/blob"}},
-	"internal/depot/blob/dir":       {rooms: []string{"internal/depot/blob"}, libraries: true},
-	"internal/catalog":              {rooms: []string{"internal/memo", "nix"}},
-	"internal/catalog/catalogtest":  {rooms: []string{"internal/catalog", "internal/memo", "nix"}, libraries: true},
-	"internal/catalog/sqlite":       {rooms: []string{"internal/catalog", "internal/memo", "internal/sqlitex", "nix"}, libraries: true},
-	"internal/audit":                {rooms: []string{"internal/fairlimit"}, libraries: true},
-	"internal/server":               {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/memo", "internal/fairlimit", "internal/server/connlimit", "internal/server/fastpath", "nix", "nix/nar"}, libraries: true},
-	"internal/server/connlimit":     {rooms: []string{"internal/fairlimit"}, libraries: true},
-	"internal/server/fastpath":      {},
-	"internal/session":              {rooms: []string{"internal/audit", "internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
-	"internal/testing/conversation": {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
-	"internal/sshd":                 {rooms: []string{"internal/audit", "internal/cache", "internal/fairlimit"}, libraries: true},
-	"internal/fairlimit":            {},
-	"internal/memo":                 {},
-	"internal/remote":               {rooms: []string{"internal/cache"}},
-	"internal/transfer":             {rooms: []string{"internal/cache", "internal/decompress", "internal/remote", "nix", "nix/nar"}, libraries: true},
-	"internal/doctor":               {rooms: []string{"internal/cache", "internal/decompress", "internal/remote", "nix", "nix/nar"}, libraries: true},
+	"internal/cache":                     {rooms: []string{"internal/memo", "nix", "nix/nar"}, libraries: true},
+	"internal/cache/cachetest":           {rooms: []string{"internal/cache", "internal/memo", "nix", "nix/nar"}, libraries: true},
+	"internal/localstore":                {rooms: []string{"internal/cache", "internal/memo", "internal/sqlitex", "nix", "nix/nar", "nix/protocol"}, libraries: true},
+	"internal/sqlitex":                   {libraries: true},
+	"internal/zstdcache":                 {rooms: []string{"internal/cache", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/decompress":                {rooms: []string{"internal/cache", "internal/fairlimit", "nix"}, libraries: true},
+	"internal/depot":                     {rooms: []string{"internal/cache", "internal/depot/blob", "internal/depot/index", "internal/catalog", "internal/chunk", "internal/memo", "internal/fairlimit", "nix", "nix/nar"}, libraries: true},
+	"internal/depot/blob":                {},
+	"internal/depot/blob/blobtest":       {rooms: []string{"internal/depot/blob"}},
+	"internal/depot/blob/dir":            {rooms: []string{"internal/depot/blob"}, libraries: true},
+	"internal/catalog":                   {rooms: []string{"internal/memo", "nix"}},
+	"internal/catalog/catalogtest":       {rooms: []string{"internal/catalog", "internal/memo", "nix"}, libraries: true},
+	"internal/catalog/sqlite/sqlitetest": {rooms: []string{"internal/catalog/sqlite"}},
+	"internal/depot/index":               {rooms: []string{"internal/catalog", "nix"}},
+	"internal/depot/index/indextest":     {rooms: []string{"internal/catalog", "internal/catalog/catalogtest", "internal/depot/index", "internal/memo", "nix"}, libraries: true},
+	"internal/catalog/sqlite":            {rooms: []string{"internal/catalog", "internal/depot/index", "internal/memo", "internal/sqlitex", "nix"}, libraries: true},
+	"internal/audit":                     {rooms: []string{"internal/fairlimit"}, libraries: true},
+	"internal/server":                    {rooms: []string{"internal/audit", "internal/cache", "internal/decompress", "internal/logs", "internal/memo", "internal/fairlimit", "internal/server/connlimit", "internal/server/fastpath", "nix", "nix/nar"}, libraries: true},
+	"internal/server/connlimit":          {rooms: []string{"internal/fairlimit"}, libraries: true},
+	"internal/server/fastpath":           {},
+	"internal/session":                   {rooms: []string{"internal/audit", "internal/cache", "nix", "nix/nar", "nix/protocol"}, libraries: true},
+	"internal/testing/conversation":      {rooms: []string{"internal/cache", "internal/cache/cachetest", "internal/session", "nix"}},
+	"internal/sshd":                      {rooms: []string{"internal/audit", "internal/cache", "internal/fairlimit"}, libraries: true},
+	"internal/fairlimit":                 {},
+	"internal/memo":                      {},
+	"internal/remote":                    {rooms: []string{"internal/cache"}},
+	"internal/transfer":                  {rooms: []string{"internal/cache", "internal/decompress", "internal/remote", "nix", "nix/nar"}, libraries: true},
+	"internal/doctor":                    {rooms: []string{"internal/cache", "internal/decompress", "internal/remote", "nix", "nix/nar"}, libraries: true},
 
 	"internal/chunk": {rooms: []string{"nix"}},
 
@@ -87,7 +90,7 @@ var rules = map[string]rule{
 }
 
 // infrastructure is for tests and measurements, and never part of a program.
-var infrastructure = []string{"internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/catalog/catalogtest", "internal/testing/conversation", "internal/testing/debstore", "internal/testing/seed", "nix/nar/nartest"}
+var infrastructure = []string{"internal/depot/blob/blobtest", "internal/testing/archtest", "internal/cache/cachetest", "internal/catalog/catalogtest", "internal/catalog/sqlite/sqlitetest", "internal/depot/index/indextest", "internal/testing/conversation", "internal/testing/debstore", "internal/testing/seed", "nix/nar/nartest"}
 
 func TestImports(t *testing.T) {
 	seen := map[string]bool{}

@@ -1,4 +1,4 @@
-package catalogtest
+package indextest
 
 import (
 	"bytes"
@@ -12,10 +12,11 @@ import (
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
-func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
+func (s *suite) publish(cache catalog.CacheID, p *index.Path) {
 	s.Helper()
 	there, added, err := s.c.Publish(s.Context(), cache, p, nil, Unchecked())
 	s.ok(err)
@@ -28,7 +29,11 @@ func (s *suite) publish(cache catalog.CacheID, p *catalog.Path) {
 
 func (s *suite) all(cache catalog.CacheID, damaged bool) (names []string) {
 	s.Helper()
-	for p, err := range s.c.AllPaths(s.Context(), cache, nix.PathHash{}, damaged) {
+	list := s.c.AllPaths
+	if damaged {
+		list = s.c.WithheldPaths
+	}
+	for p, err := range list(s.Context(), cache) {
 		s.ok(err)
 		names = append(names, p.Info.Path.Name())
 	}
@@ -60,7 +65,7 @@ func (s *suite) paths() {
 	_, _, err = s.c.Publish(s.Context(), 999, path("q", id, "one"), nil, Unchecked())
 	s.want(err, catalog.ErrGone)
 
-	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: storePath("bare"), NARHash: p.Info.NARHash, NARSize: 1000}}
+	bare := &index.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: storePath("bare"), NARHash: p.Info.NARHash, NARSize: 1000}}
 	there, _, err = s.c.Publish(s.Context(), a, bare, nil, Unchecked())
 	s.ok(err)
 	if there.Info.RegistrationTime != s.clock.Now() {
@@ -74,14 +79,14 @@ func (s *suite) paths() {
 	if len(names) != 450 || len(slices.Compact(names)) != 450 {
 		s.Errorf("%d paths", len(names))
 	}
-	counts, err := s.c.Count(s.Context(), &b)
+	counts, err := s.c.CountIn(s.Context(), b)
 	s.ok(err)
-	s.equal(counts, catalog.Counts{Caches: 1, Paths: 450, NARs: 1, NARBytes: 450_000, FileBytes: 225_000})
-	counts, err = s.c.Count(s.Context(), nil)
+	s.equal(counts, index.Counts{Caches: 1, Paths: 450, NARs: 1, NARBytes: 450_000, FileBytes: 225_000})
+	counts, err = s.c.Count(s.Context())
 	s.ok(err)
-	s.equal(counts, catalog.Counts{Caches: 2, Paths: 452, NARs: 2, Chunks: 2, Packs: 2, NARBytes: 2000, FileBytes: 1000, PackBytes: 1200, Unpublished: 500})
-	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
-	s.want(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()), catalog.ErrNotFound)
+	s.equal(counts, index.Counts{Caches: 2, Paths: 452, NARs: 2, Chunks: 2, Packs: 2, NARBytes: 2000, FileBytes: 1000, PackBytes: 1200, Unpublished: 500})
+	s.ok(s.deletePath(a, p.Info.Path.Hash()))
+	s.want(s.deletePath(a, p.Info.Path.Hash()), catalog.ErrNotFound)
 	_, err = s.c.Path(s.Context(), a, p.Info.Path.Hash())
 	s.want(err, catalog.ErrNotFound)
 }
@@ -92,11 +97,11 @@ func (s *suite) signatures() {
 	p := path("p", id, "one")
 	s.publish(a, p)
 	hash := p.Info.Path.Hash()
-	sign := func(sigs ...nix.Signature) (*catalog.Path, error) {
+	sign := func(sigs ...nix.Signature) (*index.Path, error) {
 		s.Helper()
 		again := path("p", id, "one")
 		again.Info.Signatures = sigs
-		there, added, err := s.c.Publish(s.Context(), a, again, nil, catalog.Basis{}) // no basis: it is there
+		there, added, err := s.c.Publish(s.Context(), a, again, nil, index.Basis{}) // no basis: it is there
 		if added {
 			s.Error("added again")
 		}
@@ -119,6 +124,8 @@ func (s *suite) signatures() {
 	s.ok(err)
 	s.equal(got.Info.Signatures, want)
 	s.ok(second(sign(many[:61]...)))
+	s.ok(s.deletePath(a, hash))
+	s.want(second(sign(signature("four"))), catalog.ErrChanged) // it does not come back by that
 }
 
 // A path whose NAR is lost can be pushed as another build made it.
@@ -128,10 +135,10 @@ func (s *suite) replaceWithheld() {
 	other, _ := s.nar("two", a)
 	p, second := path("p", id, "one"), path("p", other, "two")
 	build := strings.Repeat("ab", 20)
-	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
+	_, _, err := s.c.Publish(s.Context(), a, p, []index.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
 	s.ok(err)
-	s.withhold(id, catalog.Whole, catalog.Damaged)
-	there, added, err := s.c.Publish(s.Context(), a, second, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
+	s.withhold(id, index.Whole, index.Damaged)
+	there, added, err := s.c.Publish(s.Context(), a, second, []index.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
 	s.ok(err)
 	if !added || there.NAR != other {
 		s.Errorf("NAR %d is there, added %v", there.NAR, added)
@@ -143,7 +150,7 @@ func (s *suite) replaceWithheld() {
 	debug, err := s.c.DebugInfo(s.Context(), a, build)
 	s.ok(err)
 	s.equal(debug.Member, "lib/y")
-	s.withhold(id, catalog.Damaged, catalog.Whole)
+	s.withhold(id, index.Damaged, index.Whole)
 	got, err = s.c.Path(s.Context(), a, p.Info.Path.Hash())
 	s.ok(err)
 	s.equal(got, second)
@@ -160,11 +167,11 @@ func (s *suite) debug() {
 	id, _ := s.nar("one", a)
 	p := path("p", id, "one")
 	build := strings.Repeat("ab", 20)
-	_, _, err := s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
+	_, _, err := s.c.Publish(s.Context(), a, p, []index.DebugInfo{{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}}, Unchecked())
 	s.ok(err)
 	got, err := s.c.DebugInfo(s.Context(), a, build)
 	s.ok(err)
-	s.equal(got, &catalog.DebugInfo{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"})
+	s.equal(got, &index.DebugInfo{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"})
 	for _, id := range []string{strings.Repeat("cd", 20), "", "x"} {
 		_, err = s.c.DebugInfo(s.Context(), a, id)
 		s.want(err, catalog.ErrNotFound)
@@ -172,38 +179,38 @@ func (s *suite) debug() {
 	b := s.cache("b")
 	_, err = s.c.DebugInfo(s.Context(), b, build)
 	s.want(err, catalog.ErrNotFound)
-	s.withhold(id, catalog.Whole, catalog.Damaged)
+	s.withhold(id, index.Whole, index.Damaged)
 	_, err = s.c.DebugInfo(s.Context(), a, build)
 	s.want(err, catalog.ErrNotFound)
-	s.withhold(id, catalog.Damaged, catalog.Whole)
+	s.withhold(id, index.Damaged, index.Whole)
 	// Any path with the same build ID will do, as long as there is one.
 	other, _ := s.nar("two", a)
 	q := path("q", other, "two")
-	_, _, err = s.c.Publish(s.Context(), a, q, []catalog.DebugInfo{{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
+	_, _, err = s.c.Publish(s.Context(), a, q, []index.DebugInfo{{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}}, Unchecked())
 	s.ok(err)
-	of := func(want *catalog.DebugInfo) {
+	of := func(want *index.DebugInfo) {
 		s.Helper()
 		got, err := s.c.DebugInfo(s.Context(), a, build)
 		s.ok(err)
 		s.equal(got, want)
 	}
-	ofP, ofQ := &catalog.DebugInfo{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}, &catalog.DebugInfo{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}
+	ofP, ofQ := &index.DebugInfo{BuildID: build, Path: p.Info.Path.Hash(), Member: "lib/x"}, &index.DebugInfo{BuildID: build, Path: q.Info.Path.Hash(), Member: "lib/y"}
 	for _, gone := range []struct {
-		nar  catalog.NARID
-		left *catalog.DebugInfo
+		nar  index.NARID
+		left *index.DebugInfo
 	}{{id, ofQ}, {other, ofP}} {
-		s.withhold(gone.nar, catalog.Whole, catalog.Damaged)
+		s.withhold(gone.nar, index.Whole, index.Damaged)
 		of(gone.left)
-		s.withhold(gone.nar, catalog.Damaged, catalog.Whole)
+		s.withhold(gone.nar, index.Damaged, index.Whole)
 	}
-	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	s.ok(s.deletePath(a, p.Info.Path.Hash()))
 	of(ofQ)
-	_, _, err = s.c.Publish(s.Context(), a, p, []catalog.DebugInfo{*ofP}, Unchecked())
+	_, _, err = s.c.Publish(s.Context(), a, p, []index.DebugInfo{*ofP}, Unchecked())
 	s.ok(err)
-	_, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("q")})
+	_, err = s.c.Delete(s.Context(), &index.Deletion{Cache: a, Paths: hashes("q")})
 	s.ok(err)
 	of(ofP)
-	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	s.ok(s.deletePath(a, p.Info.Path.Hash()))
 	_, err = s.c.DebugInfo(s.Context(), a, build)
 	s.want(err, catalog.ErrNotFound)
 }
@@ -217,17 +224,17 @@ func (s *suite) refusedPaths() {
 	}
 	_, _, err := s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrConflict)
-	s.withhold(id, catalog.Whole, catalog.Damaged)
+	s.withhold(id, index.Whole, index.Damaged)
 	p.Info.Signatures = p.Info.Signatures[:64]
 	_, _, err = s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrGone)
 	s.equal(s.all(a, true), []string(nil))
-	s.withhold(id, catalog.Damaged, catalog.Whole)
+	s.withhold(id, index.Damaged, index.Whole)
 	s.publish(a, p)
 	p.Info.Signatures = []nix.Signature{signature("one-too-many")}
 	_, _, err = s.c.Publish(s.Context(), a, p, nil, Unchecked())
 	s.want(err, catalog.ErrConflict)
-	s.want(s.c.DeletePath(s.Context(), 999, p.Info.Path.Hash()), catalog.ErrNotFound)
+	s.want(s.deletePath(999, p.Info.Path.Hash()), catalog.ErrNotFound)
 }
 
 // endorsements are signatures of paths that another source has, and of those that are published
@@ -240,7 +247,7 @@ func (s *suite) endorsements() {
 	hash, one, two := p.Info.Path.Hash(), catalog.Sum(p.Info.NARHash.Sum()), sum("NAR two")
 	want := func(cache catalog.CacheID, nar catalog.Sum, fields []nix.Field, names ...string) {
 		s.Helper()
-		sigs, extra, err := s.c.Endorsements(s.Context(), cache, hash, nar)
+		sigs, extra, err := s.c.EndorsementsOf(s.Context(), cache, hash, nar)
 		s.ok(err)
 		var got []string
 		for _, sig := range sigs {
@@ -279,11 +286,11 @@ func (s *suite) wholePaths() {
 	s.ok(err)
 	other, err := nix.NewSignature("ml-dsa-87", make([]byte, 4627))
 	s.ok(err)
-	bare := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
-	full := &catalog.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
-		References: []nix.StorePath{pathIn(dir, "a"), pathIn(dir, "full")}, Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b"), other}, CA: ca,
+	bare := &index.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "bare"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now()}}
+	full := &index.Path{NAR: id, FileSize: 500, Tag: "tag of one", Info: nix.PathInfo{Path: pathIn(dir, "full"), NARHash: nix.SHA256Sum(sum("NAR one")), NARSize: 1000, RegistrationTime: s.clock.Now(),
+		References: inOrder(pathIn(dir, "a"), pathIn(dir, "full")), Deriver: pathIn(dir, "full.drv"), Signatures: []nix.Signature{signature("a"), signature("b"), other}, CA: ca,
 		Extra: []nix.Field{{Name: "System", Value: "x86_64-linux"}, {Name: "Provenance", Value: `{"type":"copied","from":"a: é"}`}}}}
-	for _, p := range []*catalog.Path{bare, full} {
+	for _, p := range []*index.Path{bare, full} {
 		s.publish(a.ID, p)
 		got, err := s.c.Path(s.Context(), a.ID, p.Info.Path.Hash())
 		s.ok(err)
@@ -302,44 +309,39 @@ func (s *suite) order() {
 			for j := range 15_000 {
 				p.Info.References = append(p.Info.References, storePath(fmt.Sprint("ref", j)))
 			}
+			inOrder(p.Info.References...)
 		}
 		s.publish(a, p)
 		hashes = append(hashes, p.Info.Path.Hash())
 	}
 	slices.SortFunc(hashes, func(a, b nix.PathHash) int { return slices.Compare(a[:], b[:]) })
-	for _, from := range []int{0, 1, 57, 259, 260} {
-		var after nix.PathHash
-		if from > 0 {
-			after = hashes[from-1]
-		}
-		var got []nix.PathHash
-		for p, err := range s.c.AllPaths(s.Context(), a, after, false) {
-			s.ok(err)
-			got = append(got, p.Info.Path.Hash())
-		}
-		if !slices.Equal(got, hashes[from:]) {
-			s.Errorf("after %d: %d paths, or not in order", from, len(got))
-		}
+	var got []nix.PathHash
+	for p, err := range s.c.AllPaths(s.Context(), a) {
+		s.ok(err)
+		got = append(got, p.Info.Path.Hash())
 	}
-	for range s.c.AllPaths(s.Context(), a, nix.PathHash{}, false) {
+	if !slices.Equal(got, hashes) {
+		s.Errorf("%d paths, or not in order", len(got))
+	}
+	for range s.c.AllPaths(s.Context(), a) {
 		break
 	}
 }
 
-// awaitedPaths are referred to before they are published, or after they are gone, in one cache.
-func (s *suite) awaitedPaths() {
+// referredPaths are referred to before they are published, or after they are gone, in one cache.
+func (s *suite) referredPaths() {
 	a, b := s.cache("a"), s.cache("b")
 	id, _ := s.nar("one", a)
 	want := func(cache catalog.CacheID, name string, want bool) {
 		s.Helper()
 		got, err := s.c.Basis(s.Context(), cache, storePath(name).Hash())
 		s.ok(err)
-		if got.Dangling != want {
-			s.Errorf("%s is referred to: %v", name, got.Dangling)
+		if got.Referred != want {
+			s.Errorf("%s is referred to: %v", name, got.Referred)
 		}
 	}
 	p := path("p", id, "one") // it refers to a-p and b-p
-	p.Info.References = append(p.Info.References, p.Info.Path)
+	p.Info.References = inOrder(append(p.Info.References, p.Info.Path)...)
 	want(a, "a-p", false)
 	s.publish(a, p)
 	want(a, "a-p", true)
@@ -351,12 +353,12 @@ func (s *suite) awaitedPaths() {
 	first.Info.References = []nix.StorePath{storePath("p")}
 	s.publish(a, first)
 	want(a, "b-p", true)
-	s.ok(s.c.DeletePath(s.Context(), a, storePath("a-p").Hash()))
+	s.ok(s.deletePath(a, storePath("a-p").Hash()))
 	want(a, "a-p", true)
 	s.publish(a, first)
 
 	// What is withheld, and then comes with other bytes, may be referred to too.
-	s.withhold(second, catalog.Whole, catalog.Damaged)
+	s.withhold(second, index.Whole, index.Damaged)
 	want(a, "a-p", true)
 	s.ok(s.c.DeleteCache(s.Context(), a))
 	want(a, "b-p", false)
@@ -374,21 +376,21 @@ func (s *suite) danglingReferences() {
 		var last nix.PathHash
 		for d, err := range s.c.DanglingReferences(s.Context(), cache) {
 			s.ok(err)
-			hash := d.Path.Hash()
+			hash := d.To.Hash()
 			if bytes.Compare(hash[:], last[:]) <= 0 {
-				s.Errorf("%s comes too late", d.Path)
+				s.Errorf("%s comes too late", d.To)
 			}
 			last = hash
-			if d.Path != storePath(d.Path.Name()) {
-				s.Errorf("%s has another hash", d.Path)
+			if d.To != storePath(d.To.Name()) {
+				s.Errorf("%s has another hash", d.To)
 			}
-			got = append(got, d.Path.Name()+" by "+d.By.Name())
+			got = append(got, d.To.Name()+" by "+d.From.Name())
 		}
 		slices.Sort(got)
 		s.equal(got, want)
 	}
 	want(a)
-	publish := func(cache catalog.CacheID, p *catalog.Path, elsewhere ...nix.StorePath) {
+	publish := func(cache catalog.CacheID, p *index.Path, elsewhere ...nix.StorePath) {
 		s.Helper()
 		told := *p
 		told.Elsewhere = elsewhere
@@ -409,22 +411,22 @@ func (s *suite) danglingReferences() {
 	first.Info.References = nil
 	s.publish(a, first)
 	want(a, "b-p by p")
-	s.withhold(second, catalog.Whole, catalog.Damaged)
+	s.withhold(second, index.Whole, index.Damaged)
 	want(a, "b-p by p")
 	withheld := func(cache catalog.CacheID, want ...string) {
 		s.Helper()
 		var got []string
 		for path, err := range s.c.WithheldPaths(s.Context(), cache) {
 			s.ok(err)
-			got = append(got, path.Name())
+			got = append(got, path.Info.Path.Name())
 		}
 		s.equal(got, want)
 	}
 	withheld(a, "a-p")
 	withheld(b)
-	s.withhold(second, catalog.Damaged, catalog.Whole)
+	s.withhold(second, index.Damaged, index.Whole)
 	withheld(a)
-	s.ok(s.c.DeletePath(s.Context(), a, first.Info.Path.Hash()))
+	s.ok(s.deletePath(a, first.Info.Path.Hash()))
 	want(a, "a-p by p", "b-p by p")
 
 	// Of many that have it, one is named.
@@ -440,9 +442,9 @@ func (s *suite) danglingReferences() {
 	q := path("q", id, "one")
 	q.Info.References = []nix.StorePath{storePath("b-p")}
 	publish(a, q, q.Info.References...)
-	s.ok(s.c.DeletePath(s.Context(), a, p.Info.Path.Hash()))
+	s.ok(s.deletePath(a, p.Info.Path.Hash()))
 	want(a, "b-p by q")
-	s.ok(s.c.DeletePath(s.Context(), a, q.Info.Path.Hash()))
+	s.ok(s.deletePath(a, q.Info.Path.Hash()))
 	want(a)
 	s.ok(s.c.DeleteCache(s.Context(), b))
 	want(b)
@@ -454,7 +456,7 @@ func second[T any](_ T, err error) error { return err }
 // bases keep a path from being published when what was looked at has changed since.
 func (s *suite) bases() {
 	a, b := s.cache("a"), s.cache("b")
-	basis := func(name string, visited ...string) catalog.Basis {
+	basis := func(name string, visited ...string) index.Basis {
 		s.Helper()
 		basis, err := s.c.Basis(s.Context(), a, storePath(name).Hash())
 		s.ok(err)
@@ -467,7 +469,7 @@ func (s *suite) bases() {
 		return basis
 	}
 	none := basis("none")
-	if none.Dangling || none.Deletions != 0 {
+	if none.Referred || none.Deletions != 0 {
 		s.Errorf("where there is nothing, the basis is %v", none)
 	}
 
@@ -478,8 +480,8 @@ func (s *suite) bases() {
 	s.want(s.publishingOn(early, a, "library"), catalog.ErrChanged)
 	s.ok(s.publishingOn(other, a, "other", "missing"))
 	s.ok(s.publishingOn(early, b, "library"))
-	if !basis("library").Dangling {
-		s.Error("what is referred to is not awaited")
+	if !basis("library").Referred {
+		s.Error("what is referred to is not Referred")
 	}
 	s.want(s.publishingOn(basis("library"), a, "library"), catalog.ErrChanged)
 
@@ -491,8 +493,8 @@ func (s *suite) bases() {
 	s.ok(s.publishing(a, "b"))
 	s.want(s.publishingOn(searched, a, "library", "a", "b"), catalog.ErrChanged)
 	searched = basis("library", "a", "b")
-	s.ok(s.c.DeletePath(s.Context(), a, storePath("c").Hash())) // the last one: the next is a new one nevertheless
-	s.ok(s.c.DeletePath(s.Context(), a, storePath("b").Hash()))
+	s.ok(s.deletePath(a, storePath("c").Hash())) // the last one: the next is a new one nevertheless
+	s.ok(s.deletePath(a, storePath("b").Hash()))
 	s.ok(s.publishing(a, "b", "library")) // with another reference than before
 	s.want(s.publishingOn(searched, a, "library", "a", "b"), catalog.ErrChanged)
 	searched = basis("library", "a", "b")
@@ -503,7 +505,7 @@ func (s *suite) bases() {
 	before, ofB := basis("late", "b"), basis("b")
 	partial := before
 	partial.Partial = true
-	_, err := s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("b"), Referrers: catalog.KeepReferrers})
+	_, err := s.c.Delete(s.Context(), &index.Deletion{Cache: a, Paths: hashes("b"), Referrers: index.KeepReferrers})
 	s.ok(err)
 	s.want(s.publishingOn(before, a, "late", "b"), catalog.ErrChanged)
 	s.ok(s.publishingOn(before, a, "late-itself", "late-itself", "program"))
@@ -513,7 +515,7 @@ func (s *suite) bases() {
 	// What takes the place of a path that is withheld is looked at like any other.
 	p, err := s.c.Path(s.Context(), a, storePath("program").Hash())
 	s.ok(err)
-	s.withhold(p.NAR, catalog.Whole, catalog.Damaged)
+	s.withhold(p.NAR, index.Whole, index.Damaged)
 	nar, _, err := s.c.AddNAR(s.Context(), newNAR("again", a))
 	s.ok(err)
 	again := path("program", nar, "again")
@@ -532,7 +534,7 @@ func (s *suite) racedCycles() {
 	ctx := context.WithoutCancel(s.Context())
 	nar, _, err := s.c.AddNAR(ctx, newNAR("of all", a))
 	s.ok(err)
-	// As the core does it: it walks where a path is awaited.
+	// As the core does it: it walks where a path is referred to.
 	publish := func(own, ref string) error {
 		p := path(own, nar, "of all")
 		p.Info.References = []nix.StorePath{storePath(ref)}
@@ -542,7 +544,7 @@ func (s *suite) racedCycles() {
 				return err
 			}
 			b.Partial = true
-			if b.Dangling {
+			if b.Referred {
 				b.Visited = make(map[nix.PathHash]bool)
 				for next := hashes(ref); len(next) > 0; {
 					hash := next[0]
@@ -554,7 +556,7 @@ func (s *suite) racedCycles() {
 						continue
 					}
 					b.Visited[hash] = true
-					for r, err := range s.c.References(ctx, a, []nix.PathHash{hash}) {
+					for r, err := range s.c.ReferencesOf(ctx, a, []nix.PathHash{hash}) {
 						if err != nil {
 							return err
 						}
@@ -596,40 +598,79 @@ var errCycle = errors.New("a cycle")
 func (s *suite) references() {
 	a, b := s.cache("a"), s.cache("b")
 	var names []string
-	for i := range mostAtOnce {
+	for i := range index.MaxAsked {
 		names = append(names, fmt.Sprint("n", i))
 	}
-	want := make(map[nix.StorePath]catalog.Referrer)
+	want := make(map[nix.StorePath]index.Referrer)
 	for i, name := range names[:100] {
 		s.ok(s.publishing(a, name, name, "library"))
-		r := catalog.Referrer{Path: storePath(name), References: []nix.StorePath{storePath(name), storePath("library")}}
+		r := index.Referrer{Path: storePath(name), References: inOrder(storePath(name), storePath("library"))}
 		if i == 7 {
 			p, err := s.c.Path(s.Context(), a, r.Path.Hash())
 			s.ok(err)
-			s.withhold(p.NAR, catalog.Whole, catalog.Damaged)
+			s.withhold(p.NAR, index.Whole, index.Damaged)
 			r.Withheld = true
 		}
 		want[r.Path] = r
 	}
-	got := make(map[nix.StorePath]catalog.Referrer)
+	got := make(map[nix.StorePath]index.Referrer)
 	found := 0
-	for r, err := range s.c.References(s.Context(), a, hashes(names...)) {
+	for r, err := range s.c.ReferencesOf(s.Context(), a, hashes(names...)) {
 		s.ok(err)
 		got[r.Path] = r
 		found++
 	}
 	s.equal(got, want)
 	s.equal(found, len(want))
-	for range s.c.References(s.Context(), a, hashes(names...)) {
+	for range s.c.ReferencesOf(s.Context(), a, hashes(names...)) {
 		break
 	}
 	for _, names := range [][]string{nil, {"n0"}} {
-		for r, err := range s.c.References(s.Context(), b, hashes(names...)) {
+		for r, err := range s.c.ReferencesOf(s.Context(), b, hashes(names...)) {
 			s.Errorf("another cache has %v, %v", r, err)
 		}
 	}
 	var refused error
-	for _, err := range s.c.References(s.Context(), a, make([]nix.PathHash, mostAtOnce+1)) {
+	for _, err := range s.c.ReferencesOf(s.Context(), a, make([]nix.PathHash, index.MaxAsked+1)) {
+		refused = err
+	}
+	if refused == nil {
+		s.Error("more than the most are asked for at once")
+	}
+}
+
+// referrers are found from what they refer to, published or not, page by page.
+func (s *suite) referrers() {
+	a, b := s.cache("a"), s.cache("b")
+	for i := range 450 {
+		s.ok(s.publishing(a, fmt.Sprint("n", i), fmt.Sprint("n", i), "library", "other"))
+	}
+	s.ok(s.publishing(a, "library", "library"))
+	s.ok(s.publishing(b, "library"))
+	found := make(map[index.Reference]bool)
+	for r, err := range s.c.Referrers(s.Context(), a, hashes("library", "n7", "other", "none")) {
+		s.ok(err)
+		if r.To != storePath("library") && r.To != storePath("other") || found[r] {
+			s.Errorf("%s refers to %s, found before: %v", r.From, r.To, found[r])
+		}
+		found[r] = true
+	}
+	s.equal(len(found), 900)
+	for range s.c.Referrers(s.Context(), a, hashes("library")) {
+		break
+	}
+	for r, err := range s.c.Referrers(s.Context(), b, hashes("library")) {
+		s.Errorf("another cache has %v, %v", r, err)
+	}
+	s.ok(s.deletePath(a, storePath("n7").Hash()))
+	left := 0
+	for _, err := range s.c.Referrers(s.Context(), a, hashes("library")) {
+		s.ok(err)
+		left++
+	}
+	s.equal(left, 449)
+	var refused error
+	for _, err := range s.c.Referrers(s.Context(), a, make([]nix.PathHash, index.MaxAsked+1)) {
 		refused = err
 	}
 	if refused == nil {

@@ -1,4 +1,4 @@
-package catalogtest
+package indextest
 
 import (
 	"bytes"
@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 	"firn/nix"
 )
 
@@ -35,7 +36,7 @@ func sorted(names ...string) (all []nix.StorePath) {
 // paths are those that a cache has.
 func (s *suite) pathsOf(cache catalog.CacheID) (all []nix.StorePath) {
 	s.Helper()
-	for p, err := range s.c.AllPaths(s.Context(), cache, nix.PathHash{}, false) {
+	for p, err := range s.c.AllPaths(s.Context(), cache) {
 		s.ok(err)
 		all = append(all, p.Info.Path)
 	}
@@ -49,7 +50,7 @@ func (s *suite) publishing(cache catalog.CacheID, name string, refs ...string) e
 }
 
 // publishingOn is publishing after something else was looked at.
-func (s *suite) publishingOn(b catalog.Basis, cache catalog.CacheID, name string, refs ...string) error {
+func (s *suite) publishingOn(b index.Basis, cache catalog.CacheID, name string, refs ...string) error {
 	s.Helper()
 	nar, _, err := s.c.AddNAR(s.Context(), newNAR("of "+name, cache))
 	s.ok(err)
@@ -58,7 +59,7 @@ func (s *suite) publishingOn(b catalog.Basis, cache catalog.CacheID, name string
 	for _, ref := range refs {
 		p.Info.References = append(p.Info.References, storePath(ref))
 	}
-	_, _, err = s.c.Publish(s.Context(), cache, p, []catalog.DebugInfo{{BuildID: "1234567890123456789012345678901234567890", Path: p.Info.Path.Hash(), Member: "x"}}, b)
+	_, _, err = s.c.Publish(s.Context(), cache, p, []index.DebugInfo{{BuildID: "1234567890123456789012345678901234567890", Path: p.Info.Path.Hash(), Member: "x"}}, b)
 	return err
 }
 
@@ -71,9 +72,9 @@ func (s *suite) deletions() {
 	s.ok(err)
 	s.publish(b, path("two", id, "of two"))
 	s.publish(a, path("twin", id, "of two"))
-	want := &catalog.Deleted{Paths: sorted("one", "two"), FileBytes: 500}
-	d := &catalog.Deletion{Cache: a, Paths: append(hashes("one", "two"), hashes("one")...), DryRun: true}
-	got, err := s.c.DeletePaths(s.Context(), d)
+	want := &index.Deleted{Paths: sorted("one", "two"), FileBytes: 500}
+	d := &index.Deletion{Cache: a, Paths: append(hashes("one", "two"), hashes("one")...), DryRun: true}
+	got, err := s.c.Delete(s.Context(), d)
 	s.ok(err)
 	s.equal(got, want)
 	s.equal(s.pathsOf(a), sorted("one", "two", "three", "twin"))
@@ -81,11 +82,11 @@ func (s *suite) deletions() {
 	// All or none.
 	d.DryRun = false
 	d.Paths = hashes("one", "none")
-	_, err = s.c.DeletePaths(s.Context(), d)
+	_, err = s.c.Delete(s.Context(), d)
 	s.want(err, catalog.ErrNotFound)
 	s.equal(s.pathsOf(a), sorted("one", "two", "three", "twin"))
 	d.Paths = hashes("one", "two")
-	got, err = s.c.DeletePaths(s.Context(), d)
+	got, err = s.c.Delete(s.Context(), d)
 	s.ok(err)
 	s.equal(got, want)
 	s.equal(s.pathsOf(a), sorted("three", "twin"))
@@ -93,14 +94,14 @@ func (s *suite) deletions() {
 	debug, err := s.c.DebugInfo(s.Context(), a, "1234567890123456789012345678901234567890")
 	s.ok(err)
 	s.equal(debug.Path, storePath("three").Hash())
-	_, err = s.c.DeletePaths(s.Context(), d)
+	_, err = s.c.Delete(s.Context(), d)
 	s.want(err, catalog.ErrNotFound)
-	_, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: 99, Paths: hashes("three")})
+	_, err = s.c.Delete(s.Context(), &index.Deletion{Cache: 99, Paths: hashes("three")})
 	s.want(err, catalog.ErrNotFound)
 
 	unpublished := func() int64 {
 		s.Helper()
-		counts, err := s.c.Count(s.Context(), nil)
+		counts, err := s.c.Count(s.Context())
 		s.ok(err)
 		return counts.Unpublished
 	}
@@ -108,21 +109,21 @@ func (s *suite) deletions() {
 
 	// The NAR that two paths had goes with the last of them, and so does one that is withheld.
 	for i, cache := range []catalog.CacheID{b, a} {
-		got, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: cache, Paths: hashes([]string{"two", "twin"}[i])})
+		got, err = s.c.Delete(s.Context(), &index.Deletion{Cache: cache, Paths: hashes([]string{"two", "twin"}[i])})
 		s.ok(err)
 		s.equal(got.FileBytes, int64(500*i))
 		s.equal(unpublished(), int64(500+500*i))
 	}
 	three, err := s.c.Path(s.Context(), a, storePath("three").Hash())
 	s.ok(err)
-	s.withhold(three.NAR, catalog.Whole, catalog.Damaged)
-	got, err = s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes("three")})
+	s.withhold(three.NAR, index.Whole, index.Damaged)
+	got, err = s.c.Delete(s.Context(), &index.Deletion{Cache: a, Paths: hashes("three")})
 	s.ok(err)
 	s.equal(got.Paths, sorted("three"))
 	s.expire()
-	counts, err := s.c.Count(s.Context(), nil)
+	counts, err := s.c.Count(s.Context())
 	s.ok(err)
-	s.equal(counts, catalog.Counts{Caches: 2})
+	s.equal(counts, index.Counts{Caches: 2})
 }
 
 // referredDeletions leave no path without one that it refers to, unless that is wanted.
@@ -137,22 +138,22 @@ func (s *suite) referredDeletions() {
 		s.ok(s.publishing(a, "other"))
 	}
 	fill()
-	deleting := func(how catalog.Referrers, names ...string) (*catalog.Deleted, error) {
-		return s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes(names...), Referrers: how})
+	deleting := func(how index.OnReferrers, names ...string) (*index.Deleted, error) {
+		return s.c.Delete(s.Context(), &index.Deletion{Cache: a, Paths: hashes(names...), Referrers: how})
 	}
-	_, err := deleting(catalog.RefuseReferrers, "program", "other")
+	_, err := deleting(index.RefuseReferrers, "program", "other")
 	s.want(err, catalog.ErrConflict)
-	referred := &catalog.ReferredError{}
+	referred := &index.ReferredError{}
 	if r, ok := err.(interface{ Unwrap() error }); !ok {
 		s.Fatalf("refused with %v", err)
-	} else if referred, ok = r.Unwrap().(*catalog.ReferredError); !ok {
+	} else if referred, ok = r.Unwrap().(*index.ReferredError); !ok {
 		s.Fatalf("refused with %v", err)
 	}
-	s.equal(referred, &catalog.ReferredError{Path: storePath("program"), By: sorted("system")})
+	s.equal(referred, &index.ReferredError{Path: storePath("program"), By: sorted("system")})
 	s.equal(len(s.pathsOf(a)), 5)
 	before, err := s.c.Basis(s.Context(), a, storePath("late").Hash())
 	s.ok(err)
-	got, err := deleting(catalog.DeleteReferrers, "library")
+	got, err := deleting(index.DeleteReferrers, "library")
 	s.ok(err)
 	s.equal(got.Paths, sorted("early", "library", "program", "system"))
 	s.equal(s.pathsOf(a), sorted("other"))
@@ -161,18 +162,18 @@ func (s *suite) referredDeletions() {
 	s.want(s.publishingOn(before, a, "late", "other", "program"), catalog.ErrChanged)
 	s.equal(s.pathsOf(a), sorted("other"))
 	s.ok(s.publishingOn(before, a, "late-other", "other"))
-	_, err = deleting(catalog.RefuseReferrers, "late-other")
+	_, err = deleting(index.RefuseReferrers, "late-other")
 	s.ok(err)
 	s.ok(s.publishing(a, "library"))
 	s.ok(s.publishing(a, "program", "library"))
 	s.ok(s.publishingOn(before, a, "late", "other", "program"))
-	got, err = deleting(catalog.RefuseReferrers, "late", "library", "program", "other")
+	got, err = deleting(index.RefuseReferrers, "late", "library", "program", "other")
 	s.ok(err)
 	s.equal(got.Paths, sorted("late", "library", "other", "program"))
 
 	// Those who want it so may have it so.
 	fill()
-	got, err = deleting(catalog.KeepReferrers, "library")
+	got, err = deleting(index.KeepReferrers, "library")
 	s.ok(err)
 	s.equal(got.Paths, sorted("library"))
 	s.ok(s.publishing(a, "late", "library"))
@@ -183,7 +184,7 @@ func (s *suite) referredDeletions() {
 	for _, name := range []string{"1", "2", "3", "4", "5", "6"} {
 		s.ok(s.publishing(a, "user-"+name, "library"))
 	}
-	_, err = deleting(catalog.RefuseReferrers, "library")
+	_, err = deleting(index.RefuseReferrers, "library")
 	s.want(err, catalog.ErrConflict)
 }
 
@@ -202,16 +203,16 @@ func (s *suite) fileDeletions() {
 		s.ok(errOf(s.c.Publish(s.Context(), cache, p, nil, Unchecked())))
 	}
 	put := func(cache catalog.CacheID, key, built string) error {
-		f := &catalog.File{Key: key, Content: []byte(key)}
+		f := &index.File{Key: key, Content: []byte(key)}
 		if built != "" {
 			f.Path = storePath(built)
 		}
 		return s.c.PutFile(s.Context(), cache, f)
 	}
-	update := func(b catalog.Basis, key, built string) error {
-		return s.c.UpdateFile(s.Context(), a, &catalog.File{Key: key, Path: storePath(built)}, b, func([]byte) ([]byte, error) { return []byte(key), nil })
+	update := func(b index.Basis, key, built string) error {
+		return s.c.UpdateFile(s.Context(), a, &index.File{Key: key, Path: storePath(built)}, b, func([]byte) ([]byte, error) { return []byte(key), nil })
 	}
-	log := func(drv string) string { return catalog.LogKey(storePath(drv)) }
+	log := func(drv string) string { return index.LogKey(storePath(drv)) }
 	want := func(cache catalog.CacheID, keys ...string) {
 		s.Helper()
 		var there []string
@@ -224,7 +225,7 @@ func (s *suite) fileDeletions() {
 	}
 	deleting := func(dry bool, names ...string) {
 		s.Helper()
-		_, err := s.c.DeletePaths(s.Context(), &catalog.Deletion{Cache: a, Paths: hashes(names...), DryRun: dry})
+		_, err := s.c.Delete(s.Context(), &index.Deletion{Cache: a, Paths: hashes(names...), DryRun: dry})
 		s.ok(err)
 	}
 	for _, cache := range []catalog.CacheID{a, b} {
@@ -313,7 +314,7 @@ func (s *suite) racedDeletions() {
 	go func() {
 		deleted := 0
 		for !done.Load() {
-			gone, err := s.c.DeletePaths(ctx, &catalog.Deletion{Cache: a, Paths: hashes("library"), Referrers: catalog.DeleteReferrers})
+			gone, err := s.c.Delete(ctx, &index.Deletion{Cache: a, Paths: hashes("library"), Referrers: index.DeleteReferrers})
 			if err == nil {
 				deleted += len(gone.Paths)
 			} else if !errors.Is(err, catalog.ErrNotFound) {
@@ -329,7 +330,7 @@ func (s *suite) racedDeletions() {
 	for _, p := range s.pathsOf(a) {
 		there[p.Hash()] = true
 	}
-	for p, err := range s.c.AllPaths(ctx, a, nix.PathHash{}, false) {
+	for p, err := range s.c.AllPaths(ctx, a) {
 		s.ok(err)
 		for _, ref := range p.Info.References {
 			if !there[ref.Hash()] {

@@ -1,4 +1,4 @@
-package catalogtest
+package indextest
 
 import (
 	"slices"
@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 func (s *suite) nars() {
@@ -25,7 +26,7 @@ func (s *suite) nars() {
 	s.want(err, catalog.ErrNotFound)
 
 	again := newNAR("one", cache)
-	again.Pack, again.Packs = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}
+	again.Pack, again.Packs = &index.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}
 	same, added, err := s.c.AddNAR(s.Context(), again)
 	s.ok(err)
 	if same != id || added {
@@ -47,41 +48,41 @@ func (s *suite) nars() {
 
 	// A chunk that is there stays where it is.
 	third := newNAR("four", cache)
-	third.Chunks = append(third.Chunks, catalog.Chunk{Hash: sum("chunk one"), Pack: "pack-four", Offset: 9, Length: 9, Size: 9})
+	third.Chunks = append(third.Chunks, index.Chunk{Hash: sum("chunk one"), Pack: "pack-four", Offset: 9, Length: 9, Size: 9})
 	_, _, err = s.c.AddNAR(s.Context(), third)
 	s.ok(err)
-	chunks, err := s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk one"), sum("nothing"), sum("chunk two")})
+	chunks, err := s.c.FindChunks(s.Context(), 0, []catalog.Sum{sum("chunk one"), sum("nothing"), sum("chunk two")})
 	s.ok(err)
-	slices.SortFunc(chunks, func(a, b catalog.Chunk) int { return strings.Compare(a.Pack, b.Pack) })
-	s.equal(chunks, []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}, {Hash: sum("chunk two"), Pack: "pack-two", Offset: 1, Length: 2, Size: 3}})
-	_, err = s.c.Chunks(s.Context(), 0, make([]catalog.Sum, 257))
+	slices.SortFunc(chunks, func(a, b index.Chunk) int { return strings.Compare(a.Pack, b.Pack) })
+	s.equal(chunks, []index.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}, {Hash: sum("chunk two"), Pack: "pack-two", Offset: 1, Length: 2, Size: 3}})
+	_, err = s.c.FindChunks(s.Context(), 0, make([]catalog.Sum, 257))
 	if err == nil {
 		s.Error("257 chunks at once: no error")
 	}
 	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{5}))
-	s.ok(s.c.ForgetChunks(s.Context(), "pack-two", nil))
-	chunks, err = s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk one"), sum("chunk two")})
+	s.ok(s.c.ForgetPack(s.Context(), "pack-two"))
+	chunks, err = s.c.FindChunks(s.Context(), 0, []catalog.Sum{sum("chunk one"), sum("chunk two")})
 	s.ok(err)
 	s.equal(len(chunks), 1)
 	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{1}))
-	chunks, err = s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk one")})
+	chunks, err = s.c.FindChunks(s.Context(), 0, []catalog.Sum{sum("chunk one")})
 	s.ok(err)
 	s.equal(len(chunks), 0)
 
-	var ids []catalog.NARID
-	for n, err := range s.c.AllNARs(s.Context(), id, false) {
+	var ids []index.NARID
+	for n, err := range s.c.AllNARs(s.Context()) {
 		s.ok(err)
 		ids = append(ids, n.ID)
 	}
-	if len(ids) != 2 || ids[0] != second {
-		s.Errorf("NARs after the first: %v", ids)
+	if len(ids) != 3 || ids[0] != id || ids[1] != second {
+		s.Errorf("NARs: %v", ids)
 	}
 }
 
 // withhold changes the fault of a NAR.
-func (s *suite) withhold(nar catalog.NARID, from, to catalog.Fault) {
+func (s *suite) withhold(nar index.NARID, from, to index.Fault) {
 	s.Helper()
-	changed, err := s.c.Withhold(s.Context(), []catalog.NARID{nar}, from, to)
+	changed, err := s.c.SetFaults(s.Context(), []index.NARID{nar}, from, to)
 	s.ok(err)
 	s.equal(changed, int64(1))
 }
@@ -89,32 +90,32 @@ func (s *suite) withhold(nar catalog.NARID, from, to catalog.Fault) {
 // missing: what lacks a pack is withheld as what is damaged is, and can be told from it.
 func (s *suite) missing() {
 	cache := s.cache("main")
-	var ids []catalog.NARID
+	var ids []index.NARID
 	for _, name := range []string{"one", "two", "three"} {
 		id, _ := s.nar(name, cache)
 		s.publish(cache, path(name, id, name))
 		ids = append(ids, id)
 	}
-	s.withhold(ids[1], catalog.Whole, catalog.Damaged)
-	changed, err := s.c.Withhold(s.Context(), append(ids, 999), catalog.Whole, catalog.Missing)
+	s.withhold(ids[1], index.Whole, index.Damaged)
+	changed, err := s.c.SetFaults(s.Context(), append(ids, 999), index.Whole, index.Missing)
 	s.ok(err)
 	s.equal(changed, int64(2))
 	s.equal(s.all(cache, false), []string(nil))
 	s.equal(len(s.all(cache, true)), 3)
-	faults := map[catalog.NARID]catalog.Fault{}
-	for n, err := range s.c.AllNARs(s.Context(), 0, true) {
+	faults := map[index.NARID]index.Fault{}
+	for n, err := range s.c.WithheldNARs(s.Context()) {
 		s.ok(err)
 		faults[n.ID] = n.Fault
 	}
-	s.equal(faults, map[catalog.NARID]catalog.Fault{ids[0]: catalog.Missing, ids[1]: catalog.Damaged, ids[2]: catalog.Missing})
-	for _, of := range []*catalog.CacheID{nil, &cache} {
-		n, err := s.c.Count(s.Context(), of)
-		s.ok(err)
-		s.equal([]int64{n.Withheld, n.Missing}, []int64{3, 2})
-	}
-	s.withhold(ids[0], catalog.Missing, catalog.Whole)
+	s.equal(faults, map[index.NARID]index.Fault{ids[0]: index.Missing, ids[1]: index.Damaged, ids[2]: index.Missing})
+	all, err := s.c.Count(s.Context())
+	s.ok(err)
+	of, err := s.c.CountIn(s.Context(), cache)
+	s.ok(err)
+	s.equal([]int64{all.Withheld, all.Missing, of.Withheld, of.Missing}, []int64{3, 2, 3, 2})
+	s.withhold(ids[0], index.Missing, index.Whole)
 	s.equal(s.all(cache, false), []string{"one"})
-	for n, err := range s.c.AllNARs(s.Context(), ids[0], true) {
+	for n, err := range s.c.WithheldNARs(s.Context()) {
 		s.ok(err)
 		if n.ID == ids[0] {
 			s.Error("a whole NAR is among those that are withheld")
@@ -135,16 +136,16 @@ func (s *suite) damaged() {
 	cache := s.cache("main")
 	id, _ := s.nar("one", cache)
 	s.publish(cache, path("p", id, "one"))
-	s.withhold(id, catalog.Whole, catalog.Damaged)
+	s.withhold(id, index.Whole, index.Damaged)
 	for _, none := range []struct {
-		nar  catalog.NARID
-		from catalog.Fault
-	}{{999, catalog.Whole}, {id, catalog.Whole}, {id, catalog.Missing}} {
-		changed, err := s.c.Withhold(s.Context(), []catalog.NARID{none.nar}, none.from, catalog.Missing)
+		nar  index.NARID
+		from index.Fault
+	}{{999, index.Whole}, {id, index.Whole}, {id, index.Missing}} {
+		changed, err := s.c.SetFaults(s.Context(), []index.NARID{none.nar}, none.from, index.Missing)
 		s.ok(err)
 		s.equal(changed, int64(0))
 	}
-	if _, err := s.c.Withhold(s.Context(), make([]catalog.NARID, 257), catalog.Whole, catalog.Damaged); err == nil {
+	if _, err := s.c.SetFaults(s.Context(), make([]index.NARID, 257), index.Whole, index.Damaged); err == nil {
 		s.Error("257 NARs at once: no error")
 	}
 	_, err := s.c.Path(s.Context(), cache, storePath("p").Hash())
@@ -153,9 +154,9 @@ func (s *suite) damaged() {
 	s.equal(s.all(cache, true), []string{"p"})
 	n, err := s.c.NAR(s.Context(), sum("NAR one"))
 	s.ok(err)
-	s.equal(n.Fault, catalog.Damaged)
+	s.equal(n.Fault, index.Damaged)
 	again := newNAR("one", cache)
-	again.Pack, again.Packs, again.Chunks, again.Recipe = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}, nil, []byte("new recipe")
+	again.Pack, again.Packs, again.Chunks, again.Recipe = &index.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"}, nil, []byte("new recipe")
 	same, added, err := s.c.AddNAR(s.Context(), again)
 	s.ok(err)
 	if same != id || !added {
@@ -163,7 +164,7 @@ func (s *suite) damaged() {
 	}
 	n, err = s.c.NAR(s.Context(), sum("NAR one"))
 	s.ok(err)
-	if n.Fault != catalog.Whole || string(n.Recipe) != "new recipe" || !slices.Equal(n.Packs, []string{"pack-new"}) {
+	if n.Fault != index.Whole || string(n.Recipe) != "new recipe" || !slices.Equal(n.Packs, []string{"pack-new"}) {
 		s.Errorf("after it was sent again: %+v", n)
 	}
 	s.equal(s.all(cache, false), []string{"p"})
@@ -178,7 +179,7 @@ func (s *suite) uploads() {
 	_, err = s.c.Upload(s.Context(), b, "nar/one.nar.xz")
 	s.want(err, catalog.ErrNotFound)
 	for cache, want := range map[catalog.CacheID]bool{a: true, b: false} {
-		leads, err := s.c.Leads(s.Context(), cache, id)
+		leads, err := s.c.Reaches(s.Context(), cache, id)
 		s.ok(err)
 		s.equal(leads, want)
 	}
@@ -199,13 +200,13 @@ func (s *suite) uploads() {
 func (s *suite) builtNARs() {
 	cache := s.cache("main")
 	s.nar("one", cache)
-	built := catalog.Chunk{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}
+	built := index.Chunk{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1, Length: 2, Size: 3}
 	elsewhere, other := built, built
 	elsewhere.Offset++
 	other.Hash = sum("chunk two")
-	for name, c := range map[string]catalog.Chunk{"elsewhere": elsewhere, "other": other} {
+	for name, c := range map[string]index.Chunk{"elsewhere": elsewhere, "other": other} {
 		n := newNAR("two", cache, "one")
-		n.Built = []catalog.Chunk{built, c}
+		n.Built = []index.Chunk{built, c}
 		_, _, err := s.c.AddNAR(s.Context(), n)
 		if s.want(err, catalog.ErrGone); s.Failed() {
 			s.Fatal(name)
@@ -215,19 +216,19 @@ func (s *suite) builtNARs() {
 	s.ok(err)
 	s.equal(len(known), 0)
 	n := newNAR("two", cache, "one")
-	n.Built = []catalog.Chunk{built}
+	n.Built = []index.Chunk{built}
 	_, _, err = s.c.AddNAR(s.Context(), n)
 	s.ok(err)
 	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", []int64{1}))
 	n = newNAR("three", cache, "one")
-	n.Built = []catalog.Chunk{built}
+	n.Built = []index.Chunk{built}
 	_, _, err = s.c.AddNAR(s.Context(), n)
 	s.want(err, catalog.ErrGone)
 	_, err = s.c.Upload(s.Context(), cache, "nar/three.nar.xz")
 	s.want(err, catalog.ErrNotFound)
 	// A NAR that is there needs nothing.
 	n = newNAR("two", cache, "one")
-	n.Built = []catalog.Chunk{built}
+	n.Built = []index.Chunk{built}
 	_, added, err := s.c.AddNAR(s.Context(), n)
 	s.ok(err)
 	s.equal(added, false)
@@ -236,7 +237,7 @@ func (s *suite) builtNARs() {
 // refusedNARs leave nothing behind.
 func (s *suite) refusedNARs() {
 	cache := s.cache("main")
-	for name, n := range map[string]*catalog.NewNAR{
+	for name, n := range map[string]*index.NewNAR{
 		"gone pack":  newNAR("one", cache, "gone"),
 		"gone cache": newNAR("one", 999),
 	} {
@@ -249,9 +250,9 @@ func (s *suite) refusedNARs() {
 	s.want(err, catalog.ErrNotFound)
 	_, err = s.c.Upload(s.Context(), cache, "nar/one.nar.xz")
 	s.want(err, catalog.ErrNotFound)
-	counts, err := s.c.Count(s.Context(), nil)
+	counts, err := s.c.Count(s.Context())
 	s.ok(err)
-	s.equal(counts, catalog.Counts{Caches: 1})
+	s.equal(counts, index.Counts{Caches: 1})
 	s.nar("one", cache) // now it goes
 }
 
@@ -260,7 +261,7 @@ func (s *suite) usesOfChunks() {
 	a, b := s.cache("a"), s.cache("b")
 	led := func(cache catalog.CacheID, name string) bool {
 		s.Helper()
-		chunks, err := s.c.Chunks(s.Context(), cache, []catalog.Sum{sum("chunk " + name)})
+		chunks, err := s.c.FindChunks(s.Context(), cache, []catalog.Sum{sum("chunk " + name)})
 		s.ok(err)
 		if len(chunks) != 1 {
 			s.Fatalf("chunk %s: %v", name, chunks)
@@ -297,12 +298,12 @@ func (s *suite) usesOfChunks() {
 	u = upload("four", b, third)
 	u.Uses = []catalog.Sum{sum("chunk one")}
 	s.ok(s.c.AddUpload(s.Context(), u))
-	s.ok(s.c.DeletePath(s.Context(), b, storePath("p").Hash()))
+	s.ok(s.deletePath(b, storePath("p").Hash()))
 	s.equal(led(b, "one"), true)
-	s.ok(s.c.ForgetChunks(s.Context(), "pack-one", nil))
-	_, _, err = s.c.AddNAR(s.Context(), &catalog.NewNAR{
-		NAR:    catalog.NAR{Hash: sum("NAR five"), Size: 1, Packs: []string{"pack-one"}},
-		Chunks: []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one"}},
+	s.ok(s.c.ForgetPack(s.Context(), "pack-one"))
+	_, _, err = s.c.AddNAR(s.Context(), &index.NewNAR{
+		NAR:    index.NAR{Hash: sum("NAR five"), Size: 1, Packs: []string{"pack-one"}},
+		Chunks: []index.Chunk{{Hash: sum("chunk one"), Pack: "pack-one"}},
 	})
 	s.ok(err)
 	s.equal([]bool{led(a, "one"), led(b, "one")}, []bool{false, false})
@@ -313,9 +314,9 @@ func (s *suite) bareNARs() {
 	s.nar("one", 0)
 	_, err := s.c.Upload(s.Context(), 1, "")
 	s.want(err, catalog.ErrNotFound)
-	for _, n := range []*catalog.NewNAR{
-		{NAR: catalog.NAR{Hash: sum("NAR a"), Size: 1, Packs: []string{"pack-one"}}},
-		{NAR: catalog.NAR{Hash: sum("NAR b")}},
+	for _, n := range []*index.NewNAR{
+		{NAR: index.NAR{Hash: sum("NAR a"), Size: 1, Packs: []string{"pack-one"}}},
+		{NAR: index.NAR{Hash: sum("NAR b")}},
 	} {
 		_, added, err := s.c.AddNAR(s.Context(), n)
 		s.ok(err)
@@ -328,7 +329,7 @@ func (s *suite) bareNARs() {
 		s.ok(err)
 		s.equal(len(listing), 0)
 	}
-	none, err := s.c.Chunks(s.Context(), 0, nil)
+	none, err := s.c.FindChunks(s.Context(), 0, nil)
 	s.ok(err)
 	s.equal(len(none), 0)
 	known, err := s.c.KnownPacks(s.Context(), nil)
@@ -340,7 +341,7 @@ func (s *suite) bareNARs() {
 	// As many as may be.
 	hashes, names := make([]catalog.Sum, 256), make([]string, 256)
 	hashes[255], names[255] = sum("chunk one"), "pack-one"
-	chunks, err := s.c.Chunks(s.Context(), 0, hashes)
+	chunks, err := s.c.FindChunks(s.Context(), 0, hashes)
 	s.ok(err)
 	s.equal(len(chunks), 1)
 	known, err = s.c.KnownPacks(s.Context(), names)
@@ -353,8 +354,8 @@ func (s *suite) uploadsOfKnown() {
 	a, b := s.cache("a"), s.cache("b")
 	id, _ := s.nar("one", a)
 	again := newNAR("one", b)
-	again.Pack, again.Packs, again.Chunks = &catalog.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"},
-		[]catalog.Chunk{{Hash: sum("chunk new"), Pack: "pack-new"}}
+	again.Pack, again.Packs, again.Chunks = &index.Pack{Name: "pack-new", Size: 1}, []string{"pack-new"},
+		[]index.Chunk{{Hash: sum("chunk new"), Pack: "pack-new"}}
 	again.Upload.FileSize = 5
 	same, added, err := s.c.AddNAR(s.Context(), again)
 	s.ok(err)
@@ -366,7 +367,7 @@ func (s *suite) uploadsOfKnown() {
 	if u.NAR != id || u.FileSize != 5 || u.NARSize != 1000 || u.NARHash != sum("NAR one") {
 		s.Errorf("upload %+v", u)
 	}
-	chunks, err := s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk new")})
+	chunks, err := s.c.FindChunks(s.Context(), 0, []catalog.Sum{sum("chunk new")})
 	s.ok(err)
 	s.equal(len(chunks), 0)
 	again.Upload.FileSize = 6
@@ -385,7 +386,7 @@ func (s *suite) sharedPacks() {
 	cache := s.cache("main")
 	for _, name := range []string{"five", "six"} {
 		shared := newNAR(name, cache)
-		shared.Pack, shared.Packs, shared.Chunks = &catalog.Pack{Name: "pack-shared", Size: 7}, []string{"pack-shared"}, nil
+		shared.Pack, shared.Packs, shared.Chunks = &index.Pack{Name: "pack-shared", Size: 7}, []string{"pack-shared"}, nil
 		_, _, err := s.c.AddNAR(s.Context(), shared)
 		s.ok(err)
 	}
@@ -401,7 +402,7 @@ func (s *suite) sharedPacks() {
 // another one.
 func (s *suite) sharedListings() {
 	cache := s.cache("main")
-	add := func(name, listing string, in catalog.CacheID) catalog.NARID {
+	add := func(name, listing string, in catalog.CacheID) index.NARID {
 		s.Helper()
 		n := newNAR(name, in)
 		n.Listing = []byte(listing)
@@ -429,7 +430,7 @@ func (s *suite) sharedListings() {
 	is("stays", "the same")
 
 	repaired := add("repaired", "the same", cache)
-	s.withhold(repaired, catalog.Whole, catalog.Damaged)
+	s.withhold(repaired, index.Whole, index.Damaged)
 	add("repaired", "a third", cache)
 	is("repaired", "a third")
 	is("stays", "the same")

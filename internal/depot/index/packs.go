@@ -1,8 +1,10 @@
-package catalog
+package index
 
 import (
 	"context"
 	"iter"
+
+	"firn/internal/catalog"
 )
 
 // A ThinPack is a pack that NARs have left.
@@ -21,7 +23,7 @@ type Move struct {
 
 // A MovedChunk is a chunk of a Move.
 type MovedChunk struct {
-	Hash Sum
+	Hash catalog.Sum
 	From int64 // its offset in the old pack
 	To   int64 // in the new one
 }
@@ -38,7 +40,7 @@ type MovedNAR struct {
 // Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
 type Packs interface {
 	// ThinPacks returns up to limit packs that NARs have left, or were moved into, since they were last examined, and to which others refer, in an order that stays.
-	// One that Chunks leaves out, and to which a NAR was added, is among them.
+	// One that FindChunks leaves out, and to which a NAR was added, is among them.
 	ThinPacks(ctx context.Context, limit int) ([]ThinPack, error)
 
 	// AllPacks iterates over all packs, in an order that stays.
@@ -50,16 +52,19 @@ type Packs interface {
 	NARsIn(ctx context.Context, pack string) iter.Seq2[*NAR, error]
 
 	// Examined notes how many bytes of a pack no NAR needs. The pack is not thin until another NAR leaves it, or has left it meanwhile.
-	// If NARs refer to it, it stays: Chunks finds what is in it, whatever was moved out of it before.
+	// If NARs refer to it, it stays: FindChunks finds what is in it, whatever was moved out of it before.
 	Examined(ctx context.Context, p ThinPack, dead int64) error
 
 	// Rewritten returns how many bytes the packs have that were examined after all their NARs were moved elsewhere, and were not swept yet.
 	Rewritten(ctx context.Context) (int64, error)
 
+	// KnownPacks returns those of the given names that are packs. At most MaxAsked may be asked for.
+	KnownPacks(ctx context.Context, names []string) ([]string, error)
+
 	// MoveFrames makes a move, all or nothing, and returns the NARs that were moved. NARs with another recipe by now are passed over.
 	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then To is nobody's, unless an earlier move had it.
 	// To is thin then: not all NARs for which it was made may come to need it.
 	// The chunks that lie where the move says lie in the new pack from then on, and are as much led to as before.
-	// What else is in From is nobody's, so Chunks does not find it any more; but uploads in progress may have, so AddNAR takes it until From is swept.
+	// What else is in From is nobody's, so FindChunks does not find it any more; but uploads in progress may have, so AddNAR takes it until From is swept.
 	MoveFrames(ctx context.Context, m *Move) (moved []NARID, err error)
 }

@@ -1,18 +1,19 @@
-package catalogtest
+package indextest
 
 import (
 	"fmt"
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // thin returns the thin packs, by name.
-func (s *suite) thin() map[string]catalog.ThinPack {
+func (s *suite) thin() map[string]index.ThinPack {
 	s.Helper()
 	all, err := s.c.ThinPacks(s.Context(), 100)
 	s.ok(err)
-	thin := make(map[string]catalog.ThinPack)
+	thin := make(map[string]index.ThinPack)
 	for _, p := range all {
 		thin[p.Name] = p
 	}
@@ -39,16 +40,16 @@ func (s *suite) thinPacks() {
 	s.equal(len(s.thin()), 0)
 	s.expire()
 	thin := s.thin()
-	s.equal(thin, map[string]catalog.ThinPack{
-		"pack-one": {Pack: catalog.Pack{Name: "pack-one", Size: 600}, Left: 1},
-		"pack-two": {Pack: catalog.Pack{Name: "pack-two", Size: 600}, Left: 1},
+	s.equal(thin, map[string]index.ThinPack{
+		"pack-one": {Pack: index.Pack{Name: "pack-one", Size: 600}, Left: 1},
+		"pack-two": {Pack: index.Pack{Name: "pack-two", Size: 600}, Left: 1},
 	})
 	few, err := s.c.ThinPacks(s.Context(), 1)
 	s.ok(err)
 	s.equal(len(few), 1)
 
 	s.ok(s.c.Examined(s.Context(), thin["pack-one"], 70))
-	counts, err := s.c.Count(s.Context(), nil)
+	counts, err := s.c.Count(s.Context())
 	s.ok(err)
 	s.equal(counts.Reclaimable, int64(70))
 	// One that is left while it is examined is to be examined again.
@@ -59,33 +60,33 @@ func (s *suite) thinPacks() {
 	if p, ok := thin["pack-two"]; len(thin) != 1 || !ok || p.Left != 2 {
 		s.Errorf("thin are %v after NAR %d left", thin, id)
 	}
-	s.ok(s.c.Examined(s.Context(), catalog.ThinPack{Pack: catalog.Pack{Name: "none"}}, 1))
+	s.ok(s.c.Examined(s.Context(), index.ThinPack{Pack: index.Pack{Name: "none"}}, 1))
 
 	// One that all have left goes as a whole.
-	s.ok(s.c.DeletePath(s.Context(), a, storePath("two").Hash()))
+	s.ok(s.deletePath(a, storePath("two").Hash()))
 	s.clock.Advance(61 * time.Minute)
 	s.sweep()
 	s.equal(len(s.thin()), 0)
-	counts, err = s.c.Count(s.Context(), nil)
+	counts, err = s.c.Count(s.Context())
 	s.ok(err)
 	s.equal(counts.Reclaimable, int64(70+2*600))
 	s.expire()
-	counts, err = s.c.Count(s.Context(), nil)
+	counts, err = s.c.Count(s.Context())
 	s.ok(err)
 	s.equal(counts.Reclaimable, int64(70))
 }
 
 // moveOf is a move of a NAR out of the pack of the NAR named from, which has one chunk.
-func moveOf(from, to string, id catalog.NARID, name string, index int) *catalog.Move {
-	return &catalog.Move{
+func moveOf(from, to string, id index.NARID, name string, number int) *index.Move {
+	return &index.Move{
 		From:   "pack-" + from,
-		To:     catalog.Pack{Name: to, Size: 9},
-		Chunks: []catalog.MovedChunk{{Hash: sum("chunk " + from), From: 1, To: 4}},
-		NARs:   []catalog.MovedNAR{{ID: id, Index: index, Was: []byte("recipe of " + name), Recipe: []byte("moved " + name), Tag: "tag of moved " + name}},
+		To:     index.Pack{Name: to, Size: 9},
+		Chunks: []index.MovedChunk{{Hash: sum("chunk " + from), From: 1, To: 4}},
+		NARs:   []index.MovedNAR{{ID: id, Index: number, Was: []byte("recipe of " + name), Recipe: []byte("moved " + name), Tag: "tag of moved " + name}},
 	}
 }
 
-func (s *suite) narsIn(pack string) (ids []catalog.NARID) {
+func (s *suite) narsIn(pack string) (ids []index.NARID) {
 	s.Helper()
 	for n, err := range s.c.NARsIn(s.Context(), pack) {
 		s.ok(err)
@@ -106,36 +107,36 @@ func (s *suite) moves() {
 	s.publish(a, path("shared", first, "shared"))
 	second, _ := s.nar("second", a, "shared")
 	s.publish(a, path("second", second, "second"))
-	s.equal(s.narsIn("pack-shared"), []catalog.NARID{first, second})
+	s.equal(s.narsIn("pack-shared"), []index.NARID{first, second})
 	s.equal(len(s.narsIn("none")), 0)
 
 	moved, err := s.c.MoveFrames(s.Context(), moveOf("shared", "new", second, "second", 1))
 	s.ok(err)
-	s.equal(moved, []catalog.NARID{second})
+	s.equal(moved, []index.NARID{second})
 	n, err := s.c.NAR(s.Context(), sum("NAR second"))
 	s.ok(err)
-	s.equal(n, &catalog.NAR{ID: second, Hash: sum("NAR second"), Size: 1000, FileSize: 500,
+	s.equal(n, &index.NAR{ID: second, Hash: sum("NAR second"), Size: 1000, FileSize: 500,
 		Recipe: []byte("moved second"), Packs: []string{"pack-second", "new"}, Tag: "tag of moved second"})
 	p, err := s.c.Path(s.Context(), a, storePath("second").Hash())
 	s.ok(err)
 	s.equal(p.Tag, "tag of moved second")
-	chunks, err := s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk shared")})
+	chunks, err := s.c.FindChunks(s.Context(), a, []catalog.Sum{sum("chunk shared")})
 	s.ok(err)
-	s.equal(chunks, []catalog.Chunk{{Hash: sum("chunk shared"), Pack: "new", Offset: 4, Length: 2, Size: 3, Led: true}})
-	s.equal(s.narsIn("pack-shared"), []catalog.NARID{first})
-	s.equal(s.narsIn("new"), []catalog.NARID{second})
-	counts, err := s.c.Count(s.Context(), nil)
+	s.equal(chunks, []index.Chunk{{Hash: sum("chunk shared"), Pack: "new", Offset: 4, Length: 2, Size: 3, Led: true}})
+	s.equal(s.narsIn("pack-shared"), []index.NARID{first})
+	s.equal(s.narsIn("new"), []index.NARID{second})
+	counts, err := s.c.Count(s.Context())
 	s.ok(err)
 	s.equal([]int64{counts.Packs, counts.PackBytes, counts.Reclaimable}, []int64{3, 1209, 0})
 
 	// The rest follows; then the old pack is nobody's, and what found chunks in it before is told.
 	_, err = s.c.MoveFrames(s.Context(), moveOf("shared", "new", first, "shared", 0))
 	s.ok(err)
-	counts, err = s.c.Count(s.Context(), nil)
+	counts, err = s.c.Count(s.Context())
 	s.ok(err)
 	s.equal([]int64{counts.Packs, counts.PackBytes, counts.Reclaimable}, []int64{3, 1209, 600})
 	built := newNAR("built", a, "shared")
-	built.Built = []catalog.Chunk{{Hash: sum("chunk shared"), Pack: "pack-shared", Offset: 1}}
+	built.Built = []index.Chunk{{Hash: sum("chunk shared"), Pack: "pack-shared", Offset: 1}}
 	_, _, err = s.c.AddNAR(s.Context(), built)
 	s.want(err, catalog.ErrGone)
 	s.equal(s.expire(), []string{"pack-shared"})
@@ -143,7 +144,7 @@ func (s *suite) moves() {
 		_, err = s.c.NAR(s.Context(), sum("NAR "+name))
 		s.ok(err)
 	}
-	s.equal(s.narsIn("new"), []catalog.NARID{first, second})
+	s.equal(s.narsIn("new"), []index.NARID{first, second})
 }
 
 // retiredPacks have chunks that nobody finds any more, for those who found them before.
@@ -151,7 +152,7 @@ func (s *suite) retiredPacks() {
 	a := s.cache("a")
 	old := newNAR("old", a)
 	for i, name := range []string{"dead", "other", "wrong"} {
-		old.Chunks = append(old.Chunks, catalog.Chunk{Hash: sum("chunk " + name), Pack: "pack-old", Offset: int64(10 + i), Length: 2, Size: 3})
+		old.Chunks = append(old.Chunks, index.Chunk{Hash: sum("chunk " + name), Pack: "pack-old", Offset: int64(10 + i), Length: 2, Size: 3})
 	}
 	_, _, err := s.c.AddNAR(s.Context(), old)
 	s.ok(err)
@@ -161,7 +162,7 @@ func (s *suite) retiredPacks() {
 	found := func() (names []string) {
 		s.Helper()
 		for _, name := range []string{"old", "dead", "other", "wrong"} {
-			chunks, err := s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk " + name)})
+			chunks, err := s.c.FindChunks(s.Context(), a, []catalog.Sum{sum("chunk " + name)})
 			s.ok(err)
 			for _, c := range chunks {
 				names = append(names, name+" in "+c.Pack)
@@ -172,7 +173,7 @@ func (s *suite) retiredPacks() {
 	s.equal(found(), []string{"old in pack-old", "dead in pack-old", "other in pack-old", "wrong in pack-old"})
 	thin := s.thin()["pack-old"]
 	move := moveOf("old", "new", using, "using", 1)
-	move.Chunks = append(move.Chunks, catalog.MovedChunk{Hash: sum("not it"), From: 12, To: 7})
+	move.Chunks = append(move.Chunks, index.MovedChunk{Hash: sum("not it"), From: 12, To: 7})
 	_, err = s.c.MoveFrames(s.Context(), move)
 	s.ok(err)
 	s.ok(s.c.Examined(s.Context(), thin, 0))
@@ -181,7 +182,7 @@ func (s *suite) retiredPacks() {
 	// One that was not the chunk that it should have been is for nobody.
 	built := func(name string, off int64) error {
 		n := newNAR("with "+name, a, "old")
-		n.Built = []catalog.Chunk{{Hash: sum("chunk " + name), Pack: "pack-old", Offset: off}}
+		n.Built = []index.Chunk{{Hash: sum("chunk " + name), Pack: "pack-old", Offset: off}}
 		id, _, err := s.c.AddNAR(s.Context(), n)
 		if err == nil {
 			s.publish(a, path("with-"+name, id, "with "+name))
@@ -192,7 +193,7 @@ func (s *suite) retiredPacks() {
 	// One that came again meanwhile is where that is.
 	s.nar("again", a)
 	again := newNAR("again with other", a)
-	again.Chunks = append(again.Chunks, catalog.Chunk{Hash: sum("chunk other"), Pack: again.Pack.Name, Offset: 5, Length: 2, Size: 3})
+	again.Chunks = append(again.Chunks, index.Chunk{Hash: sum("chunk other"), Pack: again.Pack.Name, Offset: 5, Length: 2, Size: 3})
 	_, _, err = s.c.AddNAR(s.Context(), again)
 	s.ok(err)
 	s.equal(found(), []string{"old in new", "other in pack-again with other"})
@@ -203,8 +204,8 @@ func (s *suite) retiredPacks() {
 	s.ok(built("dead", 10))
 	s.equal(found(), []string{"old in new", "other in pack-again with other"})
 	s.expire()
-	s.equal(s.thin()["pack-old"], catalog.ThinPack{Pack: catalog.Pack{Name: "pack-old", Size: 600}, Left: 1})
-	s.ok(s.c.Examined(s.Context(), catalog.ThinPack{Pack: catalog.Pack{Name: "pack-old"}, Left: 2}, 70)) // not of what there is
+	s.equal(s.thin()["pack-old"], index.ThinPack{Pack: index.Pack{Name: "pack-old", Size: 600}, Left: 1})
+	s.ok(s.c.Examined(s.Context(), index.ThinPack{Pack: index.Pack{Name: "pack-old"}, Left: 2}, 70)) // not of what there is
 	s.equal(found(), []string{"old in new"})
 	// It stays for that one's sake, so what is in it can be found.
 	s.ok(s.c.Examined(s.Context(), s.thin()["pack-old"], 70))
@@ -230,14 +231,14 @@ func (s *suite) rewrittenPacks() {
 	s.ok(err)
 	s.ok(s.c.Examined(s.Context(), thin, 0))
 	want(600)
-	s.equal(s.thin(), map[string]catalog.ThinPack{"new": {Pack: catalog.Pack{Name: "new", Size: 9}, Left: 1}})
+	s.equal(s.thin(), map[string]index.ThinPack{"new": {Pack: index.Pack{Name: "new", Size: 9}, Left: 1}})
 	s.nar("two", a)
 	s.clock.Advance(61 * time.Minute)
 	s.sweep()
 	want(600)
 	s.expire()
 	want(0)
-	s.equal(s.narsIn("new"), []catalog.NARID{id})
+	s.equal(s.narsIn("new"), []index.NARID{id})
 }
 
 // lateMoves change nothing.
@@ -246,17 +247,17 @@ func (s *suite) lateMoves() {
 	id, _ := s.nar("one", a)
 	s.publish(a, path("one", id, "one"))
 	other := moveOf("one", "new", id, "another recipe", 0)
-	index := moveOf("one", "new", id, "one", 1)
+	number := moveOf("one", "new", id, "one", 1)
 	none := moveOf("none", "new", id, "one", 0)
 	unknown := moveOf("one", "new", id+1, "one", 0)
-	for _, m := range []*catalog.Move{other, index, none, unknown, {From: "pack-one", To: catalog.Pack{Name: "new", Size: 9}}} {
+	for _, m := range []*index.Move{other, number, none, unknown, {From: "pack-one", To: index.Pack{Name: "new", Size: 9}}} {
 		_, err := s.c.MoveFrames(s.Context(), m)
 		s.want(err, catalog.ErrGone)
 	}
 	known, err := s.c.KnownPacks(s.Context(), []string{"new"})
 	s.ok(err)
 	s.equal(len(known), 0)
-	chunks, err := s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk one")})
+	chunks, err := s.c.FindChunks(s.Context(), a, []catalog.Sum{sum("chunk one")})
 	s.ok(err)
 	s.equal(len(chunks), 1)
 
@@ -265,24 +266,24 @@ func (s *suite) lateMoves() {
 	both.NARs = append(both.NARs, unknown.NARs[0])
 	moved, err := s.c.MoveFrames(s.Context(), both)
 	s.ok(err)
-	s.equal(moved, []catalog.NARID{id})
-	many := &catalog.Move{From: "new", To: catalog.Pack{Name: "newer"}}
+	s.equal(moved, []index.NARID{id})
+	many := &index.Move{From: "new", To: index.Pack{Name: "newer"}}
 	for i := range 257 {
-		many.NARs = append(many.NARs, catalog.MovedNAR{ID: id, Was: fmt.Append(nil, i)})
+		many.NARs = append(many.NARs, index.MovedNAR{ID: id, Was: fmt.Append(nil, i)})
 	}
 	if _, err := s.c.MoveFrames(s.Context(), many); err == nil {
 		s.Error("257 NARs are moved at once")
 	}
 	// A chunk that lies elsewhere by now stays there.
 	twin := newNAR("twin", a)
-	twin.Chunks = append(twin.Chunks, catalog.Chunk{Hash: sum("chunk one"), Pack: "pack-twin", Offset: 5, Length: 2, Size: 3})
+	twin.Chunks = append(twin.Chunks, index.Chunk{Hash: sum("chunk one"), Pack: "pack-twin", Offset: 5, Length: 2, Size: 3})
 	twinID, _, err := s.c.AddNAR(s.Context(), twin)
 	s.ok(err)
 	move := moveOf("twin", "newest", twinID, "twin", 0)
-	move.Chunks = append(move.Chunks, catalog.MovedChunk{Hash: sum("chunk one"), From: 5, To: 6})
+	move.Chunks = append(move.Chunks, index.MovedChunk{Hash: sum("chunk one"), From: 5, To: 6})
 	_, err = s.c.MoveFrames(s.Context(), move)
 	s.ok(err)
-	chunks, err = s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk one")})
+	chunks, err = s.c.FindChunks(s.Context(), a, []catalog.Sum{sum("chunk one")})
 	s.ok(err)
 	s.equal(chunks[0].Pack, "new")
 }

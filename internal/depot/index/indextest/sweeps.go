@@ -1,4 +1,4 @@
-package catalogtest
+package indextest
 
 import (
 	"fmt"
@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"firn/internal/catalog"
+	"firn/internal/depot/index"
 )
 
 // sweep sweeps what was there an hour ago, until there is no more.
@@ -55,7 +56,7 @@ func (s *suite) sweeps() {
 	}
 	s.equal(s.sweep(), want)
 	for name, want := range map[string]int{"loose3": 0, "loose4": 1, "shared": 1, "published": 1, "using": 1} {
-		chunks, err := s.c.Chunks(s.Context(), 0, []catalog.Sum{sum("chunk " + name)})
+		chunks, err := s.c.FindChunks(s.Context(), 0, []catalog.Sum{sum("chunk " + name)})
 		s.ok(err)
 		if len(chunks) != want {
 			s.Errorf("%s: %d chunks, want %d", name, len(chunks), want)
@@ -68,7 +69,7 @@ func (s *suite) sweeps() {
 	_, err = s.c.Upload(s.Context(), a, "nar/published.nar.xz")
 	s.ok(err)
 
-	s.ok(s.c.DeletePath(s.Context(), a, storePath("p").Hash()))
+	s.ok(s.deletePath(a, storePath("p").Hash()))
 	s.sweep()
 	_, err = s.c.NAR(s.Context(), sum("NAR published"))
 	s.ok(err)
@@ -93,7 +94,7 @@ func (s *suite) leavingPacks() {
 	s.nar("two", a)
 	found := func(name string) bool {
 		s.Helper()
-		chunks, err := s.c.Chunks(s.Context(), a, []catalog.Sum{sum("chunk " + name)})
+		chunks, err := s.c.FindChunks(s.Context(), a, []catalog.Sum{sum("chunk " + name)})
 		s.ok(err)
 		return len(chunks) == 1
 	}
@@ -108,7 +109,7 @@ func (s *suite) leavingPacks() {
 	s.clock.Advance(28 * time.Minute)
 	s.sweep()
 	late := newNAR("late", a, "one")
-	late.Built = []catalog.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1}}
+	late.Built = []index.Chunk{{Hash: sum("chunk one"), Pack: "pack-one", Offset: 1}}
 	id, _, err := s.c.AddNAR(s.Context(), late)
 	s.ok(err)
 	s.publish(a, path("late", id, "late"))
@@ -125,7 +126,7 @@ func (s *suite) deleteCache() {
 	s.ok(s.c.AddUpload(s.Context(), upload("one", b, id)))
 	only, _ := s.nar("only", a)
 	s.publish(a, path("q", only, "only"))
-	s.ok(s.c.PutFile(s.Context(), a, &catalog.File{Key: "log/x", Content: []byte("x")}))
+	s.ok(s.c.PutFile(s.Context(), a, &index.File{Key: "log/x", Content: []byte("x")}))
 	s.ok(s.c.DeleteCache(s.Context(), a))
 	_, err := s.c.Path(s.Context(), a, storePath("p").Hash())
 	s.want(err, catalog.ErrNotFound)
@@ -170,7 +171,7 @@ func (s *suite) sweepUploads() {
 	_, err = s.c.Upload(s.Context(), b, "nar/young.nar.xz")
 	s.ok(err)
 	// Nor goes a NAR that an upload leads to from another cache only.
-	s.ok(s.c.DeletePath(s.Context(), a, storePath("p").Hash()))
+	s.ok(s.deletePath(a, storePath("p").Hash()))
 	s.ok(s.c.AddUpload(s.Context(), upload("one", b, id)))
 	s.clock.Advance(30 * time.Minute)
 	s.sweep()
@@ -194,7 +195,7 @@ func (s *suite) sweepLimit() {
 		s.nar(fmt.Sprint("n", i), a)
 	}
 	nars := func() (n int) {
-		for _, err := range s.c.AllNARs(s.Context(), 0, false) {
+		for _, err := range s.c.AllNARs(s.Context()) {
 			s.ok(err)
 			n++
 		}
@@ -225,7 +226,7 @@ func (s *suite) sweepLimit() {
 	if len(gone) != 7 {
 		s.Errorf("packs %v", gone)
 	}
-	counts, err := s.c.Count(s.Context(), nil)
+	counts, err := s.c.Count(s.Context())
 	s.ok(err)
-	s.equal(counts, catalog.Counts{Caches: 1})
+	s.equal(counts, index.Counts{Caches: 1})
 }
