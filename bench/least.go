@@ -24,7 +24,8 @@ import (
 	"firn/nix/nar"
 )
 
-// The least is what a program in Go must do to serve the same bytes: one goroutine a connection, a request line split at its spaces, and
+// The least is what a program in Go must do to serve the same bytes: one goroutine a connection, a
+// request line split at its spaces, and
 //
 //	/plain/HASH.narinfo    a narinfo from memory
 //	/zstd/…, /depot/…      a file, by sendfile
@@ -36,7 +37,8 @@ import (
 const (
 	leastCommand = "least" // the first argument that makes this program the least
 	sinkCommand  = "sink"  // the first argument that makes this program a server that keeps nothing
-	// leastWhole is the size in bytes up to which a file is read into memory and sent with what is around it; larger ones go by sendfile.
+	// leastWhole is the size in bytes up to which a file is read into memory and sent with what is
+	// around it; larger ones go by sendfile.
 	leastWhole = 16 << 10
 )
 
@@ -248,8 +250,9 @@ func planOf(name string) (*plan, error) {
 	return p, add(p.size, "", 0)
 }
 
-// A sink is a binary cache that keeps nothing: NARs are read and forgotten. What a push to it takes is what Nix itself takes.
-// Narinfos are remembered, because a client asks for them again before it sends what refers to them.
+// A sink is a binary cache that keeps nothing: NARs are read and forgotten. What a push to it takes
+// is what Nix itself takes. Narinfos are remembered, because a client asks for them again before it
+// sends what refers to them.
 type sink struct{ narinfos sync.Map }
 
 func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {
