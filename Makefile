@@ -114,5 +114,6 @@ soak: nix ## Run what takes minutes: crowds of 15,000 connections, and KILLS rou
 record: nix roots ## Record again what each Nix says over SSH, for internal/session to replay
 	cd e2e && $(GO) test -run '^TestConversations$$' -count=1 . -record
 
-bench: nix ## Measure against nginx with the same store; BENCHFLAGS="--quick" for a short run
+bench: nix ## Measure firn against nginx and the least; BENCHFLAGS="--quick" for a short run
+	@scripts/bring sshd=openssh-server
 	cd bench && $(GO) run . $(BENCHFLAGS)

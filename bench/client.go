@@ -17,8 +17,9 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// The client shares the cores of the machine with the server that it measures, so it does little: requests are bytes made beforehand,
-// fasthttp parses the heads of responses without allocating, and bodies are dropped by the kernel. It is the same for all servers.
+// The client shares the cores of the machine with the server that it measures, so it does little:
+// requests are bytes made beforehand, fasthttp parses the heads of responses without allocating,
+// and bodies are dropped by the kernel. It is the same for all servers.
 
 // A request is sent as it is, and has one right answer.
 type request struct {
@@ -33,7 +34,8 @@ func get(addr, path, header string, status int, size int64) request {
 	return request{path, fmt.Appendf(nil, "GET %s HTTP/1.1\r\nHost: %s\r\n%s\r\n", path, addr, header), status, size}
 }
 
-// connLimit is how long a connection may be used. It ends a measurement of a server that sends nothing any more.
+// connLimit is how long a connection may be used. It ends a measurement of a server that sends
+// nothing any more.
 const connLimit = 5 * time.Minute
 
 // A conn is a connection that is kept alive.
@@ -65,7 +67,8 @@ func (c *conn) Close() error {
 	return c.TCPConn.Close()
 }
 
-// begin sends a request and reads the head of the answer. Any answer but the right one is an error: no number stands for wrong bytes.
+// begin sends a request and reads the head of the answer. Any answer but the right one is an error:
+// no number stands for wrong bytes.
 func (c *conn) begin(r *request) (size int64, err error) {
 	if _, err := c.Write(r.raw); err != nil {
 		return 0, fmt.Errorf("GET %s: %w", r.path, err)
@@ -93,7 +96,8 @@ func (c *conn) do(r *request) error {
 	}
 	n, _ := c.in.Discard(int(min(size, int64(c.in.Buffered()))))
 	if rest := size - int64(n); rest > 0 {
-		// From a TCP connection to a file, io.CopyN is splice(2): the bytes never come into this process.
+		// From a TCP connection to a file, io.CopyN is splice(2): the bytes never come into this
+		// process.
 		if _, err := io.CopyN(c.null, c.TCPConn, rest); err != nil {
 			return fmt.Errorf("GET %s: %w", r.path, err)
 		}
@@ -101,8 +105,9 @@ func (c *conn) do(r *request) error {
 	return nil
 }
 
-// run sends requests on so many connections, each request on whichever connection is free first, and returns how many it sent in what time.
-// It sends each request once, or, if there is a duration, all of them again and again for so long.
+// run sends requests on so many connections, each request on whichever connection is free first,
+// and returns how many it sent in what time. It sends each request once, or, if there is a
+// duration, all of them again and again for so long.
 func run(ctx context.Context, addr string, connections int, requests []request, duration time.Duration) (int, time.Duration, error) {
 	var conns []*conn
 	defer func() {
@@ -138,7 +143,8 @@ func run(ctx context.Context, addr string, connections int, requests []request, 
 	return int(next.Load()), time.Since(begin), err
 }
 
-// hold begins an answer to a request on each of so many connections, reads no more than its head, calls during, and hangs up.
+// hold begins an answer to a request on each of so many connections, reads no more than its head,
+// calls during, and hangs up.
 func hold(ctx context.Context, addr string, connections int, requests []request, during func()) error {
 	for i := range connections {
 		c, err := dial(ctx, addr)

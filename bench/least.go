@@ -24,7 +24,8 @@ import (
 	"firn/nix/nar"
 )
 
-// The least is what a program in Go must do to serve the same bytes: one goroutine a connection, a request line split at its spaces, and
+// The least is what a program in Go must do to serve the same bytes: one goroutine a connection, a
+// request line split at its spaces, and
 //
 //	/plain/HASH.narinfo    a narinfo from memory
 //	/zstd/…, /depot/…      a file, by sendfile
@@ -36,8 +37,9 @@ import (
 const (
 	leastCommand = "least" // the first argument that makes this program the least
 	sinkCommand  = "sink"  // the first argument that makes this program a server that keeps nothing
-	// leastWhole is the size in bytes up to which a file is read into memory and sent with what is around it; larger ones go by sendfile.
-	leastWhole = 16 << 10
+	// leastWhole is the size in bytes up to which a file is read into memory and sent with what is
+	// around it; larger ones go by sendfile. leastBlock is how much is sent at once.
+	leastWhole, leastBlock = 128 << 10, 256 << 10
 )
 
 type leastServer struct {
@@ -86,7 +88,7 @@ func okHead(dst []byte, size int64) []byte {
 
 func (s *leastServer) serve(c *net.TCPConn) error {
 	in := bufio.NewReader(c)
-	out := make([]byte, 0, 4*leastWhole)
+	out := make([]byte, 0, leastBlock)
 	unpack, err := zstd.NewReader(nil, zstd.WithDecoderConcurrency(1))
 	if err != nil {
 		return err
@@ -189,26 +191,28 @@ func (s *leastServer) sendNAR(c *net.TCPConn, out []byte, base string) error {
 		if piece.file == "" {
 			continue
 		}
-		f, err := os.Open(piece.file)
+		// os.Open would ask epoll first, which takes no files.
+		fd, err := syscall.Open(piece.file, syscall.O_RDONLY|syscall.O_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		whole := piece.size <= leastWhole
 		if !whole || len(out)+int(piece.size) > cap(out) {
-			if _, err := c.Write(out); err != nil {
-				f.Close()
-				return err
-			}
+			_, err = c.Write(out)
 			out = out[:0]
 		}
-		if whole {
-			n := len(out)
-			out = out[:n+int(piece.size)]
-			_, err = io.ReadFull(f, out[n:])
+		n := int64(len(out))
+		if whole && err == nil {
+			out = out[:n+piece.size]
+			_, err = syscall.Read(fd, out[n:])
+			syscall.Close(fd)
 		} else {
-			_, err = io.CopyN(c, f, piece.size)
+			f := os.NewFile(uintptr(fd), piece.file)
+			if err == nil {
+				_, err = io.CopyN(c, f, piece.size)
+			}
+			f.Close()
 		}
-		f.Close()
 		if err != nil {
 			return err
 		}
@@ -248,8 +252,9 @@ func planOf(name string) (*plan, error) {
 	return p, add(p.size, "", 0)
 }
 
-// A sink is a binary cache that keeps nothing: NARs are read and forgotten. What a push to it takes is what Nix itself takes.
-// Narinfos are remembered, because a client asks for them again before it sends what refers to them.
+// A sink is a binary cache that keeps nothing: NARs are read and forgotten. What a push to it takes
+// is what Nix itself takes. Narinfos are remembered, because a client asks for them again before it
+// sends what refers to them.
 type sink struct{ narinfos sync.Map }
 
 func (s *sink) ServeHTTP(w http.ResponseWriter, r *http.Request) {

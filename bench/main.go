@@ -1,7 +1,7 @@
 //go:build linux
 
-// Command bench measures firn against nginx with the same files, against OpenSSH with Nix behind it, and against the least
-// that a program in Go can do, in one run and in turns, on one machine:
+// Command bench measures firn against nginx with the same files, against OpenSSH with Nix behind
+// it, and against the least that a program in Go can do, in one run and in turns, on one machine:
 //
 //	go run .
 //	go run . --quick
@@ -11,6 +11,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,7 +29,6 @@ import (
 
 	"github.com/alecthomas/kong"
 	"github.com/prometheus/procfs"
-	"golang.org/x/sys/unix"
 
 	"firn/internal/testing/debstore"
 )
@@ -57,14 +57,15 @@ type bench struct {
 	root     string // of the repository
 	work     string // for everything that is not kept
 	programs []program
-	servers  []*server // that run while what is served is measured
+	servers  []*server // all that were started
 	rateTime time.Duration
 	results  Results
 	begin    time.Time
 }
 
 func main() {
-	// Servers get a signal when the thread ends that started them: this thread lasts as long as the process.
+	// Servers get a signal when the thread ends that started them: this thread lasts as long as the
+	// process.
 	runtime.LockOSThread()
 	var err error
 	switch {
@@ -114,7 +115,7 @@ func (b *bench) progress(format string, args ...any) {
 // all measures everything that is asked for.
 func (b *bench) all(ctx context.Context) (err error) {
 	if b.opts.Quick {
-		b.opts.Runs, b.opts.Copies, b.rateTime = 1, 1, 200*time.Millisecond
+		b.opts.Runs, b.opts.Copies, b.rateTime = 1, 1, 50*time.Millisecond
 	}
 	if b.opts.Cache == "" {
 		if b.opts.Cache, err = debstore.DefaultDir(); err != nil {
@@ -127,8 +128,9 @@ func (b *bench) all(ctx context.Context) (err error) {
 	if b.work, err = os.MkdirTemp("", "firn-bench-"); err != nil {
 		return err
 	}
-	// Nothing is removed until all is measured: for a while after many files were removed, ext4 looks at each of their inodes
-	// before it makes a new one, so that later measurements pay for earlier ones, several times over.
+	// Nothing is removed until all is measured: for a while after many files were removed, ext4
+	// looks at each of their inodes before it makes a new one, so that later measurements pay for
+	// earlier ones, several times over.
 	defer os.RemoveAll(b.work)
 	if err := b.describe(ctx); err != nil {
 		return err
@@ -163,7 +165,8 @@ func (b *bench) all(ctx context.Context) (err error) {
 	return b.write(dir)
 }
 
-// write writes the results and the page, and prints the tables. dir is below the root of the repository.
+// write writes the results and the page, and prints the tables. dir is below the root of the
+// repository.
 func (b *bench) write(dir string) error {
 	results := filepath.Join(b.root, "bench", "results")
 	dir = filepath.Join(b.root, dir)
@@ -220,11 +223,11 @@ func (b *bench) describe(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var uts unix.Utsname
-	if err := unix.Uname(&uts); err != nil {
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
 		return err
 	}
-	r.Machine = fmt.Sprintf("%s, %d cores, %d GiB, Linux %s, %s", cpus[0].ModelName, len(cpus), (*memory.MemTotalBytes+1<<29)>>30, unix.ByteSliceToString(uts.Release[:]), runtime.Version())
+	r.Machine = fmt.Sprintf("%s, %d cores, %d GiB, Linux %s, %s", cpus[0].ModelName, len(cpus), (*memory.MemTotalBytes+1<<29)>>30, bytes.TrimSpace(kernel), runtime.Version())
 	for _, program := range [][]string{{daemon("nginx"), "-v"}, {"nix", "--version"}} {
 		text, err := exec.CommandContext(ctx, program[0], program[1]).CombinedOutput()
 		words := strings.Fields(string(text))

@@ -52,7 +52,8 @@ func markdown(rows [][]string) string {
 	return b.String()
 }
 
-// plot draws the time of everything that has a bar against the least: nginx and firn as ratios to it, and the bars.
+// plot draws the time of everything that has a bar against the least: nginx and firn as ratios to
+// it, and the bars.
 func (r *Results) plot() ([]byte, error) {
 	var titles []string
 	var ofNginx, ofFirn plotter.Values
@@ -70,15 +71,16 @@ func (r *Results) plot() ([]byte, error) {
 			}
 			y := float64(len(titles))
 			limits = append(limits, plotter.XY{X: row.Bar.Limit, Y: y})
-			titles = append(titles, s.Title+": "+row.What)
+			titles = append(titles, s.Title+": "+strings.TrimPrefix(row.What, "all NARs, "))
 			ofNginx, ofFirn = append(ofNginx, other), append(ofFirn, row.ratio(least))
 		}
 	}
 	p := plot.New()
 	p.Title.Text = "Time as a multiple of the least that a program in Go needs (shorter is better)"
 	p.X.Min = 0
-	p.Legend.Top = true
+	p.Legend.Top, p.Legend.YOffs = true, -vg.Centimeter
 	p.BackgroundColor = color.White
+	p.Y.Padding = 2 * vg.Centimeter // fonts of readers are wider than the one that is measured here
 	canvas := vgsvg.New(26*vg.Centimeter, vg.Length(len(titles)+3)*0.9*vg.Centimeter)
 	if len(titles) > 0 {
 		const width = 8

@@ -11,7 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What the kernel knows of a server. A server is a process with its children: nginx answers from worker processes.
+// What the kernel knows of a server. A server is a process with its children: nginx answers from
+// worker processes.
 
 // family returns a process and its children.
 func family(pid int) (procfs.Procs, error) {
@@ -25,8 +26,9 @@ func family(pid int) (procfs.Procs, error) {
 	}), nil
 }
 
-// cpuTime returns the processor time that a server has used, user and system together.
-// It is utime+stime of /proc/PID/stat, but asked for by clock_gettime(2), which gives nanoseconds instead of ticks of 10 ms.
+// cpuTime returns the processor time that a server has used, user and system together. It is
+// utime+stime of /proc/PID/stat, but asked for by clock_gettime(2), which gives nanoseconds instead
+// of ticks of 10 ms.
 func cpuTime(pid int) (time.Duration, error) {
 	procs, err := family(pid)
 	if err != nil {
@@ -34,7 +36,8 @@ func cpuTime(pid int) (time.Duration, error) {
 	}
 	var sum time.Duration
 	for _, p := range procs {
-		// A process's clock is named by the complement of its pid and the kind of clock, CPUCLOCK_SCHED (linux/posix-timers.h).
+		// A process's clock is named by the complement of its pid and the kind of clock,
+		// CPUCLOCK_SCHED (linux/posix-timers.h).
 		const clockSched = 2
 		var t unix.Timespec
 		if err := unix.ClockGettime(int32(^p.PID)<<3|clockSched, &t); err != nil {

@@ -28,8 +28,10 @@ import (
 // kept is the title of the section about what a depot keeps.
 const kept = "What a depot keeps"
 
-// fillDepot fills a depot with two generations, and another with the first and the one that has new versions. It measures what each adds,
-// and returns the state directory of the first. It imports, which verifies and keeps as a push does, but needs no client of Nix, and so takes a part of the time.
+// fillDepot fills a depot with two generations, and another with the first and the one that has new
+// versions. It measures what each adds, and returns the state directory of the first. It imports,
+// which verifies and keeps as a push does, but needs no client of Nix, and so takes a part of the
+// time.
 func (b *bench) fillDepot(ctx context.Context, p program, m *material) (string, error) {
 	begin := time.Now()
 	state, other := filepath.Join(b.work, "depot-"+string(p.column)), filepath.Join(b.work, "versions-"+string(p.column))
@@ -50,7 +52,7 @@ func (b *bench) fillDepot(ctx context.Context, p program, m *material) (string, 
 		return "", err
 	}
 	row := b.results.row(kept, "all of the first generation", megabytes, atMost(1, nixFiles))
-	row.add(nixFiles, files)
+	row.Values[nixFiles] = []float64{files}
 	row.add(p.column, first)
 	if err := runIn(ctx, b.work, "cp", "-a", state, other); err != nil {
 		return "", err
@@ -83,7 +85,8 @@ func (b *bench) fillDepot(ctx context.Context, p program, m *material) (string, 
 	return state, nil
 }
 
-// sizes returns the sum of the sizes of all files below a directory, and of those that are packs of frames.
+// sizes returns the sum of the sizes of all files below a directory, and of those that are packs of
+// frames.
 func sizes(dir string) (all, packs float64, err error) {
 	err = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err != nil || !entry.Type().IsRegular() {
@@ -105,7 +108,8 @@ func sizes(dir string) (all, packs float64, err error) {
 // pushing is the title of the section about pushes over HTTP.
 const pushing = "Pushes by nix copy over HTTP"
 
-// pushes has real Nix push a part of the closure to each build of firn and to a server that keeps nothing.
+// pushes has real Nix push a part of the closure to each build of firn and to a server that keeps
+// nothing.
 func (b *bench) pushes(ctx context.Context, m *material) error {
 	all := append([]program{{column: least}}, b.programs...)
 	for round := range b.opts.Copies {
@@ -163,11 +167,13 @@ func (b *bench) receiver(ctx context.Context, p program) (*url.URL, *server, err
 }
 
 const (
-	// uploads is how many NARs are uploaded at once when memory is measured, and uploadSize the contents of each in bytes.
+	// uploads is how many NARs are uploaded at once when memory is measured, and uploadSize the
+	// contents of each in bytes.
 	uploads, uploadSize = 16, 1 << 30
-	// uploadPart is how much of a NAR is sent before the client hangs up, in bytes; uploadPartQuick in a quick run.
-	// What firn needs it needs by then; whole NARs take three times as long, and no more memory.
-	uploadPart, uploadPartQuick = 256 << 20, 8 << 20
+	// uploadPart is how much of a NAR is sent before the client hangs up, in bytes; uploadPartQuick
+	// in a quick run. What firn needs it needs by then; whole NARs take three times as long, and no
+	// more memory.
+	uploadPart, uploadPartQuick = 256 << 20, 1 << 20
 )
 
 // errHungUp ends an upload that is not to be whole.

@@ -21,10 +21,7 @@ const (
 	firn     Column = "firn"
 )
 
-// others are the columns that firn is compared with and that are not firn and not the least.
-var others = []Column{nginx, nixFiles, openSSH}
-
-var columns = append(slices.Clone(others), least, before, firn)
+var columns = []Column{nginx, nixFiles, openSSH, least, before, firn}
 
 // A Unit says how values are printed. Values are in SI units: seconds, bytes, a second.
 type Unit struct {
@@ -65,7 +62,8 @@ type Row struct {
 
 func (r *Row) add(c Column, v float64) { r.Values[c] = append(r.Values[c], v) }
 
-// ratio returns the median of the ratios of firn to a column, each of values of the same round. It is NaN if one of them was not measured.
+// ratio returns the median of the ratios of firn to a column, each of values of the same round. It
+// is NaN if one of them was not measured.
 func (r *Row) ratio(to Column) float64 {
 	xs, base := r.Values[firn], r.Values[to]
 	ratios := make([]float64, min(len(xs), len(base)))
@@ -119,7 +117,8 @@ type Results struct {
 	Sections []*Section
 }
 
-// row returns the row of that title, which it makes if this is its first value: so rows are in the order in which things are measured.
+// row returns the row of that title, which it makes if this is its first value: so rows are in the
+// order in which things are measured.
 func (r *Results) row(section, what string, unit Unit, bar Bar) *Row {
 	i := slices.IndexFunc(r.Sections, func(s *Section) bool { return s.Title == section })
 	if i < 0 {
@@ -151,7 +150,8 @@ func (r *Results) bars() (reached, all int) {
 	return reached, all
 }
 
-// table returns the section as a table with a head. Columns of which nothing was measured are left out.
+// table returns the section as a table with a head. Columns of which nothing was measured are left
+// out.
 func (s *Section) table() [][]string {
 	has := func(c Column) bool {
 		return slices.ContainsFunc(s.Rows, func(r *Row) bool { return len(r.Values[c]) > 0 })
@@ -198,7 +198,8 @@ func (s *Section) table() [][]string {
 	return rows
 }
 
-// spread returns the median, with the lowest and the highest value behind it if they are not the same.
+// spread returns the median, with the lowest and the highest value behind it if they are not the
+// same.
 func spread(u Unit, xs []float64) string {
 	if len(xs) == 0 {
 		return ""

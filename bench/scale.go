@@ -19,10 +19,12 @@ import (
 // million is the title of the section about a million paths.
 const million = "A million store paths"
 
-// scaleSample is the number of narinfos, spread over all paths, that are asked for after each start.
+// scaleSample is the number of narinfos, spread over all paths, that are asked for after each
+// start.
 const scaleSample = 10_000
 
-// scale measures firn over a store and over a depot of a million paths. Only their databases are made: the NARs are not there.
+// scale measures firn over a store and over a depot of a million paths. Only their databases are
+// made: the NARs are not there.
 func (b *bench) scale(ctx context.Context, _ *material) error {
 	few, many := 10_000, 1_000_000
 	if b.opts.Quick {
@@ -32,50 +34,49 @@ func (b *bench) scale(ctx context.Context, _ *material) error {
 	if err != nil {
 		return err
 	}
-	type catalog struct {
-		state  string
-		hashes []nix.PathHash
-	}
-	catalogs := make(map[Column]map[int]catalog)
+	states := make(map[Column][2]string)
+	samples := make(map[Column][2][]nix.PathHash)
 	for _, p := range b.programs {
-		catalogs[p.column] = make(map[int]catalog)
-		for _, n := range []int{few, many} {
-			state, hashes, err := b.largeDepot(ctx, p, n)
+		var state [2]string
+		var sample [2][]nix.PathHash
+		for i, n := range []int{few, many} {
+			if state[i], sample[i], err = b.largeDepot(ctx, p, n); err != nil {
+				return err
+			}
+		}
+		states[p.column], samples[p.column] = state, sample
+	}
+	for round := range b.opts.Runs {
+		b.progress("a million paths: round %d of %d", round+1, b.opts.Runs)
+		err := turns(round, b.programs, func(p program) error {
+			state, sample := states[p.column], samples[p.column]
+			store, err := b.lookups(ctx, p.serve("", "--store", root), hashes)
 			if err != nil {
 				return err
 			}
-			catalogs[p.column][n] = catalog{state, hashes}
-		}
-	}
-	for round := range b.opts.Runs {
-		err := turns(round, b.programs, func(p program) error {
-			start := b.results.row(million, "start over a live store", milliseconds, atMost(0.1, ""))
-			memory := b.results.row(million, "resident at most, live store, after 10,000 narinfos", megabytes, atMost(256e6, ""))
-			if err := b.lookups(ctx, p, p.serve("", "--store", root), hashes, start, memory, nil, nil); err != nil {
+			small, err := b.lookups(ctx, p.serve(state[0], "--store", "off"), sample[0])
+			if err != nil {
 				return err
 			}
-			start = b.results.row(million, "start over a depot", milliseconds, atMost(0.1, ""))
-			memory = b.results.row(million, "resident at most, depot, after 20,000 narinfos", megabytes, atMost(256e6, ""))
-			what := []string{"narinfos of a depot, each for the first time, 64 connections", "narinfos that a depot does not have, 64 connections"}
-			var rates [2]*Row
-			for i := range what {
-				rates[i] = b.results.row(million, what[i], perSecond, Bar{})
+			depot, err := b.lookups(ctx, p.serve(state[1], "--store", "off"), sample[1])
+			for _, v := range []struct {
+				what  string
+				unit  Unit
+				bar   Bar
+				value float64
+			}{
+				{"start over a live store", milliseconds, atMost(0.1, ""), store.start},
+				{"start over a depot", milliseconds, atMost(0.1, ""), depot.start},
+				{"narinfos of a depot, each for the first time, 64 connections", perSecond, Bar{}, depot.hits},
+				{"the same, compared with 10,000 paths", times, atLeast(0.8, ""), depot.hits / small.hits},
+				{"narinfos that a depot does not have, 64 connections", perSecond, Bar{}, depot.misses},
+				{"the same of misses, compared with 10,000 paths", times, atLeast(0.8, ""), depot.misses / small.misses},
+				{"resident at most, live store, after 20,000 requests", megabytes, atMost(256e6, ""), store.peak},
+				{"resident at most, depot, after 20,000 requests", megabytes, atMost(256e6, ""), depot.peak},
+			} {
+				b.results.row(million, v.what, v.unit, v.bar).add(p.column, v.value)
 			}
-			c := catalogs[p.column][many]
-			if err := b.lookups(ctx, p, p.serve(c.state, "--store", "off"), c.hashes, start, memory, rates[0], rates[1]); err != nil {
-				return err
-			}
-			var small Results // of few paths, with which the rates are compared
-			row := func(what string) *Row { return small.row("", what, perSecond, Bar{}) }
-			c = catalogs[p.column][few]
-			if err := b.lookups(ctx, p, p.serve(c.state, "--store", "off"), c.hashes, row("start"), row("memory"), row(what[0]), row(what[1])); err != nil {
-				return err
-			}
-			for i := range what {
-				all := rates[i].Values[p.column]
-				b.results.row(million, what[i]+", compared with 10,000 paths", times, atLeast(0.8, "")).add(p.column, all[len(all)-1]/median(row(what[i]).Values[p.column]))
-			}
-			return nil
+			return err
 		})
 		if err != nil {
 			return err
@@ -84,43 +85,44 @@ func (b *bench) scale(ctx context.Context, _ *material) error {
 	return nil
 }
 
-// lookups starts firn and asks for narinfos that are there, each once, so that none is in firn's memory, and for as many that are not.
-func (b *bench) lookups(ctx context.Context, p program, of command, hashes []nix.PathHash, start, memory, there, absent *Row) error {
+// looked is how long firn takes to start, what it keeps resident at most, and the narinfos that it
+// finds, and does not find, in a second.
+type looked struct{ start, peak, hits, misses float64 }
+
+// lookups starts firn and asks for narinfos that are there, each once, so that none is in firn's
+// memory, and for as many that are not.
+func (b *bench) lookups(ctx context.Context, of command, hashes []nix.PathHash) (l looked, err error) {
 	s, err := b.start(ctx, of, nil)
 	if err != nil {
-		return err
+		return l, err
 	}
 	defer s.stop()
-	start.add(p.column, s.took.Seconds())
 	var hits, misses []request
 	for _, hash := range hashes {
 		hits = append(hits, get(s.addr, narinfoPath(hash), "", http.StatusOK, -1))
 		rand.Read(hash[:])
 		misses = append(misses, get(s.addr, narinfoPath(hash), "", http.StatusNotFound, -1))
 	}
-	for _, v := range []struct {
-		requests []request
-		row      *Row
-	}{{hits, there}, {misses, absent}} {
-		n, took, err := run(ctx, s.addr, rateConnections, v.requests, 0)
-		if err != nil {
-			return s.explain(err)
-		}
-		if v.row != nil {
-			v.row.add(p.column, float64(n)/took.Seconds())
-		}
+	l.start = s.took.Seconds()
+	n, took, err := run(ctx, s.addr, rateConnections, hits, 0)
+	l.hits = float64(n) / took.Seconds()
+	if err == nil {
+		n, took, err = run(ctx, s.addr, rateConnections, misses, 0)
+		l.misses = float64(n) / took.Seconds()
 	}
-	_, peak, err := memoryOf(s.pid)
-	memory.add(p.column, peak)
-	return err
+	if err == nil {
+		_, l.peak, err = memoryOf(s.pid)
+	}
+	return l, s.explain(err)
 }
 
 // quickly is for filling databases that no reader sees before they are whole.
 const quickly = "_pragma=journal_mode(off)&_pragma=synchronous(off)&_pragma=cache_size(-1000000)"
 
-// largeStore makes a store of many paths whose files do not exist, and returns the path hashes of some.
-// Path hashes are random hexadecimal digits without the e, which Nix's base 32 does not have: the index is as scattered as a real one.
-// A path refers to two that were registered shortly before it.
+// largeStore makes a store of many paths whose files do not exist, and returns the path hashes of
+// some. Path hashes are random hexadecimal digits without the e, which Nix's base 32 does not have:
+// the index is as scattered as a real one. A path refers to two that were registered shortly before
+// it.
 func (b *bench) largeStore(ctx context.Context, n int) (root string, hashes []nix.PathHash, err error) {
 	root, err = b.once(fmt.Sprintf("bench-store-%d", n), func(work string) error {
 		if err := runIn(ctx, work, "nix-store", "--store", work, "--init"); err != nil {
@@ -153,8 +155,9 @@ func (b *bench) largeStore(ctx context.Context, n int) (root string, hashes []ni
 	return root, hashes, err
 }
 
-// largeDepot makes the state of a server to which n paths were pushed, with a catalog and no packs, and returns the path hashes of some.
-// It is named after the tables, so that one of a build of firn with other tables is never taken.
+// largeDepot makes the state of a server to which n paths were pushed, with a catalog and no packs,
+// and returns the path hashes of some. It is named after the tables, so that one of a build of firn
+// with other tables is never taken.
 func (b *bench) largeDepot(ctx context.Context, p program, n int) (state string, hashes []nix.PathHash, err error) {
 	empty, err := os.MkdirTemp(b.work, "empty-")
 	if err != nil {
@@ -195,7 +198,8 @@ func (b *bench) largeDepot(ctx context.Context, p program, n int) (state string,
 	return state, hashes, err
 }
 
-// insertPaths publishes n paths, of the size that they have in binary caches, with a NAR each. Hashes are random, as everywhere.
+// insertPaths publishes n paths, of the size that they have in binary caches, with a NAR each.
+// Hashes are random, as everywhere.
 func insertPaths(ctx context.Context, db *sql.DB, n int) error {
 	const reference = "00000000000000000000000000000000-some-package-1.2.3"
 	numbers := fmt.Sprintf("WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i+1 FROM n WHERE i < %d) ", n)
@@ -210,7 +214,8 @@ func insertPaths(ctx context.Context, db *sql.DB, n int) error {
 			"deriver": "'" + reference + ".drv'", "sigs": "'cache.example.org-1:' || printf('%.86c', 'A') || '=='", "registered": "1700000000",
 		}},
 	} {
-		// Columns that this does not know get their default, or what is least of their type: builds of firn differ in their tables.
+		// Columns that this does not know get their default, or what is least of their type: builds
+		// of firn differ in their tables.
 		var columns, values []string
 		err := each(ctx, db, fmt.Sprintf(`SELECT name || ' ' || CASE WHEN NOT "notnull" OR dflt_value IS NOT NULL THEN ''
 			WHEN type = 'TEXT' THEN '''''' WHEN type = 'BLOB' THEN 'x''''' ELSE '0' END FROM pragma_table_info('%s')`, table.name), func(text string) error {

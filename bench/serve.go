@@ -23,16 +23,15 @@ import (
 )
 
 const (
-	// narinfoRepeats is how often a round asks for all narinfos in sequence; its value is the median.
-	// One pass is so short that a single interruption would double it.
+	// narinfoRepeats is how often a round asks for all narinfos in sequence; its value is the
+	// median. One pass is so short that a single interruption would double it.
 	narinfoRepeats = 5
 	// rateConnections is the number of connections on which requests a second are counted.
 	rateConnections = 64
 	// missCount is the number of different path hashes that are asked for in vain.
 	missCount = 1024
-	// rangeSize is the size of the range at the end of the largest NAR in bytes, and rangeRepeats how often a round asks for it.
-	rangeSize, rangeRepeats = 4 << 10, 30
-	// flights is the number of NARs that are sent at once when memory is measured, and flightHold how long they are held half sent.
+	// flights is the number of NARs that are sent at once when memory is measured, and flightHold
+	// how long they are held half sent.
 	flights, flightHold = 256, time.Second
 )
 
@@ -52,7 +51,8 @@ type contestant struct {
 	*target
 }
 
-// A service is NARs of one kind that several servers send, with the limit for firn's ratio to the least.
+// A service is NARs of one kind that several servers send, with the limit for firn's ratio to the
+// least.
 type service struct {
 	title       string
 	limit       float64
@@ -82,11 +82,11 @@ func (b *bench) serving(ctx context.Context, m *material) error {
 			s.stop()
 		}
 	}()
-	files, err := b.keep(b.start(ctx, nginxCommand(www), nil))
+	files, err := b.start(ctx, nginxCommand(www), nil)
 	if err != nil {
 		return err
 	}
-	bare, err := b.keep(b.start(ctx, ownCommand(leastCommand, www, filepath.Join(m.first.Root, string(nix.DefaultStoreDir))), nil))
+	bare, err := b.start(ctx, ownCommand(leastCommand, www, filepath.Join(m.first.Root, string(nix.DefaultStoreDir))), nil)
 	if err != nil {
 		return err
 	}
@@ -128,7 +128,7 @@ func (b *bench) serving(ctx context.Context, m *material) error {
 			p.serve("", "--store", m.first.Root, "--key", m.key, "--compression", "zstd"),
 			p.serve(depots[p.column], "--store", "off"),
 		} {
-			if servers[i], err = b.keep(b.start(ctx, c, nil)); err != nil {
+			if servers[i], err = b.start(ctx, c, nil); err != nil {
 				return err
 			}
 		}
@@ -146,7 +146,8 @@ func (b *bench) serving(ctx context.Context, m *material) error {
 			return err
 		}
 	}
-	// The bytes of compressed NARs are firn's own: nginx and the least send those that firn has sent.
+	// The bytes of compressed NARs are firn's own: nginx and the least send those that firn has
+	// sent.
 	saved := fixed(func(p storedPath) string { return "/depot/" + p.Hash().String() + ".nar.zst" })
 	if err := errors.Join(
 		check(nginx, files, closure, saved, "", &depot, &rebuilt),
@@ -167,9 +168,6 @@ func (b *bench) serving(ctx context.Context, m *material) error {
 				return err
 			}
 		}
-		if err := b.ranges(ctx, round, &live); err != nil {
-			return err
-		}
 	}
 	return errors.Join(b.memory(ctx, &live, "a live store"), b.memory(ctx, &depot, "a depot"))
 }
@@ -177,15 +175,8 @@ func (b *bench) serving(ctx context.Context, m *material) error {
 // takes is the title of the section about memory.
 const takes = "Memory"
 
-// keep notes a server that goes on until everything served is measured.
-func (b *bench) keep(s *server, err error) (*server, error) {
-	if err == nil {
-		b.servers = append(b.servers, s)
-	}
-	return s, err
-}
-
-// turns calls f for each of all, in each round beginning with another, so that what else happens on the machine happens to all of them.
+// turns calls f for each of all, in each round beginning with another, so that what else happens on
+// the machine happens to all of them.
 func turns[T any](round int, all []T, f func(T) error) error {
 	for i := range all {
 		if err := f(all[(round+i)%len(all)]); err != nil {
@@ -195,7 +186,8 @@ func turns[T any](round int, all []T, f func(T) error) error {
 	return nil
 }
 
-// measure has each server of a service do something, and returns for each how long that took of the server's processors.
+// measure has each server of a service do something, and returns for each how long that took of the
+// server's processors.
 func (b *bench) measure(round int, v *service, what string, do func(contestant) error) (map[Column]float64, error) {
 	cpu := make(map[Column]float64)
 	return cpu, turns(round, v.contestants, func(c contestant) error {
@@ -297,24 +289,8 @@ func (b *bench) nars(ctx context.Context, round int, v *service) error {
 	return nil
 }
 
-// ranges measures how long the end of the largest NAR takes.
-func (b *bench) ranges(ctx context.Context, round int, v *service) error {
-	row := b.results.row(v.title, "a range of 4 KiB at the end of the largest NAR", milliseconds, atMost(0.002, ""))
-	_, err := b.measure(round, v, row.What, func(c contestant) error {
-		if c.column == least {
-			return nil // knows no ranges
-		}
-		largest := slices.MaxFunc(c.nars, func(x, y request) int { return int(x.size - y.size) })
-		from := max(0, largest.size-rangeSize)
-		one := get(c.server.addr, largest.path, fmt.Sprintf("Range: bytes=%d-\r\n", from), http.StatusPartialContent, largest.size-from)
-		_, took, err := run(ctx, c.server.addr, 1, slices.Repeat([]request{one}, rangeRepeats), 0)
-		row.add(c.column, took.Seconds()/rangeRepeats)
-		return err
-	})
-	return err
-}
-
-// memory measures what servers keep resident after everything else, and with many NARs in flight: first held half sent, then sent as fast as it goes.
+// memory measures what servers keep resident after everything else, and with many NARs in flight:
+// first held half sent, then sent as fast as it goes.
 func (b *bench) memory(ctx context.Context, v *service, what string) error {
 	after := b.results.row(takes, "resident after all was served from "+what, megabytes, atMost(64e6, ""))
 	peak := b.results.row(takes, "resident at most, with 256 NARs of "+what+" in flight", megabytes, atMost(128e6, ""))
@@ -340,7 +316,8 @@ func (b *bench) memory(ctx context.Context, v *service, what string) error {
 	return err
 }
 
-// large picks the requests whose bodies do not fit into socket buffers, which Linux lets grow to 4 MiB at the sender; if there is none, the largest.
+// large picks the requests whose bodies do not fit into socket buffers, which Linux lets grow to 4
+// MiB at the sender; if there is none, the largest.
 func large(nars []request) []request {
 	const tooLarge = 8 << 20
 	all := slices.DeleteFunc(slices.Clone(nars), func(r request) bool { return r.size < tooLarge })
@@ -358,7 +335,8 @@ const (
 	oldAgent = "curl/7.68.0 Nix/2.3.16"
 )
 
-// urls says where a server has the NAR of a path. If it has a narinfo too, it returns where that is and how long.
+// urls says where a server has the NAR of a path. If it has a narinfo too, it returns where that is
+// and how long.
 type urls func(ctx context.Context, base string, p storedPath) (nar, narinfo string, size int64, err error)
 
 // fixed is for servers whose narinfos are not asked for, or that have those of nginx.
@@ -393,8 +371,9 @@ func narinfo(prefix, userAgent string) urls {
 	}
 }
 
-// verify asks a server for everything that will be measured, and checks each NAR, decompressed, against the hash that Nix knows.
-// It is the warm-up too. Bodies are saved to a directory, if there is one, by path hash.
+// verify asks a server for everything that will be measured, and checks each NAR, decompressed,
+// against the hash that Nix knows. It is the warm-up too. Bodies are saved to a directory, if there
+// is one, by path hash.
 func verify(ctx context.Context, s *server, closure []storedPath, url urls, save string) (*target, error) {
 	t := &target{narinfos: make([]request, len(closure)), nars: make([]request, len(closure))}
 	base := "http://" + s.addr
@@ -411,7 +390,8 @@ func verify(ctx context.Context, s *server, closure []storedPath, url urls, save
 				return fmt.Errorf("GET %s: %w", path, err)
 			}
 			t.nars[i] = get(s.addr, path, "", http.StatusOK, size)
-			// The narinfo is read again: a NAR that is compressed when it is first asked for has got its file size now.
+			// The narinfo is read again: a NAR that is compressed when it is first asked for has
+			// got its file size now.
 			_, info, size, err := url(groupCtx, base, p)
 			t.narinfos[i] = get(s.addr, info, "User-Agent: "+nixAgent+"\r\n", http.StatusOK, size)
 			return err
@@ -431,7 +411,8 @@ func verifyNAR(ctx context.Context, url string, p storedPath, save string) (int6
 		return 0, err
 	}
 	defer resp.Body.Close()
-	file := io.Reader(resp.Body)
+	var size counter // a NAR that is compressed while it is sent has no Content-Length
+	file := io.TeeReader(resp.Body, &size)
 	if save != "" {
 		f, err := os.Create(filepath.Join(save, p.Hash().String()+".nar.zst"))
 		if err != nil {
@@ -457,5 +438,13 @@ func verifyNAR(ctx context.Context, url string, p storedPath, save string) (int6
 	if got := nix.SHA256Sum([32]byte(sum.Sum(nil))); got != p.narHash || n != p.narSize {
 		return 0, fmt.Errorf("the bytes are those of NAR %s of %d bytes, not of %s of %d", got, n, p.narHash, p.narSize)
 	}
-	return resp.ContentLength, nil
+	return int64(size), nil
+}
+
+// A counter counts what is written to it.
+type counter int64
+
+func (c *counter) Write(p []byte) (int, error) {
+	*c += counter(len(p))
+	return len(p), nil
 }

@@ -37,11 +37,12 @@ type server struct {
 	dir   string
 }
 
-// A command returns the command of a server that listens on addr and keeps its own files in dir, which is new and empty.
+// A command returns the command of a server that listens on addr and keeps its own files in dir,
+// which is new and empty.
 type command func(addr, dir string) *exec.Cmd
 
-// start starts a server and returns once it has answered. If ready is nil, an answer is one to an HTTP request for "/plain/nix-cache-info",
-// which only nginx has and to which others say 404.
+// start starts a server and returns once it has answered. If ready is nil, an answer is one to an
+// HTTP request for "/plain/nix-cache-info", which only nginx has and to which others say 404.
 func (b *bench) start(ctx context.Context, of command, ready func(addr string) error) (*server, error) {
 	dir, err := os.MkdirTemp(b.work, "server-")
 	if err != nil {
@@ -59,8 +60,8 @@ func (b *bench) start(ctx context.Context, of command, ready func(addr string) e
 	cmd := of(addr, dir)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.Env = cleanEnvironment()
-	// Should this process be killed, its servers end with it. The signal comes when the thread ends that started them,
-	// which is why main holds on to its thread.
+	// Should this process be killed, its servers end with it. The signal comes when the thread ends
+	// that started them, which is why main holds on to its thread.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM}
 	s := &server{addr: addr, cmd: cmd, ended: make(chan error, 1), dir: dir}
 	begin := time.Now()
@@ -68,6 +69,7 @@ func (b *bench) start(ctx context.Context, of command, ready func(addr string) e
 		return nil, err
 	}
 	s.pid = cmd.Process.Pid
+	b.servers = append(b.servers, s)
 	go func() { s.ended <- cmd.Wait() }()
 	if ready == nil {
 		ready = answersHTTP
@@ -137,8 +139,9 @@ func freeAddr() (string, error) {
 	return l.Addr().String(), nil
 }
 
-// nginxCommand is nginx over the files of root, with Debian's settings where they matter here (sendfile, tcp_nopush),
-// a worker for each core, and nothing written for a request.
+// nginxCommand is nginx over the files of root, with sendfile, a worker for each core, and nothing
+// written for a request. Debian sets tcp_nopush too: with it, a pass over all NARs often takes 40 ms
+// longer, the time of a delayed ACK, because the end of a first answer waits for one.
 func nginxCommand(root string) command {
 	return func(addr, dir string) *exec.Cmd {
 		conf := filepath.Join(dir, "nginx.conf")
@@ -150,7 +153,7 @@ error_log stderr warn;
 events { worker_connections 1024; }
 http {
 	sendfile on;
-	tcp_nopush on;
+	tcp_nopush off;
 	keepalive_timeout 1h;
 	keepalive_requests 1000000000;
 	access_log off;
@@ -169,8 +172,8 @@ http {
 	}
 }
 
-// daemon returns the path of a program that lies outside the search path of ordinary users on Debian.
-// sshd wants to be called by its full path.
+// daemon returns the path of a program that lies outside the search path of ordinary users on
+// Debian. sshd wants to be called by its full path.
 func daemon(name string) string {
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -215,7 +218,8 @@ func (p program) token(ctx context.Context, state string) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
-// builds returns the builds of firn that are measured: the one before, if there is one, and that of the module below root.
+// builds returns the builds of firn that are measured: the one before, if there is one, and that of
+// the module below root.
 func (b *bench) builds(ctx context.Context) ([]program, error) {
 	var all []program
 	if b.opts.Before != "" {
@@ -258,7 +262,7 @@ func runIn(ctx context.Context, dir string, args ...string) error {
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) } // so that it removes its own temporary files
 	cmd.WaitDelay = stopLimit
 	if text, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("%s: %w\n%s", strings.Join(args[:min(2, len(args))], " "), errors.Join(err, ctx.Err()), bytes.TrimSpace(text))
+		return fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), errors.Join(err, ctx.Err()), bytes.TrimSpace(text))
 	}
 	return nil
 }

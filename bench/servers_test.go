@@ -43,7 +43,8 @@ func answers(t *testing.T, bodies map[string][]byte) string {
 	return s.Listener.Addr().String()
 }
 
-// The client takes the right answers, whatever their size and the number of connections, and no other.
+// The client takes the right answers, whatever their size and the number of connections, and no
+// other.
 func TestClient(t *testing.T) {
 	bodies := map[string][]byte{"/empty": {}, "/small": []byte("small"), "/large": make([]byte, 3<<20+1), "/cut": []byte("short")}
 	addr := answers(t, bodies)

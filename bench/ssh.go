@@ -23,11 +23,9 @@ import (
 // overSSH is the title of the section about copies over SSH.
 const overSSH = "Copies over SSH"
 
-// sshPushes is how many clients push at once when memory is measured.
-const sshPushes = 8
-
-// ssh has real Nix copy a part of the closure over SSH in both directions: to and from each build of firn,
-// and to and from the Nix of this machine behind OpenSSH, which writes the paths into an empty store of its own and registers them there.
+// ssh has real Nix copy a part of the closure over SSH in both directions: to and from each build
+// of firn, and to and from the Nix of this machine behind OpenSSH, which writes the paths into an
+// empty store of its own and registers them there.
 func (b *bench) ssh(ctx context.Context, m *material) error {
 	all := slices.Clone(b.programs)
 	if _, err := os.Stat(daemon("sshd")); err == nil {
@@ -57,7 +55,6 @@ func (b *bench) sshOnce(ctx context.Context, p program, scheme string, of genera
 		return err
 	}
 	defer end.stop()
-	pulled := filepath.Join(end.files, "pulled")
 	for _, step := range []struct {
 		what     string
 		from, to string
@@ -65,7 +62,7 @@ func (b *bench) sshOnce(ctx context.Context, p program, scheme string, of genera
 	}{
 		{"push", of.Root, end.url(scheme), Bar{}},
 		{"push of what is there", of.Root, end.url(scheme), atMost(1, "")},
-		{"pull", end.url(scheme), pulled, atMost(0.9, openSSH)},
+		{"pull", end.url(scheme), filepath.Join(end.files, "pulled"), atMost(0.9, openSSH)},
 	} {
 		unix.Sync() // so that nothing waits for what was written before
 		row := b.results.row(overSSH, step.what+", "+scheme+"://", seconds, step.bar)
@@ -76,15 +73,11 @@ func (b *bench) sshOnce(ctx context.Context, p program, scheme string, of genera
 		row.add(p.column, took.Seconds())
 		b.progress("%s: %s: %.2f s", p.column, row.What, took.Seconds())
 	}
-	for _, p := range of.closure {
-		if _, err := os.Lstat(filepath.Join(pulled, p.String())); err != nil {
-			return fmt.Errorf("%s: what was pulled is not there: %w", scheme, err)
-		}
-	}
 	return nil
 }
 
-// sshAtOnce measures the memory of firn while several clients push two generations, by both protocols.
+// sshAtOnce measures the memory of firn while several clients push two generations, by both
+// protocols.
 func (b *bench) sshAtOnce(ctx context.Context, p program, m *material) error {
 	end, err := b.startSSH(ctx, p)
 	if err != nil {
@@ -92,7 +85,7 @@ func (b *bench) sshAtOnce(ctx context.Context, p program, m *material) error {
 	}
 	defer end.stop()
 	group, groupCtx := errgroup.WithContext(ctx)
-	for i := range sshPushes {
+	for i := range 8 {
 		of := m.atOnce[i/2%2]
 		group.Go(func() error {
 			_, err := end.copy(groupCtx, b, of.Root, end.url([]string{"ssh", "ssh-ng"}[i%2]), of.Everything)
@@ -100,7 +93,7 @@ func (b *bench) sshAtOnce(ctx context.Context, p program, m *material) error {
 		})
 	}
 	if err := group.Wait(); err != nil {
-		return end.explain(fmt.Errorf("%d pushes at once: %w", sshPushes, err))
+		return end.explain(fmt.Errorf("8 pushes at once: %w", err))
 	}
 	_, peak, err := memoryOf(end.pid)
 	b.results.row(takes, "resident at most, 8 pushes over SSH at once", megabytes, atMost(150e6, "")).add(p.column, peak)
@@ -120,9 +113,10 @@ func (e *sshEnd) url(scheme string) string {
 	return (&url.URL{Scheme: scheme, User: url.User(e.user), Host: "127.0.0.1", RawQuery: e.query}).String()
 }
 
-// copy has Nix copy a path with all that it refers to. The client, which is the same for all ends, does not wait for the disk with every path
-// that it registers, which otherwise takes most of the time of a pull and differs by factors from run to run.
-// Signatures are not asked for, because what is pushed to the store of another machine may have none.
+// copy has Nix copy a path with all that it refers to. The client, which is the same for all ends,
+// does not wait for the disk with every path that it registers, which otherwise takes most of the
+// time of a pull and differs by factors from run to run. Signatures are not asked for, because what
+// is pushed to the store of another machine may have none.
 func (e *sshEnd) copy(ctx context.Context, b *bench, from, to string, path nix.StorePath) (time.Duration, error) {
 	return b.nix(ctx, []string{"NIX_SSHOPTS=" + e.options}, "copy", "--no-check-sigs", "--option", "fsync-metadata", "false", "--from", from, "--to", to, path.String())
 }
@@ -186,7 +180,8 @@ func sshdCommand(addr, authorized, hostKey string) command {
 	return func(_, dir string) *exec.Cmd {
 		text := fmt.Sprintf("ListenAddress %s\nHostKey %s\nAuthorizedKeysFile %s\nPidFile none\nStrictModes no\nPermitRootLogin prohibit-password\n", addr, hostKey, authorized)
 		conf := filepath.Join(dir, "sshd_config")
-		// sshd enters /run/sshd to give up its rights; Debian's start of the service makes it. If one of these fails, sshd says so.
+		// sshd enters /run/sshd to give up its rights; Debian's start of the service makes it. If
+		// one of these fails, sshd says so.
 		_ = os.MkdirAll("/run/sshd", 0o755)
 		_ = os.WriteFile(conf, []byte(text), 0o600)
 		return exec.Command(daemon("sshd"), "-D", "-e", "-f", conf)

@@ -3,14 +3,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"database/sql"
 	"fmt"
 	"net/url"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"time"
@@ -46,12 +44,13 @@ type material struct {
 	key      string        // file of the secret key that signed these
 }
 
-// prepare makes what is missing of the material. It is kept in the cache directory for the next time.
+// prepare makes what is missing of the material. It is kept in the cache directory for the next
+// time.
 func (b *bench) prepare(ctx context.Context) (*material, error) {
 	const largeFile = 1 << 20 // in a path that nothing refers to; by default it has 600 MB
 	all, some, few := 0, 200, 100
 	if b.opts.Quick {
-		all, some, few = 100, 30, 30
+		all, some, few = 15, 5, 5
 	}
 	m := &material{}
 	b.progress("making stores of this machine's Debian packages, or finding them in %s", b.opts.Cache)
@@ -78,7 +77,11 @@ func (b *bench) prepare(ctx context.Context) (*material, error) {
 		return nil, err
 	}
 	if !samePackages(m.first.Store, m.rebuilt.Store) || !samePackages(m.first.Store, m.versions.Store) {
-		return nil, fmt.Errorf("packages were installed or upgraded after the first store was made: remove %s, %s and %s, and run this again", m.first.Root, m.rebuilt.Root, m.versions.Root)
+		b.progress("packages were upgraded after the first store was made: all are made again")
+		for _, g := range []generation{m.first, m.rebuilt, m.versions} {
+			os.RemoveAll(g.Root)
+		}
+		return b.prepare(ctx)
 	}
 	hash := sha256.New()
 	for _, p := range m.first.closure {
@@ -146,16 +149,14 @@ func (b *bench) nix(ctx context.Context, env []string, args ...string) (time.Dur
 	if err != nil {
 		return 0, err
 	}
-	cmd := exec.CommandContext(ctx, "nix", append([]string{"--extra-experimental-features", "nix-command"}, args...)...)
-	cmd.Env = append(append(cleanEnvironment(), "HOME="+home, "XDG_CACHE_HOME="+home), env...)
 	begin := time.Now()
-	if text, err := cmd.CombinedOutput(); err != nil {
-		return 0, fmt.Errorf("nix %s: %w\n%s", args[0], err, bytes.TrimSpace(text))
-	}
-	return time.Since(begin), nil
+	env = append([]string{"env", "HOME=" + home, "XDG_CACHE_HOME=" + home}, env...)
+	err = runIn(ctx, home, append(append(env, "nix", "--extra-experimental-features", "nix-command"), args...)...)
+	return time.Since(begin), err
 }
 
-// readClosure reads from Nix's database what it knows of the packages of a store, and of the path that refers to them.
+// readClosure reads from Nix's database what it knows of the packages of a store, and of the path
+// that refers to them.
 func readClosure(ctx context.Context, s *debstore.Store) (closure []storedPath, err error) {
 	wanted := map[nix.StorePath]bool{s.Everything: true}
 	for _, p := range s.Packages {

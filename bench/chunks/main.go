@@ -87,7 +87,16 @@ func (f *flags) run(ctx context.Context) error {
 // measure prints the rows for one size of files.
 func (f *flags) measure(ctx context.Context, stores []*debstore.Store, files int) error {
 	for _, size := range f.Sizes {
-		k := keeping{average: size << 10, files: int64(files) << 10, levels: f.Levels, seen: map[[32]byte]bool{}}
+		k := keeping{average: size << 10, files: int64(files) << 10, seen: map[[32]byte]bool{}}
+		for _, level := range f.Levels {
+			// As the depot does it.
+			e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
+				zstd.WithWindowSize(chunk.MaxSize), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
+			if err != nil {
+				return err
+			}
+			k.encoders = append(k.encoders, e)
+		}
 		var per []kept
 		for _, s := range stores {
 			begun := time.Now()
@@ -125,9 +134,9 @@ func onlyRebuilt(stores []*debstore.Store) {
 
 // keeping keeps NARs by the rules of a depot, and throws the bytes away.
 type keeping struct {
-	average int
-	files   int64 // 0: no contents are cut out
-	levels  []int
+	average  int
+	files    int64 // 0: no contents are cut out
+	encoders []*zstd.Encoder
 
 	mu   sync.Mutex
 	seen map[[32]byte]bool
@@ -146,45 +155,19 @@ type kept struct {
 // keep keeps the packages of a store.
 func (k *keeping) keep(ctx context.Context, s *debstore.Store) error {
 	var g errgroup.Group
-	paths := make(chan nix.StorePath)
-	for range runtime.GOMAXPROCS(0) {
+	g.SetLimit(runtime.GOMAXPROCS(0))
+	for _, p := range s.Packages {
 		g.Go(func() error {
 			runtime.LockOSThread() // for the time that the thread takes
-			w := worker{keeping: k, buf: make([]byte, 4*chunk.NeedSize)}
-			for _, level := range k.levels {
-				// As the depot does it.
-				e, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)), zstd.WithWindowSize(chunk.MaxSize),
-					zstd.WithEncoderConcurrency(1), zstd.WithEncoderCRC(false), zstd.WithSingleSegment(true))
-				if err != nil {
-					return err
-				}
-				w.encoders = append(w.encoders, e)
-			}
-			var failed error
-			for p := range paths {
-				if failed == nil {
-					failed = w.keepPath(ctx, s.Path(p))
-				}
-			}
-			return failed
+			defer runtime.UnlockOSThread()
+			return k.keepPath(ctx, s.Path(p))
 		})
 	}
-	for _, p := range s.Packages {
-		paths <- p
-	}
-	close(paths)
 	return g.Wait()
 }
 
-type worker struct {
-	*keeping
-	buf      []byte
-	frame    []byte
-	encoders []*zstd.Encoder
-}
-
 // keepPath keeps the NAR of a path.
-func (w *worker) keepPath(ctx context.Context, path string) error {
+func (k *keeping) keepPath(ctx context.Context, path string) error {
 	layout, err := nar.NewLayout(ctx, path)
 	if err != nil {
 		return err
@@ -192,20 +175,20 @@ func (w *worker) keepPath(ctx context.Context, path string) error {
 	r, to := io.Pipe()
 	go func() { to.CloseWithError(layout.WriteRange(ctx, to, path, 0, layout.Size())) }()
 	defer r.Close()
-	w.mu.Lock()
-	w.kept.raw += layout.Size()
-	w.mu.Unlock()
+	k.mu.Lock()
+	k.kept.raw += layout.Size()
+	k.mu.Unlock()
 
-	cutter := chunk.NewCutterSize(nix.DefaultStoreDir, w.average, w.files)
+	cutter := chunk.NewCutterSize(nix.DefaultStoreDir, k.average, k.files)
 	for h := range layout.Listing().All() {
-		if h.Type == nar.TypeRegular && w.files > 0 {
+		if h.Type == nar.TypeRegular && k.files > 0 {
 			cutter.Contents(h.Offset, h.Size)
 		}
 	}
-	have, atEOF := 0, false
+	buf, have, atEOF := make([]byte, 4*chunk.NeedSize), 0, false
 	var open []byte // pieces that are not shared become one frame
 	for {
-		n, err := io.ReadFull(r, w.buf[have:])
+		n, err := io.ReadFull(r, buf[have:])
 		have += n
 		switch err {
 		case nil:
@@ -216,64 +199,60 @@ func (w *worker) keepPath(ctx context.Context, path string) error {
 		}
 		begin := 0
 		for begin < have {
-			n, references := cutter.Next(w.buf[begin:have], atEOF)
+			n, references := cutter.Next(buf[begin:have], atEOF)
 			if n == 0 {
 				break
 			}
-			piece := w.buf[begin : begin+n]
+			piece := buf[begin : begin+n]
 			begin += n
 			if references || n < minShared {
 				if len(open)+n > chunk.MaxSize {
-					w.compress(open)
+					k.compress(open)
 					open = open[:0]
 				}
 				if len(open) == 0 {
-					w.count(func(k *kept) { k.unshared++ })
+					k.mu.Lock()
+					k.kept.unshared++
+					k.mu.Unlock()
 				}
 				open = append(open, piece...)
 				continue
 			}
-			w.compress(open)
+			k.compress(open)
 			open = open[:0]
-			if w.isNew(piece) {
-				w.compress(piece)
+			if k.isNew(piece) {
+				k.compress(piece)
 			}
 		}
-		have = copy(w.buf, w.buf[begin:have])
+		have = copy(buf, buf[begin:have])
 		if atEOF {
-			w.compress(open)
+			k.compress(open)
 			return nil
 		}
 	}
 }
 
-func (w *worker) isNew(piece []byte) bool {
+func (k *keeping) isNew(piece []byte) bool {
 	sum := sha256.Sum256(piece)
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.seen[sum] {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.seen[sum] {
 		return false
 	}
-	w.seen[sum] = true
-	w.kept.chunks++
+	k.seen[sum] = true
+	k.kept.chunks++
 	return true
 }
 
-func (w *worker) count(f func(*kept)) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	f(&w.kept)
-}
-
-func (w *worker) compress(b []byte) {
-	for i, e := range w.encoders {
+func (k *keeping) compress(b []byte) {
+	for i, e := range k.encoders {
 		begun := threadTime()
-		w.frame = e.EncodeAll(b, w.frame[:0])
+		frame := e.EncodeAll(b, nil)
 		took := threadTime() - begun
-		w.count(func(k *kept) {
-			k.bytes[i] += int64(len(w.frame))
-			k.cpu[i] += took
-		})
+		k.mu.Lock()
+		k.kept.bytes[i] += int64(len(frame))
+		k.kept.cpu[i] += took
+		k.mu.Unlock()
 	}
 }
 
