@@ -198,15 +198,37 @@ func TestBackupRefuses(t *testing.T) {
 		t.Errorf("the server on it says\n%s", s.stderr)
 	}
 
-	// So does one to which something was imported.
+	// So does one that a command changed.
+	exported := filepath.Join(t.TempDir(), "exported")
+	a.mustRun("export", exported)
+	for _, args := range [][]string{
+		{"import", exported}, {"cache", "create", "team"}, {"cache", "set", "main", "--private"}, {"token", "create", "--push", "main", "new"}, {"token", "revoke", "ci"},
+		{"path", "delete", p.Info.Path.String()},
+	} {
+		dir := filepath.Join(t.TempDir(), "backup")
+		a.backedUp(dir)
+		cmd := exec.CommandContext(t.Context(), "firn", append(args, "--state", dir)...)
+		cmd.Env = environment(t)
+		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "this state directory was a backup") {
+			t.Errorf("firn %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		refused(dir, "it is no backup")
+	}
+
+	// One that a command only looked at, or could not change, stays a backup.
 	dir = filepath.Join(t.TempDir(), "backup")
 	a.backedUp(dir)
-	load := exec.CommandContext(t.Context(), "firn", "import", "--state", dir, a.server.url)
-	load.Env = environment(t)
-	if out, err := load.CombinedOutput(); err != nil {
-		t.Logf("%v\n%s", err, out)
+	for _, args := range [][]string{
+		{"import", t.TempDir()}, {"import", "http://127.0.0.1:1"}, {"import", a.server.url},
+		{"cache", "list"}, {"token", "list"}, {"path", "list"}, {"stats"}, {"path", "delete", "--dry-run", p.Info.Path.String()},
+	} {
+		cmd := exec.CommandContext(t.Context(), "firn", append(args, "--state", dir)...)
+		cmd.Env = environment(t)
+		if out, err := cmd.CombinedOutput(); (err != nil) != (args[0] == "import") {
+			t.Errorf("firn %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+		a.backedUp(dir)
 	}
-	refused(dir, "it is no backup")
 
 	// What a first backup that was cut off at once has left is no obstacle.
 	dir = t.TempDir()
@@ -280,7 +302,7 @@ func TestPushToBackupInUse(t *testing.T) {
 		out, err := cmd.CombinedOutput()
 		return string(out), err
 	}
-	for _, args := range [][]string{{"import", t.TempDir()}, {"stdio"}, {"serve", "--store", "off", "--listen", "127.0.0.1:0"}} {
+	for _, args := range [][]string{{"import", t.TempDir()}, {"cache", "create", "team"}, {"token", "create", "--push", "main", "ci"}, {"stdio"}, {"serve", "--store", "off", "--listen", "127.0.0.1:0"}} {
 		if out, err := run(args...); err == nil || !strings.Contains(out, "firn backup writes to it now") {
 			t.Errorf("firn %s: %v\n%s", args[0], err, out)
 		}
@@ -294,7 +316,7 @@ func TestPushToBackupInUse(t *testing.T) {
 	if out, _ := run("import", t.TempDir()); strings.Contains(out, "firn backup writes") {
 		t.Error(out)
 	}
-	if _, err := os.Stat(marker); err == nil {
-		t.Error("it is a backup after an import")
+	if _, err := os.Stat(marker); err != nil {
+		t.Errorf("after an import from where there is no cache: %v", err)
 	}
 }

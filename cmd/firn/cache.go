@@ -331,7 +331,7 @@ func (c *cacheSetCommand) Run() error {
 	if c.Name == cache.Main && c.Priority != nil {
 		return fmt.Errorf("the priority of the cache %s is a setting of the server: see firn serve --priority", cache.Main)
 	}
-	open := c.openCatalog
+	open := c.changeCatalog
 	if c.Name == cache.Main {
 		open = c.makeCatalog // it always exists, so it can be private before it is first served
 	}
@@ -435,7 +435,7 @@ func (c *cacheDeleteCommand) Run() error {
 	if c.Name == cache.Main {
 		return fmt.Errorf("the cache %s always exists; firn cache set can make it private", cache.Main)
 	}
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
+	return withCatalog(c.changeCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		r, err := record(ctx, cat, c.Name)
 		if err != nil {
 			return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"os"
 
@@ -12,8 +13,9 @@ import (
 )
 
 type configCheckCommand struct {
-	Keys bool   `default:"true" negatable:"" help:"Read the keys that are named, too."`
-	File string `arg:"" optional:"" env:"FIRN_CONFIG" complete:"file" help:"The configuration file. Without one, only the environment is checked."`
+	Keys       bool   `default:"true" negatable:"" help:"Read the keys that are named, too."`
+	ConfigFile string `name:"config" env:"FIRN_CONFIG" placeholder:"FILE" complete:"file" help:"The configuration file. Without one, only the environment is checked."`
+	File       string `arg:"" optional:"" complete:"file" help:"The same, without --config."`
 }
 
 func (*configCheckCommand) Help() string {
@@ -24,12 +26,22 @@ Where the keys are not, such as where a package or a system is built, --no-keys 
 Examples:
 
     firn config check /etc/firn/firn.toml
+    firn config check --config /etc/firn/firn.toml
     firn config check --no-keys firn.toml
     FIRN_PRIORITY=50 firn config check`
 }
 
+// Validate checks that no more than one file is named. FIRN_CONFIG counts where none is.
+func (c *configCheckCommand) Validate() error {
+	if c.File != "" && c.ConfigFile != "" && c.ConfigFile != os.Getenv("FIRN_CONFIG") {
+		return errors.New("name the file once: with --config, or without")
+	}
+	return nil
+}
+
 func (c *configCheckCommand) Run(k *kong.Context) error {
-	loaded, origins, err := config.Load(c.File, os.LookupEnv)
+	file := cmp.Or(c.File, c.ConfigFile)
+	loaded, origins, err := config.Load(file, os.LookupEnv)
 	if err == nil {
 		err = loaded.AddCredentials(os.LookupEnv, origins)
 	}
@@ -50,6 +62,6 @@ func (c *configCheckCommand) Run(k *kong.Context) error {
 		}
 		warnUnused(loaded, keys, log)
 	}
-	_, err = fmt.Fprintf(k.Stdout, "%s: no errors\n", cmp.Or(c.File, "environment"))
+	_, err = fmt.Fprintf(k.Stdout, "%s: no errors\n", cmp.Or(file, "environment"))
 	return err
 }

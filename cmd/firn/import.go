@@ -59,9 +59,11 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 		return err
 	}
 	log := logs.NewLogger(cfg, os.Stderr)
-	if err := noBackup(cfg.State, log); err != nil {
+	held, err := holdBackup(cfg.State)
+	if err != nil {
 		return err
 	}
+	defer held.Close()
 	d, err := c.makeDepot(ctx)
 	if err != nil {
 		return err
@@ -82,6 +84,7 @@ func (c *importCommand) Run(k *kong.Context) (err error) {
 	}
 	p := newProgress("importing")
 	opts.Progress, opts.Retry = p.paths, p.retry
+	opts.Begin = func() error { return held.remove(log) }
 	done, err := transfer.Import(cache.WithPublisher(ctx, "firn import"), c.From, into, roots, opts)
 	p.end()
 	return transferred(k, "imported", c.JSON, done, err)

@@ -64,13 +64,16 @@ func TestUnusedKey(t *testing.T) {
 	}
 	warns("the first start", s.stderr.String(), false)
 	warns("a check without key", run("config", "check", file), false)
+	if named := run("config", "check", "--config", file); named != run("config", "check", file) {
+		t.Errorf("a check with --config says %s", named)
+	}
 
 	configure(secret)
 	warns("a check with another key", run("config", "check", file), true)
 	said := reloaded()
 	warns("a reload with another key", said, true)
-	if !strings.Contains(said, "a key signs nothing any more") || !strings.Contains(said, "key="+made+"\n") {
-		t.Errorf("a reload that takes a key away says\n%s", said)
+	if n := strings.Count(said, "level=WARN"); n != 1 {
+		t.Errorf("a reload that takes a key away warns %d times:\n%s", n, said)
 	}
 	again := startServer(t, environment(t, "FIRN_STATE="+state), "--config", file)
 	warns("a start with another key", again.stderr.String(), true)
@@ -81,5 +84,10 @@ func TestUnusedKey(t *testing.T) {
 	warns("a reload with both keys", said, false)
 	if strings.Contains(said, "signs nothing") {
 		t.Errorf("a reload that adds a key says\n%s", said)
+	}
+	configure(own)
+	said = reloaded()
+	if strings.Count(said, "level=WARN") != 1 || !strings.Contains(said, "a key signs nothing any more") || !strings.Contains(said, "key=other-1\n") {
+		t.Errorf("a reload that takes away a key of the settings says\n%s", said)
 	}
 }

@@ -45,7 +45,11 @@ type shownDeletion struct {
 }
 
 func (c *pathDeleteCommand) Run(k *kong.Context) error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
+	open := c.changeCatalog
+	if c.DryRun {
+		open = c.openCatalog
+	}
+	return withCatalog(open, func(ctx context.Context, cat *sqlite.Catalog) error {
 		r, err := record(ctx, cat, c.Cache)
 		if err != nil {
 			return err

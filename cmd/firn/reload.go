@@ -101,13 +101,13 @@ func (r *reloader) reload(ctx context.Context) error {
 	if r.certs != nil {
 		r.certs.Use(files)
 	}
-	warnUnused(next, named, r.log)
+	warned := warnUnused(next, named, r.log)
 	after, err := r.signing(ctx)
 	if err != nil {
 		return err
 	}
 	for _, key := range before {
-		if !slices.Contains(after, key) {
+		if !slices.Contains(after, key) && key != warned {
 			r.log.Warn("a key signs nothing any more: clients that trust no other one take nothing new from here; keep it for 30 days, so long they remember signatures", "key", key.Name())
 		}
 	}

@@ -56,30 +56,31 @@ func (s *settings) AfterApply() error {
 }
 
 // warnUnused warns where an earlier start made a key, and the settings name others: clients may
-// trust only that one.
-func warnUnused(c *config.Config, keys []nix.SecretKey, log *slog.Logger) {
+// trust only that one. It returns that key, or the zero key if it warned of none.
+func warnUnused(c *config.Config, keys []nix.SecretKey, log *slog.Logger) nix.PublicKey {
 	if len(keys) == 0 {
-		return // that one signs
+		return nix.PublicKey{} // that one signs
 	}
 	made, err := keyfile.Public(c.State, log)
 	if errors.Is(err, fs.ErrNotExist) {
-		return
+		return nix.PublicKey{}
 	}
 	path := filepath.Join(c.State, keyfile.SecretName)
 	if err != nil {
 		log.Warn("whether the key that an earlier start made is among key cannot be told", "path", path, "error", err)
-		return
+		return nix.PublicKey{}
 	}
 	var names []string
 	for _, key := range keys {
 		if key.Public() == made {
-			return
+			return nix.PublicKey{}
 		}
 		names = append(names, key.Name())
 	}
 	log.Warn("the key that an earlier start made signs nothing, as key names others: clients that trust only that one take nothing from here. "+
 		"Add its file to key; once all clients trust another key, take it out and move its files away",
 		"made", made.Name(), "key", strings.Join(names, ", "), "add", path)
+	return made
 }
 
 // loadKeys reads the key files of the settings. No two keys have the same name.

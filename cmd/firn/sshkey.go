@@ -159,7 +159,7 @@ Examples:
 }
 
 func (c *sshkeyRevokeCommand) Run() error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
+	return withCatalog(c.changeCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		err := cat.RevokeSSHKey(ctx, c.Name)
 		if errors.Is(err, catalog.ErrNotFound) {
 			return fmt.Errorf("there is no key named %s; firn sshkey list shows those that there are", c.Name)

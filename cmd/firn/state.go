@@ -56,13 +56,31 @@ func (f *stateFlags) openCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	return openCatalog(ctx, c.State)
 }
 
-// makeCatalog is openCatalog for what can be prepared before the first start of a server: it makes the depot if there is none, and says so.
+// changeCatalog is openCatalog for a command that changes it: what was a backup is one no more.
+func (f *stateFlags) changeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
+	c, err := f.load()
+	if err != nil {
+		return nil, err
+	}
+	if !hasDepot(c.State) {
+		return nil, errNoDepot(ctx, c.State)
+	}
+	if err := noBackup(c.State, logs.NewLogger(c, os.Stderr)); err != nil {
+		return nil, err
+	}
+	return openCatalog(ctx, c.State)
+}
+
+// makeCatalog is changeCatalog for what can be prepared before the first start of a server: it makes the depot if there is none, and says so.
 func (f *stateFlags) makeCatalog(ctx context.Context) (*sqlite.Catalog, error) {
 	c, err := f.load()
 	if err != nil {
 		return nil, err
 	}
 	if err := sayNew(c.State); err != nil {
+		return nil, err
+	}
+	if err := noBackup(c.State, logs.NewLogger(c, os.Stderr)); err != nil {
 		return nil, err
 	}
 	return openCatalog(ctx, c.State)
@@ -78,7 +96,7 @@ func withCatalog(open func(context.Context) (*sqlite.Catalog, error), do func(co
 	return errors.Join(do(ctx, cat), cat.Close())
 }
 
-// makeDepot is openDepot as makeCatalog is openCatalog.
+// makeDepot is openDepot for a command that makes the depot if there is none, and says so. A backup stays one.
 func (f *stateFlags) makeDepot(ctx context.Context) (*openedDepot, error) {
 	c, err := f.load()
 	if err != nil {
@@ -282,29 +300,63 @@ func serveDepot(ctx context.Context, c *config.Config, log *slog.Logger) (_ *ope
 	return d, nil
 }
 
-// noBackup makes a backup a state directory. What is pushed to it from now on is in no other place,
-// so no later backup may replace it, nor one that is being made.
+// noBackup makes a backup a state directory, before it is opened. What is written to it from now on
+// is in no other place, so no later backup may replace it, nor one that is being made.
 func noBackup(state string, log *slog.Logger) error {
-	path := filepath.Join(state, backup.Marker)
-	marker, err := os.Open(path)
+	b, err := holdBackup(state)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	return b.remove(log)
+}
+
+// A heldBackup is a state directory that may be a backup. firn backup does not write to it until it
+// is closed.
+type heldBackup struct {
+	state  string
+	marker *os.File // nil: it is no backup
+}
+
+// holdBackup keeps firn backup from a directory.
+func holdBackup(state string) (*heldBackup, error) {
+	marker, err := os.Open(filepath.Join(state, backup.Marker))
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return &heldBackup{state: state}, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("make a backup a state directory: %w%s", err, stateAdvice(err))
+	}
+	// firn backup has this lock for as long as it writes.
+	if err := syscall.Flock(int(marker.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
+		marker.Close()
+		return nil, fmt.Errorf("%s is a backup, and firn backup writes to it now: wait until that has ended", state)
+	}
+	return &heldBackup{state, marker}, nil
+}
+
+// remove removes the marker of a backup. It comes before the first change.
+func (b *heldBackup) remove(log *slog.Logger) error {
+	if b.marker == nil {
 		return nil
 	}
-	if err == nil {
-		defer marker.Close()
-		// firn backup has this lock for as long as it writes.
-		if err := syscall.Flock(int(marker.Fd()), syscall.LOCK_SH|syscall.LOCK_NB); errors.Is(err, syscall.EWOULDBLOCK) {
-			return fmt.Errorf("%s is a backup, and firn backup writes to it now: wait until that has ended", state)
-		}
-		if err = os.Remove(path); errors.Is(err, fs.ErrNotExist) {
-			return nil // another process was faster
-		}
+	err := os.Remove(filepath.Join(b.state, backup.Marker))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // another process was faster
 	}
 	if err != nil {
 		return fmt.Errorf("make a backup a state directory: %w%s", err, stateAdvice(err))
 	}
-	log.Warn("this state directory was a backup, and is one no more: firn backup does not write to it", "state", state)
+	log.Warn("this state directory was a backup, and is one no more: firn backup does not write to it", "state", b.state)
 	return nil
+}
+
+// Close lets firn backup at the directory again, if that is still a backup.
+func (b *heldBackup) Close() error {
+	if b.marker == nil {
+		return nil
+	}
+	return b.marker.Close()
 }
 
 // openPacks opens the packs that a catalog knows, and closes it if that fails.

@@ -292,7 +292,7 @@ Examples:
 }
 
 func (c *tokenRevokeCommand) Run() error {
-	return withCatalog(c.openCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
+	return withCatalog(c.changeCatalog, func(ctx context.Context, cat *sqlite.Catalog) error {
 		err := cat.RevokeToken(ctx, c.Name)
 		if errors.Is(err, catalog.ErrNotFound) {
 			return fmt.Errorf("there is no token named %s; firn token list shows those that there are", c.Name)

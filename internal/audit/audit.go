@@ -10,7 +10,7 @@
 //	log.Refused(client, audit.WrongToken, err)
 //
 // Memory is bounded: at most maxSessions push sessions are known at once, and maxAddresses
-// addresses that were refused.
+// addresses that were refused, for log-ins and for access.
 package audit
 
 import (
@@ -89,7 +89,8 @@ type Log struct {
 	log     *slog.Logger
 	now     func() time.Time
 	metrics *metrics
-	refused limits
+	refused limits // log-ins
+	denied  limits // access
 	exposed limits
 
 	mu       sync.Mutex
@@ -104,6 +105,7 @@ func New(opts Options) *Log {
 		metrics:  newMetrics(),
 		sessions: map[Client]*Session{},
 		refused:  limits{burst: burst, pause: pause},
+		denied:   limits{burst: burst, pause: pause},
 		exposed:  limits{burst: 1, pause: time.Hour},
 	}
 	if l.now == nil {

@@ -186,7 +186,7 @@ func TestRefused(t0 *testing.T) {
 		t.want(`msg="login refused" front_end=ssh remote=192.0.2.8 reason="wrong key" cache="x\" remote=192.0.2.9" error="no such key\n" unlogged=980`)
 		time.Sleep(10 * time.Minute)
 		for range 1000 {
-			t.Refused(flood, MayNotPush, nil)
+			t.Refused(flood, WrongToken, nil)
 		}
 		if n := lines(); n != 10 {
 			t.Errorf("%d lines of 1000 after ten minutes", n)
@@ -194,15 +194,15 @@ func TestRefused(t0 *testing.T) {
 		// From more addresses than are told apart.
 		for i := range 3 * maxAddresses {
 			t.Refused(client(HTTP, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String(), ""), TooOften, nil)
-			if len(t.refused.addresses) > maxAddresses {
-				t.Fatalf("%d addresses are known", len(t.refused.addresses))
+			if len(t.refused.sources) > maxAddresses {
+				t.Fatalf("%d addresses are known", len(t.refused.sources))
 			}
 		}
 		if n := lines(); n > allBurst {
 			t.Errorf("%d lines of %d addresses", n, 3*maxAddresses)
 		}
 		time.Sleep(time.Minute)
-		if t.counted("firn_logins_refused_total", HTTP, WrongToken) != 1000 || t.counted("firn_access_denied_total", HTTP, MayNotPush) != 1000 ||
+		if t.counted("firn_logins_refused_total", HTTP, WrongToken) != 2000 ||
 			t.counted("firn_logins_refused_total", SSH, WrongKey) != 1 || t.counted("firn_logins_refused_total", HTTP, TooOften) != 3*maxAddresses {
 			t.Error("not all refusals are counted")
 		}
@@ -212,6 +212,35 @@ func TestRefused(t0 *testing.T) {
 		t.Refused(huge, MayNotRead, errors.New(strings.Repeat("e", 1<<20)))
 		if n := t.lines.Len(); n == 0 || n > 2000 {
 			t.Errorf("a line of %d bytes", n)
+		}
+	})
+}
+
+// Nothing that clients of an address do hides from the log that another one there tries tokens or
+// keys: one that may not push and does not give up, nor from many addresses.
+func TestRefusedBeside(t0 *testing.T) {
+	synctest.Test(t0, func(t0 *testing.T) {
+		t := newTester(t0)
+		http, ssh := client(HTTP, "192.0.2.7", ""), client(SSH, "192.0.2.7", "")
+		for range 1000 {
+			t.Refused(http, MayNotPush, nil)
+		}
+		for i := range 1000 {
+			t.Refused(client(SSH, netip.AddrFrom4([4]byte{10, 0, byte(i >> 8), byte(i)}).String(), ""), MayNotRead, nil)
+		}
+		t.lines.Reset()
+		t.Refused(http, WrongToken, nil)
+		t.want(`msg="login refused" front_end=http remote=192.0.2.7 reason="wrong token" cache=main`)
+		for range 100 {
+			t.Refused(http, WrongToken, nil)
+		}
+		t.lines.Reset()
+		t.Refused(http, TooOften, nil)
+		t.want(`msg="login refused" front_end=http remote=192.0.2.7 reason="too many wrong tokens" cache=main unlogged=81`)
+		t.Refused(ssh, WrongKey, nil)
+		t.want(`msg="login refused" front_end=ssh remote=192.0.2.7 reason="wrong key" cache=main`)
+		if a, b := t.counted("firn_access_denied_total", HTTP, MayNotPush), t.counted("firn_access_denied_total", SSH, MayNotRead); a != 1000 || b != 1000 {
+			t.Errorf("%v and %v refusals are counted", a, b)
 		}
 	})
 }

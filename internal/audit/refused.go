@@ -35,27 +35,29 @@ func (r Reason) login() bool {
 	return false
 }
 
-// Lines of refusals are bounded: an address may have burst of them at once, and one every pause;
-// all addresses together allBurst, and one every allPause. What is not logged is counted, in
-// /metrics and in the next line.
+// Lines of refusals are bounded: an address may have burst of them at once, and one every pause, for
+// each front end and reason; all addresses together allBurst, and one every allPause. Log-ins and
+// denied access have these bounds each for itself: a client that is known, and asks a thousand times
+// for what it may not do, hides no one who guesses tokens, and fail2ban sees these. What is not
+// logged is counted, in /metrics and in the next line of its kind.
 const (
 	burst, pause       = 20, time.Minute
 	allBurst, allPause = 200, time.Second
-	// maxAddresses bounds the addresses that are told apart. With more all begin again; the bound
-	// for all together stays.
+	// maxAddresses bounds the addresses that are told apart, each with a front end and a reason. With
+	// more all begin again; the bound for all together stays.
 	maxAddresses = 4096
 )
 
 // Refused logs, and counts, that a client was refused. err says more, and may be nil.
 func (l *Log) Refused(c Client, why Reason, err error) {
 	c = c.bounded()
-	counters := l.metrics.denied
+	counters, lines := l.metrics.denied, &l.denied
 	text := "access denied"
 	if why.login() {
-		counters, text = l.metrics.refused, "login refused"
+		counters, lines, text = l.metrics.refused, &l.refused, "login refused"
 	}
 	counters[c.FrontEnd][why].Inc()
-	unlogged, ok := l.refused.take(fairlimit.Network(c.Remote), l.now())
+	unlogged, ok := lines.take(source{fairlimit.Network(c.Remote), c.FrontEnd, why}, l.now())
 	if !ok {
 		return
 	}
@@ -78,37 +80,44 @@ func (l *Log) Refused(c Client, why Reason, err error) {
 // hour for an address.
 func (l *Log) Exposed(c Client) {
 	c = c.bounded()
-	if _, ok := l.exposed.take(fairlimit.Network(c.Remote), l.now()); ok {
+	if _, ok := l.exposed.take(source{fairlimit.Network(c.Remote), c.FrontEnd, ""}, l.now()); ok {
 		l.log.Warn("a token was sent over plain HTTP, where others on the way can read it: have the client use https, and make it a new token",
 			"front_end", string(c.FrontEnd), "remote", c.remote(), "cache", c.Cache)
 	}
 }
 
-// limits decide which lines are logged.
-type limits struct {
-	burst int           // of an address
-	pause time.Duration // of an address
-
-	mu        sync.Mutex
-	addresses map[netip.Addr]time.Time // when what an address has used up is there again
-	all       time.Time                // likewise, of all
-	unlogged  int64                    // since the last line
+// A source is where lines that are alike come from.
+type source struct {
+	address  netip.Addr
+	frontEnd FrontEnd
+	reason   Reason
 }
 
-// take takes a line for an address. unlogged is how many refusals had none since the last one.
-func (l *limits) take(from netip.Addr, now time.Time) (unlogged int64, ok bool) {
+// limits decide which lines are logged.
+type limits struct {
+	burst int           // of a source
+	pause time.Duration // of a source
+
+	mu       sync.Mutex
+	sources  map[source]time.Time // when what one has used up is there again
+	all      time.Time            // likewise, of all
+	unlogged int64                // since the last line
+}
+
+// take takes a line for a source. unlogged is how many refusals had none since the last one.
+func (l *limits) take(from source, now time.Time) (unlogged int64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.addresses == nil || len(l.addresses) >= maxAddresses {
-		l.addresses = map[netip.Addr]time.Time{}
+	if l.sources == nil || len(l.sources) >= maxAddresses {
+		l.sources = map[source]time.Time{}
 	}
-	own, mine := spend(l.addresses[from], now, l.burst, l.pause)
+	own, mine := spend(l.sources[from], now, l.burst, l.pause)
 	all, ours := spend(l.all, now, allBurst, allPause)
 	if !mine || !ours {
 		l.unlogged++
 		return 0, false
 	}
-	l.addresses[from], l.all = own, all
+	l.sources[from], l.all = own, all
 	unlogged, l.unlogged = l.unlogged, 0
 	return unlogged, true
 }

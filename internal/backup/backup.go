@@ -33,7 +33,7 @@ const Marker = "firn-backup"
 
 // markerText is for people who find the file.
 const markerText = "`firn backup` writes to this directory, and removes from its depot what the server that it copies has no more.\n" +
-	"A server that is started on this directory removes this file.\n"
+	"A server that is started on this directory, or a command that changes it, removes this file.\n"
 
 // maxCopies is how many packs are copied at once: many are small, and wait for the disk.
 const maxCopies = 4
@@ -165,7 +165,7 @@ func (r *run) begin() error {
 			return fmt.Errorf("%s is the same directory in both", at)
 		}
 	}
-	if err := r.lock(marker, "another firn backup writes to it"); err != nil {
+	if err := r.lock(marker, "another firn backup, or a firn import, uses it now; wait until that has ended"); err != nil {
 		return err
 	}
 	// A server has a lock of the same kind for as long as it runs.

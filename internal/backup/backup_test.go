@@ -221,3 +221,26 @@ func TestLinks(t *testing.T) {
 		t.Error("what the server makes again is in the backup")
 	}
 }
+
+// A run that ends before its catalog is in place has removed nothing that the older one names.
+func TestCatalogInUse(t *testing.T) {
+	s := newState(t)
+	s.add("first")
+	to := filepath.Join(t.TempDir(), "backup")
+	if _, err := Run(t.Context(), s.catalog, s.options(to)); err != nil {
+		t.Fatal(err)
+	}
+	s.sweep()
+	s.add("second")
+	used, err := sqlite.Open(t.Context(), filepath.Join(to, "depot/catalog.db"), sqlite.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = Run(t.Context(), s.catalog, s.options(to))
+	if closed := used.Close(); err == nil || closed != nil {
+		t.Fatalf("while another process uses the backup: %v, %v", err, closed)
+	}
+	if there, named := s.in(to); !slices.Equal(named, []string{"first"}) || !slices.Contains(there, "first") {
+		t.Errorf("it has %q and names %q", there, named)
+	}
+}

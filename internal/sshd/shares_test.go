@@ -19,6 +19,7 @@ import (
 
 	"firn/internal/access"
 	"firn/internal/catalog/sqlite/sqlitetest"
+	"firn/internal/fairlimit"
 	"firn/internal/sshd"
 )
 
@@ -153,25 +154,28 @@ type from struct {
 
 func (f from) RemoteAddr() net.Addr { return f.addr }
 
-// A machine has as many addresses of an IPv6 network as it likes, and these count as one.
-func TestNetworkThatDoesNotLogIn(t *testing.T) {
-	keys, err := hostKeys()
+// dialer starts a server, and returns what opens a connection to it from an address and waits until
+// it is greeted.
+func dialer(t *testing.T, opts sshd.Options) func(ip string) net.Conn {
+	t.Helper()
+	var err error
+	opts.HostKeys, err = hostKeys()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := sshd.New(access.New(nil, nil, access.Options{}), echo, sshd.Options{HostKeys: keys, Logger: slog.New(slog.DiscardHandler), Logins: 16})
+	s := sshd.New(access.New(nil, nil, access.Options{}), echo, opts)
 	ctx, cancel := context.WithCancel(t.Context())
 	l := make(pipes)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ctx, l) }()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
 		close(l)
 		if err := <-served; err != nil {
 			t.Error(err)
 		}
-	}()
-	dial := func(ip string) net.Conn {
+	})
+	return func(ip string) net.Conn {
 		ours, theirs := net.Pipe()
 		t.Cleanup(func() { ours.Close() })
 		l <- from{theirs, &net.TCPAddr{IP: net.ParseIP(ip), Port: 1}}
@@ -181,6 +185,18 @@ func TestNetworkThatDoesNotLogIn(t *testing.T) {
 		}
 		return ours
 	}
+}
+
+// isOpen reports whether the server keeps a connection. What it has sent is read.
+func isOpen(c net.Conn) bool {
+	c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	_, err := io.ReadAll(c)
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// A machine has as many addresses of an IPv6 network as it likes, and these count as one.
+func TestNetworkThatDoesNotLogIn(t *testing.T) {
+	dial := dialer(t, sshd.Options{Logins: 16})
 	last := dial("2001:db8:0:1::1")
 	var network []net.Conn
 	for i := range 40 {
@@ -189,12 +205,42 @@ func TestNetworkThatDoesNotLogIn(t *testing.T) {
 	// Of 16 one network has 8: those that came last. The others have made room, and not that of
 	// another network.
 	for i, c := range append(network, last) {
-		want := i >= 40-8
-		c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
-		rest, err := io.ReadAll(c)
-		if open := errors.Is(err, os.ErrDeadlineExceeded); open != want {
-			t.Errorf("connection %d is open: %v, want %v (%q, %v)", i, open, want, rest, err)
+		if open, want := isOpen(c), i >= 40-8; open != want {
+			t.Errorf("connection %d is open: %v, want %v", i, open, want)
 		}
+	}
+}
+
+// Where nothing else is said, as many connections wait for a log-in as the files of the process
+// allow, half of them from one address: 128 with 4,096 files and more. Each more ends an older one.
+func TestPlacesForLogins(t *testing.T) {
+	places := fairlimit.OfProcess().SSHLogins
+	open := func(conns []net.Conn) int {
+		var n atomic.Int64
+		var all sync.WaitGroup
+		for _, c := range conns {
+			all.Go(func() {
+				if isOpen(c) {
+					n.Add(1)
+				}
+			})
+		}
+		all.Wait()
+		return int(n.Load())
+	}
+	dial := dialer(t, sshd.Options{})
+	var one, many []net.Conn
+	for range places {
+		one = append(one, dial("192.0.2.1"))
+	}
+	if n := open(one); n != places/2 {
+		t.Errorf("%d connections of one address are open, want %d", n, places/2)
+	}
+	for i := range 2 * places {
+		many = append(many, dial(fmt.Sprintf("10.0.%d.%d", i>>8, i&255)))
+	}
+	if n := open(append(many, one...)); n != places {
+		t.Errorf("%d connections are open, want %d", n, places)
 	}
 }
 

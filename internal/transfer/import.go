@@ -36,6 +36,8 @@ type ImportOptions struct {
 	Limits *decompress.Limits
 	// Netrc is a file with users and passwords, as curl and Nix read it; "": none. What is in the URL wins.
 	Netrc string
+	// Begin is called once it is known what to import, before the first of it is kept. An error ends the import. Nil: it is not called.
+	Begin func() error
 	// Retry is told what failed, and after which pause it is asked for again, by several goroutines at once. Nil: it is not told.
 	Retry func(err error, pause time.Duration)
 	// UserAgent is who asks; "": firn.
@@ -115,6 +117,9 @@ func (i *importer) all(ctx context.Context, roots []nix.StorePath) error {
 		err = i.findClosure(ctx, roots)
 	} else {
 		err = i.findAll(ctx)
+	}
+	if err == nil && i.opts.Begin != nil {
+		err = i.opts.Begin()
 	}
 	if err != nil {
 		return err
