@@ -18,7 +18,8 @@ import (
 // largePaths is a source of paths with many references, which it makes again whenever it is asked.
 type largePaths struct {
 	base  nix.PathInfo
-	names int // references
+	names int   // references
+	err   error // instead of a path
 	asked atomic.Int32
 	turns chan struct{} // as many at once as a database has readers
 }
@@ -33,6 +34,9 @@ func (l *largePaths) PathInfo(_ context.Context, hash nix.PathHash) (*nix.PathIn
 	l.asked.Add(1)
 	l.turns <- struct{}{}
 	defer func() { <-l.turns }()
+	if l.err != nil {
+		return nil, l.err
+	}
 	info := l.base
 	var err error
 	if info.Path, err = nix.DefaultStoreDir.ParseBase(hash.String() + "-large"); err != nil {
@@ -61,10 +65,16 @@ func (*gated) OpenCompressed(context.Context, *nix.PathInfo) (cache.NAR, string,
 
 // However many large narinfos are looked up at once, only as many are in memory as all caches may
 // have of them together. The others wait, hold nothing, and have an answer when there is memory; or
-// an error if there is none for too long.
+// an error if there is none for too long, or if by then the source does not answer, or has a larger
+// path in that place. None takes memory along: all are served later.
 func TestLargeNARInfosAtOnce(t0 *testing.T) {
-	const paths, names = 64, 10_000 // of 2.4 MB each
-	for name, patience := range map[string]time.Duration{"soon": 0, "never": time.Hour} {
+	const paths, later, names = 32, 4, 10_000 // of 2.4 MB each
+	for name, change := range map[string]func(*gated){
+		"soon":  nil,
+		"never": func(*gated) { time.Sleep(time.Hour) }, // no clock is waited for
+		"fails": func(g *gated) { g.err = cache.ErrUnavailable },
+		"grows": func(g *gated) { g.names++ },
+	} {
 		t0.Run(name, func(t0 *testing.T) {
 			synctest.Test(t0, func(t *testing.T) {
 				source := &gated{largePaths: &largePaths{base: *hello(t).Info, names: names, turns: make(chan struct{}, 4)}, gate: make(chan struct{})}
@@ -74,7 +84,7 @@ func TestLargeNARInfosAtOnce(t0 *testing.T) {
 				before := heap()
 				var group sync.WaitGroup
 				var served, unavailable atomic.Int32
-				for i := range paths {
+				look := func(i int) {
 					group.Go(func() {
 						text, err := caches[i%2].NARInfo(t.Context(), nix.PathHash{0: byte(i + 1)})
 						switch {
@@ -87,24 +97,38 @@ func TestLargeNARInfosAtOnce(t0 *testing.T) {
 						}
 					})
 				}
+				for i := range paths {
+					look(i)
+				}
 				synctest.Wait()
 				held := source.held.Load()
 				if most := int32(2 * nix.MaxNARInfoSize / (names * 230)); held < most/2 || held > most {
 					t.Errorf("%d large narinfos are held at once, want some %d", held, most)
 				}
 				// One takes 3 MB before it is made.
-				if live, most := heap()-before, int64(paths)*3e6/2; live > most {
+				if live, most := heap()-before, int64(paths+held)/2*3e6; live > most {
 					t.Errorf("%d MiB are in memory, more than %d", live>>20, most>>20)
 				}
-				time.Sleep(patience) // no clock is waited for
+				if change != nil {
+					change(source)
+				}
 				synctest.Wait()
 				close(source.gate)
 				group.Wait()
-				if waited := unavailable.Load(); (waited > 0) != (patience > 0) || waited > paths-held || served.Load()+waited != paths {
+				if waited := unavailable.Load(); (waited > 0) != (change != nil) || waited > paths-held || served.Load()+waited != paths {
 					t.Errorf("%d narinfos are served, %d are not, and %d were held", served.Load(), waited, held)
 				}
 				if n := source.asked.Load(); n > 2*paths {
 					t.Errorf("the source was asked %d times for %d paths", n, paths)
+				}
+				served.Store(0)
+				source.err = nil
+				for i := range later {
+					look(i)
+				}
+				group.Wait()
+				if n := served.Load(); n != later {
+					t.Errorf("%d of %d are served later", n, later)
 				}
 			})
 		})
