@@ -3,9 +3,12 @@ package cache_test
 import (
 	"context"
 	"errors"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"firn/internal/cache"
 	"firn/internal/cache/cachetest"
@@ -15,7 +18,8 @@ import (
 // largePaths is a source of paths with many references, which it makes again whenever it is asked.
 type largePaths struct {
 	base  nix.PathInfo
-	names int // references
+	names int   // references
+	err   error // instead of a path
 	asked atomic.Int32
 	turns chan struct{} // as many at once as a database has readers
 }
@@ -30,6 +34,9 @@ func (l *largePaths) PathInfo(_ context.Context, hash nix.PathHash) (*nix.PathIn
 	l.asked.Add(1)
 	l.turns <- struct{}{}
 	defer func() { <-l.turns }()
+	if l.err != nil {
+		return nil, l.err
+	}
 	info := l.base
 	var err error
 	if info.Path, err = nix.DefaultStoreDir.ParseBase(hash.String() + "-large"); err != nil {
@@ -39,32 +46,101 @@ func (l *largePaths) PathInfo(_ context.Context, hash nix.PathHash) (*nix.PathIn
 	return &info, nil
 }
 
-// However many large narinfos are looked up at once, what they take in memory is bounded, and none
-// fails.
-func TestLargeNARInfosAtOnce(t *testing.T) {
-	const paths, names = 64, 10_000 // of 2.4 MB each
-	source := &largePaths{base: *hello(t).Info, names: names, turns: make(chan struct{}, 4)}
-	source.base.CA = nix.ContentAddress{}
-	looks := cache.NewLookMemory()
-	caches := []*cache.Cache{newCache(t, cache.Options{Looks: looks}, source), newCache(t, cache.Options{Looks: looks}, source)}
-	live := cachetest.HeapWhile(func() {
-		var group sync.WaitGroup
-		for i := range paths {
-			group.Go(func() {
-				text, err := caches[i%2].NARInfo(t.Context(), nix.PathHash{0: byte(i + 1)})
-				if err != nil || len(text) < names*230 {
-					t.Errorf("narinfo %d: %d bytes, %v", i, len(text), err)
+// gated has large paths whose compressed NARs are looked at only once the gate is open.
+type gated struct {
+	*largePaths
+	gate chan struct{}
+	held atomic.Int32 // paths that wait there
+}
+
+func (*gated) Compression() nix.Compression { return nix.Zstd }
+func (g *gated) StatCompressed(context.Context, *nix.PathInfo) (int64, string, error) {
+	g.held.Add(1)
+	<-g.gate
+	return 1, "", nil
+}
+func (*gated) OpenCompressed(context.Context, *nix.PathInfo) (cache.NAR, string, error) {
+	return nil, "", cache.ErrNotFound
+}
+
+// However many large narinfos are looked up at once, only as many are in memory as all caches may
+// have of them together. The others wait, hold nothing, and have an answer when there is memory; or
+// an error if there is none for too long, or if by then the source does not answer, or has a larger
+// path in that place. None takes memory along: all are served later.
+func TestLargeNARInfosAtOnce(t0 *testing.T) {
+	const paths, later, names = 32, 4, 10_000 // of 2.4 MB each
+	for name, change := range map[string]func(*gated){
+		"soon":  nil,
+		"never": func(*gated) { time.Sleep(time.Hour) }, // no clock is waited for
+		"fails": func(g *gated) { g.err = cache.ErrUnavailable },
+		"grows": func(g *gated) { g.names++ },
+	} {
+		t0.Run(name, func(t0 *testing.T) {
+			synctest.Test(t0, func(t *testing.T) {
+				source := &gated{largePaths: &largePaths{base: *hello(t).Info, names: names, turns: make(chan struct{}, 4)}, gate: make(chan struct{})}
+				source.base.CA = nix.ContentAddress{}
+				looks := cache.NewLookMemory()
+				caches := []*cache.Cache{newCache(t, cache.Options{Looks: looks}, source), newCache(t, cache.Options{Looks: looks}, source)}
+				before := heap()
+				var group sync.WaitGroup
+				var served, unavailable atomic.Int32
+				look := func(i int) {
+					group.Go(func() {
+						text, err := caches[i%2].NARInfo(t.Context(), nix.PathHash{0: byte(i + 1)})
+						switch {
+						case errors.Is(err, cache.ErrUnavailable):
+							unavailable.Add(1)
+						case err != nil || len(text) < names*230:
+							t.Errorf("narinfo %d: %d bytes, %v", i, len(text), err)
+						default:
+							served.Add(1)
+						}
+					})
+				}
+				for i := range paths {
+					look(i)
+				}
+				synctest.Wait()
+				held := source.held.Load()
+				if most := int32(2 * nix.MaxNARInfoSize / (names * 230)); held < most/2 || held > most {
+					t.Errorf("%d large narinfos are held at once, want some %d", held, most)
+				}
+				// One takes 3 MB before it is made.
+				if live, most := heap()-before, int64(paths+held)/2*3e6; live > most {
+					t.Errorf("%d MiB are in memory, more than %d", live>>20, most>>20)
+				}
+				if change != nil {
+					change(source)
+				}
+				synctest.Wait()
+				close(source.gate)
+				group.Wait()
+				if waited := unavailable.Load(); (waited > 0) != (change != nil) || waited > paths-held || served.Load()+waited != paths {
+					t.Errorf("%d narinfos are served, %d are not, and %d were held", served.Load(), waited, held)
+				}
+				if n := source.asked.Load(); n > 2*paths {
+					t.Errorf("the source was asked %d times for %d paths", n, paths)
+				}
+				served.Store(0)
+				source.err = nil
+				for i := range later {
+					look(i)
+				}
+				group.Wait()
+				if n := served.Load(); n != later {
+					t.Errorf("%d of %d are served later", n, later)
 				}
 			})
-		}
-		group.Wait()
-	})
-	if most := int64(256 << 20); live > most {
-		t.Errorf("%d MiB were in memory, more than %d", live>>20, most>>20)
+		})
 	}
-	if n := source.asked.Load(); n > 2*paths {
-		t.Errorf("the source was asked %d times for %d paths", n, paths)
-	}
+}
+
+// heap returns how many bytes are alive.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
 }
 
 // unstattable has large paths whose compressed NARs cannot be looked at now.

@@ -52,6 +52,26 @@ func after(name string, but ...string) (names []string) {
 	return names
 }
 
+// What was examined without a store path, or without what was asked for, says nothing of whether
+// clients will be fine.
+func TestComplete(t *testing.T) {
+	for _, test := range []struct {
+		check   string
+		verdict Verdict
+		maxSize int64
+		want    bool
+	}{
+		{"path", Skip, 1, false}, {"nar", Skip, 1, false}, {"push", Skip, 1, false},
+		{"nar", Skip, -1, true}, // as was asked for
+		{"path", OK, 1, true}, {"path", Fail, 1, true}, {"certificate", Skip, 1, true}, {"substituters", Skip, 1, true},
+	} {
+		findings := []Finding{{Check: "cache-info", Verdict: OK}, {Check: test.check, Verdict: test.verdict}, {Check: "speed", Verdict: OK}}
+		if got := Complete(findings, Options{MaxSize: test.maxSize}); got != test.want {
+			t.Errorf("%+v: %t", test, got)
+		}
+	}
+}
+
 func TestURLs(t *testing.T) {
 	for text, want := range map[string]string{
 		"http://host":                    "",
