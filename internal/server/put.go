@@ -169,13 +169,13 @@ func (b *bounded) Read(p []byte) (int, error) {
 // receiveText returns the whole body of a small upload, decoded. It may be in memory until done is
 // called. A body that is larger than most waits for memory before more than its beginning is read, so
 // that uploads that wait hold little.
-func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func(), err error) {
+func (s *Server) receiveText(x *exchange, limit int64) (all []byte, done func(), err error) {
 	r, err := s.decoded(x, limit, s.decoding(x, s.textDecoders, maxTextDecoder))
 	if err != nil {
 		return nil, nil, err
 	}
 	defer r.Close()
-	text, err = io.ReadAll(io.LimitReader(r, firstText+1))
+	text, err := io.ReadAll(io.LimitReader(r, firstText+1))
 	if err != nil || len(text) <= firstText {
 		return text, func() {}, err
 	}
@@ -187,14 +187,18 @@ func (s *Server) receiveText(x *exchange, limit int64) (text []byte, done func()
 	if err != nil {
 		return nil, nil, err
 	}
+	defer func() {
+		if all == nil { // It failed, or a decoder panics.
+			done()
+		}
+	}()
 	x.holdsText = true
-	all := bytes.NewBuffer(make([]byte, 0, min(most, x.r.ContentLength+bytes.MinRead)))
-	all.Write(text)
-	if _, err := all.ReadFrom(r); err != nil {
-		done()
+	read := bytes.NewBuffer(make([]byte, 0, min(most, x.r.ContentLength+bytes.MinRead)))
+	read.Write(text)
+	if _, err := read.ReadFrom(r); err != nil {
 		return nil, nil, err
 	}
-	return all.Bytes(), done, nil
+	return read.Bytes(), done, nil
 }
 
 // stored answers an upload: 201 if its contents were not there before, else 204.

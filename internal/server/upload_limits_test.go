@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"sync/atomic"
@@ -640,4 +641,37 @@ func TestPanicOfUpload(t *testing.T) {
 			t.Errorf("the uploads are logged as %q, want two that failed", &log)
 		}
 	})
+}
+
+// brokenBody is a body whose reading panics once more than the first part of a text is read.
+type brokenBody struct{ n int }
+
+func (b *brokenBody) Read(p []byte) (int, error) {
+	if b.n > 2*firstText {
+		panic("a bug")
+	}
+	b.n += len(p)
+	return len(p), nil
+}
+
+func (*brokenBody) Close() error { return nil }
+
+// An upload of a text whose decoder panics gives its memory back.
+func TestPanicOfText(t *testing.T) {
+	p := newCaches(t, Options{})
+	r := httptest.NewRequest(http.MethodPut, "/"+p.path.Info.Path.Hash().String()+".narinfo", nil)
+	r.Body, r.ContentLength = &brokenBody{}, nix.MaxNARInfoSize
+	name, value, _ := strings.Cut(as("push-main"), ": ")
+	r.Header.Set(name, value)
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("it did not panic")
+			}
+		}()
+		p.server.Handler().ServeHTTP(httptest.NewRecorder(), r)
+	}()
+	if _, ok := p.server.receivedTexts.TryTakeN(textMemory); !ok {
+		t.Error("an upload that has ended holds memory")
+	}
 }

@@ -71,8 +71,8 @@ func (s *Server) serveConn(ctx, work context.Context, n *login) {
 	s.counts.loggedIn.Add(1)
 	s.counts.open.Add(1)
 	defer s.counts.open.Add(-1)
-	defer s.limits.join(owners[0])()
-	unread := newUnread(func() int64 { return s.limits.of(owners[0]) })
+	unread, leave := s.limits.join(owners[0])
+	defer leave()
 	defer unread.close()
 	c.unread.Store(unread)
 	l := &Login{owners: owners, hangUp: func() { sc.Close() }, unread: unread,

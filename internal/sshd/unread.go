@@ -34,22 +34,31 @@ type limits struct {
 	connection, key int64
 
 	mu   sync.Mutex
-	open map[string]int64 // connections by key
+	open map[string]map[*unread]bool // connections by key
 }
 
 func newLimits(connection, key int64) *limits {
-	return &limits{connection: connection, key: key, open: map[string]int64{}}
+	return &limits{connection: connection, key: key, open: map[string]map[*unread]bool{}}
 }
 
-// join counts a connection of a key until leave is called.
-func (l *limits) join(key string) (leave func()) {
+// join counts a connection of a key until leave is called. The others of the key may have more from
+// then on, and look again.
+func (l *limits) join(key string) (u *unread, leave func()) {
+	u = newUnread(func() int64 { return l.of(key) })
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.open[key]++
-	return func() {
+	if l.open[key] == nil {
+		l.open[key] = map[*unread]bool{}
+	}
+	l.open[key][u] = true
+	return u, func() {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		if l.open[key]--; l.open[key] == 0 {
+		delete(l.open[key], u)
+		for other := range l.open[key] {
+			other.lookAgain()
+		}
+		if len(l.open[key]) == 0 {
 			delete(l.open, key)
 		}
 	}
@@ -59,13 +68,13 @@ func (l *limits) join(key string) (leave func()) {
 func (l *limits) of(key string) int64 {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return min(l.connection, l.key/max(1, l.open[key]))
+	return min(l.connection, l.key/int64(max(1, len(l.open[key]))))
 }
 
 // An unread counts what a connection has received since its channels were last found empty.
 type unread struct {
 	limit   func() int64
-	changed chan struct{} // holds something when a channel was read from since it was last looked at
+	changed chan struct{} // holds something when a channel was read from, or the limit rose, since it was last looked at
 	closed  chan struct{}
 	close   func() // closes closed, once
 
@@ -104,8 +113,13 @@ func (b *backlog) change(do func()) {
 	b.of.mu.Lock()
 	do()
 	b.of.mu.Unlock()
+	b.of.lookAgain()
+}
+
+// lookAgain has wait look again.
+func (u *unread) lookAgain() {
 	select {
-	case b.of.changed <- struct{}{}:
+	case u.changed <- struct{}{}:
 	default:
 	}
 }

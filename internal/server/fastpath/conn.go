@@ -41,6 +41,7 @@ type conn struct {
 	header http.Header // of the answer
 	began  bool        // header is in out
 	out    *[]byte     // answers that are not sent yet
+	whole  int         // bytes of out before the answer that a handler is giving now
 }
 
 // next says what becomes of a connection.
@@ -129,7 +130,11 @@ func (c *conn) setState(s http.ConnState) {
 // answer answers the requests that have come.
 func (c *conn) answer(requests []byte) next {
 	c.out = gathered.Get().(*[]byte)
+	c.whole = 0
 	defer func() {
+		if c.whole > 0 { // A handler panics. As with net/http, the answers before its own are sent.
+			_, _ = c.conn.Write((*c.out)[:c.whole]) // The connection is closed in any case.
+		}
 		if cap(*c.out) <= keptBytes {
 			*c.out = (*c.out)[:0]
 			gathered.Put(c.out)
@@ -145,6 +150,7 @@ func (c *conn) answer(requests []byte) next {
 		requests = requests[size:]
 		clear(c.header)
 		c.began = false
+		c.whole = len(*c.out)
 		c.f.srv.Handler.ServeHTTP(c, &c.request)
 		if c.header["Connection"] != nil {
 			return c.send(isOver)
@@ -158,6 +164,7 @@ func (c *conn) answer(requests []byte) next {
 
 // send sends the answers, and returns what becomes of the connection if that succeeds.
 func (c *conn) send(then next) next {
+	c.whole = 0
 	if len(*c.out) > 0 {
 		if _, err := c.conn.Write(*c.out); err != nil {
 			return isOver
@@ -301,6 +308,7 @@ func (c *conn) Write(p []byte) (int, error) {
 	case len(p) <= keptBytes:
 		*c.out = append(*c.out, p...)
 	default:
+		c.whole = 0
 		if _, err := c.conn.Write(*c.out); err != nil {
 			return 0, err
 		}

@@ -205,6 +205,32 @@ func TestPanic(t *testing.T) {
 	}
 }
 
+// The answers to requests that came together with the one whose handler panics are sent.
+func TestPanicBehindAnswers(t *testing.T) {
+	in := make(pipes)
+	l := Listen(in, &http.Server{ReadHeaderTimeout: time.Minute, IdleTimeout: time.Minute, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header()["Content-Length"] = []string{"2"}
+		_, _ = io.WriteString(w, "ok")
+		if r.Method == http.MethodHead {
+			panic(http.ErrAbortHandler)
+		}
+	})})
+	client, server := net.Pipe()
+	in <- &unreader{Conn: server}
+	get := request("GET", "/nix-cache-info")
+	if _, err := io.WriteString(client, get+get+request("HEAD", "/nix-cache-info")); err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(client)
+	if n := strings.Count(string(text), "\r\n\r\nok"); err != nil || n != 2 || !strings.HasSuffix(string(text), "ok") {
+		t.Errorf("%q, %v, want two answers and nothing of the third", text, err)
+	}
+	in.Close()
+	if _, err := l.Accept(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("Accept is %v", err)
+	}
+}
+
 // broken is a connection whose client has gone.
 type broken struct{ net.Conn }
 
