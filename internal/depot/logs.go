@@ -75,8 +75,15 @@ func (in *incoming) read(ctx context.Context, log io.Reader) error {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		n, err := io.ReadFull(log, part)
-		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
+		// Not io.ReadFull: after it, a log that breaks off with io.ErrUnexpectedEOF looks complete.
+		var n int
+		var err error
+		for n < len(part) && err == nil {
+			var more int
+			more, err = log.Read(part[n:])
+			n += more
+		}
+		if err != nil && err != io.EOF {
 			return err
 		}
 		size += n

@@ -10,6 +10,7 @@ import (
 
 	"firn/internal/cache"
 	"firn/internal/depot/blob"
+	"firn/internal/depot/index"
 )
 
 func newPackName() string { return strings.ToLower(rand.Text()) + ".pack" }
@@ -72,9 +73,10 @@ type newPack struct {
 	frames packWriter
 	dummy  packWriter
 
-	shared bool // several NARs may be in it
-	users  int  // how many are; guarded by the mutex of sharing
-	needed bool // a record of one of them may name it; guarded as well
+	shared bool  // several NARs may be in it
+	users  int   // how many are; guarded by the mutex of sharing
+	needed bool  // a record of one of them may name it; guarded as well
+	used   int64 // bytes of frames that came with such NARs; guarded as well
 
 	done chan struct{} // is closed when it is committed, or that has failed
 	err  error         // why it cannot be committed
@@ -101,9 +103,16 @@ type sharing struct {
 
 	mu   sync.Mutex
 	open *newPack // takes more NARs; nil: none
+
+	// wasteful are packs to be examined, and their sizes: more than half of their bytes are of NARs
+	// that were not added, such as of a client that went away or that another one was faster than.
+	// The catalog does not know of these bytes. After a restart they stay until a NAR leaves the pack.
+	wasteful map[string]int64
 }
 
-func newSharing() *sharing { return &sharing{committing: make(chan struct{}, 1)} }
+func newSharing() *sharing {
+	return &sharing{committing: make(chan struct{}, 1), wasteful: make(map[string]int64)}
+}
 
 // write writes the only batch of a NAR to the open pack.
 func (s *sharing) write(p *packing, b *batch) error {
@@ -151,11 +160,30 @@ func (s *sharing) commit(ctx context.Context, n *newPack) error {
 	return n.commit(context.WithoutCancel(ctx)) // other clients wait for it too
 }
 
-// need notes that a record may name the pack, so that it is not removed.
-func (s *sharing) need(n *newPack) {
+// need notes that a record may name the pack, so that it is not removed, and how many bytes of it
+// came with the NAR of that record.
+func (s *sharing) need(n *newPack, bytes int64) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.needed = true
+	n.used += bytes
+}
+
+// waste returns the packs that are to be examined.
+func (s *sharing) waste() (packs []index.ThinPack) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for name, size := range s.wasteful {
+		packs = append(packs, index.ThinPack{Pack: index.Pack{Name: name, Size: size}})
+	}
+	return packs
+}
+
+// examined notes that a pack was examined.
+func (s *sharing) examined(name string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.wasteful, name)
 }
 
 // leave ends the use of a pack by a NAR. After the last, it is removed if no record needs it.
@@ -184,8 +212,14 @@ func (s *sharing) isLast(n *newPack) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n.users--
-	if n.users == 0 && s.open == n {
+	if n.users > 0 {
+		return false
+	}
+	if s.open == n {
 		s.open = nil
 	}
-	return n.users == 0
+	if n.needed && 2*n.used < n.frames.size {
+		s.wasteful[n.frames.name] = n.frames.size
+	}
+	return true
 }

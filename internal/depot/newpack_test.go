@@ -9,8 +9,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"firn/internal/cache"
+	"firn/internal/cache/cachetest"
 	"firn/internal/catalog/sqlite/sqlitetest"
 	"firn/internal/depot"
 	"firn/internal/depot/blob"
@@ -104,6 +106,49 @@ func TestSharedPack(tt *testing.T) {
 			t.push(nar) // again
 			t.wantPlain(nar)
 		}
+		t.wantClean()
+		t.close()
+	})
+}
+
+// TestSharedWaste: what a shared pack has of NARs that were not added, as another client was faster,
+// does not stay.
+func TestSharedWaste(tt *testing.T) {
+	synctest.Test(tt, func(tt *testing.T) {
+		const copies = 10
+		now := time.Now()
+		g := &gatedBlobs{Store: blobtest.NewMemory(), gate: make(chan error)}
+		t := newTesterOn(tt, sqlitetest.Open(tt, func() time.Time { return now }), g, depot.Options{Now: func() time.Time { return now }})
+		first, nar := archive(t, file("", noise(1_000, 1))), archive(t, file("", noise(50_000, 2)))
+		var clients sync.WaitGroup
+		send := func(i int, nar []byte) {
+			clients.Go(func() {
+				_, err := t.Receive(t.Context(), cache.Upload{URL: fmt.Sprintf("nar/%d.nar", i), NAR: bytes.NewReader(nar)})
+				wantError(t, "receive", err, nil)
+			})
+			synctest.Wait()
+		}
+		send(0, first)
+		for i := range copies {
+			send(1+i, nar)
+		}
+		close(g.gate)
+		clients.Wait()
+		for _, nar := range [][]byte{first, nar} {
+			if _, err := t.Publish(t.Context(), infoOf(t, nar), cachetest.Unchecked()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 4 {
+			now = now.Add(25 * time.Hour)
+			if err := t.depot.Tick(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		if names, size := t.packs(); size > 2*int64(len(nar)) {
+			t.Errorf("packs %v of %d bytes are left, of NARs of %d", names, size, len(first)+len(nar))
+		}
+		t.wantNAR(infoOf(t, nar), nar)
 		t.wantClean()
 		t.close()
 	})

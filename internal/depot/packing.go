@@ -22,8 +22,9 @@ type packing struct {
 	reused  []index.Chunk // those that were kept already
 	uses    []catalog.Sum // chunks that nothing of the cache has led to so far
 
-	to  *newPack // nil: nothing was written
-	own int32    // its index in packs; less than 0: no frame is in it
+	to      *newPack // nil: nothing was written
+	own     int32    // its index in packs; less than 0: no frame is in it
+	written int64    // bytes of frames in it
 }
 
 // write notes where the frames of a batch lie, and writes those that are new. It takes the batches
@@ -80,6 +81,7 @@ func (p *packing) writeShare(s *share) error {
 	if len(s.out) == 0 {
 		return nil
 	}
+	p.written += int64(len(s.out))
 	return p.to.frames.write(s.out)
 }
 

@@ -145,7 +145,7 @@ func (p *View) add(ctx context.Context, in *ingest, u *index.Upload, listing []b
 	// After any other error the NAR may be there, and need its pack. If it is not there, a sweep
 	// finds the pack.
 	if packed.own >= 0 && (added || err != nil && !errors.Is(err, catalog.ErrGone)) {
-		p.d.sharing.need(packed.to)
+		p.d.sharing.need(packed.to, packed.written)
 	}
 	if err == nil && added {
 		p.d.recipes.Remove(u.NARHash) // that of a NAR that was damaged

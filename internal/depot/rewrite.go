@@ -53,6 +53,7 @@ func (d *Depot) rewrite(ctx context.Context) error {
 	if err != nil {
 		return failure("look up thin packs", err)
 	}
+	thin = append(d.sharing.waste(), thin...)
 	var copied int64
 	var cramped bool
 	var errs []error
@@ -76,6 +77,8 @@ func (d *Depot) rewrite(ctx context.Context) error {
 				break
 			}
 			failed[p.Name] = now.Add(retryAfter)
+		} else {
+			d.sharing.examined(p.Name)
 		}
 	}
 	return errors.Join(errs...)

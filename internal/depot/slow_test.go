@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/iotest"
 	"testing/synctest"
 	"time"
 
@@ -168,6 +169,28 @@ func derivation(t testing.TB, name string) nix.StorePath {
 		t.Fatal(err)
 	}
 	return drv
+}
+
+// TestBrokenLog: a log that breaks off is not stored, and the one that was stored before stays.
+func TestBrokenLog(tt *testing.T) {
+	t := newTester(tt, depot.Options{})
+	const whole = "it is built\n"
+	drv := derivation(t, "log")
+	if err := t.PutLog(t.Context(), drv, strings.NewReader(whole)); err != nil {
+		t.Fatal(err)
+	}
+	for _, broken := range []error{io.ErrUnexpectedEOF, io.ErrClosedPipe} {
+		err := t.PutLog(t.Context(), drv, io.MultiReader(strings.NewReader(whole[:5]), iotest.ErrReader(broken)))
+		wantError(t, "a log that breaks off", err, broken)
+		log, err := t.OpenLog(t.Context(), drv)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer log.Close()
+		if got, err := io.ReadAll(log); err != nil || string(got) != whole {
+			t.Errorf("after %v, the log is %q, %v, want %q", broken, got, err, whole)
+		}
+	}
 }
 
 // TestManyLogs: two large logs that nobody takes keep no small one from being read, and no large one from being kept.
