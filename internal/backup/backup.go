@@ -153,8 +153,8 @@ func (r *run) begin() error {
 			return err
 		}
 	} else if _, err := os.Lstat(marker); errors.Is(err, fs.ErrNotExist) {
-		return errors.New("there is something in the directory, and it is no backup, or a server was started on it, " +
-			"so that it is the state directory of that one now; name an empty directory, or one that is not there yet")
+		return errors.New("there is something in the directory, and it is no backup; or it was one, and a server was started on it, " +
+			"or a command such as firn token create changed it, so that it has what is in no other place; name an empty directory, or one that is not there yet")
 	}
 	if err := os.Mkdir(r.in(r.Depot), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
