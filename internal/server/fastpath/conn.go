@@ -31,7 +31,7 @@ const (
 // http.ResponseWriter of their answers.
 type conn struct {
 	f    *listener
-	conn Unreader
+	conn unreadConn
 
 	buf     [maxRequest]byte
 	request http.Request // one after the other: a handler does not keep it
@@ -58,7 +58,7 @@ var gathered = sync.Pool{New: func() any { return new([]byte) }}
 
 // serve answers the requests of a connection for as long as they are simple, and reports whether
 // net/http has to go on. If not, the connection is closed.
-func (f *listener) serve(u Unreader) (more bool) {
+func (f *listener) serve(u unreadConn) (more bool) {
 	c := &conn{f: f, conn: u, header: make(http.Header)}
 	ctx := context.Background()
 	if f.srv.BaseContext != nil {

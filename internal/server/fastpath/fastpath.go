@@ -22,10 +22,14 @@ import (
 
 // Unreader is a connection that can be given on after it was read from.
 type Unreader interface {
-	net.Conn
-
 	// Unread has Read begin with b.
 	Unread(b []byte)
+}
+
+// unreadConn is a connection that is an Unreader.
+type unreadConn interface {
+	net.Conn
+	Unreader
 }
 
 // Listen returns the listener that srv takes its connections from: those of l, each once it has
@@ -93,7 +97,7 @@ func (f *listener) accept() {
 			}
 		}
 		f.running.Go(func() {
-			if u, ok := c.(Unreader); !ok || f.serve(u) {
+			if u, ok := c.(unreadConn); !ok || f.serve(u) {
 				f.give(c)
 			}
 		})
