@@ -159,7 +159,7 @@ func (a *app) openCaches(ctx context.Context) (err error) {
 }
 
 func (a *app) openSSH(ctx context.Context) (err error) {
-	a.ssh, a.sshListener, err = a.sshDoor(ctx, a.sockets, a.caches, a.access, a.audited, a.log, &a.banner)
+	a.ssh, a.sshListener, err = a.openSSHServer(ctx, a.sockets, a.caches, a.access, a.audited, a.log, &a.banner)
 	if err != nil {
 		return err
 	}
@@ -180,7 +180,7 @@ func (a *app) openHTTP(context.Context) error {
 	}
 	a.gauges = a.depot.Gauges()
 	opts.Inside = append(opts.Inside, a.gauges)
-	a.doorOptions(&opts, a.certs, a.tls)
+	a.networkOptions(&opts, a.certs, a.tls)
 	a.http = server.New(a.caches, opts)
 	return nil
 }
@@ -247,7 +247,7 @@ func (a *app) run(ctx context.Context, read func() (*config.Config, error)) erro
 // and what was deleted should not hold its disk for much longer than that.
 const sweepInterval = 10 * time.Minute
 
-// sweep lets the depot remove what nothing leads to, and the local store what no pushed path refers
+// sweep lets the depot remove what is not reachable, and the local store what no pushed path refers
 // to, now and then, until ctx ends.
 func sweep(ctx context.Context, d *depot.Depot, all *registry.Registry, log *slog.Logger) error {
 	ticker := time.NewTicker(sweepInterval)

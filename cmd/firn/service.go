@@ -10,7 +10,7 @@ import (
 	"firn/internal/server"
 )
 
-// open opens the addresses for doors of a kind, all or none; those of the settings do not count where the service manager
+// open opens the addresses for endpoints of a kind, all or none; those of the settings do not count where the service manager
 // has opened sockets for them.
 func open(ctx context.Context, sockets listen.Sockets, kind string, addresses []listen.Address, opts listen.Options) ([]net.Listener, error) {
 	if passed := sockets[kind]; len(passed) > 0 {
@@ -21,21 +21,21 @@ func open(ctx context.Context, sockets listen.Sockets, kind string, addresses []
 
 // A watched is what the service manager is told of.
 type watched struct {
-	manager *listen.Manager
-	doors   []listen.Door
+	manager   *listen.Manager
+	endpoints []listen.Endpoint
 }
 
-// add adds the doors of a kind.
+// add adds the endpoints of a kind.
 func (w *watched) add(kind string, listeners []net.Listener) {
 	for _, l := range listeners {
-		w.doors = append(w.doors, listen.Door{Kind: kind, Addr: l.Addr()})
+		w.endpoints = append(w.endpoints, listen.Endpoint{Kind: kind, Addr: l.Addr()})
 	}
 }
 
-// run tells the service manager that all doors answer, once and then as often as it wants to hear it, until ctx ends.
+// run tells the service manager that all endpoints answer, once and then as often as it wants to hear it, until ctx ends.
 // Only then then is called, beside that, so that nothing else is told to be ready before.
 func (w *watched) run(ctx context.Context, then func()) {
-	w.manager.Ready(ctx, w.doors, w.status())
+	w.manager.Ready(ctx, w.endpoints, w.status())
 	var beside sync.WaitGroup
 	beside.Go(then)
 	w.manager.Watch(ctx)
@@ -44,8 +44,8 @@ func (w *watched) run(ctx context.Context, then func()) {
 
 // status is what people see of a server that serves.
 func (w *watched) status() string {
-	places := make([]string, len(w.doors))
-	for i, d := range w.doors {
+	places := make([]string, len(w.endpoints))
+	for i, d := range w.endpoints {
 		places[i] = d.String()
 	}
 	return "serving " + strings.Join(places, ", ")

@@ -20,22 +20,22 @@ import (
 // sshDir is where the host keys are in the state directory.
 const sshDir = "ssh"
 
-// sshTurns is how many NARs of some size are read at once over SSH, half of them of one key or from one address: as many as over HTTP.
-// The depot has room for both together.
-const sshTurns = 32
+// sshReads is how many NARs of some size are read at once over SSH, half of them of one key or from one address: as many as over HTTP.
+// The depot allows both together.
+const sshReads = 32
 
-// sshRooms is the memory for SSH requests in MiB, shared by all sessions, not counting each session's first MiB. One key or one
+// sshMemory is the memory for SSH requests in MiB, shared by all sessions, not counting each session's first MiB. One key or one
 // address gets at most half of it. A question about a million paths, as of nix copy --all, takes some 150.
-const sshRooms = 320
+const sshMemory = 320
 
-// An sshServer is the door for SSH, with what is counted behind it.
+// An sshServer is the server for SSH, with what is counted behind it.
 type sshServer struct {
 	*sshd.Server
 	operations *session.Operations
 }
 
-// sshDoor makes the door for SSH, and opens its addresses. It is nil if there are none.
-func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *banner) (*sshServer, []net.Listener, error) {
+// openSSHServer makes the server for SSH, and opens its addresses. It is nil if there are none.
+func (c *serveCommand) openSSHServer(ctx context.Context, sockets listen.Sockets, all cache.Registry, who *access.Access, audited *audit.Log, log *slog.Logger, a *banner) (*sshServer, []net.Listener, error) {
 	if len(c.SSH) == 0 && len(sockets[listen.SSH]) == 0 {
 		return nil, nil, nil
 	}
@@ -49,7 +49,7 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 		return nil, nil, fmt.Errorf("%w%s", err, stateAdvice(err))
 	}
 	behind, operations := session.NewBehind(), &session.Operations{}
-	turns, rooms := fairlimit.New(sshTurns), fairlimit.New(sshRooms)
+	reads, memory := fairlimit.New(sshReads), fairlimit.New(sshMemory)
 	answer := func(ctx context.Context, l *sshd.Login, line string, conn io.ReadWriteCloser) error {
 		command, err := session.ParseCommand(line)
 		if err != nil {
@@ -69,8 +69,8 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 			ToStore:    c.SSHStore,
 			Version:    "firn " + a.version,
 			Behind:     behind,
-			Slot:       func(ctx context.Context) (func(), error) { return turns.Take(ctx, l.Owners()...) },
-			Memory:     func() (func(), bool) { return rooms.TryTake(l.Owners()...) },
+			Slot:       func(ctx context.Context) (func(), error) { return reads.Take(ctx, l.Owners()...) },
+			Memory:     func() (func(), bool) { return memory.TryTake(l.Owners()...) },
 			Operations: operations,
 			By:         by,
 			Pushes:     pushes,
@@ -88,8 +88,8 @@ func (c *serveCommand) sshDoor(ctx context.Context, sockets listen.Sockets, all 
 	for _, k := range keys {
 		a.hostKeys = append(a.hostKeys, k.PublicKey())
 	}
-	door := sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Audit: audited, Logger: log})
-	return &sshServer{door, operations}, listeners, nil
+	srv := sshd.New(who, answer, sshd.Options{HostKeys: keys, Version: a.version, Audit: audited, Logger: log})
+	return &sshServer{srv, operations}, listeners, nil
 }
 
 // publicPort is the port at which other machines reach one of the listeners, or else the first

@@ -79,10 +79,10 @@ func (f *cacheFlags) open(ctx context.Context) (opts session.Options, closeAll f
 	if _, err := all.ByName(ctx, f.Cache); err != nil {
 		return session.Options{}, nil, fmt.Errorf("there is no cache named %s; firn cache list shows those that there are", f.Cache)
 	}
-	rooms := fairlimit.New(sshRooms)
+	memory := fairlimit.New(sshMemory)
 	return session.Options{
 		Behind:  session.NewBehind(),
-		Memory:  func() (func(), bool) { return rooms.TryTake() },
+		Memory:  func() (func(), bool) { return memory.TryTake() },
 		Name:    f.Cache,
 		Cache:   func(ctx context.Context) (*cache.Cache, error) { return all.ByName(ctx, f.Cache) },
 		Who:     func(context.Context) (cache.Principal, error) { return owner{f.ReadOnly}, nil },
@@ -208,7 +208,7 @@ func (c *daemonCommand) Run() (err error) {
 	opts.Logger.Info("listening", "socket", c.Socket, "cache", c.Cache)
 
 	group := &errgroup.Group{}
-	group.SetLimit(maxDaemonSessions) // others wait for their turn
+	group.SetLimit(maxDaemonSessions) // others wait for a slot
 	for {
 		conn, err := l.Accept()
 		if err != nil {

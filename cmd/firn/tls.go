@@ -111,8 +111,8 @@ func readRoots(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// doorOptions adds to opts what the settings say of the network.
-func (c *serveCommand) doorOptions(opts *server.Options, tls *certs.Certs, https []net.Listener) {
+// networkOptions adds to opts what the settings say of the network.
+func (c *serveCommand) networkOptions(opts *server.Options, tls *certs.Certs, https []net.Listener) {
 	opts.Proxies.Ranges, opts.Proxies.Unix = c.Proxies()
 	opts.NoHTTP2 = !c.HTTP2
 	if tls == nil {
@@ -153,12 +153,12 @@ func portOf(l net.Listener) int {
 
 // serveHTTP has the group serve HTTP through all listeners, those of https with certificates, which are followed where they are in files.
 // Certificates are nil where there are none.
-func serveHTTP(ctx context.Context, group *errgroup.Group, door *server.Server, plain, https []net.Listener, c *certs.Certs) {
+func serveHTTP(ctx context.Context, group *errgroup.Group, srv *server.Server, plain, https []net.Listener, c *certs.Certs) {
 	for _, l := range plain {
-		group.Go(func() error { return door.Serve(ctx, l) })
+		group.Go(func() error { return srv.Serve(ctx, l) })
 	}
 	for _, l := range https {
-		group.Go(func() error { return door.ServeTLS(ctx, l, c.Config()) })
+		group.Go(func() error { return srv.ServeTLS(ctx, l, c.Config()) })
 	}
 	if c != nil {
 		group.Go(func() error { c.Follow(ctx); return nil })

@@ -12,10 +12,10 @@ import (
 )
 
 const (
-	// startLimit is how long a door may take to answer for the first time. They listen already, so this is for a machine that has much to do.
+	// startLimit is how long an endpoint may take to answer for the first time. They listen already, so this is for a machine that has much to do.
 	startLimit = 10 * time.Second
 
-	// parts is how many times in its interval a watchdog is told that all is well: a quarter may be lost to a door that takes its time.
+	// parts is how many times in its interval a watchdog is told that all is well: a quarter may be lost to an endpoint that takes its time.
 	parts = 4
 
 	// margin is what an end may take beyond its limit: what is open is closed, and look-ups whose client has gone come to their end.
@@ -24,8 +24,8 @@ const (
 
 // A Manager is told what this process is doing. Its methods may be called at once.
 type Manager struct {
-	log   *slog.Logger
-	doors []Door // that can be asked, and so are watched
+	log       *slog.Logger
+	endpoints []Endpoint // that can be asked, and so are watched
 }
 
 // NewManager returns the service manager that started this process, or one that listens to nothing. What it cannot be told is logged;
@@ -43,16 +43,16 @@ func (m *Manager) tell(state string) bool {
 	return listens && err == nil
 }
 
-// Ready says that firn serves, as soon as all doors answer. One that cannot be asked, as behind a filter of packets that
+// Ready says that firn serves, as soon as all endpoints answer. One that cannot be asked, as behind a filter of packets that
 // keeps the machine from itself, is logged, and holds up nothing.
-// The doors that have answered are what Watch asks.
-func (m *Manager) Ready(ctx context.Context, doors []Door, status string) {
+// The endpoints that have answered are what Watch asks.
+func (m *Manager) Ready(ctx context.Context, endpoints []Endpoint, status string) {
 	if !m.tell("STATUS=starting") {
 		return
 	}
-	answers := make([]error, len(doors))
+	answers := make([]error, len(endpoints))
 	var asked sync.WaitGroup
-	for i, d := range doors {
+	for i, d := range endpoints {
 		asked.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, startLimit)
 			defer cancel()
@@ -65,7 +65,7 @@ func (m *Manager) Ready(ctx context.Context, doors []Door, status string) {
 	}
 	for i, err := range answers {
 		if err == nil {
-			m.doors = append(m.doors, doors[i])
+			m.endpoints = append(m.endpoints, endpoints[i])
 		} else {
 			m.log.Warn("it cannot be told whether an address answers, so the watchdog does not ask it", "error", err)
 		}
@@ -73,7 +73,7 @@ func (m *Manager) Ready(ctx context.Context, doors []Door, status string) {
 	m.tell("READY=1\nSTATUS=" + status)
 }
 
-// Watch tells the watchdog, as often as that wants to hear it, that all doors of Ready answer, until ctx ends.
+// Watch tells the watchdog, as often as that wants to hear it, that all endpoints of Ready answer, until ctx ends.
 // While one does not it is told nothing, and in time restarts the process. It returns at once when there is no watchdog.
 func (m *Manager) Watch(ctx context.Context) {
 	interval, err := daemon.SdWatchdogEnabled(false)
@@ -99,7 +99,7 @@ func (m *Manager) Watch(ctx context.Context) {
 func (m *Manager) tick(ctx context.Context, limit time.Duration) {
 	asking, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	for _, d := range m.doors {
+	for _, d := range m.endpoints {
 		if err := d.ask(asking); err != nil && ctx.Err() == nil {
 			m.log.Error("this server does not answer; the watchdog ends it if that lasts", "error", err)
 			return

@@ -12,7 +12,7 @@ import (
 	"github.com/coreos/go-systemd/v22/activation"
 )
 
-// The kinds of doors, and the names of the sockets for them: FileDescriptorName= in the unit of a socket.
+// The kinds of endpoints, and the names of the sockets for them: FileDescriptorName= in the unit of a socket.
 const (
 	HTTP  = "http"
 	HTTPS = "https"

@@ -146,8 +146,8 @@ func heard(t *testing.T, conn *net.UnixConn) string {
 	return string(message[:n])
 }
 
-// The doors in these tests: one of each kind that answers in its way, and one at which nobody is.
-func doors(t *testing.T) (answer []Door, silent Door) {
+// The endpoints in these tests: one of each kind that answers in its way, and one at which nobody is.
+func endpoints(t *testing.T) (answer []Endpoint, silent Endpoint) {
 	t.Helper()
 	hello := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "hello") })
 	plain, secured := httptest.NewServer(hello), httptest.NewUnstartedServer(hello)
@@ -172,17 +172,17 @@ func doors(t *testing.T) (answer []Door, silent Door) {
 			conn.Close()
 		}
 	}()
-	return []Door{
+	return []Endpoint{
 		{HTTP, plain.Listener.Addr()}, {HTTPS, secured.Listener.Addr()}, {HTTPS, bareListener.Addr()}, {SSH, greets.Addr()},
-	}, Door{HTTP, listenUnix(t).Addr()}
+	}, Endpoint{HTTP, listenUnix(t).Addr()}
 }
 
 func TestReady(t *testing.T) {
-	answer, _ := doors(t)
+	answer, _ := endpoints(t)
 	state := listenForState(t)
 	var log bytes.Buffer
 	m := NewManager(slog.New(slog.NewTextHandler(&log, nil)))
-	gone := Door{HTTP, &net.UnixAddr{Name: filepath.Join(t.TempDir(), "gone"), Net: "unix"}}
+	gone := Endpoint{HTTP, &net.UnixAddr{Name: filepath.Join(t.TempDir(), "gone"), Net: "unix"}}
 	m.Ready(t.Context(), append(answer, gone), "serving")
 	if got, want := heard(t, state), "STATUS=starting"; got != want {
 		t.Errorf("first said: %q, want %q", got, want)
@@ -190,14 +190,14 @@ func TestReady(t *testing.T) {
 	if got, want := heard(t, state), "READY=1\nSTATUS=serving"; got != want {
 		t.Errorf("then said: %q, want %q", got, want)
 	}
-	if len(m.doors) != len(answer) || !strings.Contains(log.String(), "so the watchdog does not ask it") {
-		t.Errorf("watched are %v\n%s", m.doors, &log)
+	if len(m.endpoints) != len(answer) || !strings.Contains(log.String(), "so the watchdog does not ask it") {
+		t.Errorf("watched are %v\n%s", m.endpoints, &log)
 	}
 }
 
-// Nothing is said as long as a door does not answer.
+// Nothing is said as long as an endpoint does not answer.
 func TestNotReady(t *testing.T) {
-	answer, silent := doors(t)
+	answer, silent := endpoints(t)
 	state := listenForState(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
@@ -208,25 +208,25 @@ func TestNotReady(t *testing.T) {
 }
 
 func TestWatchdog(t *testing.T) {
-	answer, silent := doors(t)
+	answer, silent := endpoints(t)
 	state := listenForState(t)
 	var log bytes.Buffer
-	m := &Manager{log: slog.New(slog.NewTextHandler(&log, nil)), doors: answer}
+	m := &Manager{log: slog.New(slog.NewTextHandler(&log, nil)), endpoints: answer}
 	m.tick(t.Context(), time.Minute)
 	if got, want := heard(t, state), "WATCHDOG=1"; got != want {
-		t.Errorf("of doors that answer it said %q, want %q", got, want)
+		t.Errorf("of endpoints that answer it said %q, want %q", got, want)
 	}
-	m.doors = append(m.doors, silent)
+	m.endpoints = append(m.endpoints, silent)
 	m.tick(t.Context(), 50*time.Millisecond)
 	if got := heard(t, state); got != "" || !strings.Contains(log.String(), "this server does not answer") {
-		t.Errorf("of a door that does not answer it said %q\n%s", got, &log)
+		t.Errorf("of an endpoint that does not answer it said %q\n%s", got, &log)
 	}
 }
 
 func TestNoWatchdog(t *testing.T) {
-	answer, _ := doors(t)
+	answer, _ := endpoints(t)
 	state := listenForState(t)
-	(&Manager{log: slog.New(slog.DiscardHandler), doors: answer}).Watch(t.Context())
+	(&Manager{log: slog.New(slog.DiscardHandler), endpoints: answer}).Watch(t.Context())
 	if got := heard(t, state); got != "" {
 		t.Errorf("it said %q to a watchdog that is not there", got)
 	}
@@ -255,14 +255,14 @@ func TestStopping(t *testing.T) {
 
 // Without a service manager nobody is asked or told anything.
 func TestNoManager(t *testing.T) {
-	_, silent := doors(t)
+	_, silent := endpoints(t)
 	t.Setenv("NOTIFY_SOCKET", "")
 	m := NewManager(nil)
-	m.Ready(t.Context(), []Door{silent}, "serving")
+	m.Ready(t.Context(), []Endpoint{silent}, "serving")
 	m.Reloading()("serving")
 	m.Stopping("ending", time.Minute)
-	if len(m.doors) != 0 {
-		t.Errorf("watched are %v", m.doors)
+	if len(m.endpoints) != 0 {
+		t.Errorf("watched are %v", m.endpoints)
 	}
 }
 
@@ -276,7 +276,7 @@ func TestNearest(t *testing.T) {
 		{&net.TCPAddr{IP: net.IPv4(192, 0, 2, 1), Port: 80}, "tcp 192.0.2.1:80"},
 		{&net.UnixAddr{Name: "/run/firn/firn.sock", Net: "unix"}, "unix /run/firn/firn.sock"},
 	} {
-		network, address := Door{HTTP, test.addr}.nearest()
+		network, address := Endpoint{HTTP, test.addr}.nearest()
 		if got := network + " " + address; got != test.want {
 			t.Errorf("the way to %s is %s, want %s", test.addr, got, test.want)
 		}

@@ -182,13 +182,13 @@ func (p *plan) serve(ctx context.Context, starter *Starter, version string) (err
 	}
 	p.ignoreSignals(written)
 
-	door := server.New(cache.Only(c), server.Options{Version: version, Logger: log, Requests: written.Requests})
+	srv := server.New(cache.Only(c), server.Options{Version: version, Logger: log, Requests: written.Requests})
 	group, ctx := errgroup.WithContext(ctx)
 	for _, l := range listeners {
-		group.Go(func() error { return door.Serve(ctx, l) })
+		group.Go(func() error { return srv.Serve(ctx, l) })
 	}
 	for _, l := range https {
-		group.Go(func() error { return door.ServeTLS(ctx, l, certificates.Config()) })
+		group.Go(func() error { return srv.ServeTLS(ctx, l, certificates.Config()) })
 	}
 	if certificates != nil {
 		group.Go(func() error { certificates.Follow(ctx); return nil })

@@ -102,15 +102,15 @@ type exchange struct {
 
 	cache      *cache.Cache    // that is asked, nil if there is none of this name
 	who        cache.Principal // nil until it was found out
-	secret     bool            // not everybody may read what is answered
+	secret     bool            // the answer is for some clients only
 	upload     *uploadBody     // the body of the request as it is read, nil if it is not read
 	waited     time.Duration   // for a slot, and for memory
 	holdsText  bool            // an upload holds memory of receivedTexts
 	otherBytes bool            // the URL is of other bytes than those that are here: a Range counts only with If-Range
 	push       *audit.Session  // of which an upload is a part; nil until it is known that it may be
-	share      *share          // the room that the upload has taken
+	share      *share          // the space that the upload has reserved
 
-	aborted string // who ended the answer before its end; "" if nobody did
+	aborted string // who ended the answer before its end; "" if it was sent whole
 }
 
 // begin sends the header of the answer.

@@ -93,7 +93,7 @@ type Options struct {
 	// faster than can be kept. If zero, what [fairlimit.Divide] gives them.
 	Sessions int
 	// Connections is how many there may be that have logged in, likewise; further ones are turned
-	// away. Some may wait for their turn, or for a client that builds something. If zero, what
+	// away. Some may wait for a slot, or for a client that builds something. If zero, what
 	// [fairlimit.Divide] gives them.
 	Connections int
 	// Logins is how many there may be that have not logged in yet, half of them from one address;

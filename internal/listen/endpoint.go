@@ -10,20 +10,20 @@ import (
 	"time"
 )
 
-// A Door is an address where this process answers.
-type Door struct {
+// An Endpoint is an address where this process answers.
+type Endpoint struct {
 	Kind string // HTTP, HTTPS or SSH
 	Addr net.Addr
 }
 
-func (d Door) String() string { return d.Kind + " at " + d.Addr.String() }
+func (d Endpoint) String() string { return d.Kind + " at " + d.Addr.String() }
 
-// question is what is asked at a door for HTTP. To answer it takes what answering a client does: a look at the caches.
+// question is what is asked at an endpoint for HTTP. To answer it takes what answering a client does: a look at the caches.
 const question = "GET /nix-cache-info HTTP/1.1\r\nHost: localhost\r\nUser-Agent: firn, asking itself\r\nConnection: close\r\n\r\n"
 
-// ask asks whether the door answers. What it says does not matter, nor does it whether it hangs up, as one does that is overrun:
+// ask asks whether the endpoint answers. What it says does not matter, nor does it whether it hangs up, as one does that is overrun:
 // an error means that no server answered until ctx ended, or that there is no way to it.
-func (d Door) ask(ctx context.Context) error {
+func (d Endpoint) ask(ctx context.Context) error {
 	network, address := d.nearest()
 	conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
 	if err != nil {
@@ -50,16 +50,16 @@ func (d Door) ask(ctx context.Context) error {
 	return nil
 }
 
-// silence is the error of a door that has not said a word until ctx ended, and nil of one that has hung up before.
-func (d Door) silence(ctx context.Context) error {
+// silence is the error of an endpoint that has not said a word until ctx ended, and nil of one that has hung up before.
+func (d Endpoint) silence(ctx context.Context) error {
 	if ctx.Err() == nil {
 		return nil
 	}
 	return fmt.Errorf("ask %s: no answer: %w", d, ctx.Err())
 }
 
-// nearest returns an address where the door can be found from this machine.
-func (d Door) nearest() (network, address string) {
+// nearest returns an address where the endpoint can be found from this machine.
+func (d Endpoint) nearest() (network, address string) {
 	tcp, ok := d.Addr.(*net.TCPAddr)
 	if !ok || !tcp.IP.IsUnspecified() {
 		return d.Addr.Network(), d.Addr.String()
