@@ -108,8 +108,8 @@ func (m *Memo[K, V]) Get(key K) (value V, at Version, ok bool) {
 	if ok {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		if _, newer := m.young[key]; !newer { // which others have put since
-			m.put(key, i)
+		if now, still := m.old[key]; still { // it may have been removed, or replaced
+			m.put(key, now)
 		}
 	}
 	return i.value, i.at, ok

@@ -2,6 +2,7 @@ package memo_test
 
 import (
 	"fmt"
+	"runtime"
 	"sync"
 	"testing"
 
@@ -109,6 +110,44 @@ func TestConcurrent(t *testing.T) {
 		})
 	}
 	wg.Wait()
+}
+
+// What was removed does not come back, whoever finds it at the same time.
+func TestRemoveFound(t *testing.T) {
+	m := memo.New[int, int](4)
+	done := make(chan struct{})
+	var finders sync.WaitGroup
+	for range 4 {
+		finders.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+					m.Get(0)
+				}
+			}
+		})
+	}
+	back := 0
+	for range 500 {
+		for key := range 3 { // the last one makes 0 old
+			m.Put(key, key, memo.Version{}, 1)
+		}
+		m.Remove(0)
+		for range 10 { // in which a finder may put it
+			runtime.Gosched()
+			if _, _, ok := m.Get(0); ok {
+				back++
+				break
+			}
+		}
+	}
+	close(done)
+	finders.Wait()
+	if back > 0 {
+		t.Errorf("what was removed came back %d times", back)
+	}
 }
 
 func TestVersion(t *testing.T) {
