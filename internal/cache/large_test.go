@@ -168,3 +168,15 @@ func TestLargeNARInfoOfUnavailableNAR(t *testing.T) {
 		t.Errorf("of the second source: %d bytes, %v", len(text), err)
 	}
 }
+
+// A path whose narinfo is larger than clients read is not there.
+func TestTooLargeNARInfo(t *testing.T) {
+	source := &largePaths{base: *hello(t).Info, turns: make(chan struct{}, 1)}
+	source.base.CA = nix.ContentAddress{}
+	for names, want := range map[int]error{nix.MaxNARInfoSize / 240: nil, nix.MaxNARInfoSize / 230: cache.ErrNotFound} {
+		source.names = names
+		if _, err := newCache(t, cache.Options{}, source).NARInfo(t.Context(), nix.PathHash{0: 1}); !errors.Is(err, want) {
+			t.Errorf("with %d references: %v, want %v", names, err, want)
+		}
+	}
+}
