@@ -21,7 +21,7 @@ var notRuns = []notRun{
 	{
 		"README.md",
 		"go run ./cmd/firn serve     # serves /nix/store at http://HOST:5000, and prints the lines that clients need\n" +
-			"make unit                   # runs the tests that need nothing but Go\n",
+			"make test                   # runs every test, against real Nix; make unit runs those that need nothing but Go\n",
 		"stays at port 5000 of all addresses, and is what runs this; the walk below it serves too",
 	},
 	{
