@@ -41,7 +41,7 @@ test: nix ## Run every test, against real Nix (installs what is missing: see mak
 	@$(MAKE) --no-print-directory -k -j2 whole e2e
 
 # Tests that run other programs, or need root, are behind a build tag.
-TAGGED   := -tags=programs -timeout=15m -parallel=4
+TAGGED   := -tags=programs -timeout=30m -parallel=4
 
 # The tests of all packages, those of `unit` and those behind the tag.
 whole:
