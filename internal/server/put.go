@@ -183,13 +183,13 @@ func (s *Server) receiveText(x *exchange, limit int64) (all []byte, done func(),
 	if length := x.r.ContentLength; length > 0 && x.r.Header["Content-Encoding"] == nil {
 		most = length
 	}
-	done, err = s.uploadSlot(x, s.receivedTexts, int(most))
+	release, err := s.uploadSlot(x, s.receivedTexts, int(most))
 	if err != nil {
 		return nil, nil, err
 	}
 	defer func() {
 		if all == nil { // It failed, or a decoder panics.
-			done()
+			release()
 		}
 	}()
 	x.holdsText = true
@@ -198,7 +198,7 @@ func (s *Server) receiveText(x *exchange, limit int64) (all []byte, done func(),
 	if _, err := read.ReadFrom(r); err != nil {
 		return nil, nil, err
 	}
-	return read.Bytes(), done, nil
+	return read.Bytes(), release, nil
 }
 
 // stored answers an upload: 201 if its contents were not there before, else 204.
