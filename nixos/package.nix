@@ -16,7 +16,7 @@ buildGoModule {
   src = lib.cleanSource ../.;
 
   # What `go mod vendor` comes to. After a change of go.mod: go test ./nixos -run VendorHash -update
-  vendorHash = "sha256-OmPzMgby+K6ZmKLTAlJ67gSRLMyrdVYAdjyVG3U91+A=";
+  vendorHash = "sha256-qmP9/KLvl/3TNC2Y7V6MMhz67Zv/YFDR0oQnuzjNYXo=";
 
   env.CGO_ENABLED = 0;
   subPackages = [ "cmd/firn" ];

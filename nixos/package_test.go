@@ -157,6 +157,6 @@ func TestVendorHash(t *testing.T) {
 			t.Fatal(err)
 		}
 	case got[2] != want:
-		t.Errorf("%s has vendorHash %s, and go.mod and go.sum come to %s; go test ./nixos -run VendorHash -update writes that", packageFile, got[2], want)
+		t.Errorf("%s has vendorHash %s, and go.mod and go.sum come to %s; go test -tags programs ./nixos -run VendorHash -update writes that", packageFile, got[2], want)
 	}
 }
