@@ -33,8 +33,8 @@ var (
 	ErrNotFound = errors.New("not in the catalog")
 	// ErrConflict: there is another of this name.
 	ErrConflict = errors.New("already in the catalog")
-	// ErrGone: something that a new record refers to was swept meanwhile. The whole can be done again.
-	ErrGone = errors.New("swept meanwhile")
+	// ErrGone: a sweep has removed something that a new record refers to. The caller can do all of it again.
+	ErrGone = errors.New("removed by a sweep just now; try again")
 	// ErrChanged: what was looked at before has changed since, see [Basis]. It has to be looked at
 	// again.
 	ErrChanged = errors.New("changed since it was looked at")
@@ -106,7 +106,7 @@ type Caches interface {
 	// changes would undo the other. ErrConflict as above.
 	SetCache(ctx context.Context, old, c *Cache) error
 	// DeleteCache removes a cache with its paths, uploads and files. ErrNotFound if there is none.
-	// These may go after the cache, by and by, should it be cut off: sweeps go on with them.
+	// If the deletion is interrupted, the cache is gone and sweeps remove the rest.
 	DeleteCache(ctx context.Context, id CacheID) error
 }
 
@@ -157,7 +157,7 @@ type Uses interface {
 type SSHKey struct {
 	Name      string // unique among those that are not revoked
 	Key       []byte // as it goes over the wire; unique
-	Authority bool   // it signs certificates, and logs nobody in by itself
+	Authority bool   // it signs certificates, and is no login key itself
 	// Users are the principals of which a certificate has to have one. None: it has to have the name of the cache.
 	Users   []string
 	Created time.Time

@@ -26,7 +26,7 @@ const (
 	migratePause = 25 * time.Millisecond
 )
 
-// errNotNow says that somebody else is to do something first.
+// errNotNow says that another process has to do something first.
 var errNotNow = errors.New("it cannot be brought up to date now")
 
 // migrate brings the file up to date, if the options allow it.

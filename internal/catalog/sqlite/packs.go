@@ -76,7 +76,7 @@ func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*index.NAR,
 				n, err = c.nar(ctx, "nars.id = ?", id)
 			}
 			if err == nil && n == nil {
-				continue // swept meanwhile
+				continue // a sweep has removed it
 			}
 			if err != nil {
 				yield(nil, fmt.Errorf("list NARs in a pack: %w", err))
@@ -89,7 +89,7 @@ func (c *Catalog) NARsIn(ctx context.Context, pack string) iter.Seq2[*index.NAR,
 	}
 }
 
-// Examined notes what of a pack is nobody's.
+// Examined notes how many bytes of a pack no NAR needs.
 func (c *Catalog) Examined(ctx context.Context, p index.ThinPack, dead int64) error {
 	err := c.write(ctx, func(x *change) error {
 		noted, err := x.count("UPDATE thin_packs SET gone = 0, dead = ? WHERE pack = (SELECT id FROM packs WHERE name = ?) AND gone = ?", dead, p.Name, p.Left)
@@ -104,7 +104,7 @@ func (c *Catalog) Examined(ctx context.Context, p index.ThinPack, dead int64) er
 	return nil
 }
 
-// Rewritten returns what waits of packs that were written anew.
+// Rewritten returns how many bytes of rewritten packs wait for a sweep.
 func (c *Catalog) Rewritten(ctx context.Context) (size int64, err error) {
 	// A pack that its last NAR left because that was deleted is still to be examined.
 	err = c.queryRow(ctx, `SELECT coalesce(sum(size), 0) FROM loose_packs CROSS JOIN thin_packs ON thin_packs.pack = loose_packs.pack

@@ -1,7 +1,7 @@
 // Package sqlite keeps a catalog in one file of SQLite, which several processes of one machine may use at once.
 //
-// Reading waits for nobody. All writing of a process is done by one goroutine, which takes
-// whatever is queued into one transaction, so that many uploads share one sync of the disk.
+// Reads wait for no other read or write. One goroutine does all writing of a process. It puts all
+// queued writes into one transaction, so that many uploads share one sync of the disk.
 package sqlite
 
 import (
@@ -46,7 +46,7 @@ type Options struct {
 	// New, if it is not nil, is asked before a catalog is made where there is none, or a file with nothing in it; its error ends Open. It may be asked twice.
 	New func() error
 	// Older, if it is not nil, is asked before a catalog of an older firn is brought up to date: only if it is ok. Otherwise it is asked again a moment later,
-	// unless somebody else has done it by then. Its error ends Open. It may be asked again after it was ok.
+	// unless another process has done it by then. Its error ends Open. It may be asked again after it was ok.
 	Older func() (ok bool, err error)
 
 	steps fs.FS // migrations of a test
@@ -138,7 +138,7 @@ func open(ctx context.Context, path string, opts Options) (_ *Catalog, err error
 	return c, nil
 }
 
-// create makes an empty file if there is none. It will hold secret keys: nobody else may read it,
+// create makes an empty file if there is none. It will hold secret keys: no other user may read it,
 // nor the files that SQLite makes beside it, which get its mode.
 // One that is there is not opened: closing it would end the locks that this process has on it.
 func create(path string) error {
@@ -168,7 +168,7 @@ func (c *Catalog) Close() error {
 	c.closed = true
 	c.mu.Unlock()
 	c.header.Close()
-	// Whoever closes the file last takes the WAL into it, which readers cannot.
+	// The last connection to close moves the WAL into the file. Readers cannot do that, so they close first.
 	// The WAL index is closed after that: closing a file ends all locks of this process on it.
 	return errors.Join(c.reads.Close(), c.writes.close(), c.shm.close())
 }

@@ -37,7 +37,7 @@ type MovedNAR struct {
 	Tag    string
 }
 
-// Packs keeps what is known of packs: those that few NARs need any more are written anew, without what nobody needs.
+// Packs keeps what is known of packs. A pack of which NARs need little is rewritten without the rest.
 type Packs interface {
 	// ThinPacks returns up to limit packs that NARs have left, or were moved into, since they were last examined, and to which others refer, in an order that stays.
 	// One that FindChunks leaves out, and to which a NAR was added, is among them.
@@ -51,7 +51,7 @@ type Packs interface {
 	// It holds no transaction open between two items.
 	NARsIn(ctx context.Context, pack string) iter.Seq2[*NAR, error]
 
-	// Examined notes how many bytes of a pack no NAR needs. The pack is not thin until another NAR leaves it, or has left it meanwhile.
+	// Examined notes how many bytes of a pack no NAR needs. The pack is not thin until another NAR leaves it, or has left it since then.
 	// If NARs refer to it, it stays: FindChunks finds what is in it, whatever was moved out of it before.
 	Examined(ctx context.Context, p ThinPack, dead int64) error
 
@@ -62,9 +62,9 @@ type Packs interface {
 	KnownPacks(ctx context.Context, names []string) ([]string, error)
 
 	// MoveFrames makes a move, all or nothing, and returns the NARs that were moved. NARs with another recipe by now are passed over.
-	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then To is nobody's, unless an earlier move had it.
+	// To is added, unless it is there. ErrGone if From is not there, or no NAR was moved: then no record names To, unless an earlier move did.
 	// To is thin then: not all NARs for which it was made may come to need it.
 	// The chunks that lie where the move says lie in the new pack from then on, and are as much led to as before.
-	// What else is in From is nobody's, so FindChunks does not find it any more; but uploads in progress may have, so AddNAR takes it until From is swept.
+	// FindChunks does not return the other chunks of From any more. Uploads in progress may have found them before, so AddNAR takes them until From is swept.
 	MoveFrames(ctx context.Context, m *Move) (moved []NARID, err error)
 }
